@@ -1,0 +1,1 @@
+"""Batched RSA and modular exponentiation, and the OpenSSL provider in front of them."""

@@ -1,0 +1,89 @@
+"""cffi builder of ``gpu_provider.native._core``: the queue, the key table and the built-in provider.
+
+The declarations are read from ``client.h`` by hand, once, here; the C compiler checks them against the headers.
+"""
+
+from pathlib import Path
+
+from cffi import FFI
+
+NATIVE = "gpu_provider/native"
+
+CDEF = """
+#define GP_CLASSES 5
+#define GP_MAX_BYTES 512
+#define GP_MAX_DEPTH 65536
+#define GP_QUEUE_VERSION 1
+
+typedef struct gp_client gp_client;
+
+struct gp_client_stats {
+    uint64_t submitted;
+    uint64_t completed;
+    uint64_t failed;
+    uint64_t retries;
+    uint64_t orphaned;
+    uint64_t direct;
+    uint32_t in_use;
+    uint32_t in_line;
+};
+
+gp_client *gp_client_new(uint32_t depth);
+void gp_client_free(gp_client *client);
+void gp_client_close(gp_client *client);
+void gp_client_get_stats(gp_client *client, struct gp_client_stats *stats);
+void gp_client_remove_key(gp_client *client, uint64_t handle);
+
+enum gp_submit { GP_SUBMIT_FAILED, GP_SUBMIT_OK, GP_SUBMIT_FULL, GP_SUBMIT_CLOSED, ... };
+enum gp_submit gp_client_submit(gp_client *client, uint64_t handle, const uint8_t *input, uint64_t tag,
+                                int wait_for_room);
+
+void gp_consumer_wait(gp_client *client, int64_t timeout_ns, uint32_t *waiting, uint64_t *oldest_ns);
+void gp_consumer_wake(gp_client *client);
+uint32_t gp_consumer_take(gp_client *client, uint32_t class_index, uint32_t count, uint64_t *handles, uint64_t *keys,
+                          uint8_t *inputs, uint64_t *submitted_ns);
+void gp_consumer_complete(gp_client *client, uint32_t count, const uint64_t *handles, const uint8_t *outputs,
+                          uint32_t stride, const uint8_t *ok);
+uint32_t gp_consumer_take_finished(gp_client *client, uint32_t count, uint64_t *tags, uint8_t *ok, uint8_t *outputs);
+
+void gp_libcrypto_private(gp_client *client, uint32_t count, const uint64_t *keys, const uint8_t *inputs,
+                          uint8_t *outputs, uint32_t stride, uint8_t *ok);
+uint32_t gp_libcrypto_verify(gp_client *client, uint32_t count, const uint64_t *keys, const uint8_t *inputs,
+                             const uint8_t *outputs, uint32_t stride, uint8_t *ok);
+int gp_libcrypto_modexp(uint32_t count, const uint8_t *bases, const uint8_t *exponents, uint32_t exponent_stride,
+                        const uint8_t *moduli, uint8_t *outputs, uint32_t stride);
+
+typedef struct gp_key_info {
+    uint64_t handle;
+    uint32_t bits;
+    uint32_t bytes;
+    uint32_t exponent_bytes;
+    uint8_t modulus[512];
+    uint8_t exponent[512];
+} gp_key_info;
+enum gp_load {
+    GP_LOAD_OK, GP_LOAD_UNREADABLE, GP_LOAD_NOT_RSA, GP_LOAD_NOT_PRIVATE, GP_LOAD_SIZE, GP_LOAD_INVALID, GP_LOAD_MEMORY,
+    ...
+};
+enum gp_load gp_client_load_key(gp_client *client, const uint8_t *der_or_pem, size_t size, gp_key_info *info);
+
+typedef struct ossl_lib_ctx_st OSSL_LIB_CTX;
+OSSL_LIB_CTX *gp_application_libctx_new(gp_client *client);
+void gp_application_libctx_free(OSSL_LIB_CTX *libctx);
+
+unsigned long ERR_get_error(void);
+void ERR_error_string_n(unsigned long e, char *buf, size_t len);
+void ERR_clear_error(void);
+"""
+
+ffi = FFI()
+ffi.cdef(CDEF)
+ffi.set_source(
+    "gpu_provider.native._core",
+    '#include <openssl/err.h>\n#include "client.h"\n#include "provider.h"\n',
+    sources=sorted(str(path) for path in Path(NATIVE).glob("*.c") if path.name not in {"_core.c", "module.c"}),
+    include_dirs=[NATIVE],
+    depends=sorted(str(path) for path in Path(NATIVE).glob("*.h")),
+    libraries=["crypto"],
+    extra_compile_args=["-std=c11", "-O2", "-Wall", "-Wextra", "-fvisibility=hidden"],
+)

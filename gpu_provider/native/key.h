@@ -1,0 +1,51 @@
+/* An RSA key as the C core holds it: a counted reference to OpenSSL's own key object in a library context of ours.
+ *
+ * Thread-safe; the key does not change once made. Memory: OpenSSL keeps the numbers in its heap and wipes them when the
+ * key is freed (DESIGN.md says what that does and does not protect).
+ */
+#ifndef GP_KEY_H
+#define GP_KEY_H
+
+#include <openssl/evp.h>
+#include <stdatomic.h>
+#include <stdint.h>
+
+#include "queue.h"
+
+/* The inner library context: the default provider alone, apart from the application's, so that our own calls never come
+ * back to us through its property query. Counted, because keys outlive whoever made it. */
+typedef struct gp_inner gp_inner;
+gp_inner *gp_inner_new(void);
+gp_inner *gp_inner_up_ref(gp_inner *inner);
+void gp_inner_free(gp_inner *inner);
+OSSL_LIB_CTX *gp_inner_libctx(const gp_inner *inner);
+
+typedef struct gp_key {
+    atomic_int references;
+    gp_inner *inner;
+    EVP_PKEY *pkey; /* belongs to inner's library context */
+    uint32_t bits;
+    uint32_t bytes; /* of the modulus */
+    uint32_t is_private;
+    uint8_t *modulus; /* [bytes], most significant byte first */
+} gp_key;
+
+/* Takes references of its own to both. NULL with an OpenSSL error queued if pkey is not RSA. */
+gp_key *gp_key_new(gp_inner *inner, EVP_PKEY *pkey);
+gp_key *gp_key_up_ref(gp_key *key);
+void gp_key_free(gp_key *key);
+
+/* 1 if the batching provider takes this key: private, odd modulus of GP_MIN_BITS to GP_MAX_BITS. */
+int gp_key_is_batchable(const gp_key *key);
+
+/* input < modulus; both `bytes` long, most significant byte first. Public values only (not constant time). */
+int gp_key_in_range(const gp_key *key, const uint8_t *input);
+
+/* output = input^d mod n by OpenSSL: constant time, blinded, and verified with e (rsa_ossl_mod_exp does both).
+ * input and output are `bytes` long, most significant byte first. 1, or 0 with an OpenSSL error queued. */
+int gp_key_private(const gp_key *key, const uint8_t *input, uint8_t *output);
+
+/* output = input^e mod n. */
+int gp_key_public(const gp_key *key, const uint8_t *input, uint8_t *output);
+
+#endif

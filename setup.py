@@ -1,0 +1,43 @@
+"""Builds the two cffi extensions, and the provider module that other programs load, from one set of C sources."""
+
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+MODULE = "gpu_provider.native.gpu_provider"
+NATIVE = "gpu_provider/native"
+PROVIDER_SOURCES = sorted(
+    str(path) for path in Path(NATIVE).glob("*.c") if path.name not in {"_core.c"}
+)
+
+
+class BuildExt(build_ext):
+    """Names the provider module as OpenSSL looks it up, ``gpu_provider.so``, without Python's suffix."""
+
+    def get_ext_filename(self, fullname: str) -> str:
+        # build_ext asks by full name when it builds and by last part when it copies an editable build in place.
+        if fullname == MODULE:
+            return str(Path(*fullname.split(".")).with_suffix(".so"))
+        if fullname == MODULE.rpartition(".")[2]:
+            return f"{fullname}.so"
+        return super().get_ext_filename(fullname)
+
+    def get_export_symbols(self, ext: Extension) -> list[str]:
+        return [] if ext.name == MODULE else super().get_export_symbols(ext)
+
+
+setup(
+    cmdclass={"build_ext": BuildExt},
+    cffi_modules=[f"{NATIVE}/core_build.py:ffi", "tls/ssl_build.py:ffi"],
+    ext_modules=[
+        Extension(
+            MODULE,
+            PROVIDER_SOURCES,
+            include_dirs=[NATIVE],
+            depends=[str(path) for path in Path(NATIVE).glob("*.h")],
+            libraries=["crypto"],
+            extra_compile_args=["-std=c11", "-O2", "-Wall", "-Wextra", "-fvisibility=hidden"],
+        )
+    ],
+)

@@ -1,0 +1,1 @@
+"""TLS over OpenSSL's async jobs, in the manner of pyOpenSSL."""
