@@ -1,1 +1,64 @@
 """Batched RSA and modular exponentiation, and the OpenSSL provider in front of them."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+from typing import TYPE_CHECKING
+
+from gpu_provider.errors import (
+    BackendError,
+    ConfigError,
+    GpuProviderError,
+    InputError,
+    KeyLoadError,
+    OperationError,
+    ProviderClosedError,
+    QueueFullError,
+)
+from gpu_provider.status import RETRY, AsyncStatus
+
+if TYPE_CHECKING:
+    from gpu_provider.config import ProviderConfig, load_config
+    from gpu_provider.keys import Key
+    from gpu_provider.provider import BatchingProvider, LibraryContext, ProviderStats
+
+__all__ = [
+    "RETRY",
+    "AsyncStatus",
+    "BackendError",
+    "BatchingProvider",
+    "ConfigError",
+    "GpuProviderError",
+    "InputError",
+    "Key",
+    "KeyLoadError",
+    "LibraryContext",
+    "OperationError",
+    "ProviderClosedError",
+    "ProviderConfig",
+    "ProviderStats",
+    "QueueFullError",
+    "load_config",
+]
+
+# Loaded at first use: the pytest plugin, which pytest imports in every environment that has this package, and the
+# command line's --help must not pay for NumPy and the C core.
+_LAZY = {
+    "BatchingProvider": "gpu_provider.provider",
+    "Key": "gpu_provider.keys",
+    "LibraryContext": "gpu_provider.provider",
+    "ProviderConfig": "gpu_provider.config",
+    "ProviderStats": "gpu_provider.provider",
+    "load_config": "gpu_provider.config",
+}
+
+logging.getLogger(__name__).addHandler(logging.NullHandler())
+
+
+def __getattr__(name: str) -> object:
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value: object = getattr(importlib.import_module(_LAZY[name]), name)
+    globals()[name] = value
+    return value

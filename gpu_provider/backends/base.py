@@ -1,0 +1,91 @@
+"""What the batching provider asks of whatever computes a batch.
+
+A backend never sees a connection, a callback or a future: it gets rows of numbers and fills rows of numbers. It may
+fail in every way: the provider verifies results (unless the backend does), computes a failed batch again on libcrypto,
+and takes a failing backend out of use for a while.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from gpu_provider.client import Client
+
+__all__ = ["Backend", "Batch"]
+
+
+@dataclass(slots=True)
+class Batch:
+    """RSA private operations of one size class, with any mix of keys.
+
+    The arrays are C-contiguous views of buffers that the provider uses again: a backend must not keep them after
+    :meth:`Backend.private_op` has returned or raised.
+    """
+
+    class_bytes: int
+    """Bytes per row: 256, 320, 384, 448 or 512. Shorter moduli are padded with zeros at their most significant end."""
+    keys: NDArray[np.uint64]
+    """[n] key handles."""
+    inputs: NDArray[np.uint8]
+    """[n, class_bytes] rows, least significant byte first, each less than its modulus. Read-only."""
+    outputs: NDArray[np.uint8]
+    """[n, class_bytes] rows to fill, least significant byte first, all ``class_bytes`` of each."""
+    ok: NDArray[np.uint8]
+    """[n] zeros; a backend sets 1 where ``outputs`` holds a result."""
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+
+class Backend(Protocol):
+    """One way to compute. ``private_op`` and ``modexp`` run on up to ``lanes`` threads of the provider at once."""
+
+    @property
+    def name(self) -> str:
+        """For logs, metrics and configuration."""
+        ...
+
+    @property
+    def lanes(self) -> int:
+        """How many batches it can usefully run at the same time. Fixed once ``open`` has returned."""
+        ...
+
+    @property
+    def verifies(self) -> bool:
+        """Whether every result it reports as ok has been checked with the public exponent already."""
+        ...
+
+    def open(self, client: Client) -> None:
+        """Called once, before anything is computed and after any fork the program may make. ``client`` knows the keys
+        behind the handles. Raises BackendError if it can't work here."""
+        ...
+
+    def private_op(self, batch: Batch) -> None:
+        """Computes ``outputs[i] = inputs[i]^d mod n`` with the key ``keys[i]``, and sets ``ok[i]``.
+
+        Must release the GIL for the arithmetic. Raising anything means that the whole batch failed.
+        """
+        ...
+
+    def modexp(
+        self,
+        bases: NDArray[np.uint8],
+        exponents: NDArray[np.uint8],
+        moduli: NDArray[np.uint8],
+        outputs: NDArray[np.uint8],
+    ) -> None:
+        """Computes ``outputs[i] = bases[i]^exponents[i] mod moduli[i]``; odd moduli, bases less than them.
+
+        Rows are least significant byte first: [n, bytes], but [n, exponent_bytes] for the exponents. Constant time in
+        bases and exponents. Raising anything means that all of it failed.
+        """
+        ...
+
+    def close(self) -> None:
+        """Called once, when none of its calls is running."""
+        ...
