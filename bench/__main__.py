@@ -1,0 +1,73 @@
+"""``python -m bench``: takes the measurements, prints them against their targets, saves JSON and plots."""
+
+import argparse
+import signal
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+
+from . import connections, plot, report, throughput
+from .servers import Bench, BenchError
+
+Measure = Callable[..., report.Result]
+
+# The full run takes about a quarter of an hour, the quick one under a minute; the quick one's figures are only a hint.
+FULL: dict[str, Measure] = {
+    "connections": partial(connections.measure, rounds=9, connections=600),
+    "throughput": partial(throughput.measure, rounds=7, size=throughput.GIB),
+}
+QUICK: dict[str, Measure] = {
+    "connections": partial(connections.measure, rounds=3, connections=100),
+    "throughput": partial(throughput.measure, rounds=2, size=128 * throughput.MIB),
+}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
+    parser.add_argument("what", nargs="*", metavar="|".join(FULL), help="measurements to take (default: all)")
+    parser.add_argument("--quick", action="store_true", help="small sizes, to see that everything runs")
+    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results", metavar="DIRECTORY")
+    arguments = parser.parse_args()
+    unknown = set(arguments.what) - set(FULL)
+    if unknown:
+        parser.error(f"no measurement {', '.join(sorted(unknown))}; there are {', '.join(FULL)}")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+    try:
+        return run(arguments.what or list(FULL), QUICK if arguments.quick else FULL, arguments.output)
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        return 130
+
+
+def run(names: list[str], measurements: dict[str, Measure], output: Path) -> int:
+    errors = Console(stderr=True)
+    code = 0
+    for name in names:
+        with Progress(
+            TextColumn(f"{name}: {{task.description}}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
+            console=errors, transient=True,
+        ) as progress:  # fmt: skip
+            task = progress.add_task("starting", total=None)
+
+            def advance(what: str, total: int, progress: Progress = progress, task: TaskID = task) -> None:
+                progress.update(task, description=what, total=total, advance=1)
+
+            try:
+                with Bench() as bench:
+                    result = measurements[name](bench, advance=advance)
+            except BenchError as error:
+                errors.print(f"{name}: {error}", style="red", markup=False)
+                code = 1
+                continue
+        report.show(result, Console())
+        path = report.save(result, output)
+        errors.print(f"saved {path} and {plot.draw(path)}", markup=False, soft_wrap=True)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

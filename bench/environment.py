@@ -1,0 +1,61 @@
+"""What a result depends on: machine, versions, commit. Saved in every result file."""
+
+import importlib.metadata
+import os
+import platform
+import shutil
+import ssl
+import subprocess
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGES = ("gpu-provider", "cffi", "cryptography", "numpy", "uvloop")
+
+
+def first_line(*command: str) -> str | None:
+    """The first line that a program prints, or None if it is not installed or fails."""
+    if shutil.which(command[0]) is None:
+        return None
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT, timeout=30)
+    return done.stdout.partition("\n")[0].strip() if done.returncode == 0 else None
+
+
+def cpu_model() -> str:
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.machine()
+
+
+def package_version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def describe() -> dict[str, Any]:
+    """Machine, versions and commit, as JSON can hold them; None where something is not installed."""
+    changed = first_line("git", "status", "--porcelain", "--untracked-files=no")
+    return {
+        "machine": {
+            "cpu": cpu_model(),
+            "cores": os.cpu_count(),
+            "cores_allowed": len(os.sched_getaffinity(0)),
+            "kernel": platform.release(),
+            "architecture": platform.machine(),
+            "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+            "load_average": os.getloadavg(),
+        },
+        "versions": {
+            "python": platform.python_version(),
+            "openssl_of_python": ssl.OPENSSL_VERSION,
+            "openssl": first_line("openssl", "version"),
+            "haproxy": first_line("haproxy", "-v"),
+            "cc": first_line("cc", "--version"),
+            **{name: package_version(name) for name in PACKAGES},
+        },
+        "commit": first_line("git", "rev-parse", "HEAD"),
+        "uncommitted_changes": None if changed is None else changed != "",
+    }
