@@ -33,8 +33,8 @@ gp_client *gp_client_up_ref(gp_client *client);
 void gp_client_free(gp_client *client);
 gp_inner *gp_client_inner(gp_client *client);
 
-/* From now on operations are computed at once by OpenSSL and nothing is submitted. What was submitted stays; the
- * consumer must still complete it. */
+/* From now on operations are computed at once by OpenSSL, those in line included, and nothing is submitted. What was
+ * submitted before stays, visible to the next gp_consumer_wait(); the consumer must still complete it. */
 void gp_client_close(gp_client *client);
 void gp_client_get_stats(gp_client *client, struct gp_client_stats *stats);
 
@@ -80,10 +80,13 @@ enum gp_submit gp_client_submit(gp_client *client, uint64_t handle, const uint8_
 
 /* ---- the consumer ---- */
 
-/* One thread only. Sleeps until a request waits, gp_consumer_wake() is called or timeout_ns passes (negative: no limit);
- * moves what was submitted into the size classes. waiting[GP_CLASSES]: requests not yet taken; oldest_ns: when the first of
- * them was submitted (CLOCK_MONOTONIC), 0 if none. Also fires the callbacks of those that the full queue turned away. */
-void gp_consumer_wait(gp_client *client, int64_t timeout_ns, uint32_t *waiting, uint64_t *oldest_ns);
+/* One thread only. Sleeps until gp_consumer_wake() is called, timeout_ns passes (negative: no limit) or, with
+ * `watch_submissions`, something new is submitted; pass 0 for that while no lane is free, or every submission of a busy
+ * moment would wake the thread for nothing. Then moves what was submitted into the size classes. waiting[GP_CLASSES]: requests
+ * not yet taken; oldest_ns: when the first of them was submitted (CLOCK_MONOTONIC), 0 if none. Also fires the callbacks of
+ * those that the full queue turned away. */
+void gp_consumer_wait(gp_client *client, int64_t timeout_ns, int watch_submissions, uint32_t *waiting,
+                      uint64_t *oldest_ns);
 void gp_consumer_wake(gp_client *client); /* any thread */
 
 /* Takes up to `count` requests of a class, first come first served, and copies them out: words[i] is the request's
@@ -97,7 +100,9 @@ uint32_t gp_consumer_take(gp_client *client, uint32_t class_index, uint32_t coun
 void gp_consumer_complete(gp_client *client, uint32_t count, const uint64_t *handles, const uint8_t *outputs,
                           uint32_t stride, const uint8_t *ok);
 
-/* Any thread. Up to `count` finished requests of gp_client_submit(): their tags, ok, and outputs [count][GP_MAX_BYTES]. */
+/* Any thread. Up to `count` finished requests of gp_client_submit(): their tags, ok (enum gp_finished) and outputs
+ * [count][GP_MAX_BYTES], least significant byte first. Returns how many. */
+enum gp_finished { GP_FINISHED_ERR = 0, GP_FINISHED_OK = 1, GP_FINISHED_CLOSED = 2 /* was still in line */ };
 uint32_t gp_consumer_take_finished(gp_client *client, uint32_t count, uint64_t *tags, uint8_t *ok, uint8_t *outputs);
 
 /* ---- OpenSSL's arithmetic over a batch; no lock is held, any thread ---- */

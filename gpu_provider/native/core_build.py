@@ -38,12 +38,14 @@ enum gp_submit { GP_SUBMIT_FAILED, GP_SUBMIT_OK, GP_SUBMIT_FULL, GP_SUBMIT_CLOSE
 enum gp_submit gp_client_submit(gp_client *client, uint64_t handle, const uint8_t *input, uint64_t tag,
                                 int wait_for_room);
 
-void gp_consumer_wait(gp_client *client, int64_t timeout_ns, uint32_t *waiting, uint64_t *oldest_ns);
+void gp_consumer_wait(gp_client *client, int64_t timeout_ns, int watch_submissions, uint32_t *waiting,
+                      uint64_t *oldest_ns);
 void gp_consumer_wake(gp_client *client);
 uint32_t gp_consumer_take(gp_client *client, uint32_t class_index, uint32_t count, uint64_t *handles, uint64_t *keys,
                           uint8_t *inputs, uint64_t *submitted_ns);
 void gp_consumer_complete(gp_client *client, uint32_t count, const uint64_t *handles, const uint8_t *outputs,
                           uint32_t stride, const uint8_t *ok);
+enum gp_finished { GP_FINISHED_ERR, GP_FINISHED_OK, GP_FINISHED_CLOSED, ... };
 uint32_t gp_consumer_take_finished(gp_client *client, uint32_t count, uint64_t *tags, uint8_t *ok, uint8_t *outputs);
 
 void gp_libcrypto_private(gp_client *client, uint32_t count, const uint64_t *keys, const uint8_t *inputs,

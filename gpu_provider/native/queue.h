@@ -6,9 +6,10 @@
  *
  * Every slot's life is one word, generation << 4 | state, changed by compare-and-swap alone:
  *
- *   FREE ─client→ CLAIMED ─client→ SUBMITTED ─consumer→ RUNNING ─consumer→ DONE_OK | DONE_ERR ─client→ FREE
- *                                      └──────client──────┴──→ ORPHANED ─consumer→ FREE
+ *   FREE ─client→ CLAIMED ─client→ SUBMITTED ─consumer→ RUNNING ─consumer→ FINISHING ─consumer→ DONE ─client→ FREE
+ *                                      └─────────client──────┴───────client─────┴──→ ORPHANED ─consumer→ FREE
  *
+ * FINISHING: one thread of the consumer has claimed the completion; a second completion of the same handle does nothing.
  * ORPHANED: nobody waits any more (the connection was freed). The consumer finishes silently and frees the slot.
  * The generation changes when a slot is claimed, so a late completion can't hit a new request in the same slot.
  */
@@ -36,9 +37,10 @@ enum gp_state {
     GP_CLAIMED = 1,
     GP_SUBMITTED = 2,
     GP_RUNNING = 3,
-    GP_DONE_OK = 4,
-    GP_DONE_ERR = 5,
-    GP_ORPHANED = 6
+    GP_FINISHING = 4,
+    GP_DONE_OK = 5,
+    GP_DONE_ERR = 6,
+    GP_ORPHANED = 7
 };
 
 #define GP_STATE(word) ((word) & 15u)
@@ -51,7 +53,7 @@ struct gp_queue_header {
     uint64_t magic;
     uint32_t version;
     uint32_t depth;     /* slots */
-    uint32_t ring_size; /* submission ring cells, a power of two ≥ depth */
+    uint32_t ring_size; /* submission ring cells: the power of two ≥ depth, at least 2 */
     uint32_t max_bytes; /* GP_MAX_BYTES of the writer */
     uint64_t total_size;
     uint8_t pad0[32];
@@ -95,8 +97,11 @@ int gp_queue_map(gp_queue *queue, int memfd, int doorbell);
 
 void gp_queue_unmap(gp_queue *queue);
 
-/* Any thread. The slot must be SUBMITTED already. Rings the doorbell if the consumer sleeps. */
+/* Any thread. The slot must be SUBMITTED already. Afterwards the producer calls gp_queue_wake_consumer(), outside its locks. */
 void gp_queue_push(gp_queue *queue, uint32_t slot);
+
+/* Any thread: rings the doorbell if the consumer sleeps and watches for submissions. */
+void gp_queue_wake_consumer(gp_queue *queue);
 
 /* The consumer's one thread. Returns 1 and a slot number < depth, or 0 when the ring is empty. */
 int gp_queue_pop(gp_queue *queue, uint32_t *slot);
@@ -104,9 +109,9 @@ int gp_queue_pop(gp_queue *queue, uint32_t *slot);
 /* Any thread: wakes the consumer, or makes its next sleep return at once. */
 void gp_queue_ring_doorbell(gp_queue *queue);
 
-/* The consumer's one thread: sleeps until there is something to pop, the doorbell rings, or timeout_ns passes
- * (negative: no limit). */
-void gp_queue_sleep(gp_queue *queue, int64_t timeout_ns);
+/* The consumer's one thread: sleeps until the doorbell rings or timeout_ns passes (negative: no limit). With
+ * `watch_submissions` it returns at once when there is something to pop, and producers ring; without, they do not. */
+void gp_queue_sleep(gp_queue *queue, int64_t timeout_ns, int watch_submissions);
 
 uint64_t gp_now_ns(void);
 

@@ -1,0 +1,135 @@
+#include "key.h"
+
+#include <openssl/bn.h>
+#include <openssl/core_names.h>
+#include <openssl/crypto.h>
+#include <openssl/err.h>
+#include <openssl/provider.h>
+#include <openssl/rsa.h>
+#include <string.h>
+
+struct gp_inner {
+    atomic_int references;
+    OSSL_LIB_CTX *libctx;
+    OSSL_PROVIDER *provider;
+};
+
+gp_inner *gp_inner_new(void)
+{
+    gp_inner *inner = OPENSSL_zalloc(sizeof(*inner));
+
+    if (inner == NULL)
+        return NULL;
+    atomic_init(&inner->references, 1);
+    inner->libctx = OSSL_LIB_CTX_new();
+    if (inner->libctx != NULL)
+        inner->provider = OSSL_PROVIDER_load(inner->libctx, "default");
+    if (inner->provider == NULL) {
+        gp_inner_free(inner);
+        return NULL;
+    }
+    return inner;
+}
+
+gp_inner *gp_inner_up_ref(gp_inner *inner)
+{
+    atomic_fetch_add_explicit(&inner->references, 1, memory_order_relaxed);
+    return inner;
+}
+
+void gp_inner_free(gp_inner *inner)
+{
+    if (inner == NULL || atomic_fetch_sub_explicit(&inner->references, 1, memory_order_acq_rel) != 1)
+        return;
+    OSSL_PROVIDER_unload(inner->provider);
+    OSSL_LIB_CTX_free(inner->libctx);
+    OPENSSL_free(inner);
+}
+
+OSSL_LIB_CTX *gp_inner_libctx(const gp_inner *inner)
+{
+    return inner->libctx;
+}
+
+gp_key *gp_key_new(gp_inner *inner, EVP_PKEY *pkey)
+{
+    BIGNUM *n = NULL, *d = NULL;
+    gp_key *key = NULL;
+
+    if (!EVP_PKEY_get_bn_param(pkey, OSSL_PKEY_PARAM_RSA_N, &n))
+        return NULL;
+    key = OPENSSL_zalloc(sizeof(*key));
+    if (key == NULL)
+        goto done;
+    atomic_init(&key->references, 1);
+    key->bits = (uint32_t)BN_num_bits(n);
+    key->bytes = (uint32_t)BN_num_bytes(n);
+    ERR_set_mark(); /* a public key has no d: not an error */
+    key->is_private = (uint32_t)EVP_PKEY_get_bn_param(pkey, OSSL_PKEY_PARAM_RSA_D, &d);
+    ERR_pop_to_mark();
+    key->modulus = OPENSSL_malloc(key->bytes);
+    if (key->modulus == NULL || BN_bn2binpad(n, key->modulus, (int)key->bytes) < 0) {
+        OPENSSL_free(key->modulus);
+        OPENSSL_free(key);
+        key = NULL;
+        goto done;
+    }
+    EVP_PKEY_up_ref(pkey);
+    key->pkey = pkey;
+    key->inner = gp_inner_up_ref(inner);
+done:
+    BN_free(n);
+    BN_clear_free(d);
+    return key;
+}
+
+gp_key *gp_key_up_ref(gp_key *key)
+{
+    atomic_fetch_add_explicit(&key->references, 1, memory_order_relaxed);
+    return key;
+}
+
+void gp_key_free(gp_key *key)
+{
+    if (key == NULL || atomic_fetch_sub_explicit(&key->references, 1, memory_order_acq_rel) != 1)
+        return;
+    EVP_PKEY_free(key->pkey);
+    OPENSSL_free(key->modulus);
+    gp_inner_free(key->inner);
+    OPENSSL_free(key);
+}
+
+int gp_key_is_batchable(const gp_key *key)
+{
+    return key->is_private && key->bits >= GP_MIN_BITS && key->bits <= GP_MAX_BITS
+           && (key->modulus[key->bytes - 1] & 1) != 0;
+}
+
+int gp_key_in_range(const gp_key *key, const uint8_t *input)
+{
+    return memcmp(input, key->modulus, key->bytes) < 0;
+}
+
+typedef int init_fn(EVP_PKEY_CTX *);
+typedef int crypt_fn(EVP_PKEY_CTX *, unsigned char *, size_t *, const unsigned char *, size_t);
+
+static int raw_operation(const gp_key *key, init_fn *init, crypt_fn *crypt, const uint8_t *input, uint8_t *output)
+{
+    EVP_PKEY_CTX *context = EVP_PKEY_CTX_new_from_pkey(gp_inner_libctx(key->inner), key->pkey, NULL);
+    size_t length = key->bytes;
+    int ok = context != NULL && init(context) > 0 && EVP_PKEY_CTX_set_rsa_padding(context, RSA_NO_PADDING) > 0
+             && crypt(context, output, &length, input, key->bytes) > 0 && length == key->bytes;
+
+    EVP_PKEY_CTX_free(context);
+    return ok;
+}
+
+int gp_key_private(const gp_key *key, const uint8_t *input, uint8_t *output)
+{
+    return raw_operation(key, EVP_PKEY_decrypt_init, EVP_PKEY_decrypt, input, output);
+}
+
+int gp_key_public(const gp_key *key, const uint8_t *input, uint8_t *output)
+{
+    return raw_operation(key, EVP_PKEY_encrypt_init, EVP_PKEY_encrypt, input, output);
+}
