@@ -8,5 +8,4 @@ ffi.set_source(
     "gpu_provider.tls._ssl",
     "#include <openssl/ssl.h>\n",
     libraries=["ssl", "crypto"],
-    extra_compile_args=["-std=c11", "-O2", "-Wall", "-Wextra"],
 )

@@ -87,5 +87,4 @@ ffi.set_source(
     include_dirs=[NATIVE],
     depends=sorted(str(path) for path in Path(NATIVE).glob("*.h")),
     libraries=["crypto"],
-    extra_compile_args=["-std=c11", "-O2", "-Wall", "-Wextra", "-fvisibility=hidden"],
 )
