@@ -55,6 +55,11 @@ uint32_t gp_libcrypto_verify(gp_client *client, uint32_t count, const uint64_t *
 int gp_libcrypto_modexp(uint32_t count, const uint8_t *bases, const uint8_t *exponents, uint32_t exponent_stride,
                         const uint8_t *moduli, uint8_t *outputs, uint32_t stride);
 
+typedef struct gp_key gp_key;
+gp_key *gp_client_get_key(gp_client *client, uint64_t handle);
+void gp_key_free(gp_key *key);
+int gp_client_private_op(gp_client *client, gp_key *key, uint64_t handle, const uint8_t *input, uint8_t *output);
+
 typedef struct gp_key_info {
     uint64_t handle;
     uint32_t bits;
