@@ -30,8 +30,8 @@ struct gp_wait {
     int fd;                  /* -1: callback mode */
     uint64_t in_flight;      /* handle of the request, or 0 */
     int in_line;
+    pthread_t thread; /* of the job that is in flight or in line */
     struct gp_in_line entry;
-    pthread_cond_t reserved;
     int announce; /* under client->lock: is in to_announce */
     struct gp_wait *next_to_announce;
 };
@@ -40,6 +40,10 @@ static const char wait_key; /* its address is the key */
 static int silent_fd = -1;
 static pthread_once_t silent_once = PTHREAD_ONCE_INIT;
 static _Thread_local struct gp_wait *firing_here;
+
+/* Jobs of this thread that hold a slot or a place in the line. Only this thread can resume them, so while there are any it
+ * must not sleep for a free slot: they may hold them all. */
+static _Thread_local unsigned waiting_jobs;
 
 static void make_silent_fd(void)
 {
@@ -53,7 +57,6 @@ void gp_wait_free(struct gp_wait *wait)
     if (wait->client->fork_epoch == gp_fork_epoch()) {
         pthread_mutex_destroy(&wait->lock);
         pthread_cond_destroy(&wait->fired);
-        pthread_cond_destroy(&wait->reserved);
     }
     gp_client_free(wait->client);
     free(wait);
@@ -85,8 +88,8 @@ static void context_freed(ASYNC_WAIT_CTX *context, const void *key, OSSL_ASYNC_F
         pthread_cond_wait(&wait->fired, &wait->lock);
     in_flight = wait->in_flight;
     in_line = wait->in_line;
-    wait->in_flight = 0;
-    wait->in_line = 0;
+    if ((in_line || in_flight != 0) && pthread_equal(wait->thread, pthread_self()))
+        waiting_jobs--;
     if (wait->fd >= 0)
         close(wait->fd);
     wait->fd = -1;
@@ -140,7 +143,6 @@ static struct gp_wait *wait_of(gp_client *client, ASYNC_WAIT_CTX *context)
     wait->context = context;
     pthread_mutex_init(&wait->lock, NULL);
     pthread_cond_init(&wait->fired, NULL);
-    pthread_cond_init(&wait->reserved, NULL);
     return wait;
 }
 
@@ -252,23 +254,21 @@ static void drain(int fd)
         return; /* EAGAIN: resumed early, nothing was signalled */
 }
 
-static void set_in_flight(struct gp_wait *wait, uint64_t in_flight, int in_line)
+/* What context_freed() has to undo. A job is at most in one of the two places. */
+static void set_place(struct gp_wait *wait, int in_line, uint64_t in_flight)
 {
+    int was, is = in_line || in_flight != 0;
+
     pthread_mutex_lock(&wait->lock);
+    was = wait->in_line || wait->in_flight != 0;
     wait->in_flight = in_flight;
     wait->in_line = in_line;
+    wait->thread = pthread_self();
     pthread_mutex_unlock(&wait->lock);
-}
-
-static uint32_t sleep_in_line(gp_client *client, struct gp_in_line *entry)
-{
-    uint32_t slot;
-
-    pthread_mutex_lock(&client->lock);
-    while ((slot = atomic_load_explicit(&entry->slot, memory_order_acquire)) == GP_NO_SLOT)
-        pthread_cond_wait(entry->reserved, &client->lock);
-    pthread_mutex_unlock(&client->lock);
-    return slot;
+    if (is && !was)
+        waiting_jobs++;
+    if (was && !is)
+        waiting_jobs--;
 }
 
 /* In a fork's child everything in flight is the parent's: the job computes for itself and leaves the queue alone. */
@@ -277,34 +277,38 @@ static int forked(const gp_client *client)
     return client->fork_epoch != gp_fork_epoch();
 }
 
-/* Returns a slot, GP_CLOSED_SLOT, or GP_NO_SLOT in a forked child. */
+/* Returns a slot, or GP_CLOSED_SLOT: compute at once. */
 static uint32_t claim_in_job(gp_client *client, struct gp_wait *wait, struct pauser *pauser)
 {
     struct gp_in_line *entry = &wait->entry;
     uint32_t slot;
 
+    slot = gp_client_claim(client, NULL);
+    if (slot != GP_NO_SLOT)
+        return slot;
+    ASYNC_WAIT_CTX_set_status(wait->context, ASYNC_STATUS_EAGAIN); /* before anyone can fire the callback */
     entry->kind = GP_WAITER_JOB;
     entry->wait = up_ref(wait);
-    entry->reserved = &wait->reserved;
-    /* Before joining: once in line, the consumer may reserve a slot, and its word on the status must be the last. */
-    set_in_flight(wait, 0, 1);
+    entry->reserved = NULL;
     slot = gp_client_claim(client, entry);
     if (slot != GP_NO_SLOT) {
-        set_in_flight(wait, 0, 0);
         gp_wait_free(wait);
         return slot;
     }
-    ASYNC_WAIT_CTX_set_status(wait->context, ASYNC_STATUS_EAGAIN);
+    set_place(wait, 1, 0);
     if (wait->fd < 0)
         ask_to_announce(wait);
     while ((slot = atomic_load_explicit(&entry->slot, memory_order_acquire)) == GP_NO_SLOT) {
-        if (!pause_job(pauser))
-            slot = sleep_in_line(client, entry);
+        if (!pause_job(pauser)) {
+            gp_client_leave_line(client, entry);
+            slot = GP_CLOSED_SLOT;
+            break;
+        }
         if (forked(client))
-            return GP_NO_SLOT;
+            return GP_CLOSED_SLOT;
         drain(wait->fd);
     }
-    set_in_flight(wait, 0, 0);
+    set_place(wait, 0, 0);
     return slot;
 }
 
@@ -327,7 +331,7 @@ static enum outcome wait_in_job(gp_client *client, struct gp_wait *wait, gp_key 
         gp_wait_free(wait);
         return COMPUTE_DIRECTLY;
     }
-    set_in_flight(wait, handle, 0);
+    set_place(wait, 0, handle);
     while (gp_client_poll(client, handle) == 0) {
         if (!pause_job(&pauser))
             gp_client_sleep_until_done(client, handle);
@@ -335,22 +339,35 @@ static enum outcome wait_in_job(gp_client *client, struct gp_wait *wait, gp_key 
             return COMPUTE_DIRECTLY;
         drain(wait->fd); /* before looking: DONE is published first, the signal follows */
     }
-    set_in_flight(wait, 0, 0);
+    set_place(wait, 0, 0);
     return gp_client_collect(client, handle, key->bytes, output, 1) ? DONE : FAILED;
+}
+
+static uint32_t claim_in_thread(gp_client *client)
+{
+    pthread_cond_t reserved = PTHREAD_COND_INITIALIZER;
+    struct gp_in_line entry = {.kind = GP_WAITER_THREAD, .reserved = &reserved};
+    uint32_t slot = gp_client_claim(client, waiting_jobs == 0 ? &entry : NULL);
+
+    if (slot == GP_NO_SLOT && waiting_jobs > 0)
+        return GP_CLOSED_SLOT;
+    if (slot == GP_NO_SLOT) {
+        pthread_mutex_lock(&client->lock);
+        while ((slot = atomic_load_explicit(&entry.slot, memory_order_acquire)) == GP_NO_SLOT)
+            pthread_cond_wait(&reserved, &client->lock);
+        pthread_mutex_unlock(&client->lock);
+    }
+    pthread_cond_destroy(&reserved);
+    return slot;
 }
 
 static enum outcome wait_in_thread(gp_client *client, gp_key *key, uint64_t key_handle, const uint8_t *input,
                                    uint8_t *output)
 {
     const struct gp_waiter waiter = {.kind = GP_WAITER_THREAD, .key = key_handle};
-    pthread_cond_t reserved = PTHREAD_COND_INITIALIZER;
-    struct gp_in_line entry = {.kind = GP_WAITER_THREAD, .reserved = &reserved};
-    uint32_t slot = gp_client_claim(client, &entry);
+    uint32_t slot = claim_in_thread(client);
     uint64_t handle;
 
-    if (slot == GP_NO_SLOT)
-        slot = sleep_in_line(client, &entry);
-    pthread_cond_destroy(&reserved);
     if (slot == GP_CLOSED_SLOT)
         return COMPUTE_DIRECTLY;
     handle = gp_client_put(client, slot, &waiter, key->bytes, input, 1);
