@@ -68,7 +68,8 @@ class Backend(Protocol):
     def private_op(self, batch: Batch) -> None:
         """Computes ``outputs[i] = inputs[i]^d mod n`` with the key ``keys[i]``, and sets ``ok[i]``.
 
-        Must release the GIL for the arithmetic. Raising anything means that the whole batch failed.
+        Must release the GIL for the arithmetic. Rows whose ``ok`` stays 0 are computed again on libcrypto. Raising
+        anything, or a wrong result, means that the backend is broken: it is taken out of use for a while.
         """
         ...
 

@@ -81,6 +81,7 @@ void gp_application_libctx_free(OSSL_LIB_CTX *libctx);
 unsigned long ERR_get_error(void);
 void ERR_error_string_n(unsigned long e, char *buf, size_t len);
 void ERR_clear_error(void);
+const char *OpenSSL_version(int what);
 """
 
 ffi = FFI()

@@ -1,0 +1,58 @@
+"""OpenSSL's libcrypto as a backend: the one that is always there, and the last resort when another one fails."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from gpu_provider.client import u8
+from gpu_provider.errors import BackendError
+from gpu_provider.native import lib
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from gpu_provider.backends.base import Batch
+    from gpu_provider.client import Client
+
+__all__ = ["LibcryptoBackend"]
+
+
+class LibcryptoBackend:
+    """One batch per processor core at a time. Constant time and blinded, by OpenSSL; no state of its own."""
+
+    name = "libcrypto"
+    verifies = True
+    """OpenSSL checks every CRT result with the public exponent, and computes again without the CRT if it is wrong
+    (``rsa_ossl_mod_exp``); checking it a second time would only cost time."""
+
+    def __init__(self, threads: int | None = None) -> None:
+        """``threads``: batches at a time; None: as many as this process may use processor cores."""
+        self.lanes = threads or len(os.sched_getaffinity(0))
+        self._client: Client | None = None
+
+    def open(self, client: Client) -> None:
+        self._client = client
+
+    def private_op(self, batch: Batch) -> None:
+        if self._client is None:
+            raise BackendError("libcrypto: the backend is not open")
+        self._client.private_op(batch)
+
+    def modexp(
+        self,
+        bases: NDArray[np.uint8],
+        exponents: NDArray[np.uint8],
+        moduli: NDArray[np.uint8],
+        outputs: NDArray[np.uint8],
+    ) -> None:
+        count, stride = bases.shape
+        done = lib.gp_libcrypto_modexp(
+            count, u8(bases), u8(exponents), exponents.shape[1], u8(moduli), u8(outputs), stride
+        )
+        if not done:
+            raise BackendError("libcrypto: out of memory")
+
+    def close(self) -> None:
+        self._client = None

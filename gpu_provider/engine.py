@@ -1,0 +1,309 @@
+"""The batching thread: wakes when requests come in or a lane is done, asks the scheduler, and hands batches to lanes.
+
+    gp_consumer_wait → scheduler.decide → gp_consumer_take → a lane computes and verifies → gp_consumer_complete
+
+What a backend fails is computed again on libcrypto's lanes. Per batch this costs tens of microseconds of Python, per
+request nothing.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from gpu_provider.client import CLASSES
+from gpu_provider.errors import ProviderClosedError
+from gpu_provider.health import BackendState, Health
+from gpu_provider.jobs import ModexpJob, RsaJob
+from gpu_provider.lanes import MODEXP, BackendLanes, Lane
+from gpu_provider.native import ffi, lib
+from gpu_provider.scheduler import FreeLanes, Limits, Waiting, decide
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from gpu_provider.backends.base import Backend
+    from gpu_provider.backends.libcrypto import LibcryptoBackend
+    from gpu_provider.client import Client
+    from gpu_provider.config import ProviderConfig
+    from gpu_provider.futures import PendingFutures
+    from gpu_provider.jobs import Job
+    from gpu_provider.modexp import ModexpCall
+    from gpu_provider.stats import Statistics
+
+__all__ = ["Engine"]
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class _Return:
+    """A lane's call has returned; ``job`` is finished, unless the watchdog had claimed it before (``late``)."""
+
+    lane: Lane
+    job: Job
+    seconds: float
+    broken: str | None = None
+    """Why the backend is to be taken out of use."""
+    late: bool = False
+
+
+class Engine:
+    """The threads of one provider. It does not know the provider, which can so be collected while they run."""
+
+    def __init__(
+        self,
+        *,
+        config: ProviderConfig,
+        client: Client,
+        backends: Sequence[Backend],
+        libcrypto: LibcryptoBackend,
+        futures: PendingFutures,
+        statistics: Statistics,
+    ) -> None:
+        """``libcrypto`` is the last resort, and may be one of ``backends``, which are in order of preference."""
+        self._client = client
+        self._futures = futures
+        self._statistics = statistics
+        self._timeout_ns = int(config.backend_timeout * 1e9)
+        self._limits = Limits(min(config.max_batch, config.queue_depth), config.max_delay)
+        self._last_resort = BackendLanes(libcrypto, None)
+        self._backends = [
+            self._last_resort
+            if backend is libcrypto
+            else BackendLanes(backend, Health(backend.name, config.backend_retry, libcrypto.name))
+            for backend in backends
+        ]
+        self._lock = threading.Lock()
+        self._closing = False  # with _lock
+        self._calls: deque[ModexpCall] = deque()  # with _lock
+        self._calls_since_ns = 0  # with _lock
+        self._again: deque[Job] = deque()  # failed elsewhere, for the last resort; also appended to by lanes
+        self._returned: deque[_Return] = deque()  # appended to by lanes
+        self._waiting = ffi.new("uint32_t[]", CLASSES)
+        self._oldest_ns = ffi.new("uint64_t[]", CLASSES)
+        self._thread = threading.Thread(target=self._run, name="gpu-provider-batching", daemon=True)
+
+    # ---- any thread ----
+
+    def start(self) -> None:
+        for backend in self._all():
+            backend.backend.open(self._client)
+        for backend in self._all():
+            backend.start(self._lane_finished)
+            self._statistics.backend_state(backend.name, in_use=True)
+        self._thread.start()
+
+    def submit_modexp(self, call: ModexpCall) -> None:
+        with self._lock:
+            if self._closing:
+                raise ProviderClosedError("the provider is closed")
+            if not self._calls:
+                self._calls_since_ns = time.monotonic_ns()
+            self._calls.append(call)
+        self._client.wake()
+
+    def close(self) -> None:
+        """Completes what was submitted, then ends the threads. A lane whose backend hangs is left behind."""
+        if not self._client.in_own_process:
+            return
+        lib.gp_client_close(self._client.pointer)
+        with self._lock:
+            self._closing = True
+        if not self._thread.is_alive():
+            return
+        self._client.wake()
+        own_thread = threading.current_thread()
+        lanes = [lane.thread for backend in self._all() for lane in backend.lanes]
+        if own_thread not in (self._thread, *lanes):  # in a future's callback, the threads can't be waited for
+            self._thread.join()
+
+    def in_use(self) -> str:
+        """The name of the backend that gets the next batch."""
+        for backend in self._backends:
+            if backend.in_use:
+                return backend.name
+        return self._last_resort.name
+
+    def _all(self) -> list[BackendLanes]:
+        return self._backends if self._last_resort in self._backends else [*self._backends, self._last_resort]
+
+    # ---- lane threads ----
+
+    def _lane_finished(self, lane: Lane, job: Job, outcome: Exception | int) -> None:
+        """Delivers the results. No lock is held: completing runs the applications' callbacks."""
+        seconds = (time.monotonic_ns() - job.started_ns) / 1e9
+        broken = None
+        late = not job.claim()
+        if not late:
+            broken = self._deliver(lane.owner, job, outcome, seconds)
+        self._returned.append(_Return(lane, job, seconds, broken, late))
+        self._client.wake()
+
+    def _deliver(self, owner: BackendLanes, job: Job, outcome: Exception | int, seconds: float) -> str | None:
+        broken = None
+        if isinstance(outcome, Exception):
+            broken = f"{type(outcome).__name__}: {outcome}"
+        elif outcome:
+            broken = f"{outcome} wrong results"
+        succeeded = job.succeeded()
+        self._statistics.batch(owner.name, job, succeeded, seconds, last_resort=owner.health is None)
+        if succeeded == job.count or owner.health is None:
+            job.finish()
+        else:
+            reason = "error" if isinstance(outcome, Exception) else "wrong_result" if outcome else "refused"
+            self._statistics.fallback(owner.name, reason, job.count - succeeded)
+            self._compute_again(job, whole=False)
+        self._futures.deliver()
+        return broken
+
+    # ---- the batching thread ----
+
+    def _run(self) -> None:
+        while True:
+            # Read before the wait, so that everything that was submitted before the client was closed is seen by it.
+            with self._lock:
+                closing = self._closing
+            free = self._free_lanes(time.monotonic())
+            timeout_ns = 0 if closing and self._idle() else self._watchdog_timeout_ns()
+            # While no lane is free a submission can't be served: it need not wake this thread, the lane will.
+            lib.gp_consumer_wait(self._client.pointer, timeout_ns, bool(free), self._waiting, self._oldest_ns)
+            while self._returned:
+                self._take_back(self._returned.popleft())
+            self._claim_from_hung()
+            self._launch_again()
+            self._launch_new()
+            if closing and self._idle():
+                break
+            if closing:
+                self._futures.deliver()  # those that were in line
+        self._end_lanes()
+        self._futures.deliver()
+        self._futures.fail_all()
+
+    def _idle(self) -> bool:
+        with self._lock:
+            calls = len(self._calls)
+        busy = any(lane.job is not None and not lane.hung for backend in self._all() for lane in backend.lanes)
+        return not (busy or calls or self._again or self._returned)
+
+    def _take_back(self, done: _Return) -> None:
+        lane, owner = done.lane, done.lane.owner
+        lane.take_back()
+        if done.late:
+            return
+        if done.broken is None:
+            owner.costs[done.job.kind].observe(done.job.cost_units, done.seconds)
+        if owner.health is None:
+            if done.broken:
+                _log.error("libcrypto failed a batch: %s", done.broken)
+        elif done.broken is None:
+            owner.health.succeeded()
+            self._statistics.backend_state(owner.name, in_use=owner.health.state is not BackendState.OUT)
+        else:
+            self._out_of_use(owner, done.broken)
+
+    def _out_of_use(self, backend: BackendLanes, reason: str) -> None:
+        if backend.health is not None:
+            backend.health.failed(reason, time.monotonic())
+            self._statistics.backend_state(backend.name, in_use=False)
+
+    def _watchdog_timeout_ns(self) -> int:
+        deadlines = [lane.deadline_ns for backend in self._all() for lane in backend.lanes if lane.deadline_ns]
+        return max(0, min(deadlines) - time.monotonic_ns()) if deadlines else -1
+
+    def _claim_from_hung(self) -> None:
+        now = time.monotonic_ns()
+        for backend in self._backends:
+            for lane in backend.lanes:
+                if not lane.deadline_ns or now < lane.deadline_ns:
+                    continue
+                job = lane.job
+                lane.deadline_ns = 0
+                if job is None or not job.claim():  # it returned just now
+                    continue
+                lane.give_up()
+                self._statistics.fallback(backend.name, "timeout", job.count)
+                self._compute_again(job, whole=True)
+                self._out_of_use(backend, f"no result within {self._timeout_ns / 1e9:g} s")
+
+    def _compute_again(self, job: Job, whole: bool) -> None:
+        bound = self._last_resort.costs[job.kind].largest(self._limits.max_delay)
+        self._again.extend(job.split_off_failed(bound, whole))
+
+    def _launch_again(self) -> None:
+        """What failed on another backend is the oldest there is, so it goes first."""
+        for lane in self._last_resort.free_lanes(time.monotonic()):
+            if not self._again:
+                return
+            lane.launch(self._again.popleft(), 0)
+
+    def _free_lanes(self, now: float) -> list[tuple[BackendLanes, list[Lane]]]:
+        """Who may take new work, the preferred one first. libcrypto stands in while no other backend is in use."""
+        free = [(backend, backend.free_lanes(now)) for backend in self._backends]
+        if not any(backend.in_use for backend in self._backends):
+            free.append((self._last_resort, self._last_resort.free_lanes(now)))
+        return [(backend, lanes) for backend, lanes in free if lanes]
+
+    def _launch_new(self) -> None:
+        waiting = [
+            Waiting(kind, self._waiting[kind], self._oldest_ns[kind]) for kind in range(CLASSES) if self._waiting[kind]
+        ]
+        with self._lock:
+            if self._calls:
+                rows = sum(call.rows - call.next_row for call in self._calls)
+                waiting.append(Waiting(MODEXP, rows, self._calls_since_ns, divisible=False))
+        if not waiting:
+            return
+        free = self._free_lanes(time.monotonic())
+        views = [FreeLanes(index, len(lanes), backend.costs) for index, (backend, lanes) in enumerate(free)]
+        for launch in decide(waiting, views, self._limits):
+            backend, lanes = free[launch.backend]
+            lane = lanes[-1]
+            job = (
+                self._next_chunk(backend)
+                if launch.kind == MODEXP
+                else self._next_batch(launch.kind, launch.count, lane)
+            )
+            if job is not None:
+                lane.launch(job, 0 if backend.health is None else self._timeout_ns)
+                lanes.pop()
+
+    def _next_batch(self, kind: int, count: int, lane: Lane) -> RsaJob | None:
+        job = RsaJob.take(self._client, kind, count, lane.buffers(self._limits.max_batch))
+        if job is not None:
+            self._statistics.launched(kind, job.oldest_submitted_ns)
+        return job
+
+    def _next_chunk(self, backend: BackendLanes) -> ModexpJob | None:
+        """A chunk of the next call, the calls taking turns. Each chunk counts as submitted when the one before it was
+        launched: a long call then waits like one more connection, before none and after none for ever."""
+        with self._lock:
+            if not self._calls:
+                return None
+            call = self._calls.popleft()
+            units = backend.costs[MODEXP].largest(self._limits.max_delay)
+            share = -(-(call.rows - call.next_row) // len(backend.lanes))
+            rows = min(max(1, units // call.units_per_row), self._limits.max_batch, share)
+            job = ModexpJob(call, MODEXP, call.next_row, call.next_row + rows)
+            call.next_row += rows
+            if call.next_row < call.rows:
+                self._calls.append(call)
+            self._calls_since_ns = time.monotonic_ns()
+        return job
+
+    def _end_lanes(self) -> None:
+        for backend in self._all():
+            for lane in backend.lanes:
+                lane.stop()
+            hung = sum(lane.hung for lane in backend.lanes)
+            if hung:
+                _log.warning("backend %s: %d calls still hang; their threads are left behind", backend.name, hung)
+                continue
+            for lane in backend.lanes:
+                lane.thread.join()
+            backend.backend.close()

@@ -1,0 +1,54 @@
+"""Whether a backend is in use: out after a failure, on trial after a pause, back after a success. Reads no clock."""
+
+from __future__ import annotations
+
+import enum
+import logging
+
+__all__ = ["BackendState", "Health"]
+
+_log = logging.getLogger(__name__)
+_LONGEST_PAUSE = 64
+
+
+class BackendState(enum.Enum):
+    IN_USE = "in use"
+    OUT = "out of use"
+    TRIAL = "on trial"
+
+
+class Health:
+    """The state of one backend. The batching thread only, but any thread may read ``state``."""
+
+    def __init__(self, name: str, first_pause: float, stand_in: str) -> None:
+        """``first_pause``: seconds out of use after a first failure; doubles up to 64 times that."""
+        self.state = BackendState.IN_USE
+        self._name = name
+        self._stand_in = stand_in
+        self._first_pause = self._pause = first_pause
+        self._retry_at = 0.0
+
+    def usable_lanes(self, lanes: int, hung: int, now: float) -> int:
+        """How many of its lanes may work: all, none, or one on trial. While a call of it still hangs it stays out."""
+        if self.state is BackendState.OUT and now >= self._retry_at and not hung:
+            self.state = BackendState.TRIAL
+        if self.state is BackendState.IN_USE:
+            return lanes
+        return 1 if self.state is BackendState.TRIAL else 0
+
+    def failed(self, reason: str, now: float) -> None:
+        """One failure takes it out of use. What fails while it is out already was launched before and changes
+        nothing."""
+        if self.state is BackendState.OUT:
+            return
+        if self.state is BackendState.IN_USE:
+            _log.warning("backend %s is out of use (%s); %s computes in its place", self._name, reason, self._stand_in)
+        self.state = BackendState.OUT
+        self._retry_at = now + self._pause
+        self._pause = min(self._pause * 2, self._first_pause * _LONGEST_PAUSE)
+
+    def succeeded(self) -> None:
+        if self.state is BackendState.TRIAL:
+            self.state = BackendState.IN_USE
+            self._pause = self._first_pause
+            _log.warning("backend %s works again and is back in use", self._name)

@@ -1,0 +1,241 @@
+"""What a lane computes: a batch of RSA operations, or a chunk of a modexp() call.
+
+A job is finished by whoever claims it first: the lane whose backend returned, or the watchdog that lost patience with
+it. A backend that hangs may still write into the job's arrays long after that; so the watchdog works on copies, and a
+lane that lost its job gets new buffers.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+
+from gpu_provider.backends.base import Batch
+from gpu_provider.client import MAX_BYTES, class_bytes, u8, u64
+from gpu_provider.errors import OperationError
+from gpu_provider.native import lib
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+    from gpu_provider.backends.base import Backend
+    from gpu_provider.client import Client
+    from gpu_provider.modexp import ModexpCall
+
+__all__ = ["Buffers", "Job", "ModexpJob", "RsaJob"]
+
+
+class Job(Protocol):
+    """One unit of work for one lane."""
+
+    kind: int
+    """Index into the cost curves: a size class, or MODEXP."""
+    count: int
+    """Requests: what counters count."""
+    cost_units: int
+    """Operations: what the cost curves count."""
+    started_ns: int
+    buffers: Buffers | None
+    """The lane's buffers, if the job uses them."""
+
+    def claim(self) -> bool:
+        """True for the first caller, who has to finish the job; False for everyone else."""
+        ...
+
+    def compute(self, backend: Backend) -> int:
+        """On the lane's thread. Returns how many results were wrong; those do not count as results any more. Raises
+        what the backend raises; then there are no results at all."""
+        ...
+
+    def succeeded(self) -> int:
+        """How many requests have a result (after ``compute`` has returned or raised)."""
+        ...
+
+    def finish(self) -> None:
+        """Delivers every request, ERR where there is no result. The last thing that is done with a job."""
+        ...
+
+    def split_off_failed(self, largest: int, whole: bool) -> Sequence[Job]:
+        """Delivers what succeeded; the rest comes back as jobs of at most ``largest`` operations, with arrays of their
+        own. ``whole``: trust nothing of it."""
+        ...
+
+
+class Buffers:
+    """Arrays for one batch, made once per lane and used for all of its batches, with their addresses in C."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self.handles = np.empty(size, np.uint64)
+        self.keys = np.empty(size, np.uint64)
+        self.submitted_ns = np.empty(size, np.uint64)
+        self.ok = np.empty(size, np.uint8)
+        self.inputs = np.empty(size * MAX_BYTES, np.uint8)
+        self.outputs = np.zeros(size * MAX_BYTES, np.uint8)
+        self.handles_pointer = u64(self.handles)
+        self.keys_pointer = u64(self.keys)
+        self.submitted_pointer = u64(self.submitted_ns)
+        self.ok_pointer = u8(self.ok)
+        self.inputs_pointer = u8(self.inputs)
+        self.outputs_pointer = u8(self.outputs)
+        # A backend that used the inputs as scratch space would have its results verified against the wrong numbers.
+        self.readonly_keys = self.keys.view()
+        self.readonly_keys.flags.writeable = False
+        self.readonly_inputs = self.inputs.view()
+        self.readonly_inputs.flags.writeable = False
+
+
+class RsaJob:
+    """The first ``count`` requests of ``buffers``, all of size class ``kind``."""
+
+    __slots__ = ("_claim", "_client", "batch", "buffers", "cost_units", "count", "kind", "started_ns")
+
+    def __init__(self, client: Client, kind: int, buffers: Buffers, count: int) -> None:
+        width = class_bytes(kind)
+        self.kind = kind
+        self.count = self.cost_units = count
+        self.buffers: Buffers | None = buffers
+        self.started_ns = 0
+        self.batch = Batch(
+            class_bytes=width,
+            keys=buffers.readonly_keys[:count],
+            inputs=buffers.readonly_inputs[: count * width].reshape(count, width),
+            outputs=buffers.outputs[: count * width].reshape(count, width),
+            ok=buffers.ok[:count],
+        )
+        self.batch.ok.fill(0)
+        self._client = client
+        self._claim = threading.Lock()
+
+    @classmethod
+    def take(cls, client: Client, kind: int, count: int, buffers: Buffers) -> RsaJob | None:
+        """Takes up to ``count`` waiting requests out of the queue; None if all were orphaned. The batching thread
+        only."""
+        taken = lib.gp_consumer_take(
+            client.pointer,
+            kind,
+            count,
+            buffers.handles_pointer,
+            buffers.keys_pointer,
+            buffers.inputs_pointer,
+            buffers.submitted_pointer,
+        )
+        return cls(client, kind, buffers, taken) if taken else None
+
+    @property
+    def oldest_submitted_ns(self) -> int:
+        """When its first request was submitted (CLOCK_MONOTONIC); the queue is first in, first out."""
+        return int(self._arrays.submitted_ns[0])
+
+    def claim(self) -> bool:
+        return self._claim.acquire(blocking=False)
+
+    def compute(self, backend: Backend) -> int:
+        try:
+            backend.private_op(self.batch)
+        except BaseException:
+            self.batch.ok.fill(0)  # whatever it wrote before it raised was not verified
+            raise
+        return 0 if backend.verifies else self._client.verify(self.batch)
+
+    def succeeded(self) -> int:
+        return int(np.count_nonzero(self.batch.ok))
+
+    def finish(self) -> None:
+        arrays = self._arrays
+        lib.gp_consumer_complete(
+            self._client.pointer,
+            self.count,
+            arrays.handles_pointer,
+            arrays.outputs_pointer,
+            self.batch.class_bytes,
+            arrays.ok_pointer,
+        )
+        self.batch.outputs.fill(0)  # may be decrypted secrets
+        self.buffers = None
+
+    def split_off_failed(self, largest: int, whole: bool) -> Sequence[RsaJob]:
+        failed = np.ones(self.count, bool) if whole else self.batch.ok == 0
+        if not failed.all():
+            self._copy(np.flatnonzero(~failed), with_results=True).finish()
+        rows = np.flatnonzero(failed)
+        return [self._copy(rows[start : start + largest], with_results=False) for start in range(0, len(rows), largest)]
+
+    def _copy(self, rows: NDArray[np.intp], with_results: bool) -> RsaJob:
+        arrays = self._arrays
+        inputs = self.batch.inputs[rows]
+        copy = Buffers(len(inputs))
+        copy.handles[:] = arrays.handles[: self.count][rows]
+        copy.keys[:] = arrays.keys[: self.count][rows]
+        copy.submitted_ns[:] = arrays.submitted_ns[: self.count][rows]
+        copy.inputs[: inputs.size] = inputs.ravel()
+        job = RsaJob(self._client, self.kind, copy, len(inputs))
+        if with_results:
+            job.batch.outputs[:] = self.batch.outputs[rows]
+            job.batch.ok[:] = 1
+        return job
+
+    @property
+    def _arrays(self) -> Buffers:
+        if self.buffers is None:
+            raise RuntimeError("the job is finished")
+        return self.buffers
+
+
+class ModexpJob:
+    """Rows ``start`` to ``stop`` of a modexp() call."""
+
+    __slots__ = (
+        "_call",
+        "_claim",
+        "_outputs",
+        "_start",
+        "_stop",
+        "buffers",
+        "cost_units",
+        "count",
+        "kind",
+        "started_ns",
+    )
+
+    def __init__(self, call: ModexpCall, kind: int, start: int, stop: int) -> None:
+        self.kind = kind
+        self.count = stop - start
+        self.cost_units = self.count * call.units_per_row
+        self.started_ns = 0
+        self.buffers: Buffers | None = None
+        self._call = call
+        self._start = start
+        self._stop = stop
+        self._outputs: NDArray[np.uint8] | None = None
+        self._claim = threading.Lock()
+
+    def claim(self) -> bool:
+        return self._claim.acquire(blocking=False)
+
+    def compute(self, backend: Backend) -> int:
+        rows = slice(self._start, self._stop)
+        outputs = np.zeros_like(self._call.moduli[rows])
+        backend.modexp(self._call.bases[rows], self._call.exponents[rows], self._call.moduli[rows], outputs)
+        self._outputs = outputs
+        return 0
+
+    def succeeded(self) -> int:
+        return self.count if self._outputs is not None else 0
+
+    def finish(self) -> None:
+        if self._outputs is None:
+            self._call.fail(OperationError("the exponentiation could not be computed: out of memory"))
+        else:
+            self._call.deliver(self._start, self._outputs)
+
+    def split_off_failed(self, largest: int, whole: bool) -> Sequence[ModexpJob]:
+        step = max(1, largest // self._call.units_per_row)
+        return [
+            ModexpJob(self._call, self.kind, start, min(start + step, self._stop))
+            for start in range(self._start, self._stop, step)
+        ]

@@ -1,0 +1,114 @@
+"""Lanes: the threads that call a backend, and what the batching thread knows about each backend."""
+
+from __future__ import annotations
+
+import threading
+import time
+from queue import SimpleQueue
+from typing import TYPE_CHECKING
+
+from gpu_provider.client import CLASSES
+from gpu_provider.health import BackendState
+from gpu_provider.jobs import Buffers
+from gpu_provider.scheduler import CostCurve
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from gpu_provider.backends.base import Backend
+    from gpu_provider.health import Health
+    from gpu_provider.jobs import Job
+
+__all__ = ["MODEXP", "BackendLanes", "Lane"]
+
+MODEXP = CLASSES
+"""The kind of work after the size classes."""
+
+# Seconds per operation until something has been measured: OpenSSL 3.0 on one core of a current machine, by size class;
+# for MODEXP, per unit of ModexpCall.units_per_row.
+_FIRST_GUESSES = (0.0003, 0.001, 0.002, 0.003, 0.0045, 4e-9)
+
+
+class Lane:
+    """One thread that computes one job at a time. All but ``run`` belongs to the batching thread."""
+
+    def __init__(
+        self, owner: BackendLanes, number: int, finished: Callable[[Lane, Job, Exception | int], None]
+    ) -> None:
+        """``finished`` is called on the lane's thread, with what ``Job.compute`` returned or raised."""
+        self.owner = owner
+        self.job: Job | None = None
+        self.hung = False
+        self.deadline_ns = 0  # 0: none
+        self._buffers: Buffers | None = None
+        self._finished = finished
+        self._inbox: SimpleQueue[Job | None] = SimpleQueue()
+        # A daemon, because a foreign backend may never return from its call, and the interpreter must end all the same.
+        self.thread = threading.Thread(target=self._run, name=f"gpu-provider-{owner.name}-{number}", daemon=True)
+
+    def launch(self, job: Job, timeout_ns: int) -> None:
+        """``timeout_ns`` 0: none."""
+        self.job = job
+        job.started_ns = time.monotonic_ns()
+        self.deadline_ns = job.started_ns + timeout_ns if timeout_ns else 0
+        self._inbox.put(job)
+
+    def stop(self) -> None:
+        """Ends the thread after the job it has."""
+        self._inbox.put(None)
+
+    def buffers(self, size: int) -> Buffers:
+        """The lane's arrays for its next batch."""
+        if self._buffers is None:
+            self._buffers = Buffers(size)
+        return self._buffers
+
+    def give_up(self) -> None:
+        """The watchdog claimed the job: the call that hangs keeps the arrays, and the lane gets new ones some day."""
+        self.hung = True
+        self._buffers = None
+
+    def take_back(self) -> None:
+        """The lane's call has returned."""
+        self.job = None
+        self.hung = False
+        self.deadline_ns = 0
+
+    def _run(self) -> None:
+        while (job := self._inbox.get()) is not None:
+            outcome: Exception | int
+            try:
+                outcome = job.compute(self.owner.backend)
+            except Exception as error:  # noqa: BLE001 (a backend is foreign code and may raise anything)
+                outcome = error
+            self._finished(self, job, outcome)
+
+
+class BackendLanes:
+    """One backend with its lanes, its cost curves by kind of work, and its health."""
+
+    def __init__(self, backend: Backend, health: Health | None) -> None:
+        """``health`` is None for libcrypto, which is always in use: there is nothing to put in its place."""
+        self.backend = backend
+        self.name = backend.name
+        self.health = health
+        self.costs = [CostCurve(guess) for guess in _FIRST_GUESSES]
+        self.lanes: list[Lane] = []
+
+    def start(self, finished: Callable[[Lane, Job, Exception | int], None]) -> None:
+        self.lanes = [Lane(self, number, finished) for number in range(self.backend.lanes)]
+        for lane in self.lanes:
+            lane.thread.start()
+
+    @property
+    def in_use(self) -> bool:
+        return self.health is None or self.health.state is BackendState.IN_USE
+
+    def free_lanes(self, now: float) -> list[Lane]:
+        """Those that may take a job now."""
+        free = [lane for lane in self.lanes if lane.job is None]
+        if self.health is None:
+            return free
+        hung = sum(lane.hung for lane in self.lanes)
+        usable = self.health.usable_lanes(len(self.lanes), hung, now)
+        return free[: max(0, usable - (len(self.lanes) - len(free)))]

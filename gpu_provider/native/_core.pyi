@@ -1,0 +1,108 @@
+# What core_build.py declares, for the type checker.
+# ruff: noqa: N802
+from _cffi_backend import FFI
+
+ffi: FFI
+
+class _Lib:
+    GP_CLASSES: int
+    GP_MAX_BYTES: int
+    GP_MAX_DEPTH: int
+    GP_QUEUE_VERSION: int
+    GP_SUBMIT_FAILED: int
+    GP_SUBMIT_OK: int
+    GP_SUBMIT_FULL: int
+    GP_SUBMIT_CLOSED: int
+    GP_FINISHED_ERR: int
+    GP_FINISHED_OK: int
+    GP_FINISHED_CLOSED: int
+    GP_LOAD_OK: int
+    GP_LOAD_UNREADABLE: int
+    GP_LOAD_NOT_RSA: int
+    GP_LOAD_NOT_PRIVATE: int
+    GP_LOAD_SIZE: int
+    GP_LOAD_INVALID: int
+    GP_LOAD_MEMORY: int
+
+    def gp_client_new(self, depth: int, /) -> FFI.CData: ...
+    def gp_client_free(self, client: FFI.CData, /) -> None: ...
+    def gp_client_close(self, client: FFI.CData, /) -> None: ...
+    def gp_client_get_stats(self, client: FFI.CData, stats: FFI.CData, /) -> None: ...
+    def gp_client_load_key(self, client: FFI.CData, data: bytes, size: int, info: FFI.CData, /) -> int: ...
+    def gp_client_remove_key(self, client: FFI.CData, handle: int, /) -> None: ...
+    def gp_client_submit(self, client: FFI.CData, handle: int, row: bytes, tag: int, wait_for_room: int, /) -> int: ...
+    def gp_consumer_wait(
+        self,
+        client: FFI.CData,
+        timeout_ns: int,
+        watch_submissions: int,
+        waiting: FFI.CData,
+        oldest_ns: FFI.CData,
+        /,
+    ) -> None: ...
+    def gp_consumer_wake(self, client: FFI.CData, /) -> None: ...
+    def gp_consumer_take(
+        self,
+        client: FFI.CData,
+        class_index: int,
+        count: int,
+        handles: FFI.CData,
+        keys: FFI.CData,
+        inputs: FFI.CData,
+        submitted_ns: FFI.CData,
+        /,
+    ) -> int: ...
+    def gp_consumer_complete(
+        self,
+        client: FFI.CData,
+        count: int,
+        handles: FFI.CData,
+        outputs: FFI.CData,
+        stride: int,
+        ok: FFI.CData,
+        /,
+    ) -> None: ...
+    def gp_consumer_take_finished(
+        self, client: FFI.CData, count: int, tags: FFI.CData, ok: FFI.CData, outputs: FFI.CData, /
+    ) -> int: ...
+    def gp_libcrypto_private(
+        self,
+        client: FFI.CData,
+        count: int,
+        keys: FFI.CData,
+        inputs: FFI.CData,
+        outputs: FFI.CData,
+        stride: int,
+        ok: FFI.CData,
+        /,
+    ) -> None: ...
+    def gp_libcrypto_verify(
+        self,
+        client: FFI.CData,
+        count: int,
+        keys: FFI.CData,
+        inputs: FFI.CData,
+        outputs: FFI.CData,
+        stride: int,
+        ok: FFI.CData,
+        /,
+    ) -> int: ...
+    def gp_libcrypto_modexp(
+        self,
+        count: int,
+        bases: FFI.CData,
+        exponents: FFI.CData,
+        exponent_stride: int,
+        moduli: FFI.CData,
+        outputs: FFI.CData,
+        stride: int,
+        /,
+    ) -> int: ...
+    def gp_application_libctx_new(self, client: FFI.CData, /) -> FFI.CData: ...
+    def gp_application_libctx_free(self, libctx: FFI.CData, /) -> None: ...
+    def ERR_get_error(self) -> int: ...
+    def ERR_error_string_n(self, code: int, buf: FFI.CData, size: int, /) -> None: ...
+    def ERR_clear_error(self) -> None: ...
+    def OpenSSL_version(self, what: int, /) -> FFI.CData: ...
+
+lib: _Lib

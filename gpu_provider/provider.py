@@ -1,0 +1,262 @@
+"""BatchingProvider: the public face of the batching provider, for TLS contexts and as a library."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import threading
+import weakref
+from typing import TYPE_CHECKING, Self, overload
+
+import numpy as np
+from prometheus_client import CollectorRegistry
+
+from gpu_provider import keys
+from gpu_provider.backends.libcrypto import LibcryptoBackend
+from gpu_provider.client import Client, openssl_error
+from gpu_provider.config import ProviderConfig, load_config
+from gpu_provider.engine import Engine
+from gpu_provider.errors import BackendError, InputError, ProviderClosedError
+from gpu_provider.futures import PendingFutures
+from gpu_provider.metrics import BatchMetrics, QueueCollector
+from gpu_provider.modexp import modexp_call
+from gpu_provider.native import ffi, lib
+from gpu_provider.stats import ProviderStats, Statistics
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from concurrent.futures import Future
+    from types import TracebackType
+
+    from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
+    from numpy.typing import NDArray
+
+    from gpu_provider.backends.base import Backend
+    from gpu_provider.futures import Result
+    from gpu_provider.keys import Key
+    from gpu_provider.modexp import Operand
+
+__all__ = ["BatchingProvider", "LibraryContext", "ProviderStats"]
+
+_log = logging.getLogger(__name__)
+
+
+class LibraryContext:
+    """An ``OSSL_LIB_CTX`` whose RSA operations go through a provider. Freed when nobody refers to it any more.
+
+    Keeps the C side of the provider alive, not its threads: after the provider is closed, OpenSSL computes at once.
+    """
+
+    def __init__(self, client: Client) -> None:
+        pointer = lib.gp_application_libctx_new(client.pointer)
+        if pointer == ffi.NULL:
+            raise BackendError(f"OpenSSL can't load the provider: {openssl_error()}")
+        self._context = ffi.gc(pointer, lib.gp_application_libctx_free)
+        self._client = client
+
+    @property
+    def pointer(self) -> int:
+        """The address of the ``OSSL_LIB_CTX``, valid as long as this object is referred to."""
+        return int(ffi.cast("uintptr_t", self._context))
+
+
+class BatchingProvider:
+    """Gathers RSA private operations of many TLS connections and threads into batches, and computes them.
+
+    ::
+
+        with BatchingProvider() as provider:
+            key = provider.load_key(pem)
+            signature = provider.private_op(key, padded_digest)
+
+    Every method may be called from any thread. No thread is started before :meth:`start` (or ``with``).
+
+    Fork: in a process forked after the provider was made, TLS connections' operations are computed at once by
+    OpenSSL, and the methods here raise ProviderClosedError; :meth:`close` does nothing there. Make a new provider in
+    the child. A future from before the fork never ends in the child.
+    """
+
+    def __init__(
+        self,
+        config: ProviderConfig | None = None,
+        *,
+        backends: Sequence[Backend] | None = None,
+        registry: CollectorRegistry | None = None,
+    ) -> None:
+        """``config`` None: defaults and ``GPU_PROVIDER_*`` environment variables.
+
+        ``backends``: what computes, the preferred one first, instead of what ``config.backend`` names. The provider
+        opens and closes them. libcrypto computes whatever they fail, so it need not be among them.
+
+        ``registry``: where the metrics go; None: to a new one, :attr:`registry`. (``prometheus_client.REGISTRY``
+        takes the metrics of one provider only.)
+
+        Raises ConfigError, and BackendError if there is no memory or descriptor for the queue.
+        """
+        self.config = load_config(ProviderConfig, environ=os.environ) if config is None else config
+        self.registry = CollectorRegistry() if registry is None else registry
+        libcrypto = LibcryptoBackend(self.config.threads)
+        for backend in backends or ():
+            if isinstance(backend, LibcryptoBackend):
+                libcrypto = backend
+        self._client = Client(self.config.queue_depth)
+        self._futures = PendingFutures(self._client)
+        self._statistics = Statistics(BatchMetrics(self.registry))
+        self.registry.register(QueueCollector(self._client, self.config.queue_depth))
+        self._engine = Engine(
+            config=self.config,
+            client=self._client,
+            backends=backends or [libcrypto],
+            libcrypto=libcrypto,
+            futures=self._futures,
+            statistics=self._statistics,
+        )
+        self._announce = backends is None and self.config.backend == "auto"
+        self._lock = threading.Lock()
+        self._started = False
+        self._library_context: LibraryContext | None = None
+        # Also at the interpreter's exit, before the daemon threads are frozen, and when the provider is forgotten.
+        self._close = weakref.finalize(self, self._engine.close)
+
+    # ---- lifetime ----
+
+    def start(self) -> None:
+        """Opens the backends and starts the threads. Raises BackendError if a backend can't be opened,
+        ProviderClosedError if the provider is closed or was made before a fork. Does nothing if it is started
+        already."""
+        self._client.check_process()
+        with self._lock:
+            if not self._close.alive:
+                raise ProviderClosedError("the provider is closed; make a new one")
+            if self._started:
+                return
+            self._engine.start()
+            self._started = True
+        if self._announce:
+            _log.info('backend "auto": no GPU backend in this version, computing with %s', self._engine.in_use())
+
+    def close(self) -> None:
+        """Completes everything that was submitted, then ends the threads. May be called again.
+
+        TLS connections go on: later operations, and those that wait in line, are computed at once by OpenSSL. Library
+        requests that wait in line end with ProviderClosedError. If a backend hangs this takes up to
+        ``backend_timeout``. In a callback of a future, it returns without waiting.
+        """
+        self._close()
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @property
+    def library_context(self) -> LibraryContext:
+        """The OpenSSL library context for TLS contexts that use this provider; one for all of them.
+
+        Raises ProviderClosedError before :meth:`start`, because connections would wait for threads that don't exist.
+        """
+        self._client.check_process()
+        with self._lock:
+            if not self._started:
+                raise ProviderClosedError("the provider is not started; use it in a with statement, or call start()")
+            if self._library_context is None:
+                self._library_context = LibraryContext(self._client)
+            return self._library_context
+
+    # ---- RSA ----
+
+    def load_key(self, source: bytes | str | PrivateKeyTypes, password: bytes | str | None = None) -> Key:
+        """Takes an RSA private key of 2048 to 4096 bits into the key table.
+
+        ``source``: PEM or DER (PKCS#8 or PKCS#1), encrypted if ``password`` is given, or a private key of the
+        ``cryptography`` package. Raises KeyLoadError saying what is wrong with it.
+        """
+        self._client.check_process()
+        return keys.load(self._client, source, password)
+
+    @overload
+    def private_op(self, key: Key, x: int) -> int: ...
+    @overload
+    def private_op(self, key: Key, x: bytes) -> bytes: ...
+    def private_op(self, key: Key, x: int | bytes) -> int | bytes:
+        """x^d mod n: the RSA private operation without any padding. Waits for room in the queue and for the result.
+
+        ``x``: an int from 0 to n - 1, or as many big-endian bytes as the modulus has, or fewer. The result is of the
+        same kind; bytes are as many as the modulus has. Raises InputError, OperationError, ProviderClosedError.
+        """
+        return self._submit(key, x, wait_for_room=True).result()
+
+    def submit(self, key: Key, x: int | bytes) -> Future[Result]:
+        """Like :meth:`private_op`, but returns a future at once, and raises QueueFullError at once if the queue is
+        full.
+
+        The future's callbacks run on a thread of the provider and must not block. Cancelling works until the result is
+        there; the request is computed all the same.
+        """
+        return self._submit(key, x, wait_for_room=False)
+
+    @overload
+    async def private_op_async(self, key: Key, x: int) -> int: ...
+    @overload
+    async def private_op_async(self, key: Key, x: bytes) -> bytes: ...
+    async def private_op_async(self, key: Key, x: int | bytes) -> int | bytes:
+        """Like :meth:`private_op`, for a coroutine. May be cancelled at any time; the request is computed all the
+        same."""
+        return await asyncio.wrap_future(self._submit(key, x, wait_for_room=True))
+
+    def _submit(self, key: Key, x: int | bytes, wait_for_room: bool) -> Future[Result]:
+        self._check_running()
+        if key.client is not self._client:
+            raise InputError("the key was loaded by another provider; load it with this one")
+        return self._futures.submit(key, x, wait_for_room)
+
+    # ---- modular exponentiation ----
+
+    @overload
+    def modexp(self, bases: int, exponents: int, moduli: int) -> int: ...
+    @overload
+    def modexp(self, bases: NDArray[np.uint64], exponents: Operand, moduli: Operand) -> NDArray[np.uint64]: ...
+    @overload
+    def modexp(self, bases: Sequence[int], exponents: Operand, moduli: Operand) -> list[int]: ...
+    def modexp(self, bases: Operand, exponents: Operand, moduli: Operand) -> int | list[int] | NDArray[np.uint64]:
+        """bases[i]^exponents[i] mod moduli[i], for RSA and finite-field Diffie-Hellman. Waits for the results.
+
+        Each operand is an int (one for all operations), a sequence of ints, or a uint64 array [n, limbs] or [limbs],
+        least significant limb first. Moduli are odd and greater than 1, bases are less than their moduli, exponents
+        are not negative; none has more than 8192 bits.
+
+        Returns an int if all operands are ints; [n, limbs of the moduli] if ``bases`` is an array; else a list of ints.
+        Raises InputError, OperationError, ProviderClosedError.
+
+        The time depends on the width of exponents (the longest of them, or the array's limbs) but not on their
+        values: to hide the length of secret exponents as well, give them as arrays of a fixed width.
+
+        TLS connections are served meanwhile: a call is computed in pieces of at most ``max_delay`` seconds.
+        """
+        self._check_running()
+        call = modexp_call(bases, exponents, moduli)
+        self._engine.submit_modexp(call)
+        rows = call.result.result()
+        if isinstance(bases, np.ndarray):
+            return rows.view("<u8").astype(np.uint64, copy=False)
+        numbers = [int.from_bytes(row.tobytes(), "little") for row in rows]
+        return numbers[0] if all(isinstance(operand, int) for operand in (bases, exponents, moduli)) else numbers
+
+    # ---- observation ----
+
+    def stats(self) -> ProviderStats:
+        """Counters and states now."""
+        self._client.check_process()
+        return self._statistics.snapshot(self._client.counters(), self._engine.in_use())
+
+    def _check_running(self) -> None:
+        self._client.check_process()
+        if not self._started:
+            raise ProviderClosedError("the provider is not started; use it in a with statement, or call start()")
+        if not self._close.alive:
+            raise ProviderClosedError("the provider is closed")
