@@ -1,1 +1,46 @@
-"""TLS over OpenSSL's async jobs, in the manner of pyOpenSSL."""
+"""TLS over OpenSSL's async jobs, in the manner of pyOpenSSL: many connections wait for one batch of RSA operations.
+
+``Context`` and ``Connection`` are the libssl objects; ``gpu_provider.tls.aio`` has them under asyncio protocols.
+"""
+
+from gpu_provider.status import AsyncStatus
+from gpu_provider.tls.connection import Connection, Session, set_async_job_limit
+from gpu_provider.tls.constants import *  # noqa: F403
+from gpu_provider.tls.constants import __all__ as _constants
+from gpu_provider.tls.context import AsyncCallback, Context
+from gpu_provider.tls.drain import drain_closed_connections
+from gpu_provider.tls.errors import (
+    CallbackError,
+    CertificateError,
+    Error,
+    PrivateKeyError,
+    SysCallError,
+    WantAsyncError,
+    WantAsyncJobError,
+    WantReadError,
+    WantWriteError,
+    ZeroReturnError,
+)
+from gpu_provider.tls.notify import LoopNotifier
+
+__all__ = [  # noqa: PLE0604  the constants' names are strings too
+    "AsyncCallback",
+    "AsyncStatus",
+    "CallbackError",
+    "CertificateError",
+    "Connection",
+    "Context",
+    "Error",
+    "LoopNotifier",
+    "PrivateKeyError",
+    "Session",
+    "SysCallError",
+    "WantAsyncError",
+    "WantAsyncJobError",
+    "WantReadError",
+    "WantWriteError",
+    "ZeroReturnError",
+    "drain_closed_connections",
+    "set_async_job_limit",
+    *_constants,
+]

@@ -1,0 +1,531 @@
+"""Connection: one TLS connection, an SSL, that can pause.
+
+On pausing and going on
+-----------------------
+Every operation of a non-blocking TLS connection may stop half way, for one of three kinds of reason, and the remedy is
+always the same: make the same call again, later. What differs is when, and how much of the first call is still alive.
+
+*WantRead, WantWrite.* The transport has no bytes, or takes none. libssl has put its own state in order and returned;
+nothing of the call is left on any stack. The caller may do something else on the connection in between: read while a
+write waits.
+
+*WantAsync.* The operation needs an RSA result that somebody else is computing. libssl ran it in an async job, a fibre
+with a stack of its own, and that stack is frozen in the middle of the operation, with pointers to the caller's
+buffers on it. From that follow all the rules here:
+
+- The job is resumed by making the same call. libssl ignores the arguments of the second call and goes on with those
+  of the first. So this class keeps the buffer of a paused read or write itself, checks that the second call asks for
+  the same function and size, and hands over what the first one's buffer received.
+- No other operation may start meanwhile: libssl would resume the frozen job and take its result for the new call's.
+  It is an Error that names the paused one. Mode changes wait likewise.
+- A job belongs to the thread that started it (OpenSSL's job pools are thread-local), so another thread can't resume it.
+- The job can't be thrown away. SSL_free would leak its stack, and the callback, still to come, would find freed
+  memory. So a connection closed in flight is kept, out of reach of its peer, until the job has ended: see drain.py.
+
+*WantAsyncJob.* There is no free job. Nothing has begun, so there is nothing to keep; the call is made again once
+another connection's operation has ended.
+
+The wake-up (the async callback, or a readable wait descriptor) is a hint that the call can be made again, not a
+promise. It can come before the first call has even returned WantAsync, and more than once. Resuming too early is
+harmless: the provider's loop looks at its own request and pauses again. So nothing here counts wake-ups.
+
+The callback is libssl's, and libssl wires it up once, at the connection's first operation in async mode; one set
+later would never be called, silently. Here that is an Error.
+"""
+
+import logging
+import threading
+from collections.abc import Callable
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol
+
+from cryptography import x509
+
+from gpu_provider.status import AsyncStatus
+from gpu_provider.tls import drain
+from gpu_provider.tls._ssl import ffi, lib
+from gpu_provider.tls.errors import CallbackError, Error, WantReadError, check, operation_error, why
+from gpu_provider.tls.notify import LoopNotifier, Notifier, dispatcher, new_id
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer, WriteableBuffer
+
+    from gpu_provider.tls.context import AsyncCallback, Context
+
+__all__ = ["Connection", "Session", "set_async_job_limit"]
+
+_log = logging.getLogger("gpu_provider.tls")
+
+_HANDSHAKE: int = lib.GP_HANDSHAKE
+_READ: int = lib.GP_READ
+_WRITE: int = lib.GP_WRITE
+_SHUTDOWN: int = lib.GP_SHUTDOWN
+_NAMES = {_HANDSHAKE: "do_handshake", _READ: "recv", _WRITE: "send", _SHUTDOWN: "shutdown"}
+_WANT_ASYNC: int = lib.SSL_ERROR_WANT_ASYNC
+_FATAL = frozenset((lib.SSL_ERROR_SSL, lib.SSL_ERROR_SYSCALL))
+_NULL = ffi.NULL
+_operate = lib.gp_tls_operate
+_buffer = ffi.buffer
+_from_buffer = ffi.from_buffer
+_allocate = ffi.new_allocator(should_clear_after_alloc=False)
+
+
+def set_async_job_limit(maximum: int, initial: int = 0) -> None:
+    """ASYNC_init_thread: at most ``maximum`` async jobs for the connections of the calling thread (0: no limit), of
+    which ``initial`` are made at once. Only before the thread's first async operation; Error after that."""
+    if maximum < 0 or initial < 0:
+        raise ValueError(f"the job limits must not be negative: {maximum}, {initial}")
+    lib.ERR_clear_error()
+    check(lib.ASYNC_init_thread(maximum, initial), "the thread's async jobs are set up already")
+
+
+class Socket(Protocol):
+    """What a Connection uses of a socket."""
+
+    def fileno(self) -> int: ...
+    def close(self) -> None: ...
+
+
+class Session:
+    """A TLS session to resume, from :meth:`Connection.get_session`."""
+
+    __slots__ = ("pointer",)
+
+    def __init__(self, pointer: Any) -> None:
+        self.pointer = ffi.gc(pointer, lib.SSL_SESSION_free)
+
+
+class Connection:
+    """One end of a TLS connection, over ``socket`` (blocking or not), or over memory BIOs if that is None: bytes from
+    the peer go in by :meth:`bio_write`, bytes for the peer come out by :meth:`bio_read`.
+
+    Names and behaviour are pyOpenSSL's where it has the same thing. Use one thread at a time, and the same thread as
+    long as an operation is paused. A paused connection is kept alive until it is resumed or closed: close it.
+
+    Every operation may raise WantReadError, WantWriteError, WantAsyncError and WantAsyncJobError (see the top of this
+    module), ZeroReturnError, SysCallError, CallbackError once, and Error.
+    """
+
+    __slots__ = (
+        "__weakref__", "_arg", "_callback", "_context", "_error", "_home", "_id", "_notifier", "_on_ready", "_paused",
+        "_rbio", "_socket", "_ssl", "_started", "_wbio",
+    )  # fmt: skip
+
+    def __init__(self, context: "Context", socket: Socket | None = None) -> None:
+        self._ssl: Any = None
+        ssl = lib.gp_tls_new(context.pointer, -1 if socket is None else socket.fileno())
+        if ssl == _NULL:
+            raise Error(f"no SSL: {why()}")
+        self._ssl = ssl
+        self._context = context
+        self._socket = socket
+        if socket is None:
+            self._rbio = lib.SSL_get_rbio(ssl)
+            self._wbio = lib.SSL_get_wbio(ssl)
+        self._paused: tuple[int, Any, int] | None = None
+        self._home: drain.Home | None = None
+        self._error: Error | None = None
+        self._started = False
+        self._notifier: Notifier | None = None
+        self._id = 0
+        self._on_ready: Callable[[], object] | None = None
+        self._callback: AsyncCallback | None = None
+        self._arg = context.async_callback_arg
+        if context.async_callback is not None:
+            self._listen(dispatcher())
+            self._callback = context.async_callback
+
+    # ---- operations ----
+
+    def _run(self, operation: int, buffer: Any = _NULL, size: int = 0) -> int:
+        """One libssl operation, or the rest of a paused one. Returns what it did: bytes, or whether both have shut
+        down."""
+        if self._error is not None:
+            error, self._error = self._error, None
+            raise error
+        if drain.parked:
+            drain.drain_closed_connections()
+        ssl = self._ssl
+        if ssl is None:
+            self._closed()
+        paused = self._paused
+        if paused is not None:
+            self._check_resume(paused, operation, size)
+            buffer = paused[1]
+        self._started = True
+        notifier = self._notifier
+        if notifier is not None:
+            notifier.waiting[self._id] = self
+        result: int = _operate(ssl, operation, buffer, size)
+        status = result & 0xFF
+        if status == _WANT_ASYNC:
+            if paused is None:
+                self._paused = (operation, buffer, size)
+                self._home = drain.current_home()
+            raise operation_error(ssl, status)
+        if paused is not None:
+            self._paused = None
+        if notifier is not None:
+            notifier.waiting.pop(self._id, None)
+        done = result >> 8
+        if status:
+            if not done:
+                raise operation_error(ssl, status)
+            if status in _FATAL:  # after bytes that were read or written: for the next call
+                self._error = operation_error(ssl, status)
+        return done
+
+    def _check_resume(self, paused: tuple[int, Any, int], operation: int, size: int) -> None:
+        if paused[0] != operation or paused[2] != size:
+            same = f"{_NAMES[paused[0]]} of {paused[2]} bytes" if paused[2] else _NAMES[paused[0]]
+            raise Error(f"an operation is paused: only the same {same} can be called now, not {_NAMES[operation]}")
+        home = self._home
+        if home is not None and home.identity != threading.get_ident():
+            raise Error(f"this {_NAMES[operation]} was paused on another thread, which alone can resume it")
+
+    def _closed(self) -> NoReturn:
+        raise Error("the connection is closed")
+
+    def _pointer(self) -> Any:
+        if self._ssl is None:
+            self._closed()
+        return self._ssl
+
+    def do_handshake(self) -> None:
+        """Goes on with the handshake; returns when it is done."""
+        self._run(_HANDSHAKE)
+
+    def recv(self, bufsiz: int) -> bytes:
+        """1 to ``bufsiz`` decrypted bytes."""
+        paused = self._paused
+        buffer = _allocate("char[]", bufsiz) if paused is None else paused[1]
+        return bytes(_buffer(buffer, self._run(_READ, buffer, bufsiz)))
+
+    def recv_into(self, buffer: "WriteableBuffer", nbytes: int | None = None) -> int:
+        """Decrypts into ``buffer`` and returns how many bytes, at least 1. Without ``SSL_MODE_ASYNC`` it fills as
+        much of the buffer as has arrived, in that mode up to one record of 16 KiB. If paused, the bytes go into the
+        buffer of the first call, which must therefore be passed again."""
+        view = _from_buffer("char[]", buffer, require_writable=True)
+        if self._paused is not None and self._paused[1] != view:
+            raise Error("an operation is paused: call the same one again, with the same buffer")
+        size = len(view) if nbytes is None else min(nbytes, len(view))
+        return self._run(_READ, view, size)
+
+    def send(self, data: "ReadableBuffer") -> int:
+        """Encrypts the beginning of ``data`` and returns how many bytes it took, at least 1 (0 of nothing). What is
+        left must be sent next: its first record may be encrypted already. If paused, the data of the first call is
+        sent; pass the same again."""
+        view = _from_buffer(data)
+        size = len(view)
+        return self._run(_WRITE, view, size) if size else 0
+
+    def sendall(self, data: "ReadableBuffer") -> None:
+        """All of ``data``; for memory BIOs and blocking sockets, where nothing is ever half done."""
+        with memoryview(data) as view, view.cast("B") as left:
+            sent = 0
+            while sent < len(left):
+                sent += self.send(left[sent:])
+
+    def shutdown(self) -> bool:
+        """Sends close_notify; True once the peer's has come too."""
+        return self._run(_SHUTDOWN) == 1
+
+    def get_shutdown(self) -> int:
+        """``SENT_SHUTDOWN`` | ``RECEIVED_SHUTDOWN``."""
+        state: int = lib.SSL_get_shutdown(self._pointer())
+        return state
+
+    def pending(self) -> int:
+        """Decrypted bytes that the next recv returns without reading from the transport."""
+        count: int = lib.SSL_pending(self._pointer())
+        return count
+
+    def has_pending(self) -> bool:
+        """Whether bytes wait inside, decrypted or not."""
+        return bool(lib.SSL_has_pending(self._pointer()) == 1)
+
+    def close(self) -> None:
+        """Frees the connection at once, without telling the peer (that is :meth:`shutdown`), and closes its socket.
+
+        At any time, also with an operation in flight; then the SSL is kept, cut off from the peer, until its request is
+        done and its job has ended. A loop's connections are finished by the loop; for others the thread that ran the
+        operation does it, in a later call of this package or in :func:`drain_closed_connections`. No callback is made
+        for a closed connection. Closing twice is harmless.
+        """
+        ssl, self._ssl = self._ssl, None
+        if ssl is not None:
+            if self._paused is None:
+                lib.SSL_free(ssl)
+            else:
+                self._park(ssl)
+        if self._socket is not None:
+            self._socket.close()
+
+    def _park(self, ssl: Any) -> None:
+        paused, home, notifier = self._paused, self._home, self._notifier
+        assert paused is not None  # noqa: S101  close() looked
+        assert home is not None  # noqa: S101  set with it
+        self._paused = None
+        if not lib.gp_tls_cut_off(ssl):
+            raise MemoryError("closing a connection in flight")
+        one = drain.Parked(ssl, paused, home, self._context)
+        if notifier is not None and notifier.ring >= 0:
+            one.wait_for_callback(notifier.waiting, self._id, looked_after=isinstance(notifier, LoopNotifier))
+        elif notifier is not None:
+            one.abandon()
+        else:
+            one.wait_for_descriptors(_descriptors(ssl))
+
+    def __del__(self) -> None:
+        ssl, self._ssl = self._ssl, None
+        if ssl is not None:
+            if self._paused is None:
+                lib.SSL_free(ssl)
+            else:
+                self._park(ssl)
+
+    def __enter__(self) -> "Connection":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    # ---- the transport ----
+
+    def fileno(self) -> int:
+        """The socket's descriptor; -1 over memory BIOs."""
+        return -1 if self._socket is None else self._socket.fileno()
+
+    def bio_write(self, data: "ReadableBuffer") -> int:
+        """Takes bytes that came from the peer; returns how many: all."""
+        view = _from_buffer(data)
+        self._need_memory()
+        if view and lib.BIO_write(self._rbio, view, len(view)) != len(view):
+            raise MemoryError("TLS input")
+        return len(view)
+
+    def bio_read(self, bufsiz: int) -> bytes:
+        """1 to ``bufsiz`` bytes to be sent to the peer. WantReadError if there are none."""
+        self._need_memory()
+        count = min(lib.BIO_ctrl_pending(self._wbio), bufsiz)
+        if count == 0:
+            raise WantReadError
+        buffer = _allocate("char[]", count)
+        return bytes(_buffer(buffer, lib.BIO_read(self._wbio, buffer, count)))
+
+    def bio_pending(self) -> int:
+        """How many bytes :meth:`bio_read` has."""
+        self._need_memory()
+        count: int = lib.BIO_ctrl_pending(self._wbio)
+        return count
+
+    def bio_shutdown(self) -> None:
+        """The peer will send nothing more."""
+        self._need_memory()
+        lib.BIO_set_mem_eof_return(self._rbio, 0)
+
+    def _need_memory(self) -> None:
+        if self._ssl is None:
+            self._closed()
+        if self._socket is not None:
+            raise Error("this connection works on a socket, not on memory BIOs")
+
+    # ---- settings ----
+
+    def get_context(self) -> "Context":
+        return self._context
+
+    def set_accept_state(self) -> None:
+        """This end is the server."""
+        lib.SSL_set_accept_state(self._pointer())
+
+    def set_connect_state(self) -> None:
+        """This end is the client."""
+        lib.SSL_set_connect_state(self._pointer())
+
+    def set_mode(self, mode: int) -> int:
+        """Adds mode bits, such as ``SSL_MODE_ASYNC``; returns all that are set. Not while an operation is paused."""
+        self._refuse_paused("set_mode")
+        bits: int = lib.SSL_set_mode(self._pointer(), mode)
+        return bits
+
+    def clear_mode(self, mode: int) -> int:
+        """Removes mode bits; returns all that are left. Not while an operation is paused."""
+        self._refuse_paused("clear_mode")
+        bits: int = lib.SSL_clear_mode(self._pointer(), mode)
+        return bits
+
+    def _refuse_paused(self, what: str) -> None:
+        if self._paused is not None:
+            raise Error(f"an operation is paused: {what} has to wait until {_NAMES[self._paused[0]]} has ended")
+
+    def set_verify(self, mode: int) -> None:
+        """As :meth:`Context.set_verify`, for this connection."""
+        lib.SSL_set_verify(self._pointer(), mode, _NULL)
+
+    def set_tlsext_host_name(self, name: bytes) -> None:
+        """The server name that a client sends (SNI)."""
+        lib.ERR_clear_error()
+        check(lib.SSL_set_tlsext_host_name(self._pointer(), name), f"server name {name!r}")
+
+    def set_verify_host(self, host: str) -> None:
+        """The peer's certificate must be for this host name or IP address. With ``VERIFY_PEER``."""
+        ssl = self._pointer()
+        if lib.X509_VERIFY_PARAM_set1_ip_asc(lib.SSL_get0_param(ssl), host.encode()) != 1:
+            lib.ERR_clear_error()
+            check(lib.SSL_set1_host(ssl, host.encode("idna")), f"host name {host!r}")
+
+    def set_session(self, session: Session) -> None:
+        """The session that a client asks to resume."""
+        check(lib.SSL_set_session(self._pointer(), session.pointer), "session")
+
+    # ---- what was agreed ----
+
+    def get_session(self) -> Session | None:
+        """To resume later. In TLS 1.3 after the first recv, which is when the server's tickets are read."""
+        session = lib.SSL_get1_session(self._pointer())
+        return None if session == _NULL else Session(session)
+
+    def session_reused(self) -> bool:
+        return bool(lib.SSL_session_reused(self._pointer()) == 1)
+
+    def get_alpn_proto_negotiated(self) -> bytes:
+        """The ALPN protocol, ``b""`` if none."""
+        name, size = ffi.new("unsigned char **"), ffi.new("unsigned int *")
+        lib.SSL_get0_alpn_selected(self._pointer(), name, size)
+        return bytes(_buffer(name[0], size[0])) if size[0] else b""
+
+    def get_servername(self) -> bytes | None:
+        """The server name that the client sent."""
+        name = lib.SSL_get_servername(self._pointer(), 0)
+        return None if name == _NULL else bytes(ffi.string(name))
+
+    def get_cipher_name(self) -> str | None:
+        cipher = lib.SSL_get_current_cipher(self._pointer())
+        return None if cipher == _NULL else str(ffi.string(lib.SSL_CIPHER_get_name(cipher)).decode())
+
+    def get_cipher_bits(self) -> int | None:
+        cipher = lib.SSL_get_current_cipher(self._pointer())
+        return None if cipher == _NULL else int(lib.SSL_CIPHER_get_bits(cipher, _NULL))
+
+    def get_protocol_version_name(self) -> str:
+        """``"TLSv1.2"`` or ``"TLSv1.3"``."""
+        return str(ffi.string(lib.SSL_get_version(self._pointer())).decode())
+
+    def get_state_string(self) -> str:
+        """Where in the handshake it is, in OpenSSL's words."""
+        return str(ffi.string(lib.SSL_state_string_long(self._pointer())).decode())
+
+    def is_init_finished(self) -> bool:
+        """Whether the handshake is done."""
+        return bool(lib.SSL_is_init_finished(self._pointer()) == 1)
+
+    def get_peer_certificate(self) -> x509.Certificate | None:
+        certificate = lib.SSL_get1_peer_certificate(self._pointer())
+        if certificate == _NULL:
+            return None
+        try:
+            out = ffi.new("unsigned char **")
+            der = ffi.new("unsigned char[]", lib.i2d_X509(certificate, _NULL))
+            out[0] = der
+            return x509.load_der_x509_certificate(bytes(_buffer(der, lib.i2d_X509(certificate, out))))
+        finally:
+            lib.X509_free(certificate)
+
+    # ---- asynchronous operation ----
+
+    def set_async_callback(self, callback: "AsyncCallback | None") -> None:
+        """SSL_set_async_callback: instead of the one inherited from the context. ``callback(connection, arg)`` is
+        called on the dispatcher thread when the operation can be resumed, or is to be retried
+        (:meth:`get_async_status` tells); it should only schedule that. None: wait descriptors. What it raises is
+        logged, and raised as CallbackError from the connection's next call.
+
+        Error after the first operation, when OpenSSL would ignore it.
+        """
+        self._refuse_late()
+        if callback is None:
+            lib.gp_wakeup_detach(self._pointer())
+            self._notifier = None
+        else:
+            if not callable(callback):
+                raise TypeError(f"the async callback must be callable, not {callback!r}")
+            self._listen(dispatcher())
+        self._callback, self._on_ready = callback, None
+
+    def set_async_callback_arg(self, arg: Any) -> None:
+        """SSL_set_async_callback_arg: any object. It is read when the callback is made, so it may change at any
+        time."""
+        self._pointer()
+        self._arg = arg
+
+    def get_async_status(self) -> AsyncStatus:
+        """SSL_get_async_status: how the provider took the last asynchronous operation. UNSUPPORTED before the first,
+        and where it was not asynchronous at all."""
+        status = ffi.new("int *")
+        if lib.SSL_get_async_status(self._pointer(), status) != 1:
+            return AsyncStatus.UNSUPPORTED
+        return AsyncStatus(status[0])
+
+    def waiting_for_async(self) -> bool:
+        """Whether an operation is paused."""
+        return bool(lib.SSL_waiting_for_async(self._pointer()) == 1)
+
+    def get_all_async_fds(self) -> list[int]:
+        """The wait descriptors; readable when the operation can be resumed. Empty with a callback. They belong to
+        OpenSSL."""
+        return _descriptors(self._pointer())
+
+    def get_changed_async_fds(self) -> tuple[list[int], list[int]]:
+        """The wait descriptors added and removed by the last operation."""
+        ssl = self._pointer()
+        added, removed = ffi.new("size_t *"), ffi.new("size_t *")
+        if lib.SSL_get_changed_async_fds(ssl, _NULL, added, _NULL, removed) != 1:
+            return [], []
+        new, old = ffi.new("int[]", added[0] or 1), ffi.new("int[]", removed[0] or 1)
+        check(lib.SSL_get_changed_async_fds(ssl, new, added, old, removed), "changed wait descriptors")
+        return list(new[0 : added[0]]), list(old[0 : removed[0]])
+
+    def attach(self, notifier: LoopNotifier, on_ready: Callable[[], object]) -> None:
+        """:meth:`LoopNotifier.attach`."""
+        self._refuse_late()
+        self._listen(notifier)
+        self._callback, self._on_ready = None, on_ready
+
+    def _listen(self, notifier: Notifier) -> None:
+        self._id = self._id or new_id()
+        check(lib.gp_wakeup_attach(self._pointer(), notifier.ring, self._id), "async callback")
+        self._notifier = notifier
+
+    def _refuse_late(self) -> None:
+        if self._started:
+            raise Error("the async callback must be set before the first operation: OpenSSL ignores it afterwards")
+
+    def wake(self) -> None:
+        """Makes the callback; the notifier calls it."""
+        notifier = self._notifier
+        if self._ssl is None or notifier is None or self._id not in notifier.waiting:
+            return
+        if self._on_ready is not None:
+            self._on_ready()
+            return
+        callback = self._callback
+        if callback is None:
+            return
+        try:
+            callback(self, self._arg)
+        except Exception as error:  # noqa: BLE001  whatever it is, it is kept for the connection's own caller
+            _log.exception("the async callback %r raised; the connection's next call reports it", callback)
+            kept = CallbackError(f"the async callback {callback!r} raised {type(error).__name__}")
+            kept.__cause__ = error
+            self._error = kept
+
+
+def _descriptors(ssl: Any) -> list[int]:
+    count = ffi.new("size_t *")
+    if lib.SSL_get_all_async_fds(ssl, _NULL, count) != 1 or count[0] == 0:
+        return []
+    descriptors = ffi.new("int[]", count[0])
+    check(lib.SSL_get_all_async_fds(ssl, descriptors, count), "wait descriptors")
+    return list(descriptors[0 : count[0]])

@@ -1,0 +1,297 @@
+"""Context: what connections have in common, an SSL_CTX."""
+
+import os
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
+
+from gpu_provider.tls import constants, credentials
+from gpu_provider.tls._ssl import ffi, lib
+from gpu_provider.tls.errors import CertificateError, Error, check, why
+
+if TYPE_CHECKING:
+    from gpu_provider.provider import BatchingProvider
+    from gpu_provider.tls.connection import Connection
+
+__all__ = ["AsyncCallback", "Context"]
+
+AsyncCallback = Callable[["Connection", Any], object]
+"""``callback(connection, arg)``; runs on the dispatcher thread and should only schedule the next call."""
+
+_METHODS = {
+    constants.TLS_METHOD: lib.TLS_method,
+    constants.TLS_SERVER_METHOD: lib.TLS_server_method,
+    constants.TLS_CLIENT_METHOD: lib.TLS_client_method,
+}
+_MODES = (
+    constants.MODE_ENABLE_PARTIAL_WRITE | constants.MODE_ACCEPT_MOVING_WRITE_BUFFER | constants.MODE_RELEASE_BUFFERS
+)
+_SESSION_ID_CONTEXT = b"gpu_provider.tls"
+_default_lock = threading.Lock()
+_default_libctx: Any = None
+
+
+def _default_library_context() -> Any:
+    """OpenSSL's default provider alone, for contexts without a batching provider. Made at first use; never freed."""
+    global _default_libctx  # noqa: PLW0603
+    with _default_lock:
+        if _default_libctx is None:
+            libctx = lib.OSSL_LIB_CTX_new()
+            if libctx == ffi.NULL or lib.OSSL_PROVIDER_load(libctx, b"default") == ffi.NULL:
+                raise Error(f"OpenSSL's default provider can't be loaded: {why()}")
+            _default_libctx = libctx
+    return _default_libctx
+
+
+def _renew_lock_in_child() -> None:
+    global _default_lock  # noqa: PLW0603
+    _default_lock = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_renew_lock_in_child)
+
+
+def alpn_wire(protocols: Sequence[bytes]) -> bytes:
+    """The wire form of a list of ALPN protocols. ValueError for an empty list or name, or one over 255 bytes."""
+    if not protocols or not all(0 < len(name) <= 255 for name in protocols):
+        raise ValueError(f"ALPN protocols must be names of 1 to 255 bytes, at least one of them, not {protocols!r}")
+    return b"".join(bytes((len(name),)) + name for name in protocols)
+
+
+class Context:
+    """Settings, certificates and keys that connections share.
+
+    ``method``: ``TLS_METHOD``, ``TLS_SERVER_METHOD`` or ``TLS_CLIENT_METHOD``. ``provider``: the RSA operations of all
+    connections made from this context go through it; None: OpenSSL computes them at once, in a library context of its
+    own that Python's ``ssl`` does not share.
+
+    Set at the start: TLS 1.2 and later, no compression, no renegotiation, session tickets, partial and moving writes,
+    and buffers released when idle. ``SSL_MODE_ASYNC`` is off; peers are not verified unless :meth:`set_verify` says
+    so.
+
+    Set it up on one thread; then any thread may make connections from it. Errors are :class:`Error` with OpenSSL's
+    reasons.
+    """
+
+    __slots__ = (
+        "__weakref__", "_alive", "_ctx", "_libctx", "_library_context", "async_callback", "async_callback_arg",
+    )  # fmt: skip
+
+    def __init__(self, method: str = constants.TLS_METHOD, provider: "BatchingProvider | None" = None) -> None:
+        self._ctx: Any = None
+        if method not in _METHODS:
+            raise ValueError(f"method must be one of {sorted(_METHODS)}, not {method!r}")
+        self._library_context = None if provider is None else provider.library_context
+        if self._library_context is None:
+            self._libctx = _default_library_context()
+        else:
+            self._libctx = ffi.cast("OSSL_LIB_CTX *", self._library_context.pointer)
+        ctx = lib.SSL_CTX_new_ex(self._libctx, ffi.NULL, _METHODS[method]())
+        if ctx == ffi.NULL:
+            raise Error(f"no SSL_CTX: {why()}")
+        self._ctx = ctx
+        self._alive: list[object] = []
+        self.async_callback: AsyncCallback | None = None
+        self.async_callback_arg: Any = None
+        self.set_min_proto_version(constants.TLS1_2_VERSION)
+        self.set_options(constants.OP_NO_COMPRESSION | constants.OP_NO_RENEGOTIATION)
+        self.set_mode(_MODES)
+        lib.SSL_CTX_set_session_id_context(ctx, _SESSION_ID_CONTEXT, len(_SESSION_ID_CONTEXT))
+
+    def __del__(self) -> None:
+        # Before the library context goes. Every Connection keeps its Context.
+        if self._ctx is not None:
+            lib.SSL_CTX_free(self._ctx)
+
+    @property
+    def pointer(self) -> Any:
+        """The ``SSL_CTX *``, a cffi object; valid as long as this Context."""
+        return self._ctx
+
+    # ---- versions, ciphers, options ----
+
+    def set_min_proto_version(self, version: int) -> None:
+        """``TLS1_2_VERSION`` or ``TLS1_3_VERSION``."""
+        check(lib.SSL_CTX_set_min_proto_version(self._ctx, version), f"minimum protocol version {version:#x}")
+
+    def set_max_proto_version(self, version: int) -> None:
+        """``TLS1_2_VERSION`` or ``TLS1_3_VERSION``; 0: the highest there is."""
+        check(lib.SSL_CTX_set_max_proto_version(self._ctx, version), f"maximum protocol version {version:#x}")
+
+    def set_cipher_list(self, ciphers: str) -> None:
+        """The TLS 1.2 ciphers, as in ``openssl ciphers``."""
+        check(lib.SSL_CTX_set_cipher_list(self._ctx, ciphers.encode()), f"cipher list {ciphers!r}")
+
+    def set_ciphersuites(self, ciphersuites: str) -> None:
+        """The TLS 1.3 cipher suites, with colons between them."""
+        check(lib.SSL_CTX_set_ciphersuites(self._ctx, ciphersuites.encode()), f"cipher suites {ciphersuites!r}")
+
+    def set_groups(self, groups: str) -> None:
+        """The groups for key exchange by preference, with colons between them."""
+        check(lib.SSL_CTX_set1_groups_list(self._ctx, groups.encode()), f"groups {groups!r}")
+
+    def set_sigalgs(self, algorithms: str) -> None:
+        """The signature algorithms by preference, with colons between them: ``RSA-PSS+SHA256:ECDSA+SHA256``."""
+        check(lib.SSL_CTX_set1_sigalgs_list(self._ctx, algorithms.encode()), f"signature algorithms {algorithms!r}")
+
+    def set_options(self, options: int) -> int:
+        """Adds ``OP_*`` bits; returns all that are set."""
+        bits: int = lib.SSL_CTX_set_options(self._ctx, options)
+        return bits
+
+    def clear_options(self, options: int) -> int:
+        """Removes ``OP_*`` bits; returns all that are left."""
+        bits: int = lib.SSL_CTX_clear_options(self._ctx, options)
+        return bits
+
+    def set_mode(self, mode: int) -> int:
+        """Adds mode bits, such as ``SSL_MODE_ASYNC``, for connections made from now on; returns all that are set."""
+        bits: int = lib.SSL_CTX_set_mode(self._ctx, mode)
+        return bits
+
+    def set_session_cache_mode(self, mode: int) -> int:
+        """One of ``SESS_CACHE_*``; returns what it was."""
+        before: int = lib.SSL_CTX_set_session_cache_mode(self._ctx, mode)
+        return before
+
+    def set_session_id_context(self, identity: bytes) -> None:
+        """Sessions are resumed only in contexts of the same name (1 to 32 bytes)."""
+        check(lib.SSL_CTX_set_session_id_context(self._ctx, identity, len(identity)), "session id context")
+
+    def set_num_tickets(self, count: int) -> None:
+        """How many TLS 1.3 session tickets a server sends after a full handshake (OpenSSL: 2)."""
+        check(lib.SSL_CTX_set_num_tickets(self._ctx, count), f"{count} tickets")
+
+    def set_read_ahead(self, size: int) -> None:
+        """Reads up to ``size`` bytes from a socket at once instead of record by record: fewer system calls.
+
+        A readable socket no longer tells everything then: bytes may wait inside. Read until WantReadError.
+        """
+        lib.SSL_CTX_set_default_read_buffer_len(self._ctx, size)
+        lib.SSL_CTX_set_read_ahead(self._ctx, 1)
+
+    # ---- certificates and keys ----
+
+    def use_certificate_chain_file(self, path: str | os.PathLike[str]) -> None:
+        """A PEM file: the certificate, then its chain. May be called once per key type (RSA, EC). CertificateError."""
+        credentials.use_certificate_chain_file(self._ctx, self._libctx, os.fspath(path))
+
+    def use_certificate(self, certificate: bytes | x509.Certificate) -> None:
+        """The same from PEM bytes, or one certificate of ``cryptography`` without a chain. CertificateError."""
+        credentials.use_certificate(self._ctx, self._libctx, certificate)
+
+    def use_privatekey_file(
+        self,
+        path: str | os.PathLike[str],
+        filetype: int = constants.FILETYPE_PEM,
+        password: bytes | None = None,
+    ) -> None:
+        """An RSA or EC private key, after its certificate. OpenSSL reads the file: no copy of the key in Python's
+        memory. PrivateKeyError if it is missing, encrypted (without its password), of another kind, or not the
+        certificate's."""
+        credentials.use_privatekey_file(self._ctx, self._libctx, os.fspath(path), filetype, password)
+
+    def use_privatekey(self, key: bytes | PrivateKeyTypes, password: bytes | None = None) -> None:
+        """The same from PEM or DER bytes, or a key of ``cryptography``. PrivateKeyError."""
+        credentials.use_privatekey(self._ctx, self._libctx, key, password)
+
+    def check_privatekey(self) -> None:
+        """PrivateKeyError unless the certificate and the private key set last are there and belong together."""
+        credentials.check_privatekey(self._ctx)
+
+    # ---- the peer's certificate ----
+
+    def load_verify_locations(
+        self, cafile: str | os.PathLike[str] | None, capath: str | os.PathLike[str] | None = None
+    ) -> None:
+        """The certificates of trusted authorities: a PEM file, a hashed directory, or both."""
+        file, directory = (ffi.NULL if path is None else os.fsencode(path) for path in (cafile, capath))
+        lib.ERR_clear_error()
+        check(
+            lib.SSL_CTX_load_verify_locations(self._ctx, file, directory),
+            f"trusted certificates can't be loaded from {cafile or capath!s}",
+        )
+
+    def set_default_verify_paths(self) -> None:
+        """Trusts the system's authorities."""
+        check(lib.SSL_CTX_set_default_verify_paths(self._ctx), "the system's trusted certificates")
+
+    def load_client_ca(self, cafile: str | os.PathLike[str]) -> None:
+        """The authorities that a server names when it asks for a client's certificate; not trusted by this alone."""
+        lib.ERR_clear_error()
+        names = lib.SSL_load_client_CA_file(os.fsencode(cafile))
+        if names == ffi.NULL:
+            raise CertificateError(f"client authorities can't be read from {cafile!s}: {why()}")
+        lib.SSL_CTX_set_client_CA_list(self._ctx, names)
+
+    def set_verify(self, mode: int) -> None:
+        """``VERIFY_NONE``, or ``VERIFY_PEER`` with further bits. There is no Python callback: it would run on the job's
+        small stack."""
+        lib.SSL_CTX_set_verify(self._ctx, mode, ffi.NULL)
+
+    def get_verify_mode(self) -> int:
+        mode: int = lib.SSL_CTX_get_verify_mode(self._ctx)
+        return mode
+
+    def set_verify_depth(self, depth: int) -> None:
+        """How many authorities may stand between the peer's certificate and a trusted one."""
+        lib.SSL_CTX_set_verify_depth(self._ctx, depth)
+
+    # ---- choices within the handshake ----
+
+    def set_alpn_protos(self, protocols: Sequence[bytes]) -> None:
+        """What a client offers, by preference. ValueError for an empty list or name, or one over 255 bytes."""
+        wire = alpn_wire(protocols)
+        if lib.SSL_CTX_set_alpn_protos(self._ctx, wire, len(wire)) != 0:  # 0 is success here
+            raise MemoryError("ALPN protocols")
+
+    def set_alpn_server_protos(self, protocols: Sequence[bytes]) -> None:
+        """What a server accepts, by its preference. A client that offers none of them is refused with the alert
+        no_application_protocol; one that offers nothing is served without. ValueError as for the client's."""
+        wire = alpn_wire(protocols)
+        table = lib.gp_protocols_new(wire, len(wire))
+        if table == ffi.NULL:
+            raise MemoryError("ALPN protocols")
+        # Kept until the end: a handshake may be looking at an earlier one.
+        self._alive.append(ffi.gc(table, lib.gp_protocols_free))
+        lib.gp_protocols_install(self._ctx, table)
+
+    def set_sni_contexts(self, names: Mapping[str, "Context"]) -> None:
+        """Other contexts by server name: ``"www.example"`` exactly, else ``"*.example"`` (one label), else this one.
+
+        Names are A-labels; case does not matter. The chosen context gives certificate, key and ALPN; the connection
+        keeps this context's callback, verification and sessions. ValueError for a name that is neither form.
+        """
+        entries = []
+        for name, context in names.items():
+            text = name.lower().rstrip(".")
+            host = text.removeprefix("*.")
+            if not host or "*" in host or not text.isascii() or len(text) > 255 or "\0" in text:
+                raise ValueError(f"a server name must be like www.example or *.example, not {name!r}")
+            entries.append((ffi.new("char[]", text.encode()), context))
+        table = lib.gp_names_new(
+            ffi.new("char *[]", [text for text, _ in entries]),
+            ffi.new("SSL_CTX *[]", [context._ctx for _, context in entries]),
+            len(entries),
+        )
+        if table == ffi.NULL:
+            raise MemoryError("server names")
+        self._alive.append((ffi.gc(table, lib.gp_names_free), [context for _, context in entries]))
+        lib.gp_names_install(self._ctx, table)
+
+    # ---- asynchronous operation ----
+
+    def set_async_callback(self, callback: AsyncCallback | None) -> None:
+        """SSL_CTX_set_async_callback: connections made from now on inherit ``callback``, called as
+        ``callback(connection, arg)`` on the dispatcher thread. None: wait descriptors instead."""
+        if callback is not None and not callable(callback):
+            raise TypeError(f"the async callback must be callable, not {callback!r}")
+        check(lib.gp_wakeup_attach_context(self._ctx, callback is not None), "async callback")
+        self.async_callback = callback
+
+    def set_async_callback_arg(self, arg: Any) -> None:
+        """SSL_CTX_set_async_callback_arg: any object, for connections made from now on."""
+        self.async_callback_arg = arg

@@ -1,0 +1,34 @@
+/* One libssl operation per call from Python, with its error: ERR_clear_error, the operation, SSL_get_error. */
+#ifndef GP_TLS_OPERATIONS_H
+#define GP_TLS_OPERATIONS_H
+
+#include <openssl/ssl.h>
+#include <stddef.h>
+#include <stdint.h>
+
+enum gp_operation { GP_HANDSHAKE, GP_READ, GP_WRITE, GP_SHUTDOWN };
+
+/* A new SSL: over the socket `descriptor`, or over two memory BIOs if that is negative. NULL with an error queued. */
+SSL *gp_tls_new(SSL_CTX *ctx, int descriptor);
+
+/* Returns done << 8 | the SSL_ERROR_ value. done: bytes read or written; for a shutdown 1 once both sides have closed.
+ * errno is that of the operation.
+ *
+ * Without SSL_MODE_ASYNC a read or write goes on, record after record, until the buffer is done or libssl stops: done and an
+ * error may both be set then. In that mode it ends after one record, since a pause has to leave the caller's arguments as
+ * they were. */
+uint64_t gp_tls_operate(SSL *ssl, int operation, void *buffer, size_t size);
+
+/* Cuts the connection off from its peer: reads meet the end, writes go nowhere. The descriptor is not used any more.
+ * 1, or 0: out of memory. */
+int gp_tls_cut_off(SSL *ssl);
+
+/* Adds the PEM certificates in `pem`, the leaf first. Returns how many, or -1 with an error queued. */
+int gp_tls_use_certificates(SSL_CTX *ctx, OSSL_LIB_CTX *libctx, const char *pem, size_t size);
+
+/* Reads a private key: from the file, or from data if path is NULL; PEM, or DER if `der`. password may be NULL.
+ * *asked becomes 1 if a password was needed. NULL with an error queued. */
+EVP_PKEY *gp_tls_load_key(OSSL_LIB_CTX *libctx, const char *path, const void *data, size_t size, int der,
+                          const char *password, int *asked);
+
+#endif
