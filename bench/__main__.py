@@ -10,7 +10,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
-from . import connections, plot, report, throughput
+from . import connections, latency, plot, queue_overhead, report, throughput
 from .servers import Bench, BenchError
 
 Measure = Callable[..., report.Result]
@@ -18,11 +18,15 @@ Measure = Callable[..., report.Result]
 # The full run takes about a quarter of an hour, the quick one under a minute; the quick one's figures are only a hint.
 FULL: dict[str, Measure] = {
     "connections": partial(connections.measure, rounds=9, connections=600),
+    "queue": partial(queue_overhead.measure, rounds=9, requests=50_000),
     "throughput": partial(throughput.measure, rounds=7, size=throughput.GIB),
+    "latency": partial(latency.measure, rounds=40, connections=50),
 }
 QUICK: dict[str, Measure] = {
     "connections": partial(connections.measure, rounds=3, connections=100),
+    "queue": partial(queue_overhead.measure, rounds=3, requests=10_000),
     "throughput": partial(throughput.measure, rounds=2, size=128 * throughput.MIB),
+    "latency": partial(latency.measure, rounds=8, connections=25),
 }
 
 

@@ -1,0 +1,168 @@
+"""What the queue and the batching provider cost by themselves: an idle backend, fed from ASYNC jobs in C."""
+
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from cffi import FFI
+from cryptography.hazmat.primitives.asymmetric import rsa
+from numpy.typing import NDArray
+
+from gpu_provider import BatchingProvider, ProviderConfig
+from gpu_provider.backends.base import Batch
+from gpu_provider.client import Client
+from gpu_provider.native import ffi, lib
+
+from .report import Result, Row, Spread, Target
+from .servers import RSA_BITS, Bench, BenchError
+
+IN_FLIGHT = (1, 64, 1024, 4096)
+WITH_TARGET = (64, 1024, 4096)  # one at a time, a request pays alone for three threads to wake: shown, not judged
+DEPTH = 16384
+
+FEEDER = FFI()
+FEEDER.cdef("""
+    typedef struct feeder feeder;
+    feeder *feeder_new(void *private_op, void *client, void *key, uint64_t handle, const uint8_t *input, uint32_t size);
+    void feeder_free(feeder *feeder);
+    uint64_t feeder_run(feeder *feeder, uint64_t requests);
+    void feeder_fill(feeder *feeder);
+    uint64_t feeder_await_all(feeder *feeder);
+    uint64_t feeder_finish(feeder *feeder);
+""")
+
+
+class NullBackend:
+    """Says that every result is there and right. While ``gate`` is clear it holds the batch it was given."""
+
+    name = "null"
+    lanes = 1
+    verifies = True
+
+    def __init__(self) -> None:
+        self.gate = threading.Event()
+        self.gate.set()
+
+    def open(self, client: Client) -> None:
+        pass
+
+    def private_op(self, batch: Batch) -> None:
+        self.gate.wait()
+        batch.ok[:] = 1
+
+    def modexp(
+        self,
+        bases: NDArray[np.uint8],
+        exponents: NDArray[np.uint8],
+        moduli: NDArray[np.uint8],
+        outputs: NDArray[np.uint8],
+    ) -> None:
+        raise NotImplementedError
+
+    def close(self) -> None:
+        pass
+
+
+class Feeder:
+    """``queue_jobs.c``: runs ASYNC jobs on the calling thread, which is without the GIL meanwhile."""
+
+    def __init__(self, library: Any, operation: tuple[Any, Any, Any, int], size: int) -> None:
+        """``operation``: gp_client_private_op or NULL, the client, the key and its handle."""
+        self._library = library
+        self._input = FEEDER.new("uint8_t[512]")  # zero, which is less than any modulus
+        pointers = [FEEDER.cast("void *", int(ffi.cast("uintptr_t", pointer))) for pointer in operation[:3]]
+        self._feeder = FEEDER.gc(library.feeder_new(*pointers, operation[3], self._input, size), library.feeder_free)
+
+    def run(self, requests: int) -> None:
+        failed = self._library.feeder_run(self._feeder, requests)
+        if failed:
+            raise BenchError(f"{failed} of {requests} requests failed")
+
+    def fill(self) -> None:
+        self._library.feeder_fill(self._feeder)
+
+    def await_all(self) -> int:
+        return int(self._library.feeder_await_all(self._feeder))
+
+    def finish(self) -> None:
+        failed = self._library.feeder_finish(self._feeder)
+        if failed:
+            raise BenchError(f"{failed} requests failed")
+
+
+def measure(bench: Bench, *, rounds: int, requests: int, advance: Callable[[str, int], None]) -> Result:
+    result = Result(
+        "queue",
+        "Queue and batching provider with a backend that does nothing",
+        {"rounds": rounds, "requests": requests, "in_flight": IN_FLIGHT, "depth": DEPTH, "rsa_bits": RSA_BITS},
+    )
+    steps = rounds * len(IN_FLIGHT) + rounds + 1
+    library: Any = FEEDER.dlopen(str(bench.compile("queue_jobs", "-shared", "-fPIC", "-lcrypto")))
+    backend = NullBackend()
+    before = set(threading.enumerate())
+    with BatchingProvider(ProviderConfig(queue_depth=DEPTH), backends=[backend]) as provider:
+        threads = set(threading.enumerate()) - before
+        key = provider.load_key(rsa.generate_private_key(65537, RSA_BITS))
+        pointer = key.client.pointer
+        core: Any = lib
+        native_key = ffi.gc(core.gp_client_get_key(pointer, key.handle), core.gp_key_free)
+        operation = (ffi.addressof(core, "gp_client_private_op"), pointer, native_key, key.handle)
+        nothing = (ffi.NULL, *operation[1:])
+        for size in IN_FLIGHT:
+            requesting, idle = (Feeder(library, what, size) for what in (operation, nothing))
+            count = requests if size > 1 else requests // 10
+            requesting.run(count // 4)
+            idle.run(count // 4)
+            for turn in range(rounds):
+                advance(f"{size} in flight", steps)
+                batches = provider.stats().batches
+                started = time.monotonic()
+                full = cpu_of(requesting, count)
+                wall = time.monotonic() - started
+                batches = provider.stats().batches - batches
+                sample = {"round": turn, "in_flight": size, "cpu_us": (full - cpu_of(idle, count)) / count * 1e6}
+                result.samples.append({**sample, "rate": count / wall, "mean_batch": count / batches})
+        feeder = Feeder(library, operation, DEPTH)
+        for turn in range(rounds + 1):
+            advance("full batches", steps)
+            sample = burst(backend, feeder, threads)
+            if turn > 0:  # the first one touches every page for the first time
+                result.samples.append({"round": turn - 1, **sample})
+    for size in IN_FLIGHT:
+        cpu = Spread.of(result.values("cpu_us", in_flight=size))
+        target = Target(5.0) if size in WITH_TARGET else None
+        result.rows.append(Row(f"{size} in flight", "submission to completion", "µs of CPU", cpu, target=target))
+    rate = Spread.of(result.values("burst_rate", burst=True))
+    result.rows.append(Row("full batches", "batching thread", "requests/s", rate, target=Target(1e6, at_most=False)))
+    for thread in sorted(thread.name for thread in threads):
+        cpu = Spread.of(result.values(thread, burst=True))
+        if cpu.high > 0:
+            result.rows.append(Row("full batches", f"thread {thread}", "µs of CPU", cpu))
+    return result
+
+
+def cpu_of(feeder: Feeder, requests: int) -> float:
+    before = time.process_time()
+    feeder.run(requests)
+    return time.process_time() - before
+
+
+def burst(backend: NullBackend, feeder: Feeder, threads: set[threading.Thread]) -> dict[str, Any]:
+    """Fills the queue while the backend holds its first batch, lets go, and times until the last callback has fired."""
+    backend.gate.clear()
+    feeder.fill()
+    before = {thread.name: thread_cpu(thread) for thread in threads}
+    started = time.monotonic_ns()
+    backend.gate.set()
+    ended = feeder.await_all()
+    used = {thread.name: (thread_cpu(thread) - before[thread.name]) / DEPTH * 1e6 for thread in threads}
+    feeder.finish()
+    return {"burst": True, "burst_rate": DEPTH / ((ended - started) / 1e9), **used}
+
+
+def thread_cpu(thread: threading.Thread) -> float:
+    if thread.ident is None:
+        raise BenchError(f"thread {thread.name} has not started")
+    return time.clock_gettime(time.pthread_getcpuclockid(thread.ident))

@@ -1,0 +1,77 @@
+"""The bench runs to its end at tiny sizes, and what it saves says everything that a reader needs. Never how fast."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))  # bench/ is no installed package: it is run from the repository's root
+
+pytest.importorskip("matplotlib", reason="the bench draws with matplotlib, the [bench] extra")
+
+from bench import plot, queue_overhead, report, servers  # noqa: E402
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+MEASUREMENTS: dict[str, Callable[[servers.Bench, Callable[[str, int], None]], report.Result]] = {
+    "queue": lambda bench, advance: queue_overhead.measure(bench, rounds=2, requests=500, advance=advance),
+}
+
+
+@pytest.mark.parametrize("what", MEASUREMENTS)
+def test_a_measurement_runs_and_its_file_is_complete(
+    what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(servers, "find_haproxy", lambda: servers.shutil.which("haproxy"))  # installs nothing
+    steps: list[int] = []
+    with servers.Bench() as bench:
+        result = MEASUREMENTS[what](bench, lambda _name, total: steps.append(total))
+    path = report.save(result, tmp_path)
+    document: dict[str, Any] = json.loads(path.read_text())
+    assert path.name.endswith(f"-{what}.json")
+    assert len(steps) >= len(document["samples"])
+    assert document["samples"]
+    assert document["environment"]["machine"]["cpu"]
+    assert document["environment"]["versions"]["openssl_of_python"]
+    assert any(row["met"] is not None for row in document["rows"])
+    for row in document["rows"]:
+        for spread in filter(None, (row["measured"], row["ratio"])):
+            assert spread["low"] <= spread["median"] <= spread["high"]
+    assert plot.draw(path).read_bytes().startswith(b"\x89PNG")
+
+
+def test_what_the_bench_started_has_ended_after_it() -> None:
+    with servers.Bench() as bench:
+        server = bench.asyncio_relay(bench.upstream(), uvloop=False)
+        assert bench.load(server, 3, 2, 10).connections == 3
+        directory = bench.directory
+    assert server.process.returncode is not None
+    assert not directory.exists()
+
+
+def test_a_failed_connection_is_an_error_and_not_a_fast_one() -> None:
+    with servers.Bench() as bench:
+        nobody = bench.asyncio_relay(servers.free_port(), uvloop=False)
+        with pytest.raises(servers.BenchError, match="3 of 3 connections to asyncio failed"):
+            bench.load(nobody, 3, 1, 10)
+
+
+def test_rows_are_json_lines_in_a_pipe_and_a_table_on_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    spread = report.Spread.of_ratios([2.0, 3.0, 4.0], [4.0, 4.0, 4.0])
+    row = report.Row("a case", "ours", "µs", report.Spread.of([2.0, 3.0, 4.0]), "theirs", spread, report.Target(0.7))
+    result = report.Result("what", "Title", {}, rows=[row], notes=["haproxy is missing"])
+    report.show(result, report.Console())
+    first, note = map(json.loads, capsys.readouterr().out.splitlines())
+    assert first["ratio"] == {"median": 0.75, "low": 0.5, "high": 1.0}
+    assert first["met"] is False
+    assert note["note"] == "haproxy is missing"
+    report.show(result, report.Console(force_terminal=True, width=200))
+    table = capsys.readouterr().out
+    assert "≤ 0.7" in table
+    assert "haproxy is missing" in table
