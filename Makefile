@@ -1,0 +1,83 @@
+# make demo | test | lint | sanitize | bench | wheel | container | clean
+# PYTHON=… names the interpreter (3.11 or later); CC=… and CFLAGS=… reach the compiler.
+
+PYTHON ?= python3
+PYTEST_ARGS ?=
+BIN := .venv/bin
+comma := ,
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+# What an editable install does not pick up by itself.
+BUILT_FROM := pyproject.toml setup.py setup.cfg gpu_provider/native/core_build.py tls/ssl_build.py \
+	$(wildcard gpu_provider/native/*.[ch] tls/*.[ch])
+
+.PHONY: demo test lint sanitize bench wheel container clean
+.DELETE_ON_ERROR:
+
+demo: .venv/ready-demo
+	@$(BIN)/gpu-provider demo
+
+test: .venv/ready-test
+	@echo "running the tests"
+	@$(BIN)/pytest $(PYTEST_ARGS)
+
+bench: .venv/ready-bench
+	@$(BIN)/python -m bench
+
+# One set-up per purpose, each complete, so that the demo does not fetch what only the tests need.
+.venv/ready-demo: EXTRAS = uvloop
+.venv/ready-test: EXTRAS = uvloop,test,bench
+.venv/ready-lint: EXTRAS = lint
+.venv/ready-bench: EXTRAS = uvloop,bench
+.venv/ready-%: $(BUILT_FROM)
+	@sh tests/check_prerequisites.sh $(PYTHON)
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || \
+		{ echo "making .venv"; $(PYTHON) -m venv --clear .venv; }
+	@echo "compiling and installing into .venv ($(EXTRAS))"
+	@$(BIN)/python -m pip install --quiet --editable '.[$(EXTRAS)]'
+	@touch $@
+
+# mypy and import-linter look at directories, not at what setup.py maps: give them the package as it is installed.
+lint: .venv/ready-lint
+	@rm -rf build/lint && mkdir -p build/lint && cp -pR gpu_provider build/lint/ && cp -pR tls build/lint/gpu_provider/tls
+	@echo "ruff check"
+	@$(BIN)/ruff check --quiet .
+	@echo "ruff format --check"
+	@$(BIN)/ruff format --check --quiet .
+	@echo "mypy --strict"
+	@cd build/lint && ../../$(BIN)/mypy --config-file ../../pyproject.toml --cache-dir ../mypy --no-error-summary -p gpu_provider
+	@echo "import directions"
+	@cd build/lint && ../../$(BIN)/lint-imports --config ../../pyproject.toml --no-cache --no-logo
+
+# Every stress test of the C core under the address and undefined-behaviour sanitizers, and under the thread sanitizer those
+# without OpenSSL's async jobs: it cannot follow a switch of stacks.
+STRESS := $(patsubst tests/native/%.c,%,$(wildcard tests/native/*_stress.c))
+SANITIZE_SOURCES := $(filter-out gpu_provider/native/module.c,$(wildcard gpu_provider/native/*.c))
+SANITIZE_FLAGS := -std=c11 -O1 -g -fno-omit-frame-pointer -Wall -Wextra -Werror -pthread -Igpu_provider/native -Itests/native
+define sanitized_program
+build/sanitize/$(1)-$(2): tests/native/$(1).c $(wildcard gpu_provider/native/*.[ch] tests/native/*.h)
+	@mkdir -p $$(@D)
+	@$$(CC) $$(SANITIZE_FLAGS) -fsanitize=$(3) $$< $$(SANITIZE_SOURCES) -o $$@ -lcrypto
+sanitize: build/sanitize/$(1)-$(2)
+endef
+$(foreach stress,$(STRESS),$(eval $(call sanitized_program,$(stress),address,address$(comma)undefined -fno-sanitize-recover=all)))
+$(foreach stress,$(filter-out jobs_%,$(STRESS)),$(eval $(call sanitized_program,$(stress),thread,thread)))
+
+sanitize:
+	@for program in $^; do \
+		echo "$$program"; suppressions=tests/native/$$(basename $${program%-*}).supp; \
+		[ ! -f "$$suppressions" ] || export LSAN_OPTIONS=suppressions=$$suppressions:print_suppressions=0; \
+		timeout 300 $$program || exit; unset LSAN_OPTIONS; \
+	done
+
+wheel: .venv/ready-test
+	@rm -rf build/lib* build/bdist* dist
+	@echo "building the sdist, and the wheel from it"
+	@$(BIN)/python -m build . >build/wheel.log 2>&1 || { cat build/wheel.log; exit 1; }
+	@ls dist/*
+
+container:
+	@$(PYTHON) tests/container.py || [ $$? = 77 ]
+
+clean:
+	rm -rf .venv build dist *.egg-info gpu_provider/native/*.so tls/*.so .mypy_cache .pytest_cache .ruff_cache .hypothesis

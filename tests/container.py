@@ -1,0 +1,300 @@
+"""Builds the Dockerfile with buildah, starts the terminator in it as its own user, and talks to it as a client would.
+
+Needs no container engine: buildah with chroot isolation, as root, and a base image made by debootstrap (kept in
+``build/container`` for the next run). ``BASE=`` names another base image instead. Exit status 77, and one line that
+names it, when something the machine must have is missing. Standard library alone.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import ssl
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import urllib.request
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+ROOT = Path(__file__).resolve().parent.parent
+CACHE = ROOT / "build" / "container"
+BASE_IMAGE = "localhost/gpu-provider-base"
+IMAGE = "localhost/gpu-provider"
+SKIPPED = 77
+LOCAL_AUTHORITIES = Path("/usr/local/share/ca-certificates")
+
+
+class Buildah:
+    """buildah with a storage of its own, gone at the end."""
+
+    def __init__(self, storage: Path) -> None:
+        self._command = ["buildah", "--root", str(storage / "root"), "--runroot", str(storage / "run")]
+        self.environment = {**os.environ, "BUILDAH_ISOLATION": "chroot", "STORAGE_DRIVER": "vfs"}
+
+    def arguments(self, *arguments: str) -> list[str]:
+        return [*self._command, *arguments]
+
+    def __call__(self, *arguments: str) -> str:
+        done = subprocess.run(
+            self.arguments(*arguments),
+            env=self.environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            check=False,
+            timeout=900,
+        )
+        if done.returncode:
+            sys.exit(f"container: buildah {arguments[0]} failed with status {done.returncode}:\n{done.stdout[-8000:]}")
+        return done.stdout.strip()
+
+
+def missing() -> str | None:
+    """What this machine lacks, by name."""
+    if os.geteuid() != 0:
+        return "not root"
+    tools = ["buildah", "openssl", *([] if os.environ.get("BASE") else ["debootstrap"])]
+    return next((f"{tool} is not installed" for tool in tools if shutil.which(tool) is None), None)
+
+
+def base_image(buildah: Buildah) -> str:
+    """The image to build on: ``BASE``, or a minimal Debian that also trusts this machine's own authorities."""
+    if image := os.environ.get("BASE"):
+        return image
+    tree = CACHE / "bookworm"
+    if not tree.exists():
+        shutil.rmtree(CACHE, ignore_errors=True)
+        CACHE.mkdir(parents=True)
+        log = CACHE / "debootstrap.log"
+        with log.open("w") as output:
+            done = subprocess.run(
+                ["debootstrap", "--variant=minbase", "bookworm", str(CACHE / "incomplete")],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                check=False,
+            )
+        if done.returncode:
+            print(f"skipped: debootstrap cannot fetch Debian: {log.read_text().strip().splitlines()[-1]}")
+            sys.exit(SKIPPED)
+        if LOCAL_AUTHORITIES.is_dir():
+            shutil.copytree(
+                LOCAL_AUTHORITIES, CACHE / "incomplete" / LOCAL_AUTHORITIES.relative_to("/"), dirs_exist_ok=True
+            )
+        (CACHE / "incomplete").rename(tree)
+    container = buildah("from", "scratch")
+    buildah("add", "--quiet", container, str(tree), "/")
+    buildah("commit", "--quiet", "--rm", container, BASE_IMAGE)
+    return BASE_IMAGE
+
+
+class Upstream(BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        body = f"hello from the upstream: {self.path}\n".encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 (the base class's name)
+        """Silent."""
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def make_certificate(directory: Path) -> None:
+    what = (
+        "req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=container.test -addext subjectAltName=DNS:container.test"
+    )
+    subprocess.run(
+        ["openssl", *what.split(), "-keyout", "key.pem", "-out", "chain.pem"],
+        cwd=directory,
+        check=True,
+        capture_output=True,
+    )
+    (directory / "key.pem").chmod(0o644)  # the container's user has no name here
+
+
+def request(port: int, authority: Path, version: ssl.TLSVersion, path: str) -> bytes:
+    """One verified handshake of this version and one HTTP request."""
+    context = ssl.create_default_context(cafile=str(authority))
+    context.minimum_version = context.maximum_version = version
+    with (
+        socket.create_connection(("127.0.0.1", port), timeout=10) as connection,
+        context.wrap_socket(connection, server_hostname="container.test") as tls,
+    ):
+        tls.sendall(f"GET {path} HTTP/1.1\r\nHost: container.test\r\nConnection: close\r\n\r\n".encode())
+        answer = bytearray()
+        while received := tls.recv(65536):
+            answer += received
+    return bytes(answer)
+
+
+def terminator_process(launcher: subprocess.Popen[str], root: str) -> int:
+    """The process in the container, by the root directory it runs in: what a container engine would signal."""
+    found = [
+        int(entry.name)
+        for entry in Path("/proc").iterdir()
+        if entry.name.isdigit() and int(entry.name) != launcher.pid and _root_of(entry) == root
+    ]
+    if len(found) != 1:
+        sys.exit(f"container: expected one process in {root}, found {found}")
+    return found[0]
+
+
+def _root_of(process: Path) -> str | None:
+    try:
+        return os.readlink(process / "root")
+    except (FileNotFoundError, ProcessLookupError, PermissionError):
+        return None
+
+
+def wait_until_healthy(
+    buildah: Buildah, container: str, healthcheck: list[str], launcher: subprocess.Popen[str]
+) -> None:
+    """Runs the image's own HEALTHCHECK as an engine does, until it passes."""
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        if launcher.poll() is not None:
+            sys.exit(f"container: the terminator ended with status {launcher.returncode}")
+        done = subprocess.run(
+            buildah.arguments("run", *ENVIRONMENT, container, "--", *healthcheck),
+            env=buildah.environment,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            check=False,
+        )
+        if done.returncode == 0:
+            return
+        time.sleep(0.2)
+    sys.exit("container: the HEALTHCHECK did not pass within 60 s")
+
+
+ADMIN_PORT = free_port()
+ENVIRONMENT = ["--env", f"GPU_PROVIDER_ADMIN=127.0.0.1:{ADMIN_PORT}"]
+
+
+@contextmanager
+def step(name: str) -> Iterator[None]:
+    start = time.monotonic()
+    yield
+    print(f"container: {name} ({time.monotonic() - start:.0f} s)", flush=True)
+
+
+def check_image(config: dict[str, object]) -> tuple[list[str], list[str]]:
+    """The image's entry point and health check, in exec form, and its user."""
+    user, entry, health = config["User"], config["Entrypoint"], config["Healthcheck"]
+    assert isinstance(user, str)
+    assert user.partition(":")[0].isdigit(), f"the user {user!r} is not a number"
+    assert user.partition(":")[0] != "0", "the image runs as root"
+    assert isinstance(entry, list)
+    assert isinstance(health, dict)
+    assert health["Test"][0] == "CMD", f"the health check {health['Test']} is not in exec form"
+    return entry, health["Test"][1:]
+
+
+def check_running(buildah: Buildah, container: str, directory: Path, entry: list[str], health: list[str]) -> None:
+    upstream = ThreadingHTTPServer(("127.0.0.1", 0), Upstream)
+    threading.Thread(target=upstream.serve_forever, daemon=True).start()
+    port, root = free_port(), buildah("mount", container)
+    settings = directory / "terminator.toml"
+    settings.write_text(
+        f'listen = "127.0.0.1:{port}"\nupstream = "127.0.0.1:{upstream.server_port}"\n'
+        'cert = ["/etc/gpu-provider/chain.pem"]\nkey = ["/etc/gpu-provider/key.pem"]\n'
+    )
+    compilers = [name for name in ("gcc", "cc", "clang", "pip") if list(Path(root).glob(f"usr/bin/{name}*"))]
+    assert not compilers, f"the runtime image carries {compilers}"
+    before = time.time()
+    volume = ["--volume", f"{directory}:/etc/gpu-provider:ro"]
+    arguments = [*entry, "terminator", "--config", "/etc/gpu-provider/terminator.toml"]
+    log = directory.parent / "terminator.log"
+    with (
+        log.open("w") as output,
+        subprocess.Popen(
+            buildah.arguments("run", *volume, *ENVIRONMENT, container, "--", *arguments),
+            env=buildah.environment,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            text=True,
+        ) as launcher,
+    ):
+        process = 0
+        try:
+            with step("the HEALTHCHECK passes"):
+                wait_until_healthy(buildah, container, health, launcher)
+            process = terminator_process(launcher, root)
+            status = Path(f"/proc/{process}/status").read_text()
+            assert "Uid:\t65532\t65532" in status, f"the terminator runs as another user:\n{status}"
+            for version in (ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3):
+                answer = request(port, directory / "chain.pem", version, f"/{version.name}")
+                assert f"hello from the upstream: /{version.name}".encode() in answer, answer
+            with urllib.request.urlopen(f"http://127.0.0.1:{ADMIN_PORT}/metrics", timeout=5) as metrics:
+                assert b"gpu_provider" in metrics.read()
+            os.kill(process, signal.SIGTERM)
+            assert launcher.wait(timeout=30) == 0, f"after SIGTERM: exit status {launcher.returncode}"
+        except BaseException:
+            print(log.read_text(), file=sys.stderr)
+            raise
+        finally:
+            if launcher.poll() is None:
+                if process:
+                    os.kill(process, signal.SIGKILL)
+                launcher.kill()
+    written = [
+        str(path)
+        for path in Path(root).rglob("*")
+        if not path.is_symlink() and path.exists() and path.stat().st_uid == 65532 and path.stat().st_mtime > before
+    ]
+    assert not written, f"the terminator wrote to its root file system: {written}"
+    upstream.shutdown()
+
+
+def main() -> int:
+    if lacking := missing():
+        print(f"skipped: {lacking}")
+        return SKIPPED
+    with tempfile.TemporaryDirectory(prefix="gpu-provider-container-") as scratch:
+        buildah = Buildah(Path(scratch))
+        with step("base image"):
+            base = base_image(buildah)
+        with step("image built"):
+            buildah(
+                "bud", "--format", "docker", "--layers=false", "--build-arg", f"BASE={base}", "-t", IMAGE, str(ROOT)
+            )
+        config = json.loads(buildah("inspect", "--type", "image", IMAGE))["Docker"]["config"]
+        entry, health = check_image(config)
+        container = buildah("from", "--pull-never", IMAGE)
+        directory = Path(scratch) / "settings"
+        directory.mkdir(mode=0o755)
+        Path(scratch).chmod(0o711)
+        make_certificate(directory)
+        try:
+            with step("TLS 1.2 and 1.3 handshakes, metrics, SIGTERM"):
+                check_running(buildah, container, directory, entry, health)
+        finally:
+            buildah("umount", "--all")
+            buildah("rm", "--all")
+    print("container: passed")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
