@@ -97,8 +97,9 @@ static enum gp_load fill_info(const gp_key *key, gp_key_info *info)
     info->exponent_bytes = (uint32_t)BN_num_bytes(e);
     for (uint32_t i = 0; i < key->bytes; i++)
         info->modulus[i] = key->modulus[key->bytes - 1 - i];
-    if (BN_is_odd(e) && !BN_is_one(e) && info->exponent_bytes <= GP_MAX_BYTES
-        && BN_bn2lebinpad(e, info->exponent, GP_MAX_BYTES) > 0)
+    /* Written before it is judged: the caller names the exponent that is wrong. */
+    if (info->exponent_bytes <= GP_MAX_BYTES && BN_bn2lebinpad(e, info->exponent, GP_MAX_BYTES) >= 0 && BN_is_odd(e)
+        && !BN_is_one(e))
         result = GP_LOAD_OK;
     BN_free(e);
     return result;
