@@ -1,0 +1,75 @@
+"""HOST:PORT as an operator writes it, and what it resolves to."""
+
+from __future__ import annotations
+
+import socket
+from typing import NamedTuple
+
+from gpu_provider.errors import ConfigError
+
+__all__ = ["Address", "Resolved", "format_address", "parse_address", "resolve"]
+
+
+class Address(NamedTuple):
+    """A host (a name, an IPv4 or IPv6 address without brackets, or empty for every interface) and a port."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return format_address((self.host, self.port))
+
+
+class Resolved(NamedTuple):
+    """One socket address, with its family."""
+
+    family: socket.AddressFamily
+    address: tuple[str, int] | tuple[str, int, int, int]
+
+
+def format_address(address: tuple[str, int] | tuple[str, int, int, int]) -> str:
+    """``host:port``, with brackets around an IPv6 address."""
+    host, port = address[:2]
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def parse_address(text: str, *, any_host: bool) -> Address:
+    """Reads ``HOST:PORT``, ``[IPV6]:PORT`` or, if ``any_host``, ``:PORT`` for every interface. Raises ConfigError."""
+    host, colon, port = text.rpartition(":")
+    remedy = "write HOST:PORT, such as 192.0.2.1:443, name.example:443 or [::1]:443"
+    if not colon:
+        raise ConfigError(f"{text!r} has no port; {remedy}")
+    if host.startswith("[") and host.endswith("]"):
+        host = host[1:-1]
+        if not _is_ipv6(host):
+            raise ConfigError(f"{text!r}: {host!r} in brackets is not an IPv6 address; {remedy}")
+    elif ":" in host:
+        raise ConfigError(f"{text!r}: an IPv6 address needs brackets around it; {remedy}")
+    if not (port.isascii() and port.isdigit() and int(port) <= 65535):
+        raise ConfigError(f"{text!r}: {port!r} is not a port number from 0 to 65535; {remedy}")
+    if not any_host and (not host or int(port) == 0):
+        raise ConfigError(f"{text!r} names no {'port' if host else 'host'} to connect to; {remedy}")
+    return Address(host, int(port))
+
+
+def resolve(address: Address, *, to_listen: bool) -> tuple[Resolved, ...]:
+    """Every stream address behind ``address``, in the resolver's order. May block. Raises ConfigError."""
+    try:
+        found = socket.getaddrinfo(
+            address.host or None,
+            address.port,
+            type=socket.SOCK_STREAM,
+            flags=socket.AI_PASSIVE if to_listen else 0,
+        )
+    except (OSError, UnicodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not a host name"
+        raise ConfigError(f"{address}: the name {address.host!r} can't be resolved: {reason}") from None
+    return tuple(dict.fromkeys(Resolved(family, sockaddr) for family, _, _, _, sockaddr in found))  # type: ignore[arg-type]
+
+
+def _is_ipv6(text: str) -> bool:
+    try:
+        socket.inet_pton(socket.AF_INET6, text.partition("%")[0])
+    except OSError:
+        return False
+    return True

@@ -1,0 +1,94 @@
+"""The admin port: ``/livez``, ``/readyz`` and ``/metrics`` over plain HTTP.
+
+Three fixed answers need no framework. It is for the operator's own network: by default it listens on 127.0.0.1 alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from http import HTTPStatus
+from typing import TYPE_CHECKING
+
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Callable
+
+    from prometheus_client import CollectorRegistry
+
+__all__ = ["AdminServer"]
+
+_TEXT = "text/plain; charset=utf-8"
+_REQUEST_SECONDS = 5.0
+_MOST_HEADER_LINES = 100
+
+Answer = tuple[HTTPStatus, str, bytes]
+
+
+class AdminServer:
+    """Serves a listening socket. ``is_ready()`` → (ready, one line that says why)."""
+
+    def __init__(self, registry: CollectorRegistry, is_ready: Callable[[], tuple[bool, str]]) -> None:
+        self._registry = registry
+        self._is_ready = is_ready
+        self._server: asyncio.Server | None = None
+        self._requests: set[asyncio.Task[None]] = set()
+
+    async def start(self, listeners: list[socket.socket]) -> None:
+        for listener in listeners:
+            self._server = await asyncio.start_server(self._accept, sock=listener)
+
+    async def close(self) -> None:
+        if self._server is not None:
+            self._server.close()
+        for request in self._requests:
+            request.cancel()
+        await asyncio.gather(*self._requests, return_exceptions=True)
+
+    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None  # noqa: S101 - asyncio runs this as a task
+        self._requests.add(task)
+        try:
+            async with asyncio.timeout(_REQUEST_SECONDS):
+                await self._serve(reader, writer)
+        except (OSError, TimeoutError, ValueError, asyncio.IncompleteReadError):
+            pass  # the client went away, was too slow, or sent a line beyond the reader's limit
+        finally:
+            self._requests.discard(task)
+            writer.close()
+            with contextlib.suppress(OSError):
+                await writer.wait_closed()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        request = (await reader.readline()).decode("latin-1").split()
+        for _ in range(_MOST_HEADER_LINES):
+            if (await reader.readline()).strip() == b"":
+                break
+        status, content_type, body = self._answer(request)
+        head = (
+            f"HTTP/1.1 {status.value} {status.phrase}\r\n"
+            f"Content-Type: {content_type}\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n"
+        )
+        writer.write(head.encode("latin-1"))
+        if request[:1] != ["HEAD"]:
+            writer.write(body)
+        await writer.drain()
+
+    def _answer(self, request: list[str]) -> Answer:
+        if len(request) != 3 or not request[2].startswith("HTTP/1."):
+            return HTTPStatus.BAD_REQUEST, _TEXT, b"not an HTTP/1 request\n"
+        method, target, _ = request
+        if method not in {"GET", "HEAD"}:
+            return HTTPStatus.METHOD_NOT_ALLOWED, _TEXT, b"only GET and HEAD\n"
+        match target.partition("?")[0]:
+            case "/livez":
+                return HTTPStatus.OK, _TEXT, b"alive\n"
+            case "/readyz":
+                ready, why = self._is_ready()
+                return HTTPStatus.OK if ready else HTTPStatus.SERVICE_UNAVAILABLE, _TEXT, f"{why}\n".encode()
+            case "/metrics":
+                return HTTPStatus.OK, CONTENT_TYPE_LATEST, generate_latest(self._registry)
+        return HTTPStatus.NOT_FOUND, _TEXT, b"there are /livez, /readyz and /metrics\n"

@@ -1,0 +1,136 @@
+"""From certificate and key files to the contexts that new connections are made from."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING
+
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.x509.oid import NameOID
+
+from gpu_provider import tls
+from gpu_provider.errors import ConfigError
+from gpu_provider.tls import constants
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from gpu_provider import BatchingProvider
+    from gpu_provider.tls.terminator.config import TerminatorConfig
+
+__all__ = ["Certificate", "Certificates", "load_certificates"]
+
+_VERSIONS = {"TLSv1.2": constants.TLS1_2_VERSION, "TLSv1.3": constants.TLS1_3_VERSION}
+_READ_BUFFER = 65536  # four records of the largest size
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Certificate:
+    """What there is to say about one certificate file's leaf."""
+
+    path: Path
+    names: tuple[str, ...]
+    """DNS names in lower case, wildcards included."""
+    key_type: str
+    not_after: float
+    """Unix time."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Certificates:
+    """All certificates as read at one time."""
+
+    context: tls.Context
+    """The first certificate's context, which turns to the others by the server name that the client asks for."""
+    all: tuple[Certificate, ...]
+
+
+def load_certificates(config: TerminatorConfig, provider: BatchingProvider | None) -> Certificates:
+    """Reads every pair of files. Raises ConfigError that names the file and what to do about it."""
+    contexts: list[tls.Context] = []
+    certificates: list[Certificate] = []
+    by_name: dict[str, tls.Context] = {}
+    for cert, key in zip(config.cert, config.key, strict=True):
+        context = _settings_context(config, provider)
+        try:
+            context.use_certificate_chain_file(str(cert))
+            certificate = _describe(cert)
+            context.use_privatekey_file(str(key))
+        except (tls.CertificateError, tls.PrivateKeyError) as error:
+            raise ConfigError(str(error)) from None
+        try:
+            context.check_privatekey()
+        except tls.PrivateKeyError as error:
+            raise ConfigError(
+                f"private key file {str(key)!r} does not belong to certificate file {str(cert)!r}; give each "
+                f"--cert its own --key, in the same order ({error})"
+            ) from None
+        contexts.append(context)
+        certificates.append(certificate)
+        for name in certificate.names:
+            by_name.setdefault(name, context)
+    contexts[0].set_sni_contexts(by_name)
+    return Certificates(contexts[0], tuple(certificates))
+
+
+def _settings_context(config: TerminatorConfig, provider: BatchingProvider | None) -> tls.Context:
+    context = tls.Context(constants.TLS_SERVER_METHOD, provider)
+    context.set_min_proto_version(_VERSIONS[config.tls_min])
+    context.set_max_proto_version(_VERSIONS[config.tls_max])
+    for setting, value, use in (
+        ("ciphers", config.ciphers, context.set_cipher_list),
+        ("ciphersuites", config.ciphersuites, context.set_ciphersuites),
+    ):
+        if value is not None:
+            try:
+                use(value)
+            except tls.Error as error:
+                raise ConfigError(
+                    f"{setting} = {value!r}: {error}; `openssl ciphers -v` lists the names that OpenSSL knows"
+                ) from None
+    if config.alpn:
+        context.set_alpn_server_protos([protocol.encode("ascii") for protocol in config.alpn])
+    # Tickets let clients resume; a cache in this process would only cost memory beside them.
+    context.set_session_cache_mode(constants.SESS_CACHE_OFF)
+    context.set_read_ahead(_READ_BUFFER)
+    context.set_mode(constants.SSL_MODE_ASYNC)
+    return context
+
+
+def _describe(path: Path) -> Certificate:
+    try:
+        leaf = x509.load_pem_x509_certificates(path.read_bytes())[0]
+        names = _names(leaf)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"certificate file {str(path)!r} can't be read: {error}") from None
+    return Certificate(path, names, _key_type(leaf, path), leaf.not_valid_after_utc.timestamp())
+
+
+def _names(leaf: x509.Certificate) -> tuple[str, ...]:
+    """The subject alternative names, or where the extension is missing the common name."""
+    try:
+        alternative = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName)
+        names = alternative.value.get_values_for_type(x509.DNSName)
+    except x509.ExtensionNotFound:
+        names = [str(attribute.value) for attribute in leaf.subject.get_attributes_for_oid(NameOID.COMMON_NAME)]
+    usable = (name.rstrip(".").lower() for name in names)
+    return tuple(dict.fromkeys(name for name in usable if _is_server_name(name)))
+
+
+def _is_server_name(name: str) -> bool:
+    """Whether clients can ask for it: not so for wildcards other than ``*.`` at the front, which no client accepts."""
+    host = name.removeprefix("*.")
+    return bool(host) and len(name) <= 255 and name.isascii() and "*" not in host and "\0" not in host
+
+
+def _key_type(leaf: x509.Certificate, path: Path) -> str:
+    key = leaf.public_key()
+    if isinstance(key, rsa.RSAPublicKey):
+        return f"RSA-{key.key_size}"
+    if isinstance(key, ec.EllipticCurvePublicKey):
+        return f"EC-{key.curve.name}"
+    raise ConfigError(
+        f"certificate file {str(path)!r} has a key of type {type(key).__name__.removesuffix('PublicKey')}; "
+        "a certificate with an RSA or EC key is needed"
+    )

@@ -1,0 +1,97 @@
+"""Edge-triggered readiness for the data path, inside an asyncio event loop.
+
+``loop.add_reader`` and ``add_writer`` tell the kernel about every change of interest, and wrap every call in a Handle
+and a context. A terminator changes its interest several times per connection, and that costs as much as its own work.
+So the sockets of the data path are in an epoll set of their own, edge-triggered: each is added once and never
+changed. The event loop (asyncio's or uvloop's) watches that set as a single descriptor, and stays in charge of
+everything else.
+
+Edge-triggered means: after an event, a handler goes on until the socket would block, or has itself called ``again``.
+"""
+
+from __future__ import annotations
+
+import select
+from collections import deque
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import asyncio
+    import socket
+
+__all__ = ["GONE", "READABLE", "WRITABLE", "Poller"]
+
+READABLE = select.EPOLLIN
+WRITABLE = select.EPOLLOUT
+GONE = select.EPOLLERR | select.EPOLLHUP
+"""Both directions are closed or the connection was reset: nothing can be sent any more."""
+
+_INTEREST = READABLE | WRITABLE | select.EPOLLRDHUP | select.EPOLLET
+_BURST = 512
+
+Handler = Callable[[int], None]
+
+
+class Poller:
+    """One epoll set. All methods run on the event loop's thread."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._epoll = select.epoll()
+        self._handlers: dict[int, Handler] = {}
+        self._events: deque[tuple[int, int]] = deque()
+        self._discarded: list[socket.socket] = []
+        self._dispatching = False
+        loop.add_reader(self._epoll.fileno(), self._dispatch)
+
+    def add(self, sock: socket.socket, handler: Handler) -> None:
+        """Has ``handler(events)`` called at each change to readable, writable or gone; what holds now comes first."""
+        descriptor = sock.fileno()
+        self._handlers[descriptor] = handler
+        self._epoll.register(descriptor, _INTEREST)
+
+    def discard(self, sock: socket.socket) -> None:
+        """Forgets the socket, if it was added, and closes it.
+
+        During a burst of events the closing waits for the burst's end. Otherwise a new socket could get the same
+        descriptor number while an event of the old one is still to be handled.
+        """
+        self._handlers.pop(sock.fileno(), None)
+        if self._dispatching:
+            self._discarded.append(sock)
+        else:
+            sock.close()
+
+    def set_handler(self, sock: socket.socket, handler: Handler) -> None:
+        """From now on this one is called for the socket's events."""
+        self._handlers[sock.fileno()] = handler
+
+    def again(self, action: Callable[[], None]) -> None:
+        """Has the action called in the loop's next turn: for one that stopped early so that others get theirs."""
+        self._loop.call_soon(action)
+
+    def close(self) -> None:
+        self._loop.remove_reader(self._epoll.fileno())
+        self._epoll.close()
+        self._handlers.clear()
+
+    def _dispatch(self) -> None:
+        events, handlers = self._events, self._handlers
+        self._dispatching = True
+        try:
+            events.extend(self._epoll.poll(0, _BURST))
+            while events:
+                descriptor, what = events.popleft()
+                handler = handlers.get(descriptor)
+                if handler is not None:
+                    handler(what)
+        finally:
+            # An edge comes once. Should a handler raise, which the loop reports, the others still get theirs.
+            self._dispatching = bool(events)
+            if events:
+                self._loop.call_soon(self._dispatch)
+            elif self._discarded:
+                for sock in self._discarded:
+                    sock.close()
+                self._discarded.clear()

@@ -1,0 +1,248 @@
+"""Bytes both ways between a TLS connection and its upstream, with back-pressure and half-close.
+
+Each direction keeps what its receiver did not take (at most one buffer) and reads no more until that is gone. Each
+ends on its own: the client's close_notify becomes the end of the stream towards the upstream, and the upstream's end
+becomes our close_notify. A reset, or an end of the client's stream without close_notify, is passed on as an abrupt
+end, so that neither side takes a truncated stream for a whole one.
+
+Readiness comes edge-triggered: a flag remembers that there may be something to read until a read has said otherwise.
+A read that does not fill the buffer has emptied the socket, and saves the read that would only say so; unless the
+peer's end was already seen, for which no further event comes.
+"""
+
+from __future__ import annotations
+
+import select
+import socket
+from typing import TYPE_CHECKING
+
+from gpu_provider import tls
+from gpu_provider.tls.terminator.poller import GONE, READABLE, WRITABLE
+
+if TYPE_CHECKING:
+    from gpu_provider.tls.terminator.server import Server
+    from gpu_provider.tls.terminator.session import Session
+
+__all__ = ["Relay"]
+
+_ROUNDS = 8
+"""Buffers that one direction may move before others get their turn."""
+_PEER_ENDED = select.EPOLLRDHUP | GONE
+
+
+class Relay:
+    """Relays until both directions have ended, and then ends the session."""
+
+    __slots__ = (
+        "_client_end_seen", "_client_ended", "_client_readable", "_close_notify_due", "_for_client", "_for_upstream",
+        "_over", "_server", "_session", "_tls", "_upstream", "_upstream_end_seen", "_upstream_ended",
+        "_upstream_readable", "_upstream_refuses",
+    )  # fmt: skip
+
+    def __init__(self, session: Session, upstream: socket.socket, server: Server, first: bytes) -> None:
+        """``first`` goes to the upstream before the client's bytes."""
+        self._session = session
+        self._server = server
+        self._tls = session.connection
+        self._upstream = upstream
+        self._over = False
+        # Towards the upstream.
+        self._client_readable = True  # the handshake may have read the client's first bytes
+        self._client_end_seen = False  # by the poller; there may be bytes before it that are still to be read
+        self._client_ended = False  # nothing more is to be read
+        self._for_upstream = memoryview(first)  # what it did not take yet
+        self._upstream_refuses = False  # it takes no more, but what it has sent may still be here to be read
+        # Towards the client.
+        self._upstream_readable = False
+        self._upstream_end_seen = False
+        self._upstream_ended = False
+        self._for_client = memoryview(b"")
+        self._close_notify_due = False
+
+    def start(self) -> None:
+        self._server.idle.start(self._session)
+        self._to_upstream()
+
+    def stop(self) -> None:
+        """The session is over: events that were on their way are not to be acted on."""
+        self._over = True
+
+    # ---- events ----
+
+    def on_client(self, events: int) -> None:
+        if events & GONE:  # a reset: we have not closed our direction
+            self._client_is_gone("client_reset", "")
+            return
+        self._server.idle.start(self._session)
+        if events & _PEER_ENDED:
+            self._client_end_seen = True
+        if events & (READABLE | _PEER_ENDED):
+            self._client_readable = True
+        if events & WRITABLE and (self._for_client or self._close_notify_due):
+            self._to_client()
+        if self._client_readable and not self._over:
+            self._to_upstream()
+
+    def on_upstream(self, events: int) -> None:
+        self._server.idle.start(self._session)
+        if events & _PEER_ENDED:
+            self._upstream_end_seen = True
+        if events & WRITABLE and self._for_upstream:
+            self._to_upstream()
+        if events & (READABLE | _PEER_ENDED) and not self._over:
+            self._upstream_readable = True
+            self._to_client()
+
+    # ---- client to upstream ----
+
+    def _to_upstream(self) -> None:
+        buffer = self._server.buffer
+        for _ in range(_ROUNDS):
+            if self._for_upstream:
+                self._for_upstream = self._for_upstream[self._send_upstream(self._for_upstream) :]
+            if self._for_upstream or self._client_ended or not self._client_readable:
+                return
+            count = self._read_client(buffer)
+            if count == 0:
+                return
+            sent = self._send_upstream(buffer[:count])
+            if sent < count:
+                self._for_upstream = memoryview(bytes(buffer[sent:count]))
+                return
+        self._server.poller.again(self._again_to_upstream)
+
+    def _again_to_upstream(self) -> None:
+        if not self._over:
+            self._to_upstream()
+
+    def _read_client(self, buffer: memoryview) -> int:
+        """How many bytes came; 0 for none now, or none ever."""
+        connection = self._tls
+        try:
+            count = connection.recv_into(buffer)
+        except tls.WantReadError:
+            self._client_readable = False
+            return 0
+        except tls.WantWriteError:  # the answer to a key update has no room: goes on when there is some
+            return 0
+        except tls.ZeroReturnError:
+            self._client_is_done()
+            return 0
+        except tls.SysCallError as error:
+            self._client_is_gone("client_eof" if error.args[0] == -1 else "client_reset", str(error))
+            return 0
+        except tls.Error as error:
+            self._end("tls_error", str(error))
+            return 0
+        self._server.metrics.bytes_to_upstream += count
+        if count < len(buffer) and not self._client_end_seen and not connection.get_shutdown():
+            self._client_readable = False
+        return count
+
+    def _send_upstream(self, data: memoryview) -> int:
+        """How many bytes are dealt with."""
+        try:
+            return self._upstream.send(data)
+        except BlockingIOError:
+            return 0
+        except OSError:
+            # It may have answered before it closed. So that comes first, and what the client sends is of no use now.
+            self._upstream_refuses = self._client_ended = True
+            if self._upstream_ended:
+                self._both_ended()
+            else:
+                self._upstream_readable = self._upstream_end_seen = True
+                self._server.poller.again(self._to_client)
+            return len(data)
+
+    def _client_is_done(self) -> None:
+        self._client_ended = True
+        try:
+            self._upstream.shutdown(socket.SHUT_WR)
+        except OSError:  # it was reset: reading from it will say so
+            self._upstream_refuses = True
+        if self._upstream_ended and not self._close_notify_due:
+            self._both_ended()
+
+    def _client_is_gone(self, result: str, reason: str) -> None:
+        """Without close_notify. Many clients end so when they have got what they wanted."""
+        everything_sent = self._upstream_ended and not self._for_client and not self._close_notify_due
+        self._end("closed" if everything_sent else result, reason)
+
+    # ---- upstream to client ----
+
+    def _to_client(self) -> None:
+        buffer = self._server.buffer
+        for _ in range(_ROUNDS):
+            if self._for_client:
+                self._for_client = self._for_client[self._send_client(self._for_client) :]
+            elif self._close_notify_due:
+                self._send_close_notify()
+            if self._over or self._for_client or self._upstream_ended or not self._upstream_readable:
+                return
+            count = self._read_upstream(buffer)
+            if count == 0:
+                return
+            sent = self._send_client(buffer[:count])
+            if sent < count:
+                self._for_client = memoryview(bytes(buffer[sent:count]))
+                return
+        self._server.poller.again(self._again_to_client)
+
+    def _again_to_client(self) -> None:
+        if not self._over:
+            self._to_client()
+
+    def _read_upstream(self, buffer: memoryview) -> int:
+        """How many bytes came; 0 for none now, or none ever."""
+        try:
+            count = self._upstream.recv_into(buffer)
+        except BlockingIOError:
+            self._upstream_readable = False
+            return 0
+        except OSError as error:
+            self._end("upstream_reset", str(error))
+            return 0
+        if count == 0:
+            self._upstream_ended = self._close_notify_due = True
+            self._send_close_notify()
+            return 0
+        self._server.metrics.bytes_to_client += count
+        if count < len(buffer) and not self._upstream_end_seen:
+            self._upstream_readable = False
+        return count
+
+    def _send_client(self, data: memoryview) -> int:
+        """How many bytes are dealt with."""
+        try:
+            return self._tls.send(data)
+        except tls.WantWriteError:
+            return 0
+        except tls.Error as error:
+            self._end("client_reset", str(error))
+            return len(data)
+
+    def _send_close_notify(self) -> None:
+        try:
+            self._tls.shutdown()
+        except tls.WantWriteError:
+            return
+        except tls.Error as error:
+            self._end("client_reset", str(error))
+            return
+        self._close_notify_due = False
+        if self._client_ended:
+            self._both_ended()
+
+    # ---- the end ----
+
+    def _both_ended(self) -> None:
+        self._over = True
+        if self._upstream_refuses:
+            self._session.linger("closed")
+        else:
+            self._session.end("closed")
+
+    def _end(self, result: str, reason: str = "") -> None:
+        self._over = True
+        self._session.end(result, reason)

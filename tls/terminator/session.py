@@ -1,0 +1,286 @@
+"""One client's connection, from the accepted socket to the last byte.
+
+::
+
+    HANDSHAKE ──▶ CONNECTING ──▶ RELAY ──▶ ENDED
+        │             │            │         ▲
+        │             └──▶ LINGER ◀┘         │
+        │                    └───────────────┤
+        └────────────────────────────────────┘
+
+HANDSHAKE   do_handshake() until it is done. It stops for bytes from the client, for room towards it, or for the batch
+            that holds its RSA operation; the notifier says when that one is done. The socket's events need no action
+            meanwhile: whoever resumes the handshake goes on until the socket would block.
+CONNECTING  to the upstream, one address after the other.
+RELAY       both ways at once: relay.py.
+LINGER      close_notify was sent and nothing more will be; what the client still sends is read and dropped until it
+            closes. Closing at once would answer that data with a reset, which could destroy what we sent last.
+
+All methods run on the event loop's thread. There are no asyncio transports or streams here: the sockets are
+non-blocking, and their readiness comes edge-triggered from the poller.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+from enum import Enum, auto
+from time import monotonic
+from typing import TYPE_CHECKING
+
+from gpu_provider import tls
+from gpu_provider.tls import constants
+from gpu_provider.tls.terminator import proxy_protocol
+from gpu_provider.tls.terminator.poller import GONE, READABLE, WRITABLE
+from gpu_provider.tls.terminator.relay import Relay
+
+if TYPE_CHECKING:
+    from gpu_provider.tls.terminator.server import Server
+
+__all__ = ["Session", "State"]
+
+_NON_BLOCKING_STREAM = socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
+
+
+class State(Enum):
+    HANDSHAKE = auto()
+    CONNECTING = auto()
+    RELAY = auto()
+    LINGER = auto()
+    ENDED = auto()
+
+
+class _Borrowed:
+    """The client's socket as the Connection sees it: closing it is the poller's business, at the end of a burst."""
+
+    __slots__ = ("fileno",)
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.fileno = sock.fileno
+
+    def close(self) -> None:
+        pass
+
+
+class Session:
+    """See the module. Made for an accepted, non-blocking socket, which it owns once :meth:`start` was called."""
+
+    __slots__ = (
+        "_accepted", "_attempt", "_relay", "_result", "_server", "_waits_for",
+        "client", "connection", "state", "upstream",
+    )  # fmt: skip
+
+    def __init__(self, server: Server, client: socket.socket) -> None:
+        """Raises tls.Error if libssl has no memory for one more connection."""
+        self.state = State.HANDSHAKE
+        self.client = client
+        self.upstream: socket.socket | None = None
+        self.connection = tls.Connection(server.context, _Borrowed(client))
+        self.connection.set_accept_state()
+        self._server = server
+        self._accepted = monotonic()  # uvloop's own clock counts whole milliseconds
+        self._waits_for = READABLE  # the events that let the handshake go on
+        self._attempt = 0  # which of the upstream's addresses is tried
+        self._relay: Relay | None = None
+        self._result = ""  # how a lingering session ended
+
+    def start(self) -> None:
+        server = self._server
+        server.notifier.attach(self.connection, self._resume_handshake)
+        server.handshakes.start(self)
+        server.poller.add(self.client, self._on_client)
+        self._handshake()  # the client's first bytes are often here by now
+
+    def expire(self) -> None:
+        """The time of the present state is up."""
+        match self.state:
+            case State.HANDSHAKE:
+                self._handshake_failed("timeout", "")
+            case State.CONNECTING:
+                self._upstream_failed(errno.ETIMEDOUT)
+            case State.RELAY:
+                self.end("idle_timeout")
+            case State.LINGER:
+                self.end(self._result)
+            case State.ENDED:
+                pass
+
+    def abort(self) -> None:
+        """Ends the session whatever it is doing, without a word to either side."""
+        if self.state is State.HANDSHAKE:
+            self._handshake_failed("forced", "")
+        else:
+            self.end("forced")
+
+    def end(self, result: str, reason: str = "") -> None:
+        """Closes both sides now. ``result`` says how the session ended, for the metric."""
+        if self.state is not State.ENDED:
+            self._server.metrics.sessions[result] += 1
+            self._server.log.debug("session ended", end=result, reason=reason)
+            self._close()
+
+    def linger(self, result: str) -> None:
+        """To be called after close_notify was sent."""
+        server = self._server
+        server.deadlines[self.state].stop(self)
+        self.state, self._result = State.LINGER, result
+        self._stop_relay()
+        if self.upstream is not None:
+            server.poller.discard(self.upstream)
+            self.upstream = None
+        try:
+            self.client.shutdown(socket.SHUT_WR)
+        except OSError:  # the client is gone already
+            self.end(result)
+            return
+        server.lingering.start(self)
+        server.poller.set_handler(self.client, self._drop_input)
+        self._drop_input(READABLE)
+
+    # ---- HANDSHAKE ----
+
+    def _on_client(self, events: int) -> None:
+        if self.state is State.HANDSHAKE:
+            if events & GONE:
+                self._handshake_failed("client_gone", "the connection was reset")
+            elif events & self._waits_for:
+                self._handshake()
+        elif events & GONE:
+            self.end("client_reset")
+
+    def _resume_handshake(self) -> None:
+        if self.state is State.HANDSHAKE:
+            self._handshake()
+
+    def _handshake(self) -> None:
+        try:
+            self.connection.do_handshake()
+        except tls.WantReadError:
+            self._waits_for = READABLE
+        except tls.WantAsyncError:
+            self._waits_for = 0
+        except tls.WantWriteError:
+            self._waits_for = WRITABLE
+        except tls.WantAsyncJobError:
+            self._waits_for = 0
+            self._server.notifier.when_job_ends(self._resume_handshake)
+        except tls.SysCallError as error:
+            self._handshake_failed("client_gone", str(error))
+        except tls.Error as error:
+            self._handshake_failed("failed", str(error))
+        else:
+            self._handshake_done()
+
+    def _handshake_failed(self, result: str, reason: str) -> None:
+        self._server.metrics.handshake_failed(result)
+        self._server.log.debug("handshake failed", result=result, reason=reason)
+        self._close()
+
+    def _handshake_done(self) -> None:
+        server, connection = self._server, self.connection
+        server.handshakes.stop(self)
+        server.metrics.handshake_done(
+            monotonic() - self._accepted,
+            connection.get_protocol_version_name(),
+            connection.get_async_status().name,
+        )
+        # No private operation follows on this side: reads and writes need no job from here on.
+        connection.clear_mode(constants.SSL_MODE_ASYNC)
+        self.state = State.CONNECTING
+        server.connects.start(self)
+        self._connect()
+
+    # ---- CONNECTING ----
+
+    def _connect(self) -> None:
+        family, address = self._server.upstream[self._attempt]
+        try:
+            self.upstream = upstream = socket.socket(family, _NON_BLOCKING_STREAM)
+            upstream.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            error = upstream.connect_ex(address)
+        except OSError as failure:  # no descriptor left, or a family that this machine does not have
+            self._address_failed(failure.errno or errno.EIO)
+            return
+        if error in {0, errno.EINPROGRESS}:
+            self._server.poller.add(upstream, self._on_upstream)
+        else:
+            self._address_failed(error)
+
+    def _on_upstream(self, events: int) -> None:
+        if self.state is not State.CONNECTING or self.upstream is None:
+            return
+        error = self.upstream.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        if error:
+            self._address_failed(error)
+        elif events & WRITABLE and not events & GONE:
+            self._connected(self.upstream)
+
+    def _address_failed(self, error: int) -> None:
+        if self.upstream is not None:
+            self._server.poller.discard(self.upstream)
+            self.upstream = None
+        self._attempt += 1
+        if self._attempt < len(self._server.upstream):
+            self._connect()
+        else:
+            self._upstream_failed(error)
+
+    def _upstream_failed(self, error: int) -> None:
+        """The client learns it by a proper end of the TLS connection, since nothing of an answer was lost."""
+        self._server.upstream_failed(error)
+        try:
+            self.connection.shutdown()
+        except tls.Error as failure:
+            self.end("upstream_unreachable", str(failure))
+        else:
+            self.linger("upstream_unreachable")
+
+    def _connected(self, upstream: socket.socket) -> None:
+        server = self._server
+        server.connects.stop(self)
+        self.state = State.RELAY
+        first = b""
+        if server.proxy_version:
+            try:
+                first = proxy_protocol.header(
+                    server.proxy_version, self.client.family, self.client.getpeername(), self.client.getsockname()
+                )
+            except OSError as error:  # getpeername: the client was reset meanwhile
+                self.end("client_reset", os.strerror(error.errno or 0))
+                return
+        self._relay = relay = Relay(self, upstream, server, first)
+        server.poller.set_handler(self.client, relay.on_client)
+        server.poller.set_handler(upstream, relay.on_upstream)
+        relay.start()
+
+    # ---- LINGER and ENDED ----
+
+    def _drop_input(self, events: int) -> None:
+        if self.state is not State.LINGER:
+            return
+        try:
+            while self.client.recv_into(self._server.buffer):
+                pass
+        except BlockingIOError:
+            return
+        except OSError:
+            pass
+        self.end(self._result)
+
+    def _close(self) -> None:
+        server = self._server
+        server.deadlines[self.state].stop(self)
+        self.state = State.ENDED
+        self._stop_relay()
+        # Takes the SSL off the descriptor, and keeps it by itself if its job still waits for a batch.
+        self.connection.close()
+        server.poller.discard(self.client)
+        if self.upstream is not None:
+            server.poller.discard(self.upstream)
+        server.session_ended(self)
+
+    def _stop_relay(self) -> None:
+        if self._relay is not None:
+            self._relay.stop()
+            self._relay = None
