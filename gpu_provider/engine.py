@@ -179,7 +179,7 @@ class Engine:
             self._launch_new()
             if closing and self._idle():
                 break
-            if closing:
+            if self._closing:
                 self._futures.deliver()  # those that were in line
         self._end_lanes()
         self._futures.deliver()

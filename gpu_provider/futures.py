@@ -14,7 +14,7 @@ from gpu_provider.native import lib
 
 if TYPE_CHECKING:
     from gpu_provider.client import Client
-    from gpu_provider.keys import Key
+    from gpu_provider.keys import BytesLike, Key
 
 __all__ = ["PendingFutures", "Result"]
 
@@ -31,7 +31,7 @@ class PendingFutures:
         self._tags = itertools.count(1)
         self._waiting: dict[int, tuple[Future[Result], Key, bool]] = {}
 
-    def submit(self, key: Key, x: int | bytes, wait_for_room: bool) -> Future[Result]:
+    def submit(self, key: Key, x: int | BytesLike, wait_for_room: bool) -> Future[Result]:
         """Submits x^d mod n. Raises QueueFullError unless ``wait_for_room``, ProviderClosedError, InputError.
 
         The future's own ``cancel()`` works until its result is there; the request is then computed all the same.

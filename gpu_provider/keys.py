@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import re
+import typing
 import weakref
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric import rsa
+from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
 
 from gpu_provider.errors import InputError, KeyLoadError, ProviderClosedError
 from gpu_provider.native import ffi, lib
 
 if TYPE_CHECKING:
-    from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
-
     from gpu_provider.client import Client
 
-__all__ = ["Key", "load"]
+__all__ = ["BytesLike", "Key", "load"]
+
+BytesLike: TypeAlias = "bytes | bytearray | memoryview"
+"""Big-endian."""
 
 _MIN_EXPONENT = 3
+_PRIVATE_KEY_TYPES = typing.get_args(PrivateKeyTypes)
 
 
 class Key:
@@ -51,7 +54,7 @@ class Key:
     def closed(self) -> bool:
         return not self._remove.alive
 
-    def to_row(self, x: int | bytes) -> bytes:
+    def to_row(self, x: int | BytesLike) -> bytes:
         """``x`` as the queue wants it: ``self.bytes`` long, least significant byte first.
 
         Raises InputError for what is not an ``int`` or big-endian ``bytes`` with 0 <= x < n, ProviderClosedError for a
@@ -94,10 +97,10 @@ def load(client: Client, source: bytes | str | PrivateKeyTypes, password: bytes 
 def _load_error(result: int, bits: int, n: int, e: int) -> KeyLoadError:
     if result == lib.GP_LOAD_INVALID and n and n % 2 == 0:
         return KeyLoadError(f"the RSA key's {bits}-bit modulus is even; this is not a valid key")
-    if result == lib.GP_LOAD_INVALID and e and e % 2 == 0:
-        return KeyLoadError("the RSA key's public exponent is even; this is not a valid key")
-    if result == lib.GP_LOAD_INVALID and 0 < e < _MIN_EXPONENT:
-        return KeyLoadError(f"the RSA key's public exponent is {e}; it must be odd and at least {_MIN_EXPONENT}")
+    if result == lib.GP_LOAD_INVALID and n and (e % 2 == 0 or e < _MIN_EXPONENT):
+        return KeyLoadError(
+            f"the RSA key's public exponent is even or less than {_MIN_EXPONENT}; this is not a valid key"
+        )
     return KeyLoadError(
         {
             lib.GP_LOAD_UNREADABLE: "neither PEM nor DER of an unencrypted private key",
@@ -111,7 +114,7 @@ def _load_error(result: int, bits: int, n: int, e: int) -> KeyLoadError:
 
 
 def _to_unencrypted(source: bytes | str | PrivateKeyTypes, password: bytes | str | None) -> bytes:
-    if isinstance(source, rsa.RSAPrivateKey):
+    if isinstance(source, _PRIVATE_KEY_TYPES):
         return _to_der(source)
     if isinstance(source, str):
         source = source.encode()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -11,8 +12,6 @@ import numpy as np
 from gpu_provider.errors import InputError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from numpy.typing import NDArray
 
 __all__ = ["MAX_BITS", "ModexpCall", "Operand", "modexp_call"]
@@ -84,7 +83,11 @@ def _to_rows(operand: Operand, name: str) -> NDArray[np.uint8]:
     """[n, bytes], least significant byte first, bytes a multiple of 8."""
     if isinstance(operand, np.ndarray):
         return _array_to_rows(operand, name)
-    numbers = [operand] if isinstance(operand, int) else list(operand)
+    if not isinstance(operand, int | Sequence):
+        raise InputError(
+            f"the {name} is of type {type(operand).__name__}; it must be an int, a sequence of ints or a uint64 array"
+        )
+    numbers = [operand] if isinstance(operand, int) else operand
     if not numbers:
         raise InputError(f"no {name} is given")
     for row, number in enumerate(numbers):

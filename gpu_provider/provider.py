@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     from gpu_provider.backends.base import Backend
     from gpu_provider.futures import Result
-    from gpu_provider.keys import Key
+    from gpu_provider.keys import BytesLike, Key
     from gpu_provider.modexp import Operand
 
 __all__ = ["BatchingProvider", "LibraryContext", "ProviderStats"]
@@ -182,8 +182,8 @@ class BatchingProvider:
     @overload
     def private_op(self, key: Key, x: int) -> int: ...
     @overload
-    def private_op(self, key: Key, x: bytes) -> bytes: ...
-    def private_op(self, key: Key, x: int | bytes) -> int | bytes:
+    def private_op(self, key: Key, x: BytesLike) -> bytes: ...
+    def private_op(self, key: Key, x: int | BytesLike) -> int | bytes:
         """x^d mod n: the RSA private operation without any padding. Waits for room in the queue and for the result.
 
         ``x``: an int from 0 to n - 1, or as many big-endian bytes as the modulus has, or fewer. The result is of the
@@ -191,7 +191,7 @@ class BatchingProvider:
         """
         return self._submit(key, x, wait_for_room=True).result()
 
-    def submit(self, key: Key, x: int | bytes) -> Future[Result]:
+    def submit(self, key: Key, x: int | BytesLike) -> Future[Result]:
         """Like :meth:`private_op`, but returns a future at once, and raises QueueFullError at once if the queue is
         full.
 
@@ -203,13 +203,13 @@ class BatchingProvider:
     @overload
     async def private_op_async(self, key: Key, x: int) -> int: ...
     @overload
-    async def private_op_async(self, key: Key, x: bytes) -> bytes: ...
-    async def private_op_async(self, key: Key, x: int | bytes) -> int | bytes:
+    async def private_op_async(self, key: Key, x: BytesLike) -> bytes: ...
+    async def private_op_async(self, key: Key, x: int | BytesLike) -> int | bytes:
         """Like :meth:`private_op`, for a coroutine. May be cancelled at any time; the request is computed all the
         same."""
         return await asyncio.wrap_future(self._submit(key, x, wait_for_room=True))
 
-    def _submit(self, key: Key, x: int | bytes, wait_for_room: bool) -> Future[Result]:
+    def _submit(self, key: Key, x: int | BytesLike, wait_for_room: bool) -> Future[Result]:
         self._check_running()
         if key.client is not self._client:
             raise InputError("the key was loaded by another provider; load it with this one")

@@ -1,7 +1,8 @@
 """A pytest plugin: a batching provider whose batches a test holds and releases, and whose backend it makes fail.
 
-It is there in every environment that has this package and pytest; nothing is imported until a fixture is used. For
-example::
+It is there in every environment that has this package and pytest; nothing is imported until a fixture is used.
+
+For example::
 
     import pytest
     from gpu_provider import QueueFullError

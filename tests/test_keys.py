@@ -1,0 +1,199 @@
+"""Loading keys: every usable form is taken, and what is wrong with any other is named."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from typing import TYPE_CHECKING, Literal
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+from cryptography.hazmat.primitives.serialization import (
+    BestAvailableEncryption,
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+)
+from rsa_keys import private_key, public_der, public_pem
+
+from gpu_provider import BatchingProvider, GpuProviderError, InputError, KeyLoadError, ProviderClosedError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+PASSWORD = b"correct horse"
+
+
+@pytest.fixture(scope="module")
+def provider() -> Iterator[BatchingProvider]:
+    with BatchingProvider() as provider:
+        yield provider
+
+
+def encode(
+    encoding: Encoding = Encoding.PEM, format_: PrivateFormat = PrivateFormat.PKCS8, password: bytes | None = None
+) -> bytes:
+    encryption = BestAvailableEncryption(password) if password else NoEncryption()
+    return private_key(2048).private_bytes(encoding, format_, encryption)
+
+
+class TestForms:
+    @pytest.mark.parametrize("encoding", [Encoding.PEM, Encoding.DER])
+    @pytest.mark.parametrize("format_", [PrivateFormat.PKCS8, PrivateFormat.TraditionalOpenSSL])
+    def test_pem_and_der(self, provider: BatchingProvider, encoding: Encoding, format_: PrivateFormat) -> None:
+        key = provider.load_key(encode(encoding, format_))
+        assert key.n == private_key(2048).public_key().public_numbers().n
+
+    def test_text(self, provider: BatchingProvider) -> None:
+        assert provider.load_key(encode().decode()).bits == 2048
+
+    def test_a_key_of_the_cryptography_package(self, provider: BatchingProvider) -> None:
+        assert provider.load_key(private_key(2048)).bits == 2048
+
+    @pytest.mark.parametrize("encoding", [Encoding.PEM, Encoding.DER])
+    @pytest.mark.parametrize("password", [PASSWORD, PASSWORD.decode()])
+    def test_encrypted(self, provider: BatchingProvider, encoding: Encoding, password: bytes | str) -> None:
+        assert provider.load_key(encode(encoding, password=PASSWORD), password).bits == 2048
+
+    def test_traditional_encrypted_pem(self, provider: BatchingProvider) -> None:
+        encoded = encode(format_=PrivateFormat.TraditionalOpenSSL, password=PASSWORD)
+        assert provider.load_key(encoded, PASSWORD).bits == 2048
+
+    @pytest.mark.parametrize("which", [(2048,), (2048, 3), (2056,), (3000,), (3000, 3), (3072,), (4096,), (4096, 3)])
+    def test_sizes_and_exponents(self, provider: BatchingProvider, which: tuple[int] | tuple[int, Literal[3]]) -> None:
+        bits, e = (*which, 65537)[:2]
+        key = provider.load_key(private_key(*which))
+        assert (key.bits, key.bytes, key.e) == (bits, bits // 8, e)
+
+
+def der_with(**changes: int) -> bytes:
+    """The 2048-bit key as PKCS#1 DER with some of its numbers changed: what ``cryptography`` refuses to write."""
+    numbers = private_key(2048).private_numbers()
+    public = numbers.public_numbers
+    values = {"n": public.n, "e": public.e, "d": numbers.d, "p": numbers.p, "q": numbers.q}
+    values |= {"dp": numbers.dmp1, "dq": numbers.dmq1, "qinv": numbers.iqmp}
+    body = b"".join(_integer(number) for number in (0, *(values | changes).values()))
+    return b"\x30\x82" + len(body).to_bytes(2, "big") + body
+
+
+def _integer(number: int) -> bytes:
+    content = number.to_bytes(number.bit_length() // 8 + 1, "big")
+    length = bytes([len(content)]) if len(content) < 128 else b"\x82" + len(content).to_bytes(2, "big")
+    return b"\x02" + length + content
+
+
+class TestRefused:
+    @pytest.mark.parametrize(
+        ("source", "reason"),
+        [
+            (b"", "empty"),
+            (b"  \n", "empty"),
+            (b"not a key", "neither PEM nor DER"),
+            (b"-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n", "neither PEM nor DER"),
+            (b"\x30\x82\xff\xff", "neither PEM nor DER"),
+        ],
+    )
+    def test_unreadable(self, provider: BatchingProvider, source: bytes, reason: str) -> None:
+        with pytest.raises(KeyLoadError, match=reason):
+            provider.load_key(source)
+
+    @pytest.mark.parametrize("encoding", [Encoding.PEM, Encoding.DER])
+    def test_encrypted_without_a_password(self, provider: BatchingProvider, encoding: Encoding) -> None:
+        with pytest.raises(KeyLoadError, match="encrypted; give its password"):
+            provider.load_key(encode(encoding, password=PASSWORD))
+
+    @pytest.mark.parametrize("encoding", [Encoding.PEM, Encoding.DER])
+    def test_a_wrong_password_which_is_not_repeated(self, provider: BatchingProvider, encoding: Encoding) -> None:
+        with pytest.raises(KeyLoadError, match="wrong password") as caught:
+            provider.load_key(encode(encoding, password=PASSWORD), b"battery staple")
+        assert "battery" not in str(caught.value)
+
+    def test_a_password_for_a_plain_key(self, provider: BatchingProvider) -> None:
+        with pytest.raises(KeyLoadError, match="not encrypted"):
+            provider.load_key(encode(), PASSWORD)
+
+    def test_not_rsa(self, provider: BatchingProvider) -> None:
+        for other in (ec.generate_private_key(ec.SECP256R1()), ed25519.Ed25519PrivateKey.generate()):
+            encoded = other.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+            with pytest.raises(KeyLoadError, match="not an RSA key"):
+                provider.load_key(encoded)
+            with pytest.raises(KeyLoadError, match="not an RSA key"):
+                provider.load_key(other)
+
+    def test_a_public_key(self, provider: BatchingProvider) -> None:
+        for encoded in (public_pem(private_key(2048)), public_der(private_key(2048))):
+            with pytest.raises(KeyLoadError, match="public key"):
+                provider.load_key(encoded)
+
+    @pytest.mark.parametrize("bits", [1024, 4104])
+    def test_a_size_that_is_not_served(self, provider: BatchingProvider, bits: int) -> None:
+        with pytest.raises(KeyLoadError, match=f"has {bits} bits; it must have 2048 to 4096"):
+            provider.load_key(private_key(bits))
+
+    @pytest.mark.parametrize(
+        ("changes", "reason"),
+        [
+            ({"e": 65536}, "exponent is even or less than 3"),
+            ({"e": 1}, "exponent is even or less than 3"),
+            ({"e": 3}, "do not fit together"),
+            ({"d": 12345678901}, "do not fit together"),
+            ({"p": 3}, "do not fit together"),
+            ({"n": (1 << 2047) + 1}, "do not fit together"),
+            ({"n": 1 << 2047}, "modulus is even"),
+        ],
+    )
+    def test_numbers_that_do_not_fit(self, provider: BatchingProvider, changes: dict[str, int], reason: str) -> None:
+        with pytest.raises(KeyLoadError, match=reason):
+            provider.load_key(der_with(**changes))
+
+    def test_another_type(self, provider: BatchingProvider) -> None:
+        with pytest.raises(KeyLoadError, match="not as int"):
+            provider.load_key(5)  # type: ignore[arg-type]
+
+
+class TestKey:
+    def test_repr_and_errors_show_no_secret(self, provider: BatchingProvider) -> None:
+        numbers = private_key(2048).private_numbers()
+        shown = repr(provider.load_key(private_key(2048)))
+        for secret in (numbers.d, numbers.p, numbers.q):
+            assert str(secret) not in shown
+            assert f"{secret:x}" not in shown
+
+    def test_a_closed_key_is_refused(self, provider: BatchingProvider) -> None:
+        key = provider.load_key(private_key(2048))
+        key.close()
+        key.close()
+        with pytest.raises(ProviderClosedError, match="key is closed"):
+            provider.private_op(key, 2)
+
+    def test_a_forgotten_key_is_collected(self, provider: BatchingProvider) -> None:
+        key = provider.load_key(private_key(2048))
+        reference = weakref.ref(key)
+        del key
+        gc.collect()
+        assert reference() is None
+
+    def test_handles_are_not_used_twice(self, provider: BatchingProvider) -> None:
+        handles = []
+        for _ in range(20):
+            key = provider.load_key(private_key(2048))
+            handles.append(key.handle)
+            key.close()
+        assert len(set(handles)) == 20
+
+    def test_a_key_of_another_provider_is_refused(self, provider: BatchingProvider) -> None:
+        with BatchingProvider() as other:
+            key = other.load_key(private_key(2048))
+            with pytest.raises(InputError, match="another provider"):
+                provider.private_op(key, 2)
+
+
+def test_key_errors_are_value_errors_under_the_one_root() -> None:
+    assert issubclass(KeyLoadError, GpuProviderError)
+    assert issubclass(KeyLoadError, ValueError)
+
+
+def test_der_with_writes_a_valid_key(provider: BatchingProvider) -> None:
+    """The oracle of the tests above: unchanged, its DER is the key."""
+    assert isinstance(private_key(2048), rsa.RSAPrivateKey)
+    assert provider.load_key(der_with()).bits == 2048

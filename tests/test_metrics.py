@@ -1,0 +1,83 @@
+"""The metrics as a scraper reads them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.parser import text_string_to_metric_families
+from rsa_keys import private_key
+
+from gpu_provider import BatchingProvider, ProviderConfig, QueueFullError
+from gpu_provider.testing import HeldBackend, fill_queue
+
+
+def scrape(registry: CollectorRegistry) -> dict[tuple[str, tuple[str, ...]], Any]:
+    """Values by name and sorted label values."""
+    return {
+        (sample.name, tuple(value for _, value in sorted(sample.labels.items()))): sample.value
+        for family in text_string_to_metric_families(generate_latest(registry).decode())
+        for sample in family.samples
+    }
+
+
+def test_requests_batches_and_times() -> None:
+    registry = CollectorRegistry()
+    with BatchingProvider(ProviderConfig(queue_depth=100), registry=registry) as provider:
+        for bits in (2048, 2048, 3000):
+            provider.private_op(provider.load_key(private_key(bits)), 2)
+        provider.modexp([2, 3, 4], 5, 7)
+        values = scrape(registry)
+    assert values["gpu_provider_requests_total", ("ok", "2048")] == 2
+    assert values["gpu_provider_requests_total", ("ok", "3072")] == 1
+    assert values["gpu_provider_requests_total", ("ok", "modexp")] == 3
+    assert values["gpu_provider_submitted_total", ()] == 3
+    assert values["gpu_provider_queue_seconds_count", ("2048",)] == 2
+    assert values["gpu_provider_execute_seconds_count", ("libcrypto", "2048")] == 2
+    assert values["gpu_provider_execute_seconds_sum", ("libcrypto", "2048")] > 0
+    assert values["gpu_provider_batch_size_sum", ("libcrypto",)] == 6
+    assert values["gpu_provider_queue_depth", ()] == 100
+    assert values["gpu_provider_queue_in_use", ()] == 0
+    assert values["gpu_provider_backend_in_use", ("libcrypto",)] == 1
+
+
+def test_build_info_names_the_version_and_openssl() -> None:
+    registry = CollectorRegistry()
+    BatchingProvider(registry=registry)
+    (labels,) = [labels for name, labels in scrape(registry) if name == "gpu_provider_build_info"]
+    assert labels[0].startswith("OpenSSL ")
+    assert labels[1][0].isdigit()
+
+
+@pytest.mark.gpu_provider(queue_depth=3)
+def test_a_full_queue_shows(held_provider: BatchingProvider, held_backend: HeldBackend) -> None:
+    key = held_provider.load_key(private_key(2048))
+    futures = fill_queue(held_provider, key)
+    with pytest.raises(QueueFullError):
+        held_provider.submit(key, 2)
+    values = scrape(held_provider.registry)
+    assert values["gpu_provider_queue_in_use", ()] == 3
+    assert values["gpu_provider_retries_total", ()] == 2
+    held_backend.release_all()
+    for future in futures:
+        future.result(timeout=10)
+    assert scrape(held_provider.registry)["gpu_provider_requests_total", ("ok", "2048")] == 3
+
+
+def test_a_failure_shows(held_provider: BatchingProvider, held_backend: HeldBackend) -> None:
+    key = held_provider.load_key(private_key(2048))
+    held_backend.release_all()
+    held_backend.lie_next()
+    held_provider.private_op(key, 2)
+    values = scrape(held_provider.registry)
+    assert values["gpu_provider_fallbacks_total", ("held", "wrong_result")] == 1
+    assert values["gpu_provider_backend_in_use", ("held",)] == 0
+    assert values["gpu_provider_backend_in_use", ("libcrypto",)] == 1
+    assert values["gpu_provider_requests_total", ("ok", "2048")] == 1
+
+
+def test_nothing_is_counted_in_the_default_registry() -> None:
+    """Two providers in one process must not collide."""
+    first, second = BatchingProvider(), BatchingProvider()
+    assert first.registry is not second.registry

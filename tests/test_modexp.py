@@ -1,0 +1,199 @@
+"""modexp() against Python's pow, and finite-field Diffie-Hellman against ``cryptography``."""
+
+from __future__ import annotations
+
+import random
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+from cryptography.hazmat.primitives.asymmetric import dh
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from rsa_keys import private_key
+
+from gpu_provider import BatchingProvider, InputError, ProviderClosedError, ProviderConfig
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from numpy.typing import NDArray
+
+    from gpu_provider.testing import HeldBackend
+
+
+@pytest.fixture(scope="module")
+def provider() -> Iterator[BatchingProvider]:
+    with BatchingProvider() as provider:
+        yield provider
+
+
+def limbs(numbers: list[int], count: int) -> NDArray[np.uint64]:
+    data = b"".join(number.to_bytes(count * 8, "little") for number in numbers)
+    return np.frombuffer(data, "<u8").reshape(len(numbers), count).astype(np.uint64)
+
+
+def numbers(array: NDArray[np.uint64]) -> list[int]:
+    return [int.from_bytes(row.astype("<u8").tobytes(), "little") for row in array]
+
+
+odd_moduli = st.integers(1, (1 << 2100) - 1).map(lambda half: 2 * half + 1)
+
+
+class TestResults:
+    @settings(deadline=None)
+    @given(modulus=odd_moduli, data=st.data())
+    def test_agrees_with_pow(self, provider: BatchingProvider, modulus: int, data: st.DataObject) -> None:
+        base = data.draw(st.integers(0, modulus - 1))
+        exponent = data.draw(st.integers(0, 1 << 300))
+        assert provider.modexp(base, exponent, modulus) == pow(base, exponent, modulus)
+
+    @settings(deadline=None)
+    @given(rows=st.lists(st.tuples(odd_moduli, st.integers(0), st.integers(0, 1 << 200)), min_size=1, max_size=20))
+    def test_sequences_of_all_sizes_agree_with_pow(
+        self, provider: BatchingProvider, rows: list[tuple[int, int, int]]
+    ) -> None:
+        moduli = [modulus for modulus, _, _ in rows]
+        bases = [base % modulus for modulus, base, _ in rows]
+        exponents = [exponent for _, _, exponent in rows]
+        expected = [pow(*row) for row in zip(bases, exponents, moduli, strict=True)]
+        assert provider.modexp(bases, exponents, moduli) == expected
+        arrays = (limbs(bases, 33), limbs(exponents, 5), limbs(moduli, 33))
+        result = provider.modexp(*arrays)
+        assert result.shape == arrays[2].shape
+        assert result.dtype == np.uint64
+        assert numbers(result) == expected
+
+    @pytest.mark.parametrize("exponent", [0, 1, 2, (1 << 64) - 1, 1 << 64])
+    @pytest.mark.parametrize("modulus", [3, (1 << 64) - 1, (1 << 64) + 1, (1 << 4096) - 1, (1 << 8192) - 1])
+    def test_edges(self, provider: BatchingProvider, exponent: int, modulus: int) -> None:
+        bases = [0, 1, 2, modulus - 2, modulus - 1]
+        assert provider.modexp(bases, exponent, modulus) == [pow(base, exponent, modulus) for base in bases]
+
+    def test_one_operand_serves_all_rows(self, provider: BatchingProvider) -> None:
+        assert provider.modexp(2, [1, 2, 3], 1000003) == [2, 4, 8]  # type: ignore[call-overload]
+        assert provider.modexp([2, 3], 2, [7, 5]) == [4, 4]
+        assert provider.modexp([5], 2, 7) == [4]
+        assert provider.modexp(5, 2, 7) == 4
+        array = provider.modexp(limbs([2, 3, 4], 2), 3, limbs([1000003], 1)[0])
+        assert (array.shape, numbers(array)) == ((3, 1), [8, 27, 64])
+
+    def test_wide_bases_that_are_small_are_taken(self, provider: BatchingProvider) -> None:
+        assert numbers(provider.modexp(limbs([2], 9), 10, 10001)) == [1024]
+
+    def test_arrays_need_not_be_contiguous(self, provider: BatchingProvider) -> None:
+        moduli = limbs([1000003, 5, 1000033, 5], 2)[::2]
+        assert numbers(provider.modexp(limbs([2, 3], 2), 30, moduli)) == [pow(2, 30, 1000003), pow(3, 30, 1000033)]
+
+
+class TestRefused:
+    @pytest.mark.parametrize(
+        ("operands", "reason"),
+        [
+            (([1, 1], 2, [7, 8]), "modulus 1 is even"),
+            (([1, 0], 2, [7, 1]), "modulus 1 is 1"),
+            ((0, 2, 0), "modulus 0 is even"),
+            ((1, 2, -7), "modulus 0 is negative"),
+            ((-1, 2, 7), "base 0 is negative"),
+            ((1, [1, -1], 7), "exponent 1 is negative"),
+            (([1, 7], 2, 7), "base 1 is not less than its modulus"),
+            ((1 << 64, 2, 7), "base 0 is not less than its modulus"),
+            ((1, 2, (1 << 8192) + 1), "modulus 0 has 8193 bits; at most 8192"),
+            ((1, 1 << 8192, 7), "exponent 0 has 8193 bits"),
+            (([1, 2], [1, 2, 3], 7), "2 bases for 3 operations"),
+            (([], 2, 7), "no base is given"),
+            (("12", 2, 7), "base 0 is of type str"),
+            ((1.5, 2, 7), "base is of type float; it must be an int"),
+            (([2, 1.5], 2, 7), "base 1 is of type float"),
+            ((True, 2, 7), "is of type bool"),
+            ((np.zeros((1, 2), np.int64), 2, 7), "dtype int64"),
+            ((np.zeros((1, 1, 1), np.uint64), 2, 7), "3 dimensions"),
+            ((np.zeros((0, 4), np.uint64), 2, 7), "shape"),
+            ((np.zeros((1, 129), np.uint64), 2, 7), "1 to 128 limbs"),
+        ],
+    )
+    def test_the_row_and_the_reason_are_named(
+        self, provider: BatchingProvider, operands: tuple[object, object, object], reason: str
+    ) -> None:
+        with pytest.raises(InputError, match=reason):
+            provider.modexp(*operands)  # type: ignore[call-overload]
+
+    def test_no_number_is_shown(self, provider: BatchingProvider) -> None:
+        with pytest.raises(InputError) as caught:
+            provider.modexp(987654321987654321, 3, 7)
+        assert "987654321" not in str(caught.value)
+
+    def test_after_close(self) -> None:
+        provider = BatchingProvider()
+        with provider:
+            pass
+        with pytest.raises(ProviderClosedError):
+            provider.modexp(2, 3, 5)
+
+
+# RFC 7919: p = 2^b - 2^(b-64) + (floor(2^(b-130) * e) + X) * 2^64 - 1; e by its series in exact integers.
+FFDHE = {2048: 560316, 3072: 2625351, 4096: 5736041, 8192: 10965728}
+
+
+def ffdhe_prime(bits: int) -> int:
+    precision = bits + 64
+    euler, term, index = 0, 1 << precision, 1
+    while term:
+        euler += term
+        term //= index
+        index += 1
+    scaled = euler >> (precision - (bits - 130))
+    return (1 << bits) - (1 << (bits - 64)) + (scaled + FFDHE[bits]) * (1 << 64) - 1
+
+
+@pytest.mark.filterwarnings("ignore:Diffie-Hellman over finite fields")
+class TestDiffieHellman:
+    @pytest.mark.parametrize("bits", sorted(FFDHE))
+    def test_shared_secrets_of_rfc_7919_groups_agree_with_cryptography(
+        self, provider: BatchingProvider, bits: int
+    ) -> None:
+        p, source = ffdhe_prime(bits), random.Random(bits)  # noqa: S311 (test data)
+        peer = dh.DHParameterNumbers(p, 2).parameters().generate_private_key()
+        secrets = [source.randrange(1 << 224, 1 << 225) for _ in range(3)]
+        public = provider.modexp([2] * 3, secrets, p)
+        shared = provider.modexp([peer.public_key().public_numbers().y] * 3, secrets, p)
+        for ours, secret in zip(public, shared, strict=True):
+            theirs = peer.exchange(dh.DHPublicNumbers(ours, dh.DHParameterNumbers(p, 2)).public_key())
+            assert secret == int.from_bytes(theirs, "big")
+
+
+class TestBesideTls:
+    """RSA requests and long modexp calls share the lanes; neither waits for the other to be done."""
+
+    def test_a_request_is_served_in_the_middle_of_a_long_call(self, held_backend: HeldBackend) -> None:
+        config = ProviderConfig(max_delay=3600, backend_timeout=50, max_batch=4)
+        with BatchingProvider(config, backends=[held_backend]) as provider, ThreadPoolExecutor() as pool:
+            key = provider.load_key(private_key(2048))
+            call = pool.submit(provider.modexp, [3] * 40, 5, 7)
+            assert held_backend.wait_for_batch().bits == 64
+            future = provider.submit(key, 2)
+            held_backend.release()
+            second = held_backend.wait_for_batch()
+            held_backend.release()
+            third = held_backend.wait_for_batch()
+            assert 2048 in {second.bits, third.bits}
+            assert not call.done()
+            held_backend.release_all()
+            assert future.result(timeout=10) == pow(2, private_key(2048).private_numbers().d, key.n)
+            assert call.result(timeout=10) == [5] * 40
+
+    def test_calls_of_several_threads_take_turns(self, held_backend: HeldBackend) -> None:
+        config = ProviderConfig(max_delay=3600, backend_timeout=50, max_batch=1)
+        with BatchingProvider(config, backends=[held_backend]) as provider, ThreadPoolExecutor() as pool:
+            long = pool.submit(provider.modexp, [3] * 30, 5, 7)
+            held_backend.wait_for_batch()
+            short = pool.submit(provider.modexp, [3], 5, (1 << 127) - 1)
+            for _ in range(29):
+                held_backend.release()
+                if held_backend.wait_for_batch().bits == 128:
+                    break
+                assert not long.done()
+            held_backend.release_all()
+            assert short.result(timeout=10) == [243]
+            assert long.result(timeout=10) == [5] * 30
