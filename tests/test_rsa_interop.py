@@ -289,6 +289,14 @@ def test_digest_can_not_be_changed_in_mid_signature(libctx: int) -> None:
         ours.digest_sign("SHA256", MESSAGE, {"digest": "sha384"})
 
 
+def test_x931_padding_is_left_to_openssl(libctx: int) -> None:
+    ours = loaded(libctx, rsa_keys.private_key(2048))
+    options = {"digest": "SHA256", "rsa_padding_mode": "x931"}
+    signature = ours.sign(bytes(32), options)
+    assert ours.verify(signature, bytes(32), options)
+    assert not ours.verify(signature, bytes(31) + b"\1", options)
+
+
 def test_rsa_pss_keys_stay_with_the_default_provider(libctx: int) -> None:
     pem = rsa_keys.program_key("RSA-PSS", "-pkeyopt", "rsa_keygen_bits:2048")
     ours = evp.Key.load(libctx, pem)

@@ -77,9 +77,8 @@ static int set_context_params(void *argument, const OSSL_PARAM params[])
 {
     cipher_context *context = argument;
     unsigned int reject = 1;
-    if (params == NULL) {
+    if (params == NULL)
         return 1;
-    }
     if (context->inner == NULL) {
         GP_RAISE(context->provider, GP_R_NO_KEY);
         return 0;
@@ -105,9 +104,8 @@ static int get_settings(const cipher_context *context, settings *settings)
         OSSL_PARAM_construct_uint(OSSL_ASYM_CIPHER_PARAM_TLS_NEGOTIATED_VERSION, &settings->negotiated_version),
         OSSL_PARAM_construct_end(),
     };
-    if (EVP_PKEY_CTX_get_params(context->inner, params) <= 0) {
+    if (EVP_PKEY_CTX_get_params(context->inner, params) <= 0)
         return 0;
-    }
     settings->label_size = settings->label != NULL ? params[3].return_size : 0;
     return 1;
 }
@@ -117,16 +115,13 @@ static int copy_settings(const cipher_context *from, cipher_context *to)
 {
     settings settings;
     OSSL_PARAM params[7], *next = params;
-    if (!get_settings(from, &settings)) {
+    if (!get_settings(from, &settings))
         return 0;
-    }
     *next++ = OSSL_PARAM_construct_int(OSSL_ASYM_CIPHER_PARAM_PAD_MODE, &settings.padding);
-    if (settings.oaep_digest[0] != '\0') {
+    if (settings.oaep_digest[0] != '\0')
         *next++ = OSSL_PARAM_construct_utf8_string(OSSL_ASYM_CIPHER_PARAM_OAEP_DIGEST, settings.oaep_digest, 0);
-    }
-    if (settings.mgf1_digest[0] != '\0') {
+    if (settings.mgf1_digest[0] != '\0')
         *next++ = OSSL_PARAM_construct_utf8_string(OSSL_ASYM_CIPHER_PARAM_MGF1_DIGEST, settings.mgf1_digest, 0);
-    }
     if (settings.label_size != 0) {
         *next++ = OSSL_PARAM_construct_octet_string(OSSL_ASYM_CIPHER_PARAM_OAEP_LABEL, settings.label,
                                                     settings.label_size);
@@ -164,9 +159,8 @@ static int encrypt_init(void *context, void *key, const OSSL_PARAM params[])
 static int decrypt_init(void *argument, void *key, const OSSL_PARAM params[])
 {
     cipher_context *context = argument;
-    if (!start(context, key, params, EVP_PKEY_decrypt_init)) {
+    if (!start(context, key, params, EVP_PKEY_decrypt_init))
         return 0;
-    }
     if (!context->key->key->is_private) {
         GP_RAISE(context->provider, GP_R_NOT_A_PRIVATE_KEY);
         return 0;
@@ -178,8 +172,8 @@ static void *context_dup(void *argument)
 {
     const cipher_context *from = argument;
     cipher_context *context = context_new(from->provider);
-    if (context != NULL && from->inner != NULL &&
-        !(start(context, from->key, NULL, from->inner_init) && copy_settings(from, context))) {
+    if (context != NULL && from->inner != NULL
+        && !(start(context, from->key, NULL, from->inner_init) && copy_settings(from, context))) {
         context_free(context);
         return NULL;
     }
@@ -203,8 +197,8 @@ static int decode_oaep(const cipher_context *context, const settings *settings, 
     const char *digest = settings->oaep_digest[0] != '\0' ? settings->oaep_digest : "SHA1";
     EVP_MD *md = EVP_MD_fetch(libctx, digest, NULL);
     EVP_MD *mgf1_md = EVP_MD_fetch(libctx, settings->mgf1_digest[0] != '\0' ? settings->mgf1_digest : digest, NULL);
-    int ok = md != NULL && mgf1_md != NULL &&
-             gp_oaep_decode(md, mgf1_md, settings->label, settings->label_size, encoded, context->key->key->bytes,
+    int ok = md != NULL && mgf1_md != NULL
+             && gp_oaep_decode(md, mgf1_md, settings->label, settings->label_size, encoded, context->key->key->bytes,
                             message, message_size);
     EVP_MD_free(md);
     EVP_MD_free(mgf1_md);
@@ -248,18 +242,14 @@ static enum gp_reason public_error(const cipher_context *context, const settings
         return GP_R_UNSUPPORTED_PADDING;
     }
     /* As in the default provider, the buffer must hold the longest message, so that its size tells nothing. */
-    if (capacity < (tls ? GP_PREMASTER_BYTES : key->bytes)) {
+    if (capacity < (tls ? GP_PREMASTER_BYTES : key->bytes))
         return GP_R_BUFFER_TOO_SMALL;
-    }
-    if (key->bytes < GP_PKCS1_OVERHEAD + (tls ? GP_PREMASTER_BYTES : 0)) {
+    if (key->bytes < GP_PKCS1_OVERHEAD + (tls ? GP_PREMASTER_BYTES : 0))
         return GP_R_KEY_TOO_SMALL;
-    }
-    if (tls && settings->client_version == 0) {
+    if (tls && settings->client_version == 0)
         return GP_R_TLS_VERSION_MISSING;
-    }
-    if (ciphertext_size != key->bytes) {
+    if (ciphertext_size != key->bytes)
         return GP_R_WRONG_LENGTH;
-    }
     return gp_key_in_range(key, ciphertext) ? 0 : GP_R_DATA_NOT_BELOW_MODULUS;
 }
 
@@ -272,9 +262,8 @@ static int decrypt(void *argument, uint8_t *message, size_t *message_size, size_
         GP_RAISE(context->provider, GP_R_NO_KEY);
         return 0;
     }
-    if (!get_settings(context, &settings)) {
+    if (!get_settings(context, &settings))
         return 0;
-    }
     size_t size = context->key->key->bytes;
     if (message == NULL) {
         *message_size = settings.padding == RSA_PKCS1_WITH_TLS_PADDING ? GP_PREMASTER_BYTES : size;

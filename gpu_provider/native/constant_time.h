@@ -44,9 +44,8 @@ static inline void ct_shift_left(uint8_t *data, size_t size, uint32_t distance)
 {
     for (uint32_t step = 1; step <= size; step <<= 1) {
         uint32_t move = ~ct_is_zero(distance & step);
-        for (size_t i = 0; i + step < size; i++) {
+        for (size_t i = 0; i + step < size; i++)
             data[i] = ct_select_byte(move, data[i + step], data[i]);
-        }
     }
 }
 

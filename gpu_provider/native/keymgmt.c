@@ -36,15 +36,12 @@ gp_rsa_key *gp_rsa_key_up_ref(gp_rsa_key *key)
 
 void gp_rsa_key_free(gp_rsa_key *key)
 {
-    if (key == NULL || atomic_fetch_sub_explicit(&key->references, 1, memory_order_acq_rel) != 1) {
+    if (key == NULL || atomic_fetch_sub_explicit(&key->references, 1, memory_order_acq_rel) != 1)
         return;
-    }
-    if (key->handle != 0) {
+    if (key->handle != 0)
         gp_client_remove_key(key->provider->client, key->handle);
-    }
-    if (key->key != NULL) {
+    if (key->key != NULL)
         gp_key_free(key->key);
-    }
     OPENSSL_clear_free(key, sizeof(*key));
 }
 
@@ -57,9 +54,9 @@ static int set_rejection_key(gp_rsa_key *key)
 {
     BIGNUM *d = NULL;
     uint8_t *bytes = OPENSSL_malloc(key->key->bytes);
-    int ok = bytes != NULL && EVP_PKEY_get_bn_param(key->key->pkey, OSSL_PKEY_PARAM_RSA_D, &d) &&
-             BN_bn2binpad(d, bytes, (int)key->key->bytes) >= 0 &&
-             EVP_Q_digest(key->provider->libctx, "SHA2-256", NULL, bytes, key->key->bytes, key->rejection_key, NULL);
+    int ok = bytes != NULL && EVP_PKEY_get_bn_param(key->key->pkey, OSSL_PKEY_PARAM_RSA_D, &d)
+             && BN_bn2binpad(d, bytes, (int)key->key->bytes) >= 0
+             && EVP_Q_digest(key->provider->libctx, "SHA2-256", NULL, bytes, key->key->bytes, key->rejection_key, NULL);
     OPENSSL_clear_free(bytes, key->key->bytes);
     BN_clear_free(d);
     return ok;
@@ -70,9 +67,8 @@ static int adopt(gp_rsa_key *key, EVP_PKEY *pkey)
 {
     gp_client *client = key->provider->client;
     key->key = gp_key_new(key->provider->inner, pkey);
-    if (key->key == NULL || (key->key->is_private && !set_rejection_key(key))) {
+    if (key->key == NULL || (key->key->is_private && !set_rejection_key(key)))
         return 0;
-    }
     if (client != NULL && gp_key_is_batchable(key->key)) {
         key->handle = gp_client_add_key(client, key->key);
         if (key->handle == 0) {
@@ -146,9 +142,8 @@ static const OSSL_PARAM pair_types[] = {
 /* OpenSSL asks without a provider context, so this list can't come from the default provider. */
 static const OSSL_PARAM *key_types(int selection)
 {
-    if (selection & OSSL_KEYMGMT_SELECT_PRIVATE_KEY) {
+    if (selection & OSSL_KEYMGMT_SELECT_PRIVATE_KEY)
         return pair_types;
-    }
     return selection & OSSL_KEYMGMT_SELECT_PUBLIC_KEY ? public_types : NULL;
 }
 
@@ -168,9 +163,8 @@ static EVP_PKEY *inner_key(gp_provider *provider, int selection, const OSSL_PARA
 static int key_import(void *context, int selection, const OSSL_PARAM params[])
 {
     gp_rsa_key *key = context;
-    if (key->key != NULL || (selection & OSSL_KEYMGMT_SELECT_KEYPAIR) == 0) {
+    if (key->key != NULL || (selection & OSSL_KEYMGMT_SELECT_KEYPAIR) == 0)
         return 0;
-    }
     EVP_PKEY *pkey = inner_key(key->provider, selection, params);
     int ok = pkey != NULL && adopt(key, pkey);
     EVP_PKEY_free(pkey);
@@ -180,8 +174,8 @@ static int key_import(void *context, int selection, const OSSL_PARAM params[])
 static int key_export(void *context, int selection, OSSL_CALLBACK *callback, void *argument)
 {
     gp_rsa_key *key = context;
-    return key->key != NULL && (selection & OSSL_KEYMGMT_SELECT_KEYPAIR) != 0 &&
-           EVP_PKEY_export(key->key->pkey, selection, callback, argument) == 1;
+    return key->key != NULL && (selection & OSSL_KEYMGMT_SELECT_KEYPAIR) != 0
+           && EVP_PKEY_export(key->key->pkey, selection, callback, argument) == 1;
 }
 
 struct public_copy {
@@ -200,9 +194,8 @@ static void *key_dup(const void *context, int selection)
 {
     const gp_rsa_key *from = context;
     struct public_copy copy = {from->provider, NULL};
-    if (from->key == NULL || (selection & OSSL_KEYMGMT_SELECT_KEYPAIR) == 0) {
+    if (from->key == NULL || (selection & OSSL_KEYMGMT_SELECT_KEYPAIR) == 0)
         return NULL;
-    }
     /* Keys don't change, so a full copy shares OpenSSL's object. */
     if ((selection & OSSL_KEYMGMT_SELECT_PRIVATE_KEY) != 0 || !from->key->is_private) {
         copy.pkey = EVP_PKEY_up_ref(from->key->pkey) == 1 ? from->key->pkey : NULL;
@@ -223,21 +216,18 @@ static void *key_dup(const void *context, int selection)
 static int key_has(const void *context, int selection)
 {
     const gp_rsa_key *key = context;
-    if (key == NULL) {
+    if (key == NULL)
         return 0;
-    }
-    if ((selection & OSSL_KEYMGMT_SELECT_PRIVATE_KEY) != 0) {
+    if ((selection & OSSL_KEYMGMT_SELECT_PRIVATE_KEY) != 0)
         return key->key != NULL && key->key->is_private;
-    }
     return (selection & OSSL_KEYMGMT_SELECT_PUBLIC_KEY) == 0 || key->key != NULL;
 }
 
 static int key_match(const void *left, const void *right, int selection)
 {
     const gp_rsa_key *a = left, *b = right;
-    if ((selection & OSSL_KEYMGMT_SELECT_KEYPAIR) == 0) {
+    if ((selection & OSSL_KEYMGMT_SELECT_KEYPAIR) == 0)
         return 1;
-    }
     return a->key != NULL && b->key != NULL && EVP_PKEY_eq(a->key->pkey, b->key->pkey) == 1;
 }
 
@@ -245,13 +235,11 @@ static int key_validate(const void *context, int selection, int check)
 {
     const gp_rsa_key *key = context;
     int ok;
-    if ((selection & OSSL_KEYMGMT_SELECT_KEYPAIR) == 0) {
+    if ((selection & OSSL_KEYMGMT_SELECT_KEYPAIR) == 0)
         return 1;
-    }
     EVP_PKEY_CTX *inner = key->key != NULL ? gp_rsa_key_inner_context(key) : NULL;
-    if (inner == NULL) {
+    if (inner == NULL)
         return 0;
-    }
     if ((selection & OSSL_KEYMGMT_SELECT_KEYPAIR) == OSSL_KEYMGMT_SELECT_KEYPAIR) {
         ok = EVP_PKEY_pairwise_check(inner) == 1;
     } else if ((selection & OSSL_KEYMGMT_SELECT_PRIVATE_KEY) != 0) {
@@ -297,9 +285,8 @@ static void generation_free(void *context)
 static void *generation_new(void *context, int selection, const OSSL_PARAM params[])
 {
     gp_provider *provider = context;
-    if ((selection & OSSL_KEYMGMT_SELECT_KEYPAIR) == 0) {
+    if ((selection & OSSL_KEYMGMT_SELECT_KEYPAIR) == 0)
         return NULL;
-    }
     generation *state = OPENSSL_zalloc(sizeof(*state));
     if (state == NULL) {
         GP_RAISE(provider, GP_R_OUT_OF_MEMORY);
@@ -344,9 +331,8 @@ static void *generate(void *context, OSSL_CALLBACK *callback, void *argument)
         EVP_PKEY_CTX_set_app_data(state->inner, state);
         EVP_PKEY_CTX_set_cb(state->inner, report_progress);
     }
-    if (EVP_PKEY_generate(state->inner, &pkey) == 1) {
+    if (EVP_PKEY_generate(state->inner, &pkey) == 1)
         key = key_new(state->provider);
-    }
     if (key != NULL && !adopt(key, pkey)) {
         gp_rsa_key_free(key);
         key = NULL;

@@ -30,9 +30,8 @@ static int digest_info(const EVP_MD *md, uint8_t prefix[SHA2_SHA3_PREFIX])
     };
     int nid = EVP_MD_get_type(md);
     uint8_t size = (uint8_t)EVP_MD_get_size(md);
-    if (nid == NID_md5_sha1) {
+    if (nid == NID_md5_sha1)
         return 0;
-    }
     if (nid == NID_sha1) {
         memcpy(prefix, sha1, sizeof(sha1));
         return sizeof(sha1);
@@ -53,25 +52,21 @@ enum gp_encoded gp_pkcs1_encode(uint8_t *encoded, size_t size, const EVP_MD *md,
 {
     uint8_t prefix[SHA2_SHA3_PREFIX];
     int prefix_size = md == NULL ? 0 : digest_info(md, prefix);
-    if (prefix_size < 0) {
+    if (prefix_size < 0)
         return GP_NO_DIGEST_INFO;
-    }
-    if (md != NULL && data_size != (size_t)EVP_MD_get_size(md)) {
+    if (md != NULL && data_size != (size_t)EVP_MD_get_size(md))
         return GP_WRONG_DIGEST_LENGTH;
-    }
     size_t content = (size_t)prefix_size + data_size;
-    if (content < data_size || size < GP_PKCS1_OVERHEAD || content > size - GP_PKCS1_OVERHEAD) {
+    if (content < data_size || size < GP_PKCS1_OVERHEAD || content > size - GP_PKCS1_OVERHEAD)
         return GP_DATA_TOO_LONG;
-    }
     size_t separator = size - content - 1;
     encoded[0] = 0;
     encoded[1] = 1;
     memset(encoded + 2, 0xff, separator - 2);
     encoded[separator] = 0;
     memcpy(encoded + separator + 1, prefix, (size_t)prefix_size);
-    if (data_size != 0) {
+    if (data_size != 0)
         memcpy(encoded + size - data_size, data, data_size);
-    }
     return GP_ENCODED;
 }
 
@@ -88,11 +83,10 @@ static int mgf1_xor(const EVP_MD *md, const uint8_t *seed, size_t seed_size, uin
         const uint8_t number[4] = {(uint8_t)(counter >> 24), (uint8_t)(counter >> 16), (uint8_t)(counter >> 8),
                                    (uint8_t)counter};
         size_t count = target_size < md_size ? target_size : md_size;
-        ok = EVP_DigestInit_ex2(hash, md, NULL) && EVP_DigestUpdate(hash, seed, seed_size) &&
-             EVP_DigestUpdate(hash, number, sizeof(number)) && EVP_DigestFinal_ex(hash, block, NULL);
-        for (size_t i = 0; ok && i < count; i++) {
+        ok = EVP_DigestInit_ex2(hash, md, NULL) && EVP_DigestUpdate(hash, seed, seed_size)
+             && EVP_DigestUpdate(hash, number, sizeof(number)) && EVP_DigestFinal_ex(hash, block, NULL);
+        for (size_t i = 0; ok && i < count; i++)
             target[i] ^= block[i];
-        }
         target += count;
         target_size -= count;
     }
@@ -105,9 +99,9 @@ static int pss_hash(const EVP_MD *md, const uint8_t *digest, const uint8_t *salt
 {
     static const uint8_t zeros[8];
     EVP_MD_CTX *hash = EVP_MD_CTX_new();
-    int ok = hash != NULL && EVP_DigestInit_ex2(hash, md, NULL) && EVP_DigestUpdate(hash, zeros, sizeof(zeros)) &&
-             EVP_DigestUpdate(hash, digest, (size_t)EVP_MD_get_size(md)) &&
-             EVP_DigestUpdate(hash, salt, salt_size) && EVP_DigestFinal_ex(hash, out, NULL);
+    int ok = hash != NULL && EVP_DigestInit_ex2(hash, md, NULL) && EVP_DigestUpdate(hash, zeros, sizeof(zeros))
+             && EVP_DigestUpdate(hash, digest, (size_t)EVP_MD_get_size(md))
+             && EVP_DigestUpdate(hash, salt, salt_size) && EVP_DigestFinal_ex(hash, out, NULL);
     EVP_MD_CTX_free(hash);
     return ok;
 }
@@ -122,9 +116,8 @@ enum gp_encoded gp_pss_encode(OSSL_LIB_CTX *libctx, uint8_t *encoded, size_t siz
         *encoded++ = 0;
         size--;
     }
-    if (size < md_size + 2) {
+    if (size < md_size + 2)
         return GP_DATA_TOO_LONG;
-    }
     size_t longest = size - md_size - 2, salt_size;
     switch (salt_length) {
     case SALT_AS_DIGEST:
@@ -140,20 +133,17 @@ enum gp_encoded gp_pss_encode(OSSL_LIB_CTX *libctx, uint8_t *encoded, size_t siz
     default:
         salt_size = salt_length < 0 ? longest + 1 : (size_t)salt_length;
     }
-    if (salt_size > longest) {
+    if (salt_size > longest)
         return GP_SALT_TOO_LONG;
-    }
     size_t block_size = size - md_size - 1; /* of DB = zeros, 1, salt */
     uint8_t *salt = encoded + block_size - salt_size, *hash = encoded + block_size;
     memset(encoded, 0, block_size - salt_size - 1);
     salt[-1] = 1;
-    if ((salt_size > 0 && RAND_bytes_ex(libctx, salt, salt_size, 0) != 1) ||
-        !pss_hash(md, digest, salt, salt_size, hash) || !mgf1_xor(mgf1_md, hash, md_size, encoded, block_size)) {
+    if ((salt_size > 0 && RAND_bytes_ex(libctx, salt, salt_size, 0) != 1)
+        || !pss_hash(md, digest, salt, salt_size, hash) || !mgf1_xor(mgf1_md, hash, md_size, encoded, block_size))
         return GP_ENCODING_FAILED;
-    }
-    if (top_bits != 0) {
+    if (top_bits != 0)
         encoded[0] &= (uint8_t)(0xff >> (8 - top_bits));
-    }
     encoded[size - 1] = 0xbc;
     return GP_ENCODED;
 }
@@ -171,9 +161,9 @@ static int rejection_prf(EVP_MAC_CTX *mac, const uint8_t key[32], const char *la
     for (uint32_t counter = 0; ok && out_size > 0; counter++) {
         const uint8_t number[2] = {(uint8_t)(counter >> 8), (uint8_t)counter};
         size_t count = out_size < sizeof(block) ? out_size : sizeof(block);
-        ok = EVP_MAC_init(mac, key, 32, NULL) && EVP_MAC_update(mac, number, sizeof(number)) &&
-             EVP_MAC_update(mac, (const uint8_t *)label, strlen(label)) && EVP_MAC_update(mac, bits, sizeof(bits)) &&
-             EVP_MAC_final(mac, block, NULL, sizeof(block));
+        ok = EVP_MAC_init(mac, key, 32, NULL) && EVP_MAC_update(mac, number, sizeof(number))
+             && EVP_MAC_update(mac, (const uint8_t *)label, strlen(label)) && EVP_MAC_update(mac, bits, sizeof(bits))
+             && EVP_MAC_final(mac, block, NULL, sizeof(block));
         memcpy(out, block, count);
         out += count;
         out_size -= count;
@@ -192,13 +182,12 @@ static int rejection_message(OSSL_LIB_CTX *libctx, const uint8_t rejection_key[3
                                  OSSL_PARAM_construct_end()};
     EVP_MAC *hmac = EVP_MAC_fetch(libctx, "HMAC", NULL);
     EVP_MAC_CTX *mac = EVP_MAC_CTX_new(hmac);
-    int ok = mac != NULL && EVP_MAC_init(mac, rejection_key, 32, params) && EVP_MAC_update(mac, ciphertext, size) &&
-             EVP_MAC_final(mac, key, NULL, sizeof(key)) && rejection_prf(mac, key, "message", synthetic, size) &&
-             rejection_prf(mac, key, "length", candidates, sizeof(candidates));
+    int ok = mac != NULL && EVP_MAC_init(mac, rejection_key, 32, params) && EVP_MAC_update(mac, ciphertext, size)
+             && EVP_MAC_final(mac, key, NULL, sizeof(key)) && rejection_prf(mac, key, "message", synthetic, size)
+             && rejection_prf(mac, key, "length", candidates, sizeof(candidates));
     uint32_t limit = (uint32_t)size - 10, mask = limit; /* 10: two leading bytes and eight of padding */
-    for (uint32_t shift = 1; shift < 16; shift <<= 1) {
+    for (uint32_t shift = 1; shift < 16; shift <<= 1)
         mask |= mask >> shift;
-    }
     *length = 0;
     for (size_t i = 0; ok && i < sizeof(candidates); i += 2) {
         uint32_t candidate = ((uint32_t)candidates[i] << 8 | candidates[i + 1]) & mask;
@@ -216,8 +205,8 @@ int gp_pkcs1_decode(OSSL_LIB_CTX *libctx, const uint8_t rejection_key[32], const
 {
     uint32_t rejected_length, found = 0, separator = 0;
     uint8_t *synthetic = OPENSSL_malloc(size);
-    if (synthetic == NULL ||
-        !rejection_message(libctx, rejection_key, ciphertext, size, synthetic, &rejected_length)) {
+    if (synthetic == NULL
+        || !rejection_message(libctx, rejection_key, ciphertext, size, synthetic, &rejected_length)) {
         OPENSSL_clear_free(synthetic, size);
         return 0;
     }
@@ -229,14 +218,12 @@ int gp_pkcs1_decode(OSSL_LIB_CTX *libctx, const uint8_t rejection_key[32], const
     /* The separator stays 0 where there was none, which is too early as well. */
     uint32_t good = ct_is_zero(encoded[0]) & ct_equal(encoded[1], 2) & ~ct_less(separator, 2 + 8);
     uint32_t start = ct_select(good, separator + 1, (uint32_t)size - rejected_length);
-    for (size_t i = 0; i < size; i++) {
+    for (size_t i = 0; i < size; i++)
         encoded[i] = ct_select_byte(good, encoded[i], synthetic[i]);
-    }
     ct_shift_left(encoded, size, start);
     uint32_t length = (uint32_t)size - start;
-    for (uint32_t i = 0; i < size; i++) {
+    for (uint32_t i = 0; i < size; i++)
         message[i] = ct_select_byte(ct_less(i, length), encoded[i], 0);
-    }
     *message_size = length;
     OPENSSL_clear_free(synthetic, size);
     return 1;
@@ -254,21 +241,17 @@ int gp_premaster_decode(OSSL_LIB_CTX *libctx, const uint8_t *encoded, size_t siz
 {
     size_t separator = size - GP_PREMASTER_BYTES - 1;
     const uint8_t *content = encoded + separator + 1;
-    if (RAND_priv_bytes_ex(libctx, premaster, GP_PREMASTER_BYTES, 0) != 1) {
+    if (RAND_priv_bytes_ex(libctx, premaster, GP_PREMASTER_BYTES, 0) != 1)
         return 0;
-    }
     uint32_t good = ct_is_zero(encoded[0]) & ct_equal(encoded[1], 2) & ct_is_zero(encoded[separator]);
-    for (size_t i = 2; i < separator; i++) {
+    for (size_t i = 2; i < separator; i++)
         good &= ~ct_is_zero(encoded[i]);
-    }
     uint32_t version = is_version(content, client_version);
-    if (alternative_version != 0) {
+    if (alternative_version != 0)
         version |= is_version(content, alternative_version);
-    }
     good &= version;
-    for (size_t i = 0; i < GP_PREMASTER_BYTES; i++) {
+    for (size_t i = 0; i < GP_PREMASTER_BYTES; i++)
         premaster[i] = ct_select_byte(good, content[i], premaster[i]);
-    }
     return 1;
 }
 
@@ -279,15 +262,13 @@ int gp_oaep_decode(const EVP_MD *md, const EVP_MD *mgf1_md, const uint8_t *label
 {
     size_t md_size = (size_t)EVP_MD_get_size(md);
     uint8_t label_hash[EVP_MAX_MD_SIZE];
-    if (size < 2 * md_size + 2) {
+    if (size < 2 * md_size + 2)
         return 0;
-    }
     uint8_t *seed = encoded + 1, *block = seed + md_size; /* block: label hash, zeros, 1, message */
     size_t block_size = size - md_size - 1;
-    if (!mgf1_xor(mgf1_md, block, block_size, seed, md_size) || !mgf1_xor(mgf1_md, seed, md_size, block, block_size) ||
-        !EVP_Digest(label, label_size, label_hash, NULL, md, NULL)) {
+    if (!mgf1_xor(mgf1_md, block, block_size, seed, md_size) || !mgf1_xor(mgf1_md, seed, md_size, block, block_size)
+        || !EVP_Digest(label, label_size, label_hash, NULL, md, NULL))
         return 0;
-    }
     uint32_t good = ct_is_zero(encoded[0]) & ct_is_zero((uint32_t)CRYPTO_memcmp(block, label_hash, md_size));
     uint32_t found = 0, separator = 0;
     for (uint32_t i = (uint32_t)md_size; i < block_size; i++) {

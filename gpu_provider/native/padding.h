@@ -16,7 +16,14 @@
 #define GP_PKCS1_OVERHEAD 11u
 #define GP_PREMASTER_BYTES 48u
 
-enum gp_encoded { GP_ENCODED = 0, GP_DATA_TOO_LONG, GP_WRONG_DIGEST_LENGTH, GP_NO_DIGEST_INFO, GP_SALT_TOO_LONG, GP_ENCODING_FAILED };
+enum gp_encoded {
+    GP_ENCODED = 0,
+    GP_DATA_TOO_LONG,
+    GP_WRONG_DIGEST_LENGTH,
+    GP_NO_DIGEST_INFO,
+    GP_SALT_TOO_LONG,
+    GP_ENCODING_FAILED
+};
 
 /* EMSA-PKCS1-v1_5, RFC 8017 section 9.2. `data` is the digest's value; with md NULL it is put in as it is, without a
  * DigestInfo. GP_NO_DIGEST_INFO: a digest that is not in the table (MD5-SHA1 is; it has an empty DigestInfo, as

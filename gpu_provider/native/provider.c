@@ -39,9 +39,8 @@ static void set_error(const gp_provider *provider, enum gp_reason reason, const 
 
 void gp_raise(const gp_provider *provider, enum gp_reason reason, const char *file, int line, const char *function)
 {
-    if (provider->new_error == NULL || provider->set_error_debug == NULL || provider->vset_error == NULL) {
+    if (provider->new_error == NULL || provider->set_error_debug == NULL || provider->vset_error == NULL)
         return;
-    }
     provider->new_error(provider->handle);
     provider->set_error_debug(provider->handle, file, line, function);
     set_error(provider, reason, NULL);
@@ -100,9 +99,9 @@ static int get_params(void *provider, OSSL_PARAM params[])
     OSSL_PARAM *version = OSSL_PARAM_locate(params, OSSL_PROV_PARAM_VERSION);
     OSSL_PARAM *status = OSSL_PARAM_locate(params, OSSL_PROV_PARAM_STATUS);
     (void)provider;
-    return (name == NULL || OSSL_PARAM_set_utf8_ptr(name, GP_PROVIDER_NAME)) &&
-           (version == NULL || OSSL_PARAM_set_utf8_ptr(version, GP_PROVIDER_VERSION)) &&
-           (status == NULL || OSSL_PARAM_set_int(status, 1));
+    return (name == NULL || OSSL_PARAM_set_utf8_ptr(name, GP_PROVIDER_NAME))
+           && (version == NULL || OSSL_PARAM_set_utf8_ptr(version, GP_PROVIDER_VERSION))
+           && (status == NULL || OSSL_PARAM_set_int(status, 1));
 }
 
 static void teardown(void *context)
@@ -112,9 +111,8 @@ static void teardown(void *context)
     EVP_SIGNATURE_free(provider->signature);
     EVP_ASYM_CIPHER_free(provider->cipher);
     gp_inner_free(provider->inner);
-    if (provider->client != NULL) {
+    if (provider->client != NULL)
         gp_client_free(provider->client);
-    }
     OPENSSL_free(provider);
 }
 
@@ -131,9 +129,8 @@ int gp_provider_init(const OSSL_CORE_HANDLE *handle, const OSSL_DISPATCH *in, co
                      void **provider_context)
 {
     gp_provider *provider = OPENSSL_zalloc(sizeof(*provider));
-    if (provider == NULL) {
+    if (provider == NULL)
         return 0;
-    }
     provider->handle = handle;
     for (; in->function_id != 0; in++) {
         switch (in->function_id) {

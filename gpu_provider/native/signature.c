@@ -4,6 +4,7 @@
 #include <openssl/crypto.h>
 #include <openssl/params.h>
 #include <openssl/rsa.h>
+#include <string.h>
 
 #include "padding.h"
 #include "provider.h"
@@ -51,19 +52,16 @@ static void *context_dup(void *argument)
 {
     const signature_context *from = argument;
     signature_context *context = context_new(from->provider, NULL);
-    if (context == NULL) {
+    if (context == NULL)
         return NULL;
-    }
     context->hash_finished = from->hash_finished;
-    if (from->key != NULL) {
+    if (from->key != NULL)
         context->key = gp_rsa_key_up_ref(from->key);
-    }
-    if (from->md != NULL && EVP_MD_up_ref(from->md) == 1) {
+    if (from->md != NULL && EVP_MD_up_ref(from->md) == 1)
         context->md = from->md;
-    }
-    if ((from->inner != NULL && (context->inner = EVP_PKEY_CTX_dup(from->inner)) == NULL) ||
-        (from->hash != NULL && ((context->hash = EVP_MD_CTX_new()) == NULL ||
-                                EVP_MD_CTX_copy_ex(context->hash, from->hash) != 1))) {
+    if ((from->inner != NULL && (context->inner = EVP_PKEY_CTX_dup(from->inner)) == NULL)
+        || (from->hash != NULL
+            && ((context->hash = EVP_MD_CTX_new()) == NULL || EVP_MD_CTX_copy_ex(context->hash, from->hash) != 1))) {
         context_free(context);
         return NULL;
     }
@@ -93,9 +91,8 @@ static const OSSL_PARAM *settable_context_params(void *argument, void *provider)
 static int set_context_params(void *argument, const OSSL_PARAM params[])
 {
     signature_context *context = argument;
-    if (params == NULL) {
+    if (params == NULL)
         return 1;
-    }
     if (context->inner == NULL) {
         GP_RAISE(context->provider, GP_R_NO_KEY);
         return 0;
@@ -103,8 +100,8 @@ static int set_context_params(void *argument, const OSSL_PARAM params[])
     const OSSL_PARAM *digest = OSSL_PARAM_locate_const(params, OSSL_SIGNATURE_PARAM_DIGEST);
     const char *name = NULL;
     /* The inner context knows nothing of our hashing, so what it would forbid is forbidden here. */
-    if (digest != NULL && context->md != NULL &&
-        (!OSSL_PARAM_get_utf8_string_ptr(digest, &name) || !EVP_MD_is_a(context->md, name))) {
+    if (digest != NULL && context->md != NULL
+        && (!OSSL_PARAM_get_utf8_string_ptr(digest, &name) || !EVP_MD_is_a(context->md, name))) {
         GP_RAISE(context->provider, GP_R_DIGEST_FIXED);
         return 0;
     }
@@ -203,9 +200,9 @@ static int start_digest(signature_context *context, const char *digest, void *ke
         OSSL_PARAM_construct_end(),
     };
     context->hash_finished = 0;
-    return start(context, key, inner_init, needs_private) &&
-           EVP_PKEY_CTX_set_params(context->inner, inner_digest) > 0 &&
-           EVP_DigestInit_ex2(context->hash, context->md, NULL) == 1 && set_context_params(context, params);
+    return start(context, key, inner_init, needs_private)
+           && EVP_PKEY_CTX_set_params(context->inner, inner_digest) > 0
+           && EVP_DigestInit_ex2(context->hash, context->md, NULL) == 1 && set_context_params(context, params);
 }
 
 static int digest_sign_init(void *context, const char *digest, void *key, const OSSL_PARAM params[])
@@ -246,17 +243,14 @@ static int get_settings(signature_context *context, settings *settings)
         OSSL_PARAM_construct_end(),
     };
     settings->md = settings->mgf1_md = NULL;
-    if (EVP_PKEY_CTX_get_params(context->inner, params) <= 0) {
+    if (EVP_PKEY_CTX_get_params(context->inner, params) <= 0)
         return 0;
-    }
-    if (digest[0] != '\0') {
+    if (digest[0] != '\0')
         settings->md = EVP_MD_fetch(libctx, digest, NULL);
-    }
-    if (settings->padding == RSA_PKCS1_PSS_PADDING) {
+    if (settings->padding == RSA_PKCS1_PSS_PADDING)
         settings->mgf1_md = EVP_MD_fetch(libctx, mgf1_digest[0] != '\0' ? mgf1_digest : digest, NULL);
-    }
-    return (digest[0] == '\0' || settings->md != NULL) &&
-           (settings->padding != RSA_PKCS1_PSS_PADDING || (settings->md != NULL && settings->mgf1_md != NULL));
+    return (digest[0] == '\0' || settings->md != NULL)
+           && (settings->padding != RSA_PKCS1_PSS_PADDING || (settings->md != NULL && settings->mgf1_md != NULL));
 }
 
 /* GP_DELEGATE: a padding or digest that is left to the default provider. */
@@ -278,6 +272,11 @@ static int encode(const signature_context *context, const settings *settings, ui
             result = gp_pss_encode(context->provider->libctx, encoded, key->bytes, key->bits, settings->md,
                                    settings->mgf1_md, settings->salt_length, data);
         }
+        break;
+    case RSA_NO_PADDING:
+        if (settings->md != NULL || data_size != key->bytes || !gp_key_in_range(key, data))
+            return GP_DELEGATE; /* to be refused with OpenSSL's own words */
+        memcpy(encoded, data, data_size);
         break;
     default:
         return GP_DELEGATE;
@@ -322,8 +321,12 @@ static int sign(void *argument, uint8_t *signature, size_t *signature_size, size
         return 0;
     }
     uint8_t *encoded = OPENSSL_malloc(size);
+    if (encoded == NULL) {
+        GP_RAISE(context->provider, GP_R_OUT_OF_MEMORY);
+        return 0;
+    }
     int ok = 0;
-    if (encoded != NULL && get_settings(context, &settings)) {
+    if (get_settings(context, &settings)) {
         int result = encode(context, &settings, encoded, data, data_size);
         settings_free(&settings);
         if (result == GP_READY) {
@@ -334,7 +337,7 @@ static int sign(void *argument, uint8_t *signature, size_t *signature_size, size
             ok = EVP_PKEY_sign(context->inner, signature, signature_size, data, data_size) == 1;
         }
     }
-    OPENSSL_free(encoded);
+    OPENSSL_clear_free(encoded, size);
     return ok;
 }
 
@@ -347,18 +350,16 @@ static int digest_update(void *argument, const uint8_t *data, size_t size)
     }
     if (context->hash_finished) {
         context->hash_finished = 0;
-        if (EVP_DigestInit_ex2(context->hash, context->md, NULL) != 1) {
+        if (EVP_DigestInit_ex2(context->hash, context->md, NULL) != 1)
             return 0;
-        }
     }
     return EVP_DigestUpdate(context->hash, data, size) == 1;
 }
 
 static int digest_finish(signature_context *context, uint8_t digest[EVP_MAX_MD_SIZE], unsigned int *size)
 {
-    if (!digest_update(context, NULL, 0)) {
+    if (!digest_update(context, NULL, 0))
         return 0;
-    }
     context->hash_finished = 1;
     return EVP_DigestFinal_ex(context->hash, digest, size) == 1;
 }
@@ -367,15 +368,15 @@ static int digest_sign_final(void *argument, uint8_t *signature, size_t *signatu
 {
     uint8_t digest[EVP_MAX_MD_SIZE];
     unsigned int size = 0;
-    return (signature == NULL || digest_finish(argument, digest, &size)) &&
-           sign(argument, signature, signature_size, capacity, digest, size);
+    return (signature == NULL || digest_finish(argument, digest, &size))
+           && sign(argument, signature, signature_size, capacity, digest, size);
 }
 
 static int digest_sign(void *argument, uint8_t *signature, size_t *signature_size, size_t capacity, const uint8_t *data,
                        size_t size)
 {
-    return (signature == NULL || digest_update(argument, data, size)) &&
-           digest_sign_final(argument, signature, signature_size, capacity);
+    return (signature == NULL || digest_update(argument, data, size))
+           && digest_sign_final(argument, signature, signature_size, capacity);
 }
 
 /* ---- verifying ---- */
@@ -404,8 +405,8 @@ static int verify_recover(void *argument, uint8_t *data, size_t *data_size, size
 {
     signature_context *context = argument;
     *data_size = capacity;
-    return context->inner != NULL &&
-           EVP_PKEY_verify_recover(context->inner, data, data_size, signature, signature_size) == 1;
+    return context->inner != NULL
+           && EVP_PKEY_verify_recover(context->inner, data, data_size, signature, signature_size) == 1;
 }
 
 const OSSL_DISPATCH gp_rsa_signature_functions[] = {

@@ -1,0 +1,41 @@
+"""Small C programs over the provider's sources: what can only be seen from inside a process."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from openssl_program import NATIVE
+
+PROGRAMS = Path(__file__).parent / "native"
+JOB_STACK = 32 * 1024
+
+
+def build(name: str, directory: Path, *options: str) -> Path:
+    if shutil.which("gcc") is None:
+        pytest.skip("gcc is not installed")
+    sources = sorted(str(path) for path in NATIVE.glob("*.c") if path.name not in {"_core.c", "module.c"})
+    program = directory / name
+    flags = ["-std=c11", "-O2", "-g", "-Wall", "-Wextra", "-Werror", "-pthread", *options, f"-I{NATIVE}"]
+    command = ["gcc", *flags, str(PROGRAMS / f"{name}.c"), *sources, "-o", str(program), "-lcrypto"]
+    subprocess.run(command, check=True, timeout=50)
+    return program
+
+
+def test_decoders_neither_branch_nor_index_by_secrets(tmp_path: Path) -> None:
+    """Bleichenbacher's, Manger's and Vaudenay's attacks need no more than a difference in time."""
+    if shutil.which("valgrind") is None or not Path("/usr/include/valgrind/memcheck.h").exists():
+        pytest.skip("valgrind and its header are not installed")
+    program = build("padding_secrets", tmp_path)
+    command = ["valgrind", "--quiet", "--error-exitcode=99", str(program)]
+    result = subprocess.run(command, check=False, capture_output=True, text=True, timeout=55)
+    assert result.returncode == 0, result.stderr
+
+
+def test_job_stack_is_large_enough(tmp_path: Path) -> None:
+    """It has no guard page: an overflow would corrupt the heap silently. libssl needs its share of it too."""
+    program = build("fibre_stack", tmp_path)
+    output = subprocess.run([program], check=True, capture_output=True, text=True, timeout=50).stdout
+    assert 0 < int(output) < JOB_STACK // 2
