@@ -4,7 +4,7 @@
 """
 
 from gpu_provider.status import AsyncStatus
-from gpu_provider.tls.connection import Connection, Session, set_async_job_limit
+from gpu_provider.tls.connection import Connection, set_async_job_limit
 from gpu_provider.tls.constants import *  # noqa: F403
 from gpu_provider.tls.constants import __all__ as _constants
 from gpu_provider.tls.context import AsyncCallback, Context
@@ -21,6 +21,7 @@ from gpu_provider.tls.errors import (
     WantWriteError,
     ZeroReturnError,
 )
+from gpu_provider.tls.info import Session
 from gpu_provider.tls.notify import LoopNotifier
 
 __all__ = [  # noqa: PLE0604  the constants' names are strings too

@@ -37,14 +37,12 @@ import logging
 import threading
 from collections.abc import Callable
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, NoReturn, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-from cryptography import x509
-
-from gpu_provider.status import AsyncStatus
 from gpu_provider.tls import drain
 from gpu_provider.tls._ssl import ffi, lib
 from gpu_provider.tls.errors import CallbackError, Error, WantReadError, check, operation_error, why
+from gpu_provider.tls.info import ConnectionInfo, descriptors_of
 from gpu_provider.tls.notify import LoopNotifier, Notifier, dispatcher, new_id
 
 if TYPE_CHECKING:
@@ -52,7 +50,7 @@ if TYPE_CHECKING:
 
     from gpu_provider.tls.context import AsyncCallback, Context
 
-__all__ = ["Connection", "Session", "set_async_job_limit"]
+__all__ = ["Connection", "set_async_job_limit"]
 
 _log = logging.getLogger("gpu_provider.tls")
 
@@ -86,16 +84,7 @@ class Socket(Protocol):
     def close(self) -> None: ...
 
 
-class Session:
-    """A TLS session to resume, from :meth:`Connection.get_session`."""
-
-    __slots__ = ("pointer",)
-
-    def __init__(self, pointer: Any) -> None:
-        self.pointer = ffi.gc(pointer, lib.SSL_SESSION_free)
-
-
-class Connection:
+class Connection(ConnectionInfo):
     """One end of a TLS connection, over ``socket`` (blocking or not), or over memory BIOs if that is None: bytes from
     the peer go in by :meth:`bio_write`, bytes for the peer come out by :meth:`bio_read`.
 
@@ -108,7 +97,7 @@ class Connection:
 
     __slots__ = (
         "__weakref__", "_arg", "_callback", "_context", "_error", "_home", "_id", "_notifier", "_on_ready", "_paused",
-        "_rbio", "_socket", "_ssl", "_started", "_wbio",
+        "_rbio", "_socket", "_started", "_wbio",
     )  # fmt: skip
 
     def __init__(self, context: "Context", socket: Socket | None = None) -> None:
@@ -183,14 +172,6 @@ class Connection:
         if home is not None and home.identity != threading.get_ident():
             raise Error(f"this {_NAMES[operation]} was paused on another thread, which alone can resume it")
 
-    def _closed(self) -> NoReturn:
-        raise Error("the connection is closed")
-
-    def _pointer(self) -> Any:
-        if self._ssl is None:
-            self._closed()
-        return self._ssl
-
     def do_handshake(self) -> None:
         """Goes on with the handshake; returns when it is done."""
         self._run(_HANDSHAKE)
@@ -230,20 +211,6 @@ class Connection:
         """Sends close_notify; True once the peer's has come too."""
         return self._run(_SHUTDOWN) == 1
 
-    def get_shutdown(self) -> int:
-        """``SENT_SHUTDOWN`` | ``RECEIVED_SHUTDOWN``."""
-        state: int = lib.SSL_get_shutdown(self._pointer())
-        return state
-
-    def pending(self) -> int:
-        """Decrypted bytes that the next recv returns without reading from the transport."""
-        count: int = lib.SSL_pending(self._pointer())
-        return count
-
-    def has_pending(self) -> bool:
-        """Whether bytes wait inside, decrypted or not."""
-        return bool(lib.SSL_has_pending(self._pointer()) == 1)
-
     def close(self) -> None:
         """Frees the connection at once, without telling the peer (that is :meth:`shutdown`), and closes its socket.
 
@@ -274,7 +241,7 @@ class Connection:
         elif notifier is not None:
             one.abandon()
         else:
-            one.wait_for_descriptors(_descriptors(ssl))
+            one.wait_for_descriptors(descriptors_of(ssl))
 
     def __del__(self) -> None:
         ssl, self._ssl = self._ssl, None
@@ -337,14 +304,6 @@ class Connection:
     def get_context(self) -> "Context":
         return self._context
 
-    def set_accept_state(self) -> None:
-        """This end is the server."""
-        lib.SSL_set_accept_state(self._pointer())
-
-    def set_connect_state(self) -> None:
-        """This end is the client."""
-        lib.SSL_set_connect_state(self._pointer())
-
     def set_mode(self, mode: int) -> int:
         """Adds mode bits, such as ``SSL_MODE_ASYNC``; returns all that are set. Not while an operation is paused."""
         self._refuse_paused("set_mode")
@@ -360,79 +319,6 @@ class Connection:
     def _refuse_paused(self, what: str) -> None:
         if self._paused is not None:
             raise Error(f"an operation is paused: {what} has to wait until {_NAMES[self._paused[0]]} has ended")
-
-    def set_verify(self, mode: int) -> None:
-        """As :meth:`Context.set_verify`, for this connection."""
-        lib.SSL_set_verify(self._pointer(), mode, _NULL)
-
-    def set_tlsext_host_name(self, name: bytes) -> None:
-        """The server name that a client sends (SNI)."""
-        lib.ERR_clear_error()
-        check(lib.SSL_set_tlsext_host_name(self._pointer(), name), f"server name {name!r}")
-
-    def set_verify_host(self, host: str) -> None:
-        """The peer's certificate must be for this host name or IP address. With ``VERIFY_PEER``."""
-        ssl = self._pointer()
-        if lib.X509_VERIFY_PARAM_set1_ip_asc(lib.SSL_get0_param(ssl), host.encode()) != 1:
-            lib.ERR_clear_error()
-            check(lib.SSL_set1_host(ssl, host.encode("idna")), f"host name {host!r}")
-
-    def set_session(self, session: Session) -> None:
-        """The session that a client asks to resume."""
-        check(lib.SSL_set_session(self._pointer(), session.pointer), "session")
-
-    # ---- what was agreed ----
-
-    def get_session(self) -> Session | None:
-        """To resume later. In TLS 1.3 after the first recv, which is when the server's tickets are read."""
-        session = lib.SSL_get1_session(self._pointer())
-        return None if session == _NULL else Session(session)
-
-    def session_reused(self) -> bool:
-        return bool(lib.SSL_session_reused(self._pointer()) == 1)
-
-    def get_alpn_proto_negotiated(self) -> bytes:
-        """The ALPN protocol, ``b""`` if none."""
-        name, size = ffi.new("unsigned char **"), ffi.new("unsigned int *")
-        lib.SSL_get0_alpn_selected(self._pointer(), name, size)
-        return bytes(_buffer(name[0], size[0])) if size[0] else b""
-
-    def get_servername(self) -> bytes | None:
-        """The server name that the client sent."""
-        name = lib.SSL_get_servername(self._pointer(), 0)
-        return None if name == _NULL else bytes(ffi.string(name))
-
-    def get_cipher_name(self) -> str | None:
-        cipher = lib.SSL_get_current_cipher(self._pointer())
-        return None if cipher == _NULL else str(ffi.string(lib.SSL_CIPHER_get_name(cipher)).decode())
-
-    def get_cipher_bits(self) -> int | None:
-        cipher = lib.SSL_get_current_cipher(self._pointer())
-        return None if cipher == _NULL else int(lib.SSL_CIPHER_get_bits(cipher, _NULL))
-
-    def get_protocol_version_name(self) -> str:
-        """``"TLSv1.2"`` or ``"TLSv1.3"``."""
-        return str(ffi.string(lib.SSL_get_version(self._pointer())).decode())
-
-    def get_state_string(self) -> str:
-        """Where in the handshake it is, in OpenSSL's words."""
-        return str(ffi.string(lib.SSL_state_string_long(self._pointer())).decode())
-
-    def is_init_finished(self) -> bool:
-        """Whether the handshake is done."""
-        return bool(lib.SSL_is_init_finished(self._pointer()) == 1)
-
-    def get_peer_certificate(self) -> x509.Certificate | None:
-        certificate = lib.SSL_get1_peer_certificate(self._pointer())
-        if certificate == _NULL:
-            return None
-        try:
-            out = ffi.new("unsigned char **")
-            der = ffi.new("unsigned char[]", lib.i2d_X509(certificate, _NULL))
-            out[0] = der
-            return x509.load_der_x509_certificate(bytes(_buffer(der, lib.i2d_X509(certificate, out))))
-        finally:
-            lib.X509_free(certificate)
 
     # ---- asynchronous operation ----
 
@@ -459,33 +345,6 @@ class Connection:
         time."""
         self._pointer()
         self._arg = arg
-
-    def get_async_status(self) -> AsyncStatus:
-        """SSL_get_async_status: how the provider took the last asynchronous operation. UNSUPPORTED before the first,
-        and where it was not asynchronous at all."""
-        status = ffi.new("int *")
-        if lib.SSL_get_async_status(self._pointer(), status) != 1:
-            return AsyncStatus.UNSUPPORTED
-        return AsyncStatus(status[0])
-
-    def waiting_for_async(self) -> bool:
-        """Whether an operation is paused."""
-        return bool(lib.SSL_waiting_for_async(self._pointer()) == 1)
-
-    def get_all_async_fds(self) -> list[int]:
-        """The wait descriptors; readable when the operation can be resumed. Empty with a callback. They belong to
-        OpenSSL."""
-        return _descriptors(self._pointer())
-
-    def get_changed_async_fds(self) -> tuple[list[int], list[int]]:
-        """The wait descriptors added and removed by the last operation."""
-        ssl = self._pointer()
-        added, removed = ffi.new("size_t *"), ffi.new("size_t *")
-        if lib.SSL_get_changed_async_fds(ssl, _NULL, added, _NULL, removed) != 1:
-            return [], []
-        new, old = ffi.new("int[]", added[0] or 1), ffi.new("int[]", removed[0] or 1)
-        check(lib.SSL_get_changed_async_fds(ssl, new, added, old, removed), "changed wait descriptors")
-        return list(new[0 : added[0]]), list(old[0 : removed[0]])
 
     def attach(self, notifier: LoopNotifier, on_ready: Callable[[], object]) -> None:
         """:meth:`LoopNotifier.attach`."""
@@ -520,12 +379,3 @@ class Connection:
             kept = CallbackError(f"the async callback {callback!r} raised {type(error).__name__}")
             kept.__cause__ = error
             self._error = kept
-
-
-def _descriptors(ssl: Any) -> list[int]:
-    count = ffi.new("size_t *")
-    if lib.SSL_get_all_async_fds(ssl, _NULL, count) != 1 or count[0] == 0:
-        return []
-    descriptors = ffi.new("int[]", count[0])
-    check(lib.SSL_get_all_async_fds(ssl, descriptors, count), "wait descriptors")
-    return list(descriptors[0 : count[0]])

@@ -50,7 +50,7 @@ CONSTANTS = """
 SSL_MODE_ASYNC SSL_MODE_ENABLE_PARTIAL_WRITE SSL_MODE_ACCEPT_MOVING_WRITE_BUFFER SSL_MODE_RELEASE_BUFFERS
 SSL_OP_ALL SSL_OP_NO_COMPRESSION SSL_OP_NO_RENEGOTIATION SSL_OP_CIPHER_SERVER_PREFERENCE SSL_OP_NO_TICKET
 SSL_OP_IGNORE_UNEXPECTED_EOF SSL_OP_NO_TLSv1_2 SSL_OP_NO_TLSv1_3 SSL_OP_PRIORITIZE_CHACHA
-SSL_VERIFY_NONE SSL_VERIFY_PEER SSL_VERIFY_FAIL_IF_NO_PEER_CERT SSL_VERIFY_CLIENT_ONCE SSL_VERIFY_POST_HANDSHAKE
+SSL_VERIFY_NONE SSL_VERIFY_PEER SSL_VERIFY_FAIL_IF_NO_PEER_CERT SSL_VERIFY_CLIENT_ONCE
 SSL_FILETYPE_PEM SSL_FILETYPE_ASN1 SSL_SENT_SHUTDOWN SSL_RECEIVED_SHUTDOWN
 SSL_SESS_CACHE_OFF SSL_SESS_CACHE_CLIENT SSL_SESS_CACHE_SERVER SSL_SESS_CACHE_BOTH
 TLS1_2_VERSION TLS1_3_VERSION
@@ -79,7 +79,6 @@ int SSL_CTX_set1_groups_list(SSL_CTX *ctx, const char *list);
 int SSL_CTX_set1_sigalgs_list(SSL_CTX *ctx, const char *list);
 int SSL_CTX_use_PrivateKey(SSL_CTX *ctx, EVP_PKEY *key);
 int SSL_CTX_check_private_key(const SSL_CTX *ctx);
-X509 *SSL_CTX_get0_certificate(const SSL_CTX *ctx);
 int SSL_CTX_load_verify_locations(SSL_CTX *ctx, const char *file, const char *directory);
 int SSL_CTX_set_default_verify_paths(SSL_CTX *ctx);
 void SSL_CTX_set_verify(SSL_CTX *ctx, int mode, void *callback);
@@ -97,28 +96,22 @@ int SSL_CTX_set_session_id_context(SSL_CTX *ctx, const unsigned char *id, unsign
 int SSL_CTX_set_num_tickets(SSL_CTX *ctx, size_t count);
 void SSL_CTX_set_read_ahead(SSL_CTX *ctx, int on);
 void SSL_CTX_set_default_read_buffer_len(SSL_CTX *ctx, size_t size);
-int SSL_CTX_set_async_callback_arg(SSL_CTX *ctx, void *arg);
 
 void SSL_free(SSL *ssl);
 long SSL_set_mode(SSL *ssl, long mode);
 long SSL_clear_mode(SSL *ssl, long mode);
-long SSL_get_mode(SSL *ssl);
 void SSL_set_accept_state(SSL *ssl);
 void SSL_set_connect_state(SSL *ssl);
-int SSL_is_server(const SSL *ssl);
 int SSL_is_init_finished(const SSL *ssl);
 long SSL_set_tlsext_host_name(SSL *ssl, const char *name);
 int SSL_set1_host(SSL *ssl, const char *name);
 X509_VERIFY_PARAM *SSL_get0_param(SSL *ssl);
 void SSL_set_verify(SSL *ssl, int mode, void *callback);
-int SSL_verify_client_post_handshake(SSL *ssl);
-void SSL_set_post_handshake_auth(SSL *ssl, int on);
 BIO *SSL_get_rbio(const SSL *ssl);
 BIO *SSL_get_wbio(const SSL *ssl);
 int SSL_pending(const SSL *ssl);
 int SSL_has_pending(const SSL *ssl);
 int SSL_get_shutdown(const SSL *ssl);
-void SSL_set_shutdown(SSL *ssl, int mode);
 void SSL_get0_alpn_selected(const SSL *ssl, const unsigned char **name, unsigned int *size);
 const char *SSL_get_servername(const SSL *ssl, const int type);
 const SSL_CIPHER *SSL_get_current_cipher(const SSL *ssl);
