@@ -70,11 +70,11 @@ _allocate = ffi.new_allocator(should_clear_after_alloc=False)
 
 def set_async_job_limit(maximum: int, initial: int = 0) -> None:
     """ASYNC_init_thread: at most ``maximum`` async jobs for the connections of the calling thread (0: no limit), of
-    which ``initial`` are made at once. Only before the thread's first async operation; Error after that."""
+    which ``initial`` are made at once. Once, before the thread's first async operation."""
     if maximum < 0 or initial < 0:
         raise ValueError(f"the job limits must not be negative: {maximum}, {initial}")
     lib.ERR_clear_error()
-    check(lib.ASYNC_init_thread(maximum, initial), "the thread's async jobs are set up already")
+    check(lib.ASYNC_init_thread(maximum, initial), "the thread's async jobs")
 
 
 class Socket(Protocol):
@@ -325,8 +325,9 @@ class Connection(ConnectionInfo):
     def set_async_callback(self, callback: "AsyncCallback | None") -> None:
         """SSL_set_async_callback: instead of the one inherited from the context. ``callback(connection, arg)`` is
         called on the dispatcher thread when the operation can be resumed, or is to be retried
-        (:meth:`get_async_status` tells); it should only schedule that. None: wait descriptors. What it raises is
-        logged, and raised as CallbackError from the connection's next call.
+        (:meth:`get_async_status` tells); it should only schedule that, and is not made for an operation that has
+        ended meanwhile, resumed early. None: wait descriptors. What it raises is logged, and raised as CallbackError
+        from the connection's next call.
 
         Error after the first operation, when OpenSSL would ignore it.
         """

@@ -250,7 +250,7 @@ class TLSLayer(asyncio.BufferedProtocol):
                 cast("asyncio.Protocol", self.app).data_received(bytes(scratch[:count]))
             else:
                 room = memoryview(buffered.get_buffer(-1))
-                if not len(room):
+                if len(room) == 0:
                     raise RuntimeError("get_buffer() returned an empty buffer")
                 if not (count := self._receive(room)):
                     return
@@ -312,9 +312,8 @@ class TLSLayer(asyncio.BufferedProtocol):
         self._flush()
 
     def write_eof(self) -> None:
-        if self.state is _State.OPEN and not self._wrote_eof:
-            if self._send_close_notify() and self._peer_closed:
-                self.close()
+        if self.state is _State.OPEN and not self._wrote_eof and self._send_close_notify() and self._peer_closed:
+            self.close()
 
     def _send_close_notify(self) -> bool:
         self._wrote_eof = True

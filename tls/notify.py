@@ -80,8 +80,11 @@ class Dispatcher(Notifier):
         poll.register(self.descriptor, select.POLLIN)
         while True:
             poll.poll()
-            for waiter in self.take():
-                waiter.wake()
+            self._wake()
+
+    def _wake(self) -> None:  # a function of its own, which keeps no connection when it has returned
+        for waiter in self.take():
+            waiter.wake()
 
 
 _dispatcher: Dispatcher | None = None
