@@ -27,9 +27,13 @@ def authority() -> trustme.CA:
     return trustme.CA(key_type=trustme.KeyType.ECDSA)
 
 
-@functools.cache
 def credentials(name: str = "localhost", kind: str = "RSA") -> Credentials:
-    """A certificate for ``name`` with an RSA-2048 or ECDSA P-256 key."""
+    """A certificate for ``name`` with an RSA-2048 or ECDSA P-256 key; the same each time."""
+    return _issue(name, kind)
+
+
+@functools.cache
+def _issue(name: str, kind: str) -> Credentials:
     issued = authority().issue_cert(name, key_type=trustme.KeyType[kind])
     return Credentials(b"".join(blob.bytes() for blob in issued.cert_chain_pems), issued.private_key_pem.bytes())
 

@@ -300,10 +300,10 @@ class TLSLayer(asyncio.BufferedProtocol):
     def write(self, data: bytes | bytearray | memoryview) -> None:
         if not isinstance(data, (bytes, bytearray, memoryview)):
             raise TypeError(f"data must be bytes, bytearray or memoryview, not {type(data).__name__}")
+        if self.state is not _State.OPEN or len(data) == 0:
+            return
         if self._wrote_eof:
             raise RuntimeError("write() after write_eof()")
-        if self.state is not _State.OPEN or not len(data):
-            return
         try:
             self._connection.sendall(data)
         except Error as error:
