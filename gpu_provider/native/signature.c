@@ -135,8 +135,19 @@ static const OSSL_PARAM *settable_hash_params(void *argument)
 
 /* ---- starting ---- */
 
-/* key NULL: the one set before. The inner context starts anew, so padding and salt length are the default ones again. */
-static int start(signature_context *context, void *key, inner_init_fn *inner_init, int needs_private)
+static int copy_signing(signature_context *context)
+{
+    if (!context->key->key->is_private) {
+        GP_RAISE(context->provider, GP_R_NOT_A_PRIVATE_KEY);
+        return 0;
+    }
+    context->inner = EVP_PKEY_CTX_dup(context->key->signing);
+    return context->inner != NULL;
+}
+
+/* key NULL: the one set before. inner_init NULL: for signing. The inner context starts anew, so padding and salt length are
+ * the default ones again. */
+static int start(signature_context *context, void *key, inner_init_fn *inner_init)
 {
     if (key != NULL && key != context->key) {
         gp_rsa_key_free(context->key);
@@ -146,41 +157,39 @@ static int start(signature_context *context, void *key, inner_init_fn *inner_ini
         GP_RAISE(context->provider, GP_R_NO_KEY);
         return 0;
     }
-    if (needs_private && !context->key->key->is_private) {
-        GP_RAISE(context->provider, GP_R_NOT_A_PRIVATE_KEY);
-        return 0;
-    }
     EVP_PKEY_CTX_free(context->inner);
+    context->inner = NULL;
+    if (inner_init == NULL)
+        return copy_signing(context);
     context->inner = gp_rsa_key_inner_context(context->key);
     return context->inner != NULL && inner_init(context->inner) == 1;
 }
 
-static int start_plain(signature_context *context, void *key, const OSSL_PARAM params[], inner_init_fn *inner_init,
-                       int needs_private)
+static int start_plain(signature_context *context, void *key, const OSSL_PARAM params[], inner_init_fn *inner_init)
 {
     EVP_MD_free(context->md);
     context->md = NULL;
-    return start(context, key, inner_init, needs_private) && set_context_params(context, params);
+    return start(context, key, inner_init) && set_context_params(context, params);
 }
 
 static int sign_init(void *context, void *key, const OSSL_PARAM params[])
 {
-    return start_plain(context, key, params, EVP_PKEY_sign_init, 1);
+    return start_plain(context, key, params, NULL);
 }
 
 static int verify_init(void *context, void *key, const OSSL_PARAM params[])
 {
-    return start_plain(context, key, params, EVP_PKEY_verify_init, 0);
+    return start_plain(context, key, params, EVP_PKEY_verify_init);
 }
 
 static int verify_recover_init(void *context, void *key, const OSSL_PARAM params[])
 {
-    return start_plain(context, key, params, EVP_PKEY_verify_recover_init, 0);
+    return start_plain(context, key, params, EVP_PKEY_verify_recover_init);
 }
 
 /* digest NULL: the one of the operation before. */
 static int start_digest(signature_context *context, const char *digest, void *key, const OSSL_PARAM params[],
-                        inner_init_fn *inner_init, int needs_private)
+                        inner_init_fn *inner_init)
 {
     if (digest != NULL) {
         EVP_MD_free(context->md);
@@ -200,19 +209,19 @@ static int start_digest(signature_context *context, const char *digest, void *ke
         OSSL_PARAM_construct_end(),
     };
     context->hash_finished = 0;
-    return start(context, key, inner_init, needs_private)
+    return start(context, key, inner_init)
            && EVP_PKEY_CTX_set_params(context->inner, inner_digest) > 0
            && EVP_DigestInit_ex2(context->hash, context->md, NULL) == 1 && set_context_params(context, params);
 }
 
 static int digest_sign_init(void *context, const char *digest, void *key, const OSSL_PARAM params[])
 {
-    return start_digest(context, digest, key, params, EVP_PKEY_sign_init, 1);
+    return start_digest(context, digest, key, params, NULL);
 }
 
 static int digest_verify_init(void *context, const char *digest, void *key, const OSSL_PARAM params[])
 {
-    return start_digest(context, digest, key, params, EVP_PKEY_verify_init, 0);
+    return start_digest(context, digest, key, params, EVP_PKEY_verify_init);
 }
 
 /* ---- signing ---- */
