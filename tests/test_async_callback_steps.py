@@ -86,6 +86,7 @@ def test_step_2_it_sets_the_mode_and_makes_an_asynchronous_call(
     assert calls.none()
 
 
+@pytest.mark.gpu_provider(queue_depth=4)
 def test_step_3_the_request_is_submitted_or_the_retry_is_told_through_the_callback(
     held_backend: HeldBackend, held_provider: BatchingProvider, context: tls.Context, calls: Calls
 ) -> None:
@@ -182,6 +183,7 @@ def test_step_8_through_it_the_application_schedules_calling_the_function_again(
         finish(connection, peers.pop(connection))
 
 
+@pytest.mark.gpu_provider(queue_depth=4)
 def test_step_9_it_reads_the_status_to_learn_of_a_retry(
     held_backend: HeldBackend, held_provider: BatchingProvider, context: tls.Context, calls: Calls
 ) -> None:

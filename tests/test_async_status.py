@@ -104,6 +104,7 @@ def self_signed(key: rsa.RSAPrivateKey) -> x509.Certificate:
     return builder.sign(key, hashes.SHA256())
 
 
+@pytest.mark.gpu_provider(queue_depth=4)
 def test_eagain_when_the_queue_is_full(held_backend: HeldBackend, held_provider: BatchingProvider) -> None:
     filling = fill_queue(held_provider, held_provider.load_key(credentials().key))
     connection, peer = pause(server_context(held_provider))
