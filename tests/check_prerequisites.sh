@@ -41,6 +41,8 @@ compiles() { # compiles LIBRARY… <SOURCE; $cc unquoted: it may carry flags
 
 if ! command -v ${cc%% *} >/dev/null 2>&1; then
     lacks "a C compiler: no '${cc%% *}' on the PATH" gcc libc6-dev
+    # Without a compiler only the usual place can be looked at; with one, below, all that it searches.
+    [ -f /usr/include/openssl/ssl.h ] || lacks "the headers and libraries of OpenSSL" libssl-dev
 elif ! echo '#include <stdio.h>
 int main(void) { return 0; }' | compiles; then
     lacks "the C library's headers: '$cc' cannot compile and link an empty program" libc6-dev

@@ -39,8 +39,9 @@ class Buildah:
     """buildah with a storage of its own, gone at the end."""
 
     def __init__(self, storage: Path) -> None:
-        self._command = ["buildah", "--root", str(storage / "root"), "--runroot", str(storage / "run")]
-        self.environment = {**os.environ, "BUILDAH_ISOLATION": "chroot", "STORAGE_DRIVER": "vfs"}
+        self._command = ["buildah", "--storage-driver", "vfs", "--root", str(storage / "root")]
+        self._command += ["--runroot", str(storage / "run")]
+        self.environment = {**os.environ, "BUILDAH_ISOLATION": "chroot"}
 
     def arguments(self, *arguments: str) -> list[str]:
         return [*self._command, *arguments]
@@ -147,23 +148,14 @@ def request(port: int, authority: Path, version: ssl.TLSVersion, path: str) -> b
     return bytes(answer)
 
 
-def terminator_process(launcher: subprocess.Popen[str], root: str) -> int:
-    """The process in the container, by the root directory it runs in: what a container engine would signal."""
-    found = [
-        int(entry.name)
-        for entry in Path("/proc").iterdir()
-        if entry.name.isdigit() and int(entry.name) != launcher.pid and _root_of(entry) == root
-    ]
-    if len(found) != 1:
-        sys.exit(f"container: expected one process in {root}, found {found}")
-    return found[0]
-
-
-def _root_of(process: Path) -> str | None:
-    try:
-        return os.readlink(process / "root")
-    except (FileNotFoundError, ProcessLookupError, PermissionError):
-        return None
+def contained_process(launcher: subprocess.Popen[str]) -> int:
+    """The last of the processes that buildah started one from another: what a container engine would signal."""
+    process = launcher.pid
+    while children := [
+        int(child) for tasks in Path(f"/proc/{process}/task").glob("*/children") for child in tasks.read_text().split()
+    ]:
+        (process,) = children
+    return process
 
 
 def wait_until_healthy(
@@ -234,13 +226,13 @@ def check_running(buildah: Buildah, container: str, directory: Path, entry: list
             stdout=output,
             stderr=subprocess.STDOUT,
             text=True,
+            start_new_session=True,  # a group of its own, to end all of it by if a check fails
         ) as launcher,
     ):
-        process = 0
         try:
             with step("the HEALTHCHECK passes"):
                 wait_until_healthy(buildah, container, health, launcher)
-            process = terminator_process(launcher, root)
+            process = contained_process(launcher)
             status = Path(f"/proc/{process}/status").read_text()
             assert "Uid:\t65532\t65532" in status, f"the terminator runs as another user:\n{status}"
             for version in (ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3):
@@ -255,9 +247,7 @@ def check_running(buildah: Buildah, container: str, directory: Path, entry: list
             raise
         finally:
             if launcher.poll() is None:
-                if process:
-                    os.kill(process, signal.SIGKILL)
-                launcher.kill()
+                os.killpg(launcher.pid, signal.SIGKILL)
     written = [
         str(path)
         for path in Path(root).rglob("*")

@@ -1,0 +1,172 @@
+"""What the documents say is so: their snippets run, and the settings, commands, metrics and files they name exist."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import socket
+import ssl
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import msgspec
+import prometheus_client
+import pytest
+
+from gpu_provider import BatchingProvider, ProviderConfig
+from gpu_provider.native import MODULE_DIRECTORY
+from gpu_provider.tls.terminator.config import TerminatorConfig
+from gpu_provider.tls.terminator.metrics import TerminatorMetrics
+
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text()
+DOCUMENTS = {path: path.read_text() for path in (*ROOT.glob("*.md"), ROOT / "gpu_provider" / "native" / "DESIGN.md")}
+needs_openssl = pytest.mark.skipif(shutil.which("openssl") is None, reason="the openssl program is not installed")
+needs_haproxy = pytest.mark.skipif(shutil.which("haproxy") is None, reason="haproxy is not installed")
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+
+
+def block(language: str, containing: str) -> str:
+    (found,) = (text for text in blocks(language) if containing in text)
+    return found
+
+
+def run(*command: str, directory: Path) -> str:
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    done = subprocess.run(
+        command,
+        cwd=directory,
+        env={**os.environ, "PATH": path},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout
+    return done.stdout
+
+
+@pytest.fixture
+def certificate(tmp_path: Path) -> Path:
+    """A directory with the certificate that the README's own command makes."""
+    command = re.search(r"^openssl req .*?[^\\]$", block("sh", "openssl req"), re.MULTILINE | re.DOTALL)
+    assert command
+    run("sh", "-ec", command[0], directory=tmp_path)
+    return tmp_path
+
+
+@needs_openssl
+@pytest.mark.parametrize("snippet", blocks("python"), ids=lambda text: text.splitlines()[-1].strip())
+def test_a_python_snippet_runs(snippet: str, certificate: Path) -> None:
+    run(sys.executable, "-c", snippet, directory=certificate)
+
+
+@needs_openssl
+def test_the_commands_for_the_openssl_program_run(tmp_path: Path) -> None:
+    shown = run("sh", "-ec", block("sh", "openssl speed"), directory=tmp_path)
+    assert "Verified OK" in shown
+
+
+@needs_openssl
+def test_the_terminator_takes_the_flags_shown(certificate: Path) -> None:
+    (command,) = re.findall(r"^(gpu-provider terminator .*) &$", block("sh", "gpu-provider terminator"), re.MULTILINE)
+    assert run("sh", "-ec", f"{command} --check", directory=certificate) == "the settings are valid\n"
+
+
+@needs_openssl
+@needs_haproxy
+def test_haproxy_serves_with_the_lines_shown(certificate: Path) -> None:
+    (certificate / "both.pem").write_bytes(
+        b"".join((certificate / name).read_bytes() for name in ("chain.pem", "key.pem"))
+    )
+    settings = block("", "ssl-mode-async").replace("MODULES", str(MODULE_DIRECTORY))
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    settings += f"""
+defaults
+    mode http
+    timeout connect 5s
+    timeout client 5s
+    timeout server 5s
+frontend tls
+    bind 127.0.0.1:{port} ssl crt {certificate}/both.pem
+    http-request return status 200 content-type text/plain string hello
+"""
+    (certificate / "haproxy.cfg").write_text(settings)
+    run("haproxy", "-c", "-f", "haproxy.cfg", directory=certificate)
+    with subprocess.Popen(["haproxy", "-db", "-f", certificate / "haproxy.cfg"], stderr=subprocess.PIPE) as haproxy:
+        try:
+            context = ssl.create_default_context(cafile=certificate / "chain.pem")
+            with (
+                connect(port, haproxy) as plain,
+                context.wrap_socket(plain, server_hostname="localhost") as connection,
+            ):
+                connection.sendall(b"GET / HTTP/1.0\r\n\r\n")
+                answer = b"".join(iter(lambda: connection.recv(4096), b""))
+            assert answer.endswith(b"hello")
+        finally:
+            haproxy.kill()
+
+
+def connect(port: int, server: subprocess.Popen[bytes]) -> socket.socket:
+    deadline = time.monotonic() + 20
+    while True:
+        try:
+            return socket.create_connection(("127.0.0.1", port), timeout=10)
+        except ConnectionRefusedError:
+            assert server.poll() is None, "haproxy ended"
+            assert time.monotonic() < deadline, "haproxy does not listen"
+            time.sleep(0.02)  # nothing tells when another program listens
+
+
+def test_every_setting_is_in_the_tables_with_its_default() -> None:
+    rows = re.findall(r"^\| ((?:`\w+`(?:, )?)+) \| ([^|]*) \|", README, re.MULTILINE)
+    shown = {name: default.strip() for names, default in rows for name in re.findall(r"\w+", names)}
+    fields = {field.name: field.default for field in msgspec.structs.fields(TerminatorConfig)}
+    assert set(shown) == set(fields)
+    library = README[README.index("| batching provider |") :]
+    assert all(f"| `{name}` |" in library for name in ProviderConfig.__struct_fields__)
+    for name, default in fields.items():
+        if isinstance(default, int | float):
+            assert shown[name] == f"{default:g}", name
+        elif isinstance(default, str) and default:
+            assert f"`{default}`" in shown[name], name
+
+
+def test_every_metric_named_exists() -> None:
+    registry = prometheus_client.CollectorRegistry()
+    registry.register(TerminatorMetrics())
+    with BatchingProvider(registry=registry):
+        exposed = prometheus_client.generate_latest(registry).decode()
+    for name in set(re.findall(r"`(gpu_provider_\w+)`", README)):
+        assert f"# TYPE {name} " in exposed, name
+
+
+def test_every_make_target_named_exists() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    for path, text in DOCUMENTS.items():
+        for target in set(re.findall(r"`make (\w+)", text)):
+            assert re.search(rf"^{target}:", makefile, re.MULTILINE), f"{path.name}: make {target}"
+
+
+def test_every_link_leads_to_a_file() -> None:
+    for path, text in DOCUMENTS.items():
+        for link in re.findall(r"\]\(([^)#]+)\)", text):
+            assert link.startswith("https://") or (path.parent / link).exists(), f"{path.name}: {link}"
+
+
+def test_the_packages_to_install_are_those_that_the_check_names() -> None:
+    (line,) = re.findall(r"^apt-get install (.*)$", README, re.MULTILINE)
+    check = (ROOT / "tests" / "check_prerequisites.sh").read_text()
+    named = {
+        word for line in re.findall(r"lacks \"[^\"]*\" (.*)", check) for word in re.findall(r"[a-z0-9-]{3,}", line)
+    }
+    assert set(line.split()) == named | {"make"}
