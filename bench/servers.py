@@ -101,7 +101,7 @@ def tail(log: Path) -> str:
 
 
 def free_port() -> int:
-    """Below the range that the kernel takes clients' ports from, so that no connection can take it before the server."""
+    """Below the range from which the kernel gives clients theirs, so that none can take it before the server does."""
     for port in random.sample(range(15000, 30000), 100):
         with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
             return port
@@ -213,7 +213,8 @@ class Bench:
             "terminator uvloop" if uvloop else "terminator",
             lambda port: [
                 sys.executable, "-c", code, "terminator", "--listen", f"127.0.0.1:{port}",
-                "--upstream", f"127.0.0.1:{upstream_port}", "--cert", certificate, "--key", certificate,
+                "--upstream", f"127.0.0.1:{upstream_port}", "--admin", "off", "--cert", certificate,
+                "--key", certificate,
             ],
         )  # fmt: skip
 
