@@ -183,9 +183,9 @@ class Connection(ConnectionInfo):
         return bytes(_buffer(buffer, self._run(_READ, buffer, bufsiz)))
 
     def recv_into(self, buffer: "WriteableBuffer", nbytes: int | None = None) -> int:
-        """Decrypts into ``buffer`` and returns how many bytes, at least 1. Without ``SSL_MODE_ASYNC`` it fills as
-        much of the buffer as has arrived, in that mode up to one record of 16 KiB. If paused, the bytes go into the
-        buffer of the first call, which must therefore be passed again."""
+        """Decrypts into ``buffer`` and returns how many bytes, at least 1. Without ``SSL_MODE_ASYNC``, unless the
+        socket blocks, it fills as much of the buffer as has arrived; else up to one record of 16 KiB. If paused, the
+        bytes go into the buffer of the first call, which must therefore be passed again."""
         view = _from_buffer("char[]", buffer, require_writable=True)
         if self._paused is not None and self._paused[1] != view:
             raise Error("an operation is paused: call the same one again, with the same buffer")

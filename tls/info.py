@@ -70,7 +70,8 @@ class ConnectionInfo:
     # ---- what was agreed ----
 
     def get_session(self) -> Session | None:
-        """To resume later. In TLS 1.3 after the first recv, which is when the server's tickets are read."""
+        """To resume later. In TLS 1.3 after the first recv, which is when the server's tickets are read. OpenSSL
+        resumes no session whose connection was closed without :meth:`Connection.shutdown`."""
         session = lib.SSL_get1_session(self._pointer())
         return None if session == _NULL else Session(session)
 

@@ -1,6 +1,7 @@
 #include "operations.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <limits.h>
 #include <openssl/err.h>
 #include <openssl/pem.h>
@@ -32,11 +33,21 @@ SSL *gp_tls_new(SSL_CTX *ctx, int descriptor)
     return ssl;
 }
 
+/* After a first record: whether to look for another. Not on a blocking socket, where that could wait for ever with bytes in
+ * hand, and not in a job, whose arguments must stay as they were. */
+static int may_go_on(SSL *ssl)
+{
+    int descriptor = SSL_get_rfd(ssl);
+
+    if (SSL_get_mode(ssl) & SSL_MODE_ASYNC)
+        return 0;
+    return descriptor < 0 || SSL_pending(ssl) > 0 || (fcntl(descriptor, F_GETFL) & O_NONBLOCK) != 0;
+}
+
 uint64_t gp_tls_operate(SSL *ssl, int operation, void *buffer, size_t size)
 {
     size_t done = 0, bytes;
     int result, error;
-    int one_record = (SSL_get_mode(ssl) & SSL_MODE_ASYNC) != 0;
 
     ERR_clear_error();
     errno = 0;
@@ -49,14 +60,14 @@ uint64_t gp_tls_operate(SSL *ssl, int operation, void *buffer, size_t size)
             result = SSL_read_ex(ssl, (char *)buffer + done, size - done, &bytes);
             if (result > 0)
                 done += bytes;
-        } while (result > 0 && done < size && !one_record);
+        } while (result > 0 && done < size && may_go_on(ssl));
         break;
     case GP_WRITE:
         do {
             result = SSL_write_ex(ssl, (const char *)buffer + done, size - done, &bytes);
             if (result > 0)
                 done += bytes;
-        } while (result > 0 && done < size && !one_record);
+        } while (result > 0 && done < size && !(SSL_get_mode(ssl) & SSL_MODE_ASYNC));
         break;
     default:
         result = SSL_shutdown(ssl);

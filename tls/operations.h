@@ -14,9 +14,9 @@ SSL *gp_tls_new(SSL_CTX *ctx, int descriptor);
 /* Returns done << 8 | the SSL_ERROR_ value. done: bytes read or written; for a shutdown 1 once both sides have closed.
  * errno is that of the operation.
  *
- * Without SSL_MODE_ASYNC a read or write goes on, record after record, until the buffer is done or libssl stops: done and an
- * error may both be set then. In that mode it ends after one record, since a pause has to leave the caller's arguments as
- * they were. */
+ * Without SSL_MODE_ASYNC a write goes on, record after record, until the buffer is done or libssl stops, and so does a read
+ * that can't block: done and an error may both be set then. In that mode both end after one record, since a pause has to
+ * leave the caller's arguments as they were. */
 uint64_t gp_tls_operate(SSL *ssl, int operation, void *buffer, size_t size);
 
 /* Cuts the connection off from its peer: reads meet the end, writes go nowhere. The descriptor is not used any more.
