@@ -191,9 +191,11 @@ def test_s_server_async_serves_s_client(server: str, plain: OpenSSL, protocol: s
 
 def test_speed_runs_async_jobs(ours: OpenSSL) -> None:
     output = ours("speed", "-async_jobs", "32", "-seconds", "1", "rsa2048").decode()
-    signed = re.search(r"rsa 2048 bits +\S+s +\S+s +([0-9.]+)", output)
-    assert signed
-    assert float(signed[1]) > 0
+    line = re.search(r"^rsa +2048 bits (.*)$", output, re.MULTILINE)
+    assert line
+    rates = [float(column) for column in line[1].split() if not column.endswith("s")]
+    assert len(rates) >= 2
+    assert min(rates) > 0
 
 
 def test_program_leaks_nothing(only_ours: OpenSSL) -> None:
