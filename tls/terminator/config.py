@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from pathlib import Path  # noqa: TC003 - the settings' types are read at run time
+from typing import Annotated
 
 from msgspec import Meta
 
 from gpu_provider.config import ProviderConfig
 from gpu_provider.errors import ConfigError
 from gpu_provider.tls.terminator.addresses import Address, parse_address
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 __all__ = ["TLS_VERSIONS", "TerminatorConfig"]
 
