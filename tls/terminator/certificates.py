@@ -54,17 +54,16 @@ def load_certificates(config: TerminatorConfig, provider: BatchingProvider | Non
     for cert, key in zip(config.cert, config.key, strict=True):
         context = _settings_context(config, provider)
         try:
-            context.use_certificate_chain_file(str(cert))
+            context.use_certificate_chain_file(cert)
             certificate = _describe(cert)
-            context.use_privatekey_file(str(key))
+            context.use_privatekey_file(key)
         except (tls.CertificateError, tls.PrivateKeyError) as error:
-            raise ConfigError(str(error)) from None
+            raise ConfigError(f"{error}; given as --cert {cert} --key {key}") from None
         try:
             context.check_privatekey()
-        except tls.PrivateKeyError as error:
+        except tls.PrivateKeyError:  # of another type
             raise ConfigError(
-                f"private key file {str(key)!r} does not belong to certificate file {str(cert)!r}; give each "
-                f"--cert its own --key, in the same order ({error})"
+                f"private key file {str(key)!r} does not belong to the certificate; given as --cert {cert} --key {key}"
             ) from None
         contexts.append(context)
         certificates.append(certificate)

@@ -20,12 +20,15 @@ if TYPE_CHECKING:
     import asyncio
     import socket
 
-__all__ = ["GONE", "READABLE", "WRITABLE", "Poller"]
+__all__ = ["GONE", "PEER_ENDED", "READABLE", "WRITABLE", "Poller"]
 
 READABLE = select.EPOLLIN
 WRITABLE = select.EPOLLOUT
 GONE = select.EPOLLERR | select.EPOLLHUP
 """Both directions are closed or the connection was reset: nothing can be sent any more."""
+
+PEER_ENDED = select.EPOLLRDHUP | GONE
+"""The peer sends nothing more. There may be bytes before its end that are still to be read."""
 
 _INTEREST = READABLE | WRITABLE | select.EPOLLRDHUP | select.EPOLLET
 _BURST = 512

@@ -12,12 +12,11 @@ peer's end was already seen, for which no further event comes.
 
 from __future__ import annotations
 
-import select
 import socket
 from typing import TYPE_CHECKING
 
 from gpu_provider import tls
-from gpu_provider.tls.terminator.poller import GONE, READABLE, WRITABLE
+from gpu_provider.tls.terminator.poller import GONE, PEER_ENDED, READABLE, WRITABLE
 
 if TYPE_CHECKING:
     from gpu_provider.tls.terminator.server import Server
@@ -27,7 +26,6 @@ __all__ = ["Relay"]
 
 _ROUNDS = 8
 """Buffers that one direction may move before others get their turn."""
-_PEER_ENDED = select.EPOLLRDHUP | GONE
 
 
 class Relay:
@@ -39,8 +37,10 @@ class Relay:
         "_upstream_readable", "_upstream_refuses",
     )  # fmt: skip
 
-    def __init__(self, session: Session, upstream: socket.socket, server: Server, first: bytes) -> None:
-        """``first`` goes to the upstream before the client's bytes."""
+    def __init__(
+        self, session: Session, upstream: socket.socket, server: Server, first: bytes, *, client_end_seen: bool
+    ) -> None:
+        """``first`` goes to the upstream before the client's bytes. ``client_end_seen``: that event came already."""
         self._session = session
         self._server = server
         self._tls = session.connection
@@ -48,7 +48,7 @@ class Relay:
         self._over = False
         # Towards the upstream.
         self._client_readable = True  # the handshake may have read the client's first bytes
-        self._client_end_seen = False  # by the poller; there may be bytes before it that are still to be read
+        self._client_end_seen = client_end_seen  # by the poller, maybe behind bytes that are still to be read
         self._client_ended = False  # nothing more is to be read
         self._for_upstream = memoryview(first)  # what it did not take yet
         self._upstream_refuses = False  # it takes no more, but what it has sent may still be here to be read
@@ -59,9 +59,11 @@ class Relay:
         self._for_client = memoryview(b"")
         self._close_notify_due = False
 
-    def start(self) -> None:
-        self._server.idle.start(self._session)
+    def start(self, upstream_events: int) -> None:
+        """``upstream_events``: those that told of the connection; its first bytes may have come with it."""
         self._to_upstream()
+        if not self._over:
+            self.on_upstream(upstream_events)
 
     def stop(self) -> None:
         """The session is over: events that were on their way are not to be acted on."""
@@ -74,9 +76,9 @@ class Relay:
             self._client_is_gone("client_reset", "")
             return
         self._server.idle.start(self._session)
-        if events & _PEER_ENDED:
+        if events & PEER_ENDED:
             self._client_end_seen = True
-        if events & (READABLE | _PEER_ENDED):
+        if events & (READABLE | PEER_ENDED):
             self._client_readable = True
         if events & WRITABLE and (self._for_client or self._close_notify_due):
             self._to_client()
@@ -85,11 +87,11 @@ class Relay:
 
     def on_upstream(self, events: int) -> None:
         self._server.idle.start(self._session)
-        if events & _PEER_ENDED:
+        if events & PEER_ENDED:
             self._upstream_end_seen = True
         if events & WRITABLE and self._for_upstream:
             self._to_upstream()
-        if events & (READABLE | _PEER_ENDED) and not self._over:
+        if events & (READABLE | PEER_ENDED) and not self._over:
             self._upstream_readable = True
             self._to_client()
 

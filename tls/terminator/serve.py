@@ -105,6 +105,7 @@ class Terminator:
             event_loop=type(loop).__module__.partition(".")[0],
         )
         await self._stopping.wait()
+        server.stop_accepting()
         _log.info("draining", connections=self._metrics.open, seconds=self._config.drain_timeout)
         clean = await server.drain(self._config.drain_timeout, self._hurry)
         for reload in self._reloads:
@@ -112,7 +113,18 @@ class Terminator:
         await asyncio.gather(*self._reloads, return_exceptions=True)
         await admin.close()
         server.close()
-        _log.info("stopped", clean=clean)
+        stats = self._provider.stats()
+        _log.info(
+            "stopped",
+            clean=clean,
+            backend=stats.backend,
+            requests=stats.submitted,
+            batches=stats.batches,
+            mean_batch=round(stats.mean_batch, 2),
+            largest_batch=stats.largest_batch,
+            retries=stats.retries,
+            failed=stats.failed,
+        )
         return EXIT_CLEAN if clean else EXIT_FORCED
 
     def _is_ready(self) -> tuple[bool, str]:

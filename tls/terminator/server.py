@@ -157,13 +157,19 @@ class Server:
 
     # ---- the end ----
 
-    async def drain(self, seconds: float, hurry: asyncio.Event) -> bool:
-        """Stops accepting and waits until every connection has ended. Those that are left after ``seconds``, or when
-        ``hurry`` is set, are cut off; False then."""
+    def stop_accepting(self) -> None:
+        """Closes the listening sockets, but serves those that are in their backlogs: their clients are connected."""
+        for listener in self._listeners:
+            if self._accepting:
+                self._accept(listener)
         self._set_accepting(False)
         for listener in self._listeners:
             listener.close()
         self._listeners = []
+
+    async def drain(self, seconds: float, hurry: asyncio.Event) -> bool:
+        """Waits until every connection has ended. Those that are left after ``seconds``, or when ``hurry`` is set, are
+        cut off; False then."""
         if self._sessions:
             self._all_ended = self.loop.create_future()
             hurrying = self.loop.create_task(hurry.wait())
@@ -178,7 +184,7 @@ class Server:
         return not left
 
     def close(self) -> None:
-        """After :meth:`drain`."""
+        """After :meth:`stop_accepting` and :meth:`drain`."""
         if self._resolving is not None:
             self._resolving.cancel()
         for deadlines in self.deadlines.values():

@@ -32,7 +32,7 @@ from typing import TYPE_CHECKING
 from gpu_provider import tls
 from gpu_provider.tls import constants
 from gpu_provider.tls.terminator import proxy_protocol
-from gpu_provider.tls.terminator.poller import GONE, READABLE, WRITABLE
+from gpu_provider.tls.terminator.poller import GONE, PEER_ENDED, READABLE, WRITABLE
 from gpu_provider.tls.terminator.relay import Relay
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ class Session:
     """See the module. Made for an accepted, non-blocking socket, which it owns once :meth:`start` was called."""
 
     __slots__ = (
-        "_accepted", "_attempt", "_relay", "_result", "_server", "_waits_for",
+        "_accepted", "_attempt", "_client_end_seen", "_relay", "_result", "_server", "_waits_for",
         "client", "connection", "state", "upstream",
     )  # fmt: skip
 
@@ -80,6 +80,7 @@ class Session:
         self.connection.set_accept_state()
         self._server = server
         self._accepted = monotonic()  # uvloop's own clock counts whole milliseconds
+        self._client_end_seen = False
         self._waits_for = READABLE  # the events that let the handshake go on
         self._attempt = 0  # which of the upstream's addresses is tried
         self._relay: Relay | None = None
@@ -141,6 +142,8 @@ class Session:
     # ---- HANDSHAKE ----
 
     def _on_client(self, events: int) -> None:
+        if events & PEER_ENDED:
+            self._client_end_seen = True
         if self.state is State.HANDSHAKE:
             if events & GONE:
                 self._handshake_failed("client_gone", "the connection was reset")
@@ -214,7 +217,7 @@ class Session:
         if error:
             self._address_failed(error)
         elif events & WRITABLE and not events & GONE:
-            self._connected(self.upstream)
+            self._connected(self.upstream, events)
 
     def _address_failed(self, error: int) -> None:
         if self.upstream is not None:
@@ -236,7 +239,7 @@ class Session:
         else:
             self.linger("upstream_unreachable")
 
-    def _connected(self, upstream: socket.socket) -> None:
+    def _connected(self, upstream: socket.socket, events: int) -> None:
         server = self._server
         server.connects.stop(self)
         self.state = State.RELAY
@@ -249,10 +252,10 @@ class Session:
             except OSError as error:  # getpeername: the client was reset meanwhile
                 self.end("client_reset", os.strerror(error.errno or 0))
                 return
-        self._relay = relay = Relay(self, upstream, server, first)
+        self._relay = relay = Relay(self, upstream, server, first, client_end_seen=self._client_end_seen)
         server.poller.set_handler(self.client, relay.on_client)
         server.poller.set_handler(upstream, relay.on_upstream)
-        relay.start()
+        relay.start(events)
 
     # ---- LINGER and ENDED ----
 

@@ -1,0 +1,92 @@
+"""What is not TLS, or not the TLS it should be, ends its own connection and nothing else."""
+
+import contextlib
+import os
+import socket
+import ssl
+
+import pytest
+from terminator_process import TIMEOUT, client_context, echo_terminator
+
+HANDSHAKES = "gpu_provider_terminator_handshakes_total"
+OPEN = "gpu_provider_terminator_open_connections"
+
+
+@pytest.fixture(scope="module")
+def terminator(tmp_path_factory):
+    with echo_terminator(tmp_path_factory.mktemp("credentials")) as running:
+        yield running
+
+
+def client_hello():
+    outgoing = ssl.MemoryBIO()
+    with pytest.raises(ssl.SSLWantReadError):
+        client_context().wrap_bio(ssl.MemoryBIO(), outgoing, server_hostname="localhost").do_handshake()
+    return outgoing.read()
+
+
+def until_closed(sock):
+    sock.settimeout(TIMEOUT)
+    try:
+        while sock.recv(4096):
+            pass
+    except ConnectionError:
+        pass
+
+
+@pytest.mark.parametrize(
+    "garbage",
+    [
+        b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n",
+        bytes(4096),
+        b"\xff" * 4096,
+        os.urandom(4096),
+        b"\x16\x03\x01\xff\xff" + bytes(70_000),  # a record longer than any may be
+        b"\x80\x2e\x01\x00\x02" + bytes(64),  # SSL 2
+        b"\x15\x03\x03\x00\x02\x02\x28",  # an alert before anything else
+    ],
+    ids=["http", "zeros", "ones", "random", "overlong record", "ssl2", "alert"],
+)
+def test_garbage_instead_of_tls(terminator, garbage):
+    failed = terminator.metric(HANDSHAKES, result="failed") + terminator.metric(HANDSHAKES, result="client_gone")
+    with terminator.dial() as sock:
+        with contextlib.suppress(ConnectionError):
+            sock.sendall(garbage)
+        until_closed(sock)
+    terminator.wait_for_metric(OPEN, 0)
+    now = terminator.metric(HANDSHAKES, result="failed") + terminator.metric(HANDSHAKES, result="client_gone")
+    assert now == failed + 1
+    assert terminator.echo() == b"are you there?"
+
+
+def test_damaged_handshake(terminator):
+    hello = bytearray(client_hello())
+    for position in range(5, len(hello), 16):
+        damaged = bytearray(hello)
+        damaged[position] ^= 0xFF
+        with terminator.dial() as sock:
+            sock.sendall(damaged)
+            sock.shutdown(socket.SHUT_WR)
+            until_closed(sock)
+    terminator.wait_for_metric(OPEN, 0)
+    assert terminator.echo() == b"are you there?"
+
+
+def test_garbage_after_the_handshake(terminator):
+    before = terminator.metric("gpu_provider_terminator_sessions_total", end="tls_error")
+    with terminator.connect() as client:
+        client.sendall(b"x")
+        assert client.recv(1) == b"x"
+        raw = socket.socket(fileno=client.detach())
+    with raw:
+        raw.sendall(b"\x17\x03\x03\x00\x20" + bytes(32))
+        until_closed(raw)
+    terminator.wait_for_metric("gpu_provider_terminator_sessions_total", before + 1, end="tls_error")
+    assert terminator.echo() == b"are you there?"
+
+
+def test_certificate_refused_by_the_client(terminator):
+    with pytest.raises(ssl.SSLCertVerificationError):
+        terminator.connect(ssl.create_default_context())
+    terminator.wait_for_metric(OPEN, 0)
+    assert terminator.echo() == b"are you there?"

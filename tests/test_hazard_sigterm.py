@@ -1,0 +1,93 @@
+"""SIGTERM and SIGINT: under load no request that was accepted is lost, and nothing keeps the process from ending."""
+
+import signal
+import threading
+
+import pytest
+from terminator_process import (
+    TIMEOUT,
+    client_context,
+    echo_terminator,
+    receive,
+)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_open_connections_finish_and_new_ones_are_refused(tmp_path, number):
+    with echo_terminator(tmp_path) as terminator:
+        with terminator.connect() as client:
+            terminator.process.send_signal(number)
+            terminator.wait_for("draining")
+            with pytest.raises(ConnectionRefusedError):
+                terminator.dial()
+            client.sendall(b"finish me")
+            assert receive(client, 9) == b"finish me"
+            client.unwrap()
+        assert terminator.wait() == 0
+        assert terminator.wait_for("stopped")["clean"] is True
+
+
+def test_under_load_whoever_got_through_the_handshake_gets_the_answer(tmp_path):
+    finished, lost, stop = [], [], threading.Event()
+
+    def client(terminator):
+        context = client_context()
+        while not stop.is_set():
+            try:
+                sock = terminator.dial()
+            except OSError:
+                return  # no longer accepting
+            try:
+                tls = context.wrap_socket(sock, server_hostname="localhost")
+            except OSError:
+                sock.close()  # was in the backlog when the listening socket closed
+                continue
+            with tls:
+                try:
+                    tls.sendall(b"x" * 1000)
+                    (finished if len(receive(tls, 1000)) == 1000 else lost).append(1)
+                except OSError as error:
+                    lost.append(error)
+
+    with echo_terminator(tmp_path) as terminator:
+        threads = [threading.Thread(target=client, args=(terminator,)) for _ in range(16)]
+        for thread in threads:
+            thread.start()
+        while len(finished) < 50:
+            assert not lost
+            stop.wait(0.01)
+        terminator.process.send_signal(signal.SIGTERM)
+        assert terminator.wait() == 0
+        stop.set()
+        for thread in threads:
+            thread.join(TIMEOUT)
+        assert not lost
+
+
+def test_connections_that_do_not_end_are_cut_off_after_the_timeout(tmp_path):
+    with echo_terminator(tmp_path, "--drain-timeout", "0.2") as terminator, terminator.connect() as client:
+        terminator.process.send_signal(signal.SIGTERM)
+        assert terminator.wait() == 3
+        assert terminator.wait_for("stopped")["clean"] is False
+        assert client.recv(1) == b""
+
+
+def test_second_signal_ends_the_draining_at_once(tmp_path):
+    with echo_terminator(tmp_path, "--drain-timeout", "3600") as terminator, terminator.connect():
+        terminator.process.send_signal(signal.SIGTERM)
+        terminator.wait_for("draining")
+        terminator.process.send_signal(signal.SIGTERM)
+        assert terminator.wait() == 3
+
+
+def test_a_handshake_in_progress_is_finished_while_draining(tmp_path):
+    with echo_terminator(tmp_path) as terminator:
+        sock = terminator.dial()
+        terminator.wait_for_metric("gpu_provider_terminator_open_connections", 1)
+        terminator.process.send_signal(signal.SIGTERM)
+        terminator.wait_for("draining")
+        with client_context().wrap_socket(sock, server_hostname="localhost") as client:
+            client.sendall(b"just in time")
+            assert receive(client, 12) == b"just in time"
+            client.unwrap()
+        assert terminator.wait() == 0
