@@ -1,6 +1,7 @@
 """``python -m bench``: takes the measurements, prints them against their targets, saves JSON and plots."""
 
 import argparse
+import os
 import signal
 import sys
 from collections.abc import Callable
@@ -50,6 +51,7 @@ def main() -> int:
 def run(names: list[str], measurements: dict[str, Measure], output: Path) -> int:
     errors = Console(stderr=True)
     code = 0
+    load = os.getloadavg()[0]  # before our own
     for name in names:
         with Progress(
             TextColumn(f"{name}: {{task.description}}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
@@ -67,6 +69,9 @@ def run(names: list[str], measurements: dict[str, Measure], output: Path) -> int
                 errors.print(f"{name}: {error}", style="red", markup=False)
                 code = 1
                 continue
+        result.parameters["load_average_before"] = load
+        if load > 0.5:
+            result.notes.append(f"the machine was busy before the first measurement (load {load:.1f}): only a hint")
         report.show(result, Console())
         path = report.save(result, output)
         errors.print(f"saved {path} and {plot.draw(path)}", markup=False, soft_wrap=True)

@@ -46,6 +46,9 @@ def measure(bench: Bench, *, rounds: int, connections: int, advance: Callable[[s
             }
         )
     names = [server.name for server in servers]
+    tickets = {name: Spread.of(result.values("tickets", server=name)).median for name in names}
+    if len(set(tickets.values())) > 1:
+        result.notes.append(f"session tickets sent per connection differ, at about 14 µs each: {tickets}")
     for concurrency in CONCURRENCY:
         rows(result, names, concurrency, "cpu_us", "µs of CPU")
     for concurrency in CONCURRENCY:

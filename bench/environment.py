@@ -46,7 +46,6 @@ def describe() -> dict[str, Any]:
             "kernel": platform.release(),
             "architecture": platform.machine(),
             "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
-            "load_average": os.getloadavg(),
         },
         "versions": {
             "python": platform.python_version(),

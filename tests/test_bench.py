@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,13 +17,16 @@ sys.path.insert(0, str(ROOT))  # bench/ is no installed package: it is run from 
 
 pytest.importorskip("matplotlib", reason="the bench draws with matplotlib, the [bench] extra")
 
-from bench import plot, queue_overhead, report, servers  # noqa: E402
+from bench import connections, latency, plot, queue_overhead, report, servers, throughput  # noqa: E402
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 MEASUREMENTS: dict[str, Callable[[servers.Bench, Callable[[str, int], None]], report.Result]] = {
+    "connections": lambda bench, advance: connections.measure(bench, rounds=2, connections=6, advance=advance),
     "queue": lambda bench, advance: queue_overhead.measure(bench, rounds=2, requests=500, advance=advance),
+    "throughput": lambda bench, advance: throughput.measure(bench, rounds=1, size=1 << 20, advance=advance),
+    "latency": lambda bench, advance: latency.measure(bench, rounds=2, connections=3, advance=advance),
 }
 
 
@@ -60,6 +66,20 @@ def test_a_failed_connection_is_an_error_and_not_a_fast_one() -> None:
         nobody = bench.asyncio_relay(servers.free_port(), uvloop=False)
         with pytest.raises(servers.BenchError, match="3 of 3 connections to asyncio failed"):
             bench.load(nobody, 3, 1, 10)
+
+
+def test_interrupting_the_bench_ends_it_and_its_servers(tmp_path: Path) -> None:
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    command = [sys.executable, "-m", "bench", "throughput", "--output", str(tmp_path / "results")]
+    with subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE) as process:
+        assert process.stderr is not None
+        while not list(tmp_path.glob("gpu-provider-bench-*/upstream.log")):
+            assert process.poll() is None, process.stderr.read()
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=30)
+    assert process.returncode == 130, errors
+    assert b"Traceback" not in errors
+    assert not list(tmp_path.glob("gpu-provider-bench-*"))
 
 
 def test_rows_are_json_lines_in_a_pipe_and_a_table_on_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
