@@ -72,13 +72,19 @@ enum gp_encoded gp_pkcs1_encode(uint8_t *encoded, size_t size, const EVP_MD *md,
 
 /* ---- MGF1 and EMSA-PSS ---- */
 
+/* Not so the extendable-output functions: OpenSSL takes SHAKE for OAEP, and since 3.4 gives 0 as its size. */
+static int has_fixed_size(const EVP_MD *md)
+{
+    return EVP_MD_get_size(md) > 0 && (EVP_MD_get_flags(md) & EVP_MD_FLAG_XOF) == 0;
+}
+
 /* target ^= MGF1(seed), RFC 8017 appendix B.2.1. */
 static int mgf1_xor(const EVP_MD *md, const uint8_t *seed, size_t seed_size, uint8_t *target, size_t target_size)
 {
     EVP_MD_CTX *hash = EVP_MD_CTX_new();
     size_t md_size = (size_t)EVP_MD_get_size(md);
     uint8_t block[EVP_MAX_MD_SIZE];
-    int ok = hash != NULL;
+    int ok = hash != NULL && has_fixed_size(md);
     for (uint32_t counter = 0; ok && target_size > 0; counter++) {
         const uint8_t number[4] = {(uint8_t)(counter >> 24), (uint8_t)(counter >> 16), (uint8_t)(counter >> 8),
                                    (uint8_t)counter};
@@ -107,11 +113,13 @@ static int pss_hash(const EVP_MD *md, const uint8_t *digest, const uint8_t *salt
 }
 
 enum gp_encoded gp_pss_encode(OSSL_LIB_CTX *libctx, uint8_t *encoded, size_t size, uint32_t bits, const EVP_MD *md,
-                              const EVP_MD *mgf1_md, int salt_length, const uint8_t *digest)
+                              const EVP_MD *mgf1_md, int salt_length, const uint8_t *digest, size_t digest_size)
 {
     enum { SALT_AS_DIGEST = -1, SALT_AUTO = -2, SALT_LONGEST = -3, SALT_LONGEST_UP_TO_DIGEST = -4 };
     size_t md_size = (size_t)EVP_MD_get_size(md);
     uint32_t top_bits = (bits - 1) & 7; /* in use in the first byte; 0: that byte is not part of the encoding */
+    if (digest_size != md_size)
+        return GP_WRONG_DIGEST_LENGTH;
     if (top_bits == 0) {
         *encoded++ = 0;
         size--;
@@ -262,7 +270,7 @@ int gp_oaep_decode(const EVP_MD *md, const EVP_MD *mgf1_md, const uint8_t *label
 {
     size_t md_size = (size_t)EVP_MD_get_size(md);
     uint8_t label_hash[EVP_MAX_MD_SIZE];
-    if (size < 2 * md_size + 2)
+    if (!has_fixed_size(md) || size < 2 * md_size + 2)
         return 0;
     uint8_t *seed = encoded + 1, *block = seed + md_size; /* block: label hash, zeros, 1, message */
     size_t block_size = size - md_size - 1;

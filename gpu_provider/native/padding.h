@@ -34,7 +34,7 @@ enum gp_encoded gp_pkcs1_encode(uint8_t *encoded, size_t size, const EVP_MD *md,
  * RSA_PSS_SALTLEN_DIGEST (-1), _AUTO (-2) and _MAX (-3): the longest; _AUTO_DIGEST_MAX (-4): that, but at most the digest's.
  * Public data only. */
 enum gp_encoded gp_pss_encode(OSSL_LIB_CTX *libctx, uint8_t *encoded, size_t size, uint32_t bits, const EVP_MD *md,
-                              const EVP_MD *mgf1_md, int salt_length, const uint8_t *digest);
+                              const EVP_MD *mgf1_md, int salt_length, const uint8_t *digest, size_t digest_size);
 
 /* EME-PKCS1-v1_5 with implicit rejection: RFC 8017 section 7.2.2 and draft-irtf-cfrg-rsa-guidance, section 7, as in OpenSSL
  * since 3.2. Bad padding is not an error: the message is then one that rejection_key (SHA-256 of the private exponent) and

@@ -262,6 +262,13 @@ static int get_settings(signature_context *context, settings *settings)
            && (settings->padding != RSA_PKCS1_PSS_PADDING || (settings->md != NULL && settings->mgf1_md != NULL));
 }
 
+static const enum gp_reason encoding_reasons[] = {
+    [GP_DATA_TOO_LONG] = GP_R_DATA_TOO_LONG,
+    [GP_WRONG_DIGEST_LENGTH] = GP_R_WRONG_DIGEST_LENGTH,
+    [GP_SALT_TOO_LONG] = GP_R_SALT_LENGTH,
+    [GP_ENCODING_FAILED] = GP_R_OPERATION_FAILED,
+};
+
 /* GP_DELEGATE: a padding or digest that is left to the default provider. */
 enum { GP_FAILED = 0, GP_READY = 1, GP_DELEGATE = 2 };
 
@@ -275,12 +282,8 @@ static int encode(const signature_context *context, const settings *settings, ui
         result = gp_pkcs1_encode(encoded, key->bytes, settings->md, data, data_size);
         break;
     case RSA_PKCS1_PSS_PADDING:
-        if (data_size != (size_t)EVP_MD_get_size(settings->md)) {
-            result = GP_WRONG_DIGEST_LENGTH;
-        } else {
-            result = gp_pss_encode(context->provider->libctx, encoded, key->bytes, key->bits, settings->md,
-                                   settings->mgf1_md, settings->salt_length, data);
-        }
+        result = gp_pss_encode(context->provider->libctx, encoded, key->bytes, key->bits, settings->md,
+                               settings->mgf1_md, settings->salt_length, data, data_size);
         break;
     case RSA_NO_PADDING:
         if (settings->md != NULL || data_size != key->bytes || !gp_key_in_range(key, data))
@@ -290,24 +293,11 @@ static int encode(const signature_context *context, const settings *settings, ui
     default:
         return GP_DELEGATE;
     }
-    switch (result) {
-    case GP_ENCODED:
+    if (result == GP_ENCODED)
         return GP_READY;
-    case GP_NO_DIGEST_INFO:
+    if (result == GP_NO_DIGEST_INFO)
         return GP_DELEGATE;
-    case GP_DATA_TOO_LONG:
-        GP_RAISE(context->provider, settings->md != NULL ? GP_R_KEY_TOO_SMALL : GP_R_DATA_TOO_LONG);
-        break;
-    case GP_WRONG_DIGEST_LENGTH:
-        GP_RAISE(context->provider, GP_R_WRONG_DIGEST_LENGTH);
-        break;
-    case GP_SALT_TOO_LONG:
-        GP_RAISE(context->provider, GP_R_SALT_LENGTH);
-        break;
-    case GP_ENCODING_FAILED:
-        GP_RAISE(context->provider, GP_R_OPERATION_FAILED);
-        break;
-    }
+    GP_RAISE(context->provider, encoding_reasons[result]);
     return GP_FAILED;
 }
 
@@ -334,17 +324,15 @@ static int sign(void *argument, uint8_t *signature, size_t *signature_size, size
         GP_RAISE(context->provider, GP_R_OUT_OF_MEMORY);
         return 0;
     }
+    int result = get_settings(context, &settings) ? encode(context, &settings, encoded, data, data_size) : GP_FAILED;
     int ok = 0;
-    if (get_settings(context, &settings)) {
-        int result = encode(context, &settings, encoded, data, data_size);
-        settings_free(&settings);
-        if (result == GP_READY) {
-            ok = gp_rsa_key_private_op(context->key, encoded, signature);
-            *signature_size = size;
-        } else if (result == GP_DELEGATE) {
-            *signature_size = capacity;
-            ok = EVP_PKEY_sign(context->inner, signature, signature_size, data, data_size) == 1;
-        }
+    settings_free(&settings);
+    if (result == GP_READY) {
+        ok = gp_rsa_key_private_op(context->key, encoded, signature);
+        *signature_size = size;
+    } else if (result == GP_DELEGATE) {
+        *signature_size = capacity;
+        ok = EVP_PKEY_sign(context->inner, signature, signature_size, data, data_size) == 1;
     }
     OPENSSL_clear_free(encoded, size);
     return ok;
