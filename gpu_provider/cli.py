@@ -69,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    from gpu_provider.tls.terminator import command  # noqa: PLC0415 - see the module
+    from gpu_provider.tls.terminator import command, demo  # noqa: PLC0415 - see the module
 
     parser = argparse.ArgumentParser(
         prog="gpu-provider", description="Batched RSA for TLS: an OpenSSL provider and a TLS terminator."
@@ -88,6 +88,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     command.add_arguments(terminator)
     terminator.set_defaults(run=command.run)
+
+    show = commands.add_parser(
+        "demo", help="see it work, with some hundreds of TLS clients", description=demo.DESCRIPTION
+    )
+    demo.add_arguments(show)
+    show.set_defaults(run=demo.run)
 
     config = commands.add_parser(
         "openssl-config",
