@@ -51,6 +51,31 @@ OSSL_LIB_CTX *gp_inner_libctx(const gp_inner *inner)
     return inner->libctx;
 }
 
+typedef int init_fn(EVP_PKEY_CTX *);
+typedef int crypt_fn(EVP_PKEY_CTX *, unsigned char *, size_t *, const unsigned char *, size_t);
+
+static EVP_PKEY_CTX *raw_context(gp_inner *inner, EVP_PKEY *pkey, init_fn *init)
+{
+    EVP_PKEY_CTX *context = EVP_PKEY_CTX_new_from_pkey(gp_inner_libctx(inner), pkey, NULL);
+
+    if (context != NULL && init(context) > 0 && EVP_PKEY_CTX_set_rsa_padding(context, RSA_NO_PADDING) > 0)
+        return context;
+    EVP_PKEY_CTX_free(context);
+    return NULL;
+}
+
+static int fill(gp_key *key, const BIGNUM *n)
+{
+    key->bits = (uint32_t)BN_num_bits(n);
+    key->bytes = (uint32_t)BN_num_bytes(n);
+    key->modulus = OPENSSL_malloc(key->bytes);
+    key->public_context = raw_context(key->inner, key->pkey, EVP_PKEY_encrypt_init);
+    if (key->is_private)
+        key->private_context = raw_context(key->inner, key->pkey, EVP_PKEY_decrypt_init);
+    return key->modulus != NULL && BN_bn2binpad(n, key->modulus, (int)key->bytes) >= 0 && key->public_context != NULL
+           && (!key->is_private || key->private_context != NULL);
+}
+
 gp_key *gp_key_new(gp_inner *inner, EVP_PKEY *pkey)
 {
     BIGNUM *n = NULL, *d = NULL;
@@ -62,21 +87,16 @@ gp_key *gp_key_new(gp_inner *inner, EVP_PKEY *pkey)
     if (key == NULL)
         goto done;
     atomic_init(&key->references, 1);
-    key->bits = (uint32_t)BN_num_bits(n);
-    key->bytes = (uint32_t)BN_num_bytes(n);
+    key->inner = gp_inner_up_ref(inner);
+    EVP_PKEY_up_ref(pkey);
+    key->pkey = pkey;
     ERR_set_mark(); /* a public key has no d: not an error */
     key->is_private = (uint32_t)EVP_PKEY_get_bn_param(pkey, OSSL_PKEY_PARAM_RSA_D, &d);
     ERR_pop_to_mark();
-    key->modulus = OPENSSL_malloc(key->bytes);
-    if (key->modulus == NULL || BN_bn2binpad(n, key->modulus, (int)key->bytes) < 0) {
-        OPENSSL_free(key->modulus);
-        OPENSSL_free(key);
+    if (!fill(key, n)) {
+        gp_key_free(key);
         key = NULL;
-        goto done;
     }
-    EVP_PKEY_up_ref(pkey);
-    key->pkey = pkey;
-    key->inner = gp_inner_up_ref(inner);
 done:
     BN_free(n);
     BN_clear_free(d);
@@ -93,6 +113,8 @@ void gp_key_free(gp_key *key)
 {
     if (key == NULL || atomic_fetch_sub_explicit(&key->references, 1, memory_order_acq_rel) != 1)
         return;
+    EVP_PKEY_CTX_free(key->private_context);
+    EVP_PKEY_CTX_free(key->public_context);
     EVP_PKEY_free(key->pkey);
     OPENSSL_free(key->modulus);
     gp_inner_free(key->inner);
@@ -110,15 +132,12 @@ int gp_key_in_range(const gp_key *key, const uint8_t *input)
     return memcmp(input, key->modulus, key->bytes) < 0;
 }
 
-typedef int init_fn(EVP_PKEY_CTX *);
-typedef int crypt_fn(EVP_PKEY_CTX *, unsigned char *, size_t *, const unsigned char *, size_t);
-
-static int raw_operation(const gp_key *key, init_fn *init, crypt_fn *crypt, const uint8_t *input, uint8_t *output)
+static int raw_operation(const gp_key *key, const EVP_PKEY_CTX *prepared, crypt_fn *crypt, const uint8_t *input,
+                         uint8_t *output)
 {
-    EVP_PKEY_CTX *context = EVP_PKEY_CTX_new_from_pkey(gp_inner_libctx(key->inner), key->pkey, NULL);
+    EVP_PKEY_CTX *context = prepared != NULL ? EVP_PKEY_CTX_dup(prepared) : NULL;
     size_t length = key->bytes;
-    int ok = context != NULL && init(context) > 0 && EVP_PKEY_CTX_set_rsa_padding(context, RSA_NO_PADDING) > 0
-             && crypt(context, output, &length, input, key->bytes) > 0 && length == key->bytes;
+    int ok = context != NULL && crypt(context, output, &length, input, key->bytes) > 0 && length == key->bytes;
 
     EVP_PKEY_CTX_free(context);
     return ok;
@@ -126,10 +145,10 @@ static int raw_operation(const gp_key *key, init_fn *init, crypt_fn *crypt, cons
 
 int gp_key_private(const gp_key *key, const uint8_t *input, uint8_t *output)
 {
-    return raw_operation(key, EVP_PKEY_decrypt_init, EVP_PKEY_decrypt, input, output);
+    return raw_operation(key, key->private_context, EVP_PKEY_decrypt, input, output);
 }
 
 int gp_key_public(const gp_key *key, const uint8_t *input, uint8_t *output)
 {
-    return raw_operation(key, EVP_PKEY_encrypt_init, EVP_PKEY_encrypt, input, output);
+    return raw_operation(key, key->public_context, EVP_PKEY_encrypt, input, output);
 }

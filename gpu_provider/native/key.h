@@ -24,6 +24,9 @@ typedef struct gp_key {
     atomic_int references;
     gp_inner *inner;
     EVP_PKEY *pkey; /* belongs to inner's library context */
+    /* Set up for the raw operation and copied for each: looking RSA up in OpenSSL's tables costs more than the copy. */
+    EVP_PKEY_CTX *private_context; /* NULL: a public key */
+    EVP_PKEY_CTX *public_context;
     uint32_t bits;
     uint32_t bytes; /* of the modulus */
     uint32_t is_private;
