@@ -261,6 +261,7 @@ def main() -> int:
     if lacking := missing():
         print(f"skipped: {lacking}")
         return SKIPPED
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what is below cleans up
     with tempfile.TemporaryDirectory(prefix="gpu-provider-container-") as scratch:
         buildah = Buildah(Path(scratch))
         with step("base image"):
