@@ -8,6 +8,7 @@ request nothing.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 import time
@@ -42,7 +43,8 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class _Return:
-    """A lane's call has returned; ``job`` is finished, unless the watchdog had claimed it before (``late``)."""
+    """A lane can take another job; what is left to do for ``job`` is done on the lane's thread before that, unless the
+    watchdog has claimed it (``late``)."""
 
     lane: Lane
     job: Job
@@ -50,6 +52,12 @@ class _Return:
     broken: str | None = None
     """Why the backend is to be taken out of use."""
     late: bool = False
+
+
+def _describe(outcome: Exception | int) -> str | None:
+    if isinstance(outcome, Exception):
+        return f"{type(outcome).__name__}: {outcome}"
+    return f"{outcome} wrong results" if outcome else None
 
 
 class Engine:
@@ -91,12 +99,18 @@ class Engine:
     # ---- any thread ----
 
     def start(self) -> None:
+        """Raises BackendError; nothing is left open or running then."""
+        with contextlib.ExitStack() as undo:
+            for backend in self._all():
+                backend.backend.open(self._client)
+                undo.callback(backend.backend.close)
+            for backend in self._all():
+                undo.callback(backend.stop)
+                backend.start(self._limits.max_batch, self._lane_finished)
+            self._thread.start()
+            undo.pop_all()
         for backend in self._all():
-            backend.backend.open(self._client)
-        for backend in self._all():
-            backend.start(self._lane_finished)
             self._statistics.backend_state(backend.name, in_use=True)
-        self._thread.start()
 
     def submit_modexp(self, call: ModexpCall) -> None:
         with self._lock:
@@ -117,10 +131,15 @@ class Engine:
         if not self._thread.is_alive():
             return
         self._client.wake()
-        own_thread = threading.current_thread()
-        lanes = [lane.thread for backend in self._all() for lane in backend.lanes]
-        if own_thread not in (self._thread, *lanes):  # in a future's callback, the threads can't be waited for
+        if not self.owns_current_thread():
             self._thread.join()
+
+    def owns_current_thread(self) -> bool:
+        """Whether this is a thread of the provider, which runs a future's callback: to wait for the provider in it
+        would be for ever."""
+        current = threading.current_thread()
+        lanes = (lane for backend in self._all() for lane in backend.lanes)
+        return current is self._thread or any(current is lane.thread for lane in lanes)
 
     def in_use(self) -> str:
         """The name of the backend that gets the next batch."""
@@ -137,46 +156,52 @@ class Engine:
     def _lane_finished(self, lane: Lane, job: Job, outcome: Exception | int) -> None:
         """Delivers the results. No lock is held: completing runs the applications' callbacks."""
         seconds = (time.monotonic_ns() - job.started_ns) / 1e9
-        broken = None
-        late = not job.claim()
-        if not late:
-            broken = self._deliver(lane.owner, job, outcome, seconds)
-        self._returned.append(_Return(lane, job, seconds, broken, late))
-        self._client.wake()
-
-    def _deliver(self, owner: BackendLanes, job: Job, outcome: Exception | int, seconds: float) -> str | None:
-        broken = None
-        if isinstance(outcome, Exception):
-            broken = f"{type(outcome).__name__}: {outcome}"
-        elif outcome:
-            broken = f"{outcome} wrong results"
-        succeeded = job.succeeded()
-        self._statistics.batch(owner.name, job, succeeded, seconds, last_resort=owner.health is None)
-        if succeeded == job.count or owner.health is None:
+        if not job.claim():
+            self._return(_Return(lane, job, seconds, late=True))
+            return
+        buffers, succeeded = job.buffers, job.succeeded()
+        self._statistics.batch(lane.owner.name, job, succeeded, seconds, last_resort=lane.owner.health is None)
+        if succeeded == job.count:
+            # First, so that the batching thread takes the next batch while this thread delivers.
+            self._return(_Return(lane, job, seconds))
             job.finish()
         else:
-            reason = "error" if isinstance(outcome, Exception) else "wrong_result" if outcome else "refused"
-            self._statistics.fallback(owner.name, reason, job.count - succeeded)
-            self._compute_again(job, whole=False)
+            self._deliver_failed(lane.owner, job, succeeded, outcome)
+            self._return(_Return(lane, job, seconds, broken=_describe(outcome)))
         self._futures.deliver()
-        return broken
+        if buffers is not None:
+            lane.recycle(buffers)
+
+    def _deliver_failed(self, owner: BackendLanes, job: Job, succeeded: int, outcome: Exception | int) -> None:
+        if owner.health is None:
+            job.finish()
+            return
+        reason = "error" if isinstance(outcome, Exception) else "wrong_result" if outcome else "refused"
+        self._statistics.fallback(owner.name, reason, job.count - succeeded)
+        self._compute_again(job, whole=False)
+
+    def _return(self, done: _Return) -> None:
+        self._returned.append(done)
+        self._client.wake()
 
     # ---- the batching thread ----
 
     def _run(self) -> None:
+        lanes_free = True
         while True:
             # Read before the wait, so that everything that was submitted before the client was closed is seen by it.
             with self._lock:
                 closing = self._closing
-            free = self._free_lanes(time.monotonic())
             timeout_ns = 0 if closing and self._idle() else self._watchdog_timeout_ns()
             # While no lane is free a submission can't be served: it need not wake this thread, the lane will.
-            lib.gp_consumer_wait(self._client.pointer, timeout_ns, bool(free), self._waiting, self._oldest_ns)
+            lib.gp_consumer_wait(self._client.pointer, timeout_ns, lanes_free, self._waiting, self._oldest_ns)
             while self._returned:
                 self._take_back(self._returned.popleft())
             self._claim_from_hung()
             self._launch_again()
-            self._launch_new()
+            free = self._free_lanes(time.monotonic())
+            self._launch_new(free)
+            lanes_free = any(lanes for _, lanes in free)
             if closing and self._idle():
                 break
             if self._closing:
@@ -213,7 +238,7 @@ class Engine:
             self._statistics.backend_state(backend.name, in_use=False)
 
     def _watchdog_timeout_ns(self) -> int:
-        deadlines = [lane.deadline_ns for backend in self._all() for lane in backend.lanes if lane.deadline_ns]
+        deadlines = [lane.deadline_ns for backend in self._backends for lane in backend.lanes if lane.deadline_ns]
         return max(0, min(deadlines) - time.monotonic_ns()) if deadlines else -1
 
     def _claim_from_hung(self) -> None:
@@ -237,10 +262,11 @@ class Engine:
 
     def _launch_again(self) -> None:
         """What failed on another backend is the oldest there is, so it goes first."""
+        if not self._again:
+            return
         for lane in self._last_resort.free_lanes(time.monotonic()):
-            if not self._again:
-                return
-            lane.launch(self._again.popleft(), 0)
+            if self._again:
+                lane.launch(self._again.popleft(), 0)
 
     def _free_lanes(self, now: float) -> list[tuple[BackendLanes, list[Lane]]]:
         """Who may take new work, the preferred one first. libcrypto stands in while no other backend is in use."""
@@ -249,7 +275,8 @@ class Engine:
             free.append((self._last_resort, self._last_resort.free_lanes(now)))
         return [(backend, lanes) for backend, lanes in free if lanes]
 
-    def _launch_new(self) -> None:
+    def _launch_new(self, free: list[tuple[BackendLanes, list[Lane]]]) -> None:
+        """Takes the lanes that it uses out of ``free``."""
         waiting = [
             Waiting(kind, self._waiting[kind], self._oldest_ns[kind]) for kind in range(CLASSES) if self._waiting[kind]
         ]
@@ -259,7 +286,6 @@ class Engine:
                 waiting.append(Waiting(MODEXP, rows, self._calls_since_ns, divisible=False))
         if not waiting:
             return
-        free = self._free_lanes(time.monotonic())
         views = [FreeLanes(index, len(lanes), backend.costs) for index, (backend, lanes) in enumerate(free)]
         for launch in decide(waiting, views, self._limits):
             backend, lanes = free[launch.backend]
@@ -274,8 +300,11 @@ class Engine:
                 lanes.pop()
 
     def _next_batch(self, kind: int, count: int, lane: Lane) -> RsaJob | None:
-        job = RsaJob.take(self._client, kind, count, lane.buffers(self._limits.max_batch))
-        if job is not None:
+        buffers = lane.buffers()
+        job = RsaJob.take(self._client, kind, count, buffers)
+        if job is None:
+            lane.recycle(buffers)
+        else:
             self._statistics.launched(kind, job.oldest_submitted_ns)
         return job
 
@@ -298,8 +327,7 @@ class Engine:
 
     def _end_lanes(self) -> None:
         for backend in self._all():
-            for lane in backend.lanes:
-                lane.stop()
+            backend.stop()
             hung = sum(lane.hung for lane in backend.lanes)
             if hung:
                 _log.warning("backend %s: %d calls still hang; their threads are left behind", backend.name, hung)

@@ -118,7 +118,7 @@ class RsaJob:
         taken = lib.gp_consumer_take(
             client.pointer,
             kind,
-            count,
+            min(count, buffers.size),
             buffers.handles_pointer,
             buffers.keys_pointer,
             buffers.inputs_pointer,
@@ -163,7 +163,10 @@ class RsaJob:
         if not failed.all():
             self._copy(np.flatnonzero(~failed), with_results=True).finish()
         rows = np.flatnonzero(failed)
-        return [self._copy(rows[start : start + largest], with_results=False) for start in range(0, len(rows), largest)]
+        jobs = [self._copy(rows[start : start + largest], with_results=False) for start in range(0, len(rows), largest)]
+        if not whole:
+            self.batch.outputs.fill(0)  # may be decrypted secrets
+        return jobs
 
     def _copy(self, rows: NDArray[np.intp], with_results: bool) -> RsaJob:
         arrays = self._arrays

@@ -98,9 +98,7 @@ def _load_error(result: int, bits: int, n: int, e: int) -> KeyLoadError:
     if result == lib.GP_LOAD_INVALID and n and n % 2 == 0:
         return KeyLoadError(f"the RSA key's {bits}-bit modulus is even; this is not a valid key")
     if result == lib.GP_LOAD_INVALID and n and (e % 2 == 0 or e < _MIN_EXPONENT):
-        return KeyLoadError(
-            f"the RSA key's public exponent is even or less than {_MIN_EXPONENT}; this is not a valid key"
-        )
+        return KeyLoadError(f"the RSA key's public exponent is {e}; it must be odd and at least {_MIN_EXPONENT}")
     return KeyLoadError(
         {
             lib.GP_LOAD_UNREADABLE: "neither PEM nor DER of an unencrypted private key",

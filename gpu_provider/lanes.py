@@ -5,9 +5,10 @@ from __future__ import annotations
 import threading
 import time
 from queue import SimpleQueue
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from gpu_provider.client import CLASSES
+from gpu_provider.errors import BackendError
 from gpu_provider.health import BackendState
 from gpu_provider.jobs import Buffers
 from gpu_provider.scheduler import CostCurve
@@ -29,18 +30,21 @@ MODEXP = CLASSES
 _FIRST_GUESSES = (0.0003, 0.001, 0.002, 0.003, 0.0045, 4e-9)
 
 
-class Lane:
-    """One thread that computes one job at a time. All but ``run`` belongs to the batching thread."""
+Finished: TypeAlias = "Callable[[Lane, Job, Exception | int], None]"
+"""Called on the lane's thread, with what ``Job.compute`` returned or raised."""
 
-    def __init__(
-        self, owner: BackendLanes, number: int, finished: Callable[[Lane, Job, Exception | int], None]
-    ) -> None:
-        """``finished`` is called on the lane's thread, with what ``Job.compute`` returned or raised."""
+
+class Lane:
+    """One thread that computes one job at a time. The rest belongs to the batching thread, where nothing else is
+    said."""
+
+    def __init__(self, owner: BackendLanes, number: int, batch_size: int, finished: Finished) -> None:
         self.owner = owner
         self.job: Job | None = None
         self.hung = False
         self.deadline_ns = 0  # 0: none
-        self._buffers: Buffers | None = None
+        self._batch_size = batch_size
+        self._spare: list[Buffers] = []
         self._finished = finished
         self._inbox: SimpleQueue[Job | None] = SimpleQueue()
         # A daemon, because a foreign backend may never return from its call, and the interpreter must end all the same.
@@ -57,16 +61,19 @@ class Lane:
         """Ends the thread after the job it has."""
         self._inbox.put(None)
 
-    def buffers(self, size: int) -> Buffers:
-        """The lane's arrays for its next batch."""
-        if self._buffers is None:
-            self._buffers = Buffers(size)
-        return self._buffers
+    def buffers(self) -> Buffers:
+        """Arrays for the lane's next batch: a second set, if it still delivers the one before."""
+        return self._spare.pop() if self._spare else Buffers(self._batch_size)
+
+    def recycle(self, buffers: Buffers) -> None:
+        """No one uses these any more. Those of a batch that is computed again have its size, and are forgotten. Any
+        thread."""
+        if buffers.size == self._batch_size:
+            self._spare.append(buffers)
 
     def give_up(self) -> None:
-        """The watchdog claimed the job: the call that hangs keeps the arrays, and the lane gets new ones some day."""
+        """The watchdog claimed the job. The call that hangs keeps the job's arrays; they are never used again."""
         self.hung = True
-        self._buffers = None
 
     def take_back(self) -> None:
         """The lane's call has returned."""
@@ -95,10 +102,19 @@ class BackendLanes:
         self.costs = [CostCurve(guess) for guess in _FIRST_GUESSES]
         self.lanes: list[Lane] = []
 
-    def start(self, finished: Callable[[Lane, Job, Exception | int], None]) -> None:
-        self.lanes = [Lane(self, number, finished) for number in range(self.backend.lanes)]
+    def start(self, batch_size: int, finished: Finished) -> None:
+        """``batch_size``: the most requests in a batch."""
+        self.lanes = [Lane(self, number, batch_size, finished) for number in range(self.backend.lanes)]
+        try:
+            for lane in self.lanes:
+                lane.thread.start()
+        except RuntimeError as error:
+            raise BackendError(f"backend {self.name}: {len(self.lanes)} threads can't be started: {error}") from error
+
+    def stop(self) -> None:
+        """Ends the threads, each after the job it has."""
         for lane in self.lanes:
-            lane.thread.start()
+            lane.stop()
 
     @property
     def in_use(self) -> bool:

@@ -7,7 +7,7 @@ with the time its lane was busy with it. So they tell the worst of each batch, w
 from __future__ import annotations
 
 import importlib.metadata
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from prometheus_client import Counter, Gauge, Histogram
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
@@ -29,58 +29,82 @@ __all__ = ["KIND_NAMES", "BatchMetrics", "QueueCollector", "QueueSource"]
 KIND_NAMES = (*(str(class_bytes(index) * 8) for index in range(CLASSES)), "modexp")
 """The label ``size`` by kind of work: the size class's largest modulus in bits."""
 
+_MetricT = TypeVar("_MetricT", Counter, Gauge, Histogram)
+
 _SECONDS = (0.0001, 0.0003, 0.001, 0.002, 0.003, 0.005, 0.01, 0.02, 0.05, 0.1, 0.3, 1, 3)
 _BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 16384, 65536)
 
 
 class BatchMetrics:
-    """What is fed once per batch. prometheus_client's objects are thread-safe."""
+    """What is fed once per batch. Any thread. Each method gives one metric with its labels filled in; that is kept,
+    because looking it up by its labels costs as much as the rest of a small batch."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
-        self.requests = Counter(
+        self._requests = Counter(
             "gpu_provider_requests",
             "Requests finished, by size class and result",
             ["size", "result"],
             registry=registry,
         )
-        self.queue_seconds = Histogram(
+        self._queue_seconds = Histogram(
             "gpu_provider_queue_seconds",
             "Time from submission to launch of each batch's oldest request",
             ["size"],
             buckets=_SECONDS,
             registry=registry,
         )
-        self.execute_seconds = Histogram(
+        self._execute_seconds = Histogram(
             "gpu_provider_execute_seconds",
-            "Time that a lane was busy with a batch, verification included",
+            "Time from a batch's launch until its results are there and verified",
             ["backend", "size"],
             buckets=_SECONDS,
             registry=registry,
         )
-        self.batch_size = Histogram(
-            "gpu_provider_batch_size",
-            "Requests per batch",
-            ["backend"],
-            buckets=_BATCH_SIZES,
-            registry=registry,
+        self._batch_size = Histogram(
+            "gpu_provider_batch_size", "Requests per batch", ["backend"], buckets=_BATCH_SIZES, registry=registry
         )
-        self.fallbacks = Counter(
+        self._fallbacks = Counter(
             "gpu_provider_fallbacks",
             "Requests computed again on libcrypto, by the backend that failed them and why",
             ["backend", "reason"],
             registry=registry,
         )
-        self.backend_in_use = Gauge(
+        self._backend_in_use = Gauge(
             "gpu_provider_backend_in_use",
             "1 if the backend is in use, 0 after a failure",
             ["backend"],
             registry=registry,
         )
+        self._children: dict[tuple[object, ...], Any] = {}
         build = Gauge("gpu_provider_build_info", "Always 1", ["version", "openssl"], registry=registry)
         openssl = ffi.string(lib.OpenSSL_version(0))
         build.labels(
             importlib.metadata.version("gpu-provider"), openssl.decode() if isinstance(openssl, bytes) else openssl
         ).set(1)
+
+    def requests(self, kind: int, result: str) -> Counter:
+        return self._fill_in(self._requests, KIND_NAMES[kind], result)
+
+    def queue_seconds(self, kind: int) -> Histogram:
+        return self._fill_in(self._queue_seconds, KIND_NAMES[kind])
+
+    def execute_seconds(self, backend: str, kind: int) -> Histogram:
+        return self._fill_in(self._execute_seconds, backend, KIND_NAMES[kind])
+
+    def batch_size(self, backend: str) -> Histogram:
+        return self._fill_in(self._batch_size, backend)
+
+    def fallbacks(self, backend: str, reason: str) -> Counter:
+        return self._fill_in(self._fallbacks, backend, reason)
+
+    def backend_in_use(self, backend: str) -> Gauge:
+        return self._fill_in(self._backend_in_use, backend)
+
+    def _fill_in(self, metric: _MetricT, *labels: str) -> _MetricT:
+        child: _MetricT | None = self._children.get((metric, *labels))
+        if child is None:
+            child = self._children[metric, *labels] = metric.labels(*labels)
+        return child
 
 
 class QueueSource(Protocol):

@@ -17,7 +17,7 @@ from gpu_provider.backends.libcrypto import LibcryptoBackend
 from gpu_provider.client import Client, openssl_error
 from gpu_provider.config import ProviderConfig, load_config
 from gpu_provider.engine import Engine
-from gpu_provider.errors import BackendError, InputError, ProviderClosedError
+from gpu_provider.errors import BackendError, GpuProviderError, InputError, ProviderClosedError
 from gpu_provider.futures import PendingFutures
 from gpu_provider.metrics import BatchMetrics, QueueCollector
 from gpu_provider.modexp import modexp_call
@@ -144,6 +144,7 @@ class BatchingProvider:
         ``backend_timeout``. In a callback of a future, it returns without waiting.
         """
         self._close()
+        self._engine.close()  # also waits if another thread has begun to close it
 
     def __enter__(self) -> Self:
         self.start()
@@ -189,6 +190,7 @@ class BatchingProvider:
         ``x``: an int from 0 to n - 1, or as many big-endian bytes as the modulus has, or fewer. The result is of the
         same kind; bytes are as many as the modulus has. Raises InputError, OperationError, ProviderClosedError.
         """
+        self._check_may_wait()
         return self._submit(key, x, wait_for_room=True).result()
 
     def submit(self, key: Key, x: int | BytesLike) -> Future[Result]:
@@ -239,6 +241,7 @@ class BatchingProvider:
         TLS connections are served meanwhile: a call is computed in pieces of at most ``max_delay`` seconds.
         """
         self._check_running()
+        self._check_may_wait()
         call = modexp_call(bases, exponents, moduli)
         self._engine.submit_modexp(call)
         rows = call.result.result()
@@ -253,6 +256,10 @@ class BatchingProvider:
         """Counters and states now."""
         self._client.check_process()
         return self._statistics.snapshot(self._client.counters(), self._engine.in_use())
+
+    def _check_may_wait(self) -> None:
+        if self._engine.owns_current_thread():
+            raise GpuProviderError("a future's callback must not wait for the provider that runs it; use submit()")
 
     def _check_running(self) -> None:
         self._client.check_process()

@@ -8,8 +8,6 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from gpu_provider.metrics import KIND_NAMES
-
 if TYPE_CHECKING:
     from gpu_provider.client import QueueCounters
     from gpu_provider.jobs import Job
@@ -66,7 +64,7 @@ class Statistics:
 
     def launched(self, kind: int, oldest_submitted_ns: int) -> None:
         waited = time.monotonic_ns() - oldest_submitted_ns
-        self._metrics.queue_seconds.labels(KIND_NAMES[kind]).observe(waited / 1e9)
+        self._metrics.queue_seconds(kind).observe(waited / 1e9)
 
     def batch(self, backend: str, job: Job, succeeded: int, seconds: float, last_resort: bool) -> None:
         """A lane is done with a batch. Called before the results are delivered, so that who gets a result sees it
@@ -76,21 +74,20 @@ class Statistics:
             self._requests += job.count
             self._largest = max(self._largest, job.count)
             self._by_backend[backend] += succeeded
-        size = KIND_NAMES[job.kind]
-        self._metrics.execute_seconds.labels(backend, size).observe(seconds)
-        self._metrics.batch_size.labels(backend).observe(job.count)
+        self._metrics.execute_seconds(backend, job.kind).observe(seconds)
+        self._metrics.batch_size(backend).observe(job.count)
         if succeeded:
-            self._metrics.requests.labels(size, "ok").inc(succeeded)
+            self._metrics.requests(job.kind, "ok").inc(succeeded)
         if last_resort and succeeded < job.count:
-            self._metrics.requests.labels(size, "error").inc(job.count - succeeded)
+            self._metrics.requests(job.kind, "error").inc(job.count - succeeded)
 
     def fallback(self, backend: str, reason: str, count: int) -> None:
         with self._lock:
             self._fallbacks += count
-        self._metrics.fallbacks.labels(backend, reason).inc(count)
+        self._metrics.fallbacks(backend, reason).inc(count)
 
     def backend_state(self, backend: str, in_use: bool) -> None:
-        self._metrics.backend_in_use.labels(backend).set(in_use)
+        self._metrics.backend_in_use(backend).set(in_use)
 
     def snapshot(self, queue: QueueCounters, backend: str) -> ProviderStats:
         with self._lock:

@@ -4,6 +4,7 @@ ever, and afterwards everything works."""
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
@@ -69,6 +70,20 @@ def test_a_whole_batch_falls_back(
     assert plug.result(timeout=30) == pow(2, D, N)
     # Of the batch that came back with one wrong number, the others were verified and are used.
     assert held_provider.stats().fallbacks == (50 if fault == "raises" else 1)
+
+
+def test_a_large_batch_after_a_small_one_that_was_computed_again(held_backend: HeldBackend) -> None:
+    """The arrays of the small one must not serve the large one."""
+    config = ProviderConfig(threads=1, max_delay=3600, backend_retry=3600)
+    with BatchingProvider(config, backends=[held_backend]) as provider:
+        key = provider.load_key(private_key(2048))
+        held_backend.release_all()
+        held_backend.fail_next()
+        for _ in range(3):
+            assert provider.private_op(key, 2) == pow(2, D, N)
+        with ThreadPoolExecutor(32) as pool:
+            results = list(pool.map(lambda x: provider.private_op(key, x), range(64)))
+        assert results == [pow(x, D, N) for x in range(64)]
 
 
 def test_a_wrong_number_never_leaves(held_provider: BatchingProvider, held_backend: HeldBackend, key: Key) -> None:
@@ -168,9 +183,12 @@ def test_only_if_libcrypto_fails_too_does_the_request_fail(held_backend: HeldBac
 
 
 def test_a_backend_that_cannot_be_opened_is_named_at_start() -> None:
-    provider = BatchingProvider(ProviderConfig(), backends=[_Unopenable()])
+    before, first = threading.active_count(), HeldBackend()
+    provider = BatchingProvider(ProviderConfig(), backends=[first, _Unopenable()])
     with pytest.raises(BackendError, match="no device"):
         provider.start()
+    assert first._client is None  # closed again
+    assert threading.active_count() == before
     provider.close()
 
 

@@ -10,7 +10,7 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 import pytest
 from rsa_keys import private_key
 
-from gpu_provider import BatchingProvider, Key, ProviderClosedError, ProviderConfig
+from gpu_provider import BatchingProvider, GpuProviderError, Key, ProviderClosedError, ProviderConfig
 from gpu_provider.testing import HeldBackend, fill_queue
 
 NUMBERS = private_key(2048).private_numbers()
@@ -78,8 +78,8 @@ def test_a_hung_backend_does_not_keep_it_open() -> None:
     backend.release_all()
 
 
-def test_close_in_a_callback_of_a_future_returns() -> None:
-    provider = BatchingProvider()
+def test_close_in_a_callback_of_a_future_returns(held_backend: HeldBackend) -> None:
+    provider = BatchingProvider(ProviderConfig(backend_timeout=50), backends=[held_backend])
     provider.start()
     closed = threading.Event()
 
@@ -88,7 +88,26 @@ def test_close_in_a_callback_of_a_future_returns() -> None:
         closed.set()
 
     provider.submit(provider.load_key(private_key(2048)), 2).add_done_callback(close)
+    held_backend.release_all()
     assert closed.wait(30)
+    provider.close()
+
+
+@pytest.mark.parametrize("wait_for_itself", ["private_op", "modexp"])
+def test_a_callback_that_would_wait_for_itself_is_told(wait_for_itself: str, held_backend: HeldBackend) -> None:
+    told: Future[str] = Future()
+    with BatchingProvider(ProviderConfig(backend_timeout=50), backends=[held_backend]) as provider:
+        key = provider.load_key(private_key(2048))
+
+        def callback(_: Future[int | bytes]) -> None:
+            try:
+                provider.private_op(key, 3) if wait_for_itself == "private_op" else provider.modexp(2, 3, 5)
+            except GpuProviderError as error:
+                told.set_result(str(error))
+
+        provider.submit(key, 2).add_done_callback(callback)  # before the result is there, so that a lane runs it
+        held_backend.release_all()
+        assert "use submit()" in told.result(timeout=30)
 
 
 def test_a_callback_that_raises_harms_nobody() -> None:

@@ -133,8 +133,8 @@ class TestRefused:
     @pytest.mark.parametrize(
         ("changes", "reason"),
         [
-            ({"e": 65536}, "exponent is even or less than 3"),
-            ({"e": 1}, "exponent is even or less than 3"),
+            ({"e": 65536}, "exponent is 65536; it must be odd"),
+            ({"e": 1}, "exponent is 1; it must be odd and at least 3"),
             ({"e": 3}, "do not fit together"),
             ({"d": 12345678901}, "do not fit together"),
             ({"p": 3}, "do not fit together"),
