@@ -258,6 +258,19 @@ def test_key_checks_and_comparison(libctx: int) -> None:
     assert not made.equals(generated)
 
 
+def test_wrong_private_exponent_computes_nothing(libctx: int) -> None:
+    """OpenSSL would compute with it, and a wrong signature can give the factors away."""
+    numbers = rsa_keys.private_key(2048).private_numbers()
+    public = numbers.public_numbers
+    for d in (numbers.d + 2, 3):
+        ours = evp.Key.from_numbers(libctx, n=public.n, e=public.e, d=d)
+        with pytest.raises(evp.EvpError, match="private part does not belong to its public part"):
+            ours.digest_sign("SHA256", MESSAGE, {})
+        with pytest.raises(evp.EvpError, match="private part does not belong to its public part"):
+            ours.decrypt(bytes(255) + b"\2", {})
+        assert not ours.valid("pairwise")
+
+
 @pytest.mark.parametrize(
     ("options", "data", "reason"),
     [

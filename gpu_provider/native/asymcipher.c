@@ -159,13 +159,7 @@ static int encrypt_init(void *context, void *key, const OSSL_PARAM params[])
 static int decrypt_init(void *argument, void *key, const OSSL_PARAM params[])
 {
     cipher_context *context = argument;
-    if (!start(context, key, params, EVP_PKEY_decrypt_init))
-        return 0;
-    if (!context->key->key->is_private) {
-        GP_RAISE(context->provider, GP_R_NOT_A_PRIVATE_KEY);
-        return 0;
-    }
-    return 1;
+    return start(context, key, params, EVP_PKEY_decrypt_init) && gp_rsa_key_may_compute(context->key);
 }
 
 static void *context_dup(void *argument)

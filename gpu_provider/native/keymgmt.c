@@ -2,8 +2,10 @@
 #include <openssl/bn.h>
 #include <openssl/core_names.h>
 #include <openssl/crypto.h>
+#include <openssl/err.h>
 #include <openssl/params.h>
 #include <openssl/rsa.h>
+#include <string.h>
 
 #include "provider.h"
 
@@ -62,6 +64,24 @@ static int set_rejection_key(gp_rsa_key *key)
     return ok;
 }
 
+/* A key of which OpenSSL can't compute at all counts as consistent: its operations fail by themselves. */
+static int set_consistent(gp_rsa_key *key)
+{
+    size_t size = key->key->bytes;
+    uint8_t *numbers = OPENSSL_zalloc(3 * size), *input = numbers, *power = numbers + size, *back = numbers + 2 * size;
+    if (numbers == NULL) {
+        GP_RAISE(key->provider, GP_R_OUT_OF_MEMORY);
+        return 0;
+    }
+    input[size - 1] = 2;
+    ERR_set_mark();
+    key->consistent = !gp_key_private(key->key, input, power) || !gp_key_public(key->key, power, back)
+                      || memcmp(input, back, size) == 0;
+    ERR_pop_to_mark();
+    OPENSSL_clear_free(numbers, 3 * size);
+    return 1;
+}
+
 /* Makes `key` the holder of `pkey`, an RSA key of the inner library context. 1, or 0 with an error queued. */
 static int adopt(gp_rsa_key *key, EVP_PKEY *pkey)
 {
@@ -71,7 +91,8 @@ static int adopt(gp_rsa_key *key, EVP_PKEY *pkey)
         return 0;
     if (key->key->is_private) {
         key->signing = gp_rsa_key_inner_context(key);
-        if (key->signing == NULL || EVP_PKEY_sign_init(key->signing) != 1 || !set_rejection_key(key))
+        if (key->signing == NULL || EVP_PKEY_sign_init(key->signing) != 1 || !set_rejection_key(key)
+            || !set_consistent(key))
             return 0;
     }
     if (client != NULL && gp_key_is_batchable(key->key)) {
@@ -80,6 +101,19 @@ static int adopt(gp_rsa_key *key, EVP_PKEY *pkey)
             GP_RAISE(key->provider, GP_R_OUT_OF_MEMORY);
             return 0;
         }
+    }
+    return 1;
+}
+
+int gp_rsa_key_may_compute(const gp_rsa_key *key)
+{
+    if (!key->key->is_private) {
+        GP_RAISE(key->provider, GP_R_NOT_A_PRIVATE_KEY);
+        return 0;
+    }
+    if (!key->consistent) {
+        GP_RAISE(key->provider, GP_R_INCONSISTENT_KEY);
+        return 0;
     }
     return 1;
 }

@@ -11,6 +11,7 @@ _Thread_local gp_client *gp_provider_pending_client;
 static const OSSL_ITEM reasons[] = {
     {GP_R_NO_KEY, "no key set"},
     {GP_R_NOT_A_PRIVATE_KEY, "the key has no private part"},
+    {GP_R_INCONSISTENT_KEY, "the key's private part does not belong to its public part"},
     {GP_R_OUT_OF_MEMORY, "out of memory"},
     {GP_R_UNKNOWN_DIGEST, "unknown digest"},
     {GP_R_DIGEST_FIXED, "the digest can't be changed in a digest-sign or digest-verify operation"},

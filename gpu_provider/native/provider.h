@@ -47,6 +47,7 @@ extern const OSSL_DISPATCH gp_rsa_cipher_functions[];
 enum gp_reason {
     GP_R_NO_KEY = 1,
     GP_R_NOT_A_PRIVATE_KEY,
+    GP_R_INCONSISTENT_KEY,
     GP_R_OUT_OF_MEMORY,
     GP_R_UNKNOWN_DIGEST,
     GP_R_DIGEST_FIXED,
@@ -75,12 +76,18 @@ typedef struct gp_rsa_key {
     gp_key *key;     /* NULL until imported or generated */
     uint64_t handle; /* in the client's key table; 0 if it is not there */
     EVP_PKEY_CTX *signing; /* an inner context ready to sign, to be copied: that saves 5 µs of look-ups per signature */
+    /* A number came back through d and e unchanged. Otherwise nothing is computed with d: OpenSSL checks its CRT results with
+     * e, but not those of a plain power. */
+    int consistent;
     /* SHA-256(d): the secret behind the messages that PKCS#1 v1.5 decryption invents; private keys only. */
     uint8_t rejection_key[GP_REJECTION_KEY_BYTES];
 } gp_rsa_key;
 
 gp_rsa_key *gp_rsa_key_up_ref(gp_rsa_key *key);
 void gp_rsa_key_free(gp_rsa_key *key);
+
+/* 1 if private operations are possible; otherwise 0 with an error raised. To be asked before one is started. */
+int gp_rsa_key_may_compute(const gp_rsa_key *key);
 
 /* output = input^d mod n, both key->key->bytes long, most significant byte first. In an async job this is where the job
  * pauses. An error is raised when it returns 0. */

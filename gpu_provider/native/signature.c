@@ -135,16 +135,6 @@ static const OSSL_PARAM *settable_hash_params(void *argument)
 
 /* ---- starting ---- */
 
-static int copy_signing(signature_context *context)
-{
-    if (!context->key->key->is_private) {
-        GP_RAISE(context->provider, GP_R_NOT_A_PRIVATE_KEY);
-        return 0;
-    }
-    context->inner = EVP_PKEY_CTX_dup(context->key->signing);
-    return context->inner != NULL;
-}
-
 /* key NULL: the one set before. inner_init NULL: for signing. The inner context starts anew, so padding and salt length are
  * the default ones again. */
 static int start(signature_context *context, void *key, inner_init_fn *inner_init)
@@ -159,8 +149,11 @@ static int start(signature_context *context, void *key, inner_init_fn *inner_ini
     }
     EVP_PKEY_CTX_free(context->inner);
     context->inner = NULL;
-    if (inner_init == NULL)
-        return copy_signing(context);
+    if (inner_init == NULL) {
+        if (gp_rsa_key_may_compute(context->key))
+            context->inner = EVP_PKEY_CTX_dup(context->key->signing);
+        return context->inner != NULL;
+    }
     context->inner = gp_rsa_key_inner_context(context->key);
     return context->inner != NULL && inner_init(context->inner) == 1;
 }
