@@ -59,12 +59,12 @@ def test_other_requests(terminator, method, path, status):
 @pytest.mark.parametrize("request_bytes", [b"nonsense\r\n\r\n", b"\x16\x03\x01\r\n\r\n", b"x" * 200_000, b"GET"])
 def test_garbage_harms_nobody(terminator, request_bytes):
     with socket.create_connection(terminator.admin_address, timeout=TIMEOUT) as client:
-        client.sendall(request_bytes)
-        client.shutdown(socket.SHUT_WR)
         answer = b""
-        with contextlib.suppress(ConnectionError):
+        with contextlib.suppress(OSError):  # it may have closed the connection before it read everything
+            client.sendall(request_bytes)
+            client.shutdown(socket.SHUT_WR)
             answer = receive(client, 65536)
-        assert answer in {b""} or answer.startswith(b"HTTP/1.1 400 ")
+        assert answer == b"" or answer.startswith(b"HTTP/1.1 400 ")
     assert terminator.admin("/livez")[0] == 200
 
 

@@ -1,12 +1,14 @@
 """Every mistake in the settings ends with exit code 2 and one line that names the thing, its value and a remedy."""
 
 import argparse
+import os
 import subprocess
 
 import pytest
 from rsa_keys import program_key
 from terminator_process import run_command, write_credentials
 
+from gpu_provider.cli import main
 from gpu_provider.errors import ConfigError
 from gpu_provider.tls.terminator.addresses import Address, parse_address
 from gpu_provider.tls.terminator.command import add_arguments, load
@@ -15,21 +17,39 @@ from gpu_provider.tls.terminator.config import TerminatorConfig
 ADDRESSES = ["--listen", "127.0.0.1:0", "--upstream", "127.0.0.1:9", "--admin", "off"]
 
 
-def check(*flags, **settings):
-    return run_command("terminator", "--check", *flags, **settings)
+@pytest.fixture
+def check(capsys, monkeypatch):
+    """``gpu-provider terminator --check``, in this process because there are so many: exit code, stdout, stderr."""
+    for name in [name for name in os.environ if name.startswith("GPU_PROVIDER_")]:
+        monkeypatch.delenv(name)
+
+    def run(*flags):
+        try:
+            code = main(["terminator", "--check", *flags])
+        except SystemExit as leaving:  # argparse's way
+            code = leaving.code
+        return code, *capsys.readouterr()
+
+    return run
 
 
 def the_error(result):
-    assert result.returncode == 2, result
-    assert "Traceback" not in result.stderr
-    (line,) = result.stderr.splitlines()
+    code, _, stderr = result
+    assert code == 2, result
+    (line,) = stderr.splitlines()
     return line
 
 
-def test_good_settings_pass_the_check(tmp_path):
-    result = check(*ADDRESSES, *write_credentials(tmp_path), *write_credentials(tmp_path, kind="ECDSA", stem="ec"))
-    assert result.returncode == 0, result.stderr
-    assert result.stdout == "the settings are valid\n"
+def test_good_settings_pass_the_check(check, tmp_path):
+    flags = [*write_credentials(tmp_path), *write_credentials(tmp_path, kind="ECDSA", stem="ec")]
+    assert check(*ADDRESSES, *flags) == (0, "the settings are valid\n", "")
+
+
+def test_mistake_ends_the_command_with_code_2_and_no_traceback(tmp_path):
+    result = run_command("terminator", *ADDRESSES, *write_credentials(tmp_path), "--queue-depth", "0")
+    assert result.returncode == 2
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("gpu-provider terminator: error: ")
 
 
 @pytest.mark.parametrize(
@@ -59,7 +79,7 @@ def test_good_settings_pass_the_check(tmp_path):
         (["--config", "/no/such.toml"], ["/no/such.toml", "can't be read"]),
     ],
 )
-def test_mistake_is_one_line_that_names_it(tmp_path, flags, words):
+def test_mistake_is_one_line_that_names_it(check, tmp_path, flags, words):
     line = the_error(check(*ADDRESSES, *write_credentials(tmp_path), *flags))
     assert line.startswith("gpu-provider terminator: error: ")
     for word in words:
@@ -67,14 +87,14 @@ def test_mistake_is_one_line_that_names_it(tmp_path, flags, words):
 
 
 @pytest.mark.parametrize("flag", ["--tls-min", "--proxy-protocol", "--queue-depth", "--drain-timeout"])
-def test_value_of_another_kind_is_refused_by_the_flag(flag):
-    result = check(flag, "nonsense")
-    assert result.returncode == 2
-    assert flag in result.stderr.splitlines()[-1]
+def test_value_of_another_kind_is_refused_by_the_flag(check, flag):
+    code, _, stderr = check(flag, "nonsense")
+    assert code == 2
+    assert flag in stderr.splitlines()[-1]
 
 
 @pytest.mark.parametrize("missing", ["listen", "upstream", "cert"])
-def test_what_must_be_given(tmp_path, missing):
+def test_what_must_be_given(check, tmp_path, missing):
     given = {"listen": "127.0.0.1:0", "upstream": "127.0.0.1:9", "cert": "c.pem"}
     flags = [part for name, value in given.items() if name != missing for part in (f"--{name}", value)]
     line = the_error(check(*flags))
@@ -130,7 +150,7 @@ def swap(directory):
         (swap, "server.pem", ["certificate"]),
     ],
 )
-def test_certificate_or_key_that_can_not_be_used(tmp_path, spoil, file, words):
+def test_certificate_or_key_that_can_not_be_used(check, tmp_path, spoil, file, words):
     flags = write_credentials(tmp_path)
     spoil(tmp_path)
     line = the_error(check(*ADDRESSES, *flags))
@@ -139,7 +159,7 @@ def test_certificate_or_key_that_can_not_be_used(tmp_path, spoil, file, words):
         assert word in line
 
 
-def test_unreadable_key_is_named(tmp_path):
+def test_unreadable_key_is_named(check, tmp_path):
     flags = write_credentials(tmp_path)
     key = tmp_path / "server.key"
     key.chmod(0)
@@ -175,14 +195,14 @@ def test_flags_win_over_the_environment_and_that_over_the_file(config_file, monk
     assert config.alpn == ("h2", "http/1.1")
 
 
-def test_unknown_key_in_the_file_is_an_error_with_a_hint(config_file):
+def test_unknown_key_in_the_file_is_an_error_with_a_hint(check, config_file):
     config_file.write_text(config_file.read_text() + "qeue_depth = 1\n")
     line = the_error(check("--config", str(config_file)))
     assert "qeue_depth" in line
     assert "queue_depth" in line
 
 
-def test_wrong_type_in_the_file_is_named(config_file):
+def test_wrong_type_in_the_file_is_named(check, config_file):
     config_file.write_text(config_file.read_text().replace("= 12", '= "soon"'))
     line = the_error(check("--config", str(config_file)))
     assert "handshake_timeout" in line
