@@ -27,7 +27,7 @@ bench: .venv/ready-bench
 # One set-up per purpose, each complete, so that the demo does not fetch what only the tests need.
 .venv/ready-demo: EXTRAS = uvloop
 .venv/ready-test: EXTRAS = uvloop,test,bench
-.venv/ready-lint: EXTRAS = lint
+.venv/ready-lint: EXTRAS = lint,bench
 .venv/ready-bench: EXTRAS = uvloop,bench
 .venv/ready-%: $(BUILT_FROM)
 	@sh tests/check_prerequisites.sh $(PYTHON)
@@ -39,13 +39,13 @@ bench: .venv/ready-bench
 
 # mypy and import-linter look at directories, not at what setup.py maps: give them the package as it is installed.
 lint: .venv/ready-lint
-	@rm -rf build/lint && mkdir -p build/lint && cp -pR gpu_provider build/lint/ && cp -pR tls build/lint/gpu_provider/tls
+	@rm -rf build/lint && mkdir -p build/lint && cp -pR gpu_provider bench build/lint/ && cp -pR tls build/lint/gpu_provider/tls
 	@echo "ruff check"
 	@$(BIN)/ruff check --quiet .
 	@echo "ruff format --check"
 	@$(BIN)/ruff format --check --quiet .
 	@echo "mypy --strict"
-	@cd build/lint && ../../$(BIN)/mypy --config-file ../../pyproject.toml --cache-dir ../mypy --no-error-summary -p gpu_provider
+	@cd build/lint && ../../$(BIN)/mypy --config-file ../../pyproject.toml --cache-dir ../mypy --no-error-summary -p gpu_provider -p bench
 	@echo "import directions"
 	@cd build/lint && ../../$(BIN)/lint-imports --config ../../pyproject.toml --no-cache --no-logo
 

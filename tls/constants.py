@@ -2,6 +2,39 @@
 
 from gpu_provider.tls._ssl import lib
 
+__all__ = [
+    "FILETYPE_ASN1",
+    "FILETYPE_PEM",
+    "MODE_ACCEPT_MOVING_WRITE_BUFFER",
+    "MODE_ENABLE_PARTIAL_WRITE",
+    "MODE_RELEASE_BUFFERS",
+    "OP_ALL",
+    "OP_CIPHER_SERVER_PREFERENCE",
+    "OP_IGNORE_UNEXPECTED_EOF",
+    "OP_NO_COMPRESSION",
+    "OP_NO_RENEGOTIATION",
+    "OP_NO_TICKET",
+    "OP_PRIORITIZE_CHACHA",
+    "RECEIVED_SHUTDOWN",
+    "SENT_SHUTDOWN",
+    "SESS_CACHE_BOTH",
+    "SESS_CACHE_CLIENT",
+    "SESS_CACHE_OFF",
+    "SESS_CACHE_SERVER",
+    "SSL_MODE_ASYNC",
+    "TLS1_2_VERSION",
+    "TLS1_3_VERSION",
+    "TLS_CLIENT_METHOD",
+    "TLS_METHOD",
+    "TLS_SERVER_METHOD",
+    "VERIFY_CLIENT_ONCE",
+    "VERIFY_FAIL_IF_NO_PEER_CERT",
+    "VERIFY_NONE",
+    "VERIFY_PEER",
+    "OP_NO_TLSv1_2",
+    "OP_NO_TLSv1_3",
+]
+
 TLS_METHOD = "TLS_method"
 TLS_SERVER_METHOD = "TLS_server_method"
 TLS_CLIENT_METHOD = "TLS_client_method"
@@ -41,5 +74,3 @@ SESS_CACHE_OFF: int = lib.SSL_SESS_CACHE_OFF
 SESS_CACHE_CLIENT: int = lib.SSL_SESS_CACHE_CLIENT
 SESS_CACHE_SERVER: int = lib.SSL_SESS_CACHE_SERVER
 SESS_CACHE_BOTH: int = lib.SSL_SESS_CACHE_BOTH
-
-__all__ = sorted(name for name in globals() if name.isupper() or name.startswith("OP_"))  # noqa: PLE0605
