@@ -7,8 +7,11 @@ import sys
 import threading
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 
+import evp
 import pytest
-from rsa_keys import private_key
+from cryptography.hazmat.primitives.asymmetric.padding import PKCS1v15
+from cryptography.hazmat.primitives.hashes import SHA256
+from rsa_keys import private_der, private_key
 
 from gpu_provider import BatchingProvider, GpuProviderError, Key, ProviderClosedError, ProviderConfig
 from gpu_provider.testing import HeldBackend, fill_queue
@@ -65,6 +68,27 @@ def test_who_waits_in_line_is_told(held_backend: HeldBackend) -> None:
         held_backend.release_all()
         closing.result(timeout=10)
     assert [future.result(timeout=0) for future in futures] == [pow(2, D, N)] * 2
+
+
+@pytest.mark.gpu_provider(queue_depth=2)
+def test_openssl_threads_in_line_compute_for_themselves(
+    held_provider: BatchingProvider, held_backend: HeldBackend
+) -> None:
+    key = evp.Key.load(held_provider.library_context.pointer, private_der(private_key(2048)))
+    with ThreadPoolExecutor(6) as pool:
+        signatures = [pool.submit(key.digest_sign, "SHA256", b"message", {}) for _ in range(5)]
+        while held_provider.stats().in_line < 3:
+            threading.Event().wait(0.001)
+        closing = pool.submit(held_provider.close)
+        while held_provider.stats().direct < 3:
+            threading.Event().wait(0.001)
+        assert not closing.done()
+        held_backend.release_all()
+        for signature in signatures:
+            private_key(2048).public_key().verify(signature.result(timeout=30), b"message", PKCS1v15(), SHA256())
+        closing.result(timeout=30)
+    assert key.digest_sign("SHA256", b"message", {}) == signatures[0].result()
+    assert held_provider.stats().direct == 4
 
 
 def test_a_hung_backend_does_not_keep_it_open() -> None:

@@ -8,8 +8,11 @@ import signal
 import traceback
 from typing import TYPE_CHECKING
 
+import evp
 import pytest
-from rsa_keys import private_key
+from cryptography.hazmat.primitives.asymmetric.padding import PKCS1v15
+from cryptography.hazmat.primitives.hashes import SHA256
+from rsa_keys import private_der, private_key
 
 from gpu_provider import BatchingProvider, ProviderClosedError, ProviderConfig
 from gpu_provider.testing import HeldBackend, fill_queue
@@ -79,6 +82,27 @@ def test_leaving_the_with_block_in_the_child(provider: BatchingProvider) -> None
     assert in_child(lambda: provider.__exit__(None, None, None)) == ""
 
 
+@pytest.mark.gpu_provider(queue_depth=4)
+def test_openssl_in_the_child_computes_at_once(held_provider: BatchingProvider, held_backend: HeldBackend) -> None:
+    """With the parent's library context and keys, while the parent's queue is full and its backend holds a batch."""
+    library_key = held_provider.load_key(private_key(2048))
+    key = evp.Key.load(held_provider.library_context.pointer, private_der(private_key(2048)))
+    futures = fill_queue(held_provider, library_key)
+    held_backend.wait_for_batch()
+
+    def check() -> None:
+        for _ in range(3):
+            signature = key.digest_sign("SHA256", b"from the child", {})
+            private_key(2048).public_key().verify(signature, b"from the child", PKCS1v15(), SHA256())
+
+    assert in_child(check) == ""
+    held_backend.release_all()
+    assert futures[-1].result(timeout=30) == pow(2, D, N)
+    signature = key.digest_sign("SHA256", b"from the parent", {})
+    private_key(2048).public_key().verify(signature, b"from the parent", PKCS1v15(), SHA256())
+    assert held_provider.stats().direct == 0
+
+
 def new_provider_works() -> None:
     with BatchingProvider(ProviderConfig(threads=1)) as provider:
         assert provider.private_op(provider.load_key(private_key(2048)), 3) == pow(3, D, N)
@@ -90,8 +114,9 @@ def test_a_new_provider_in_the_child_works(provider: BatchingProvider) -> None:
     assert in_child(new_provider_works) == ""
 
 
+@pytest.mark.gpu_provider(queue_depth=100)
 def test_a_fork_while_requests_wait_and_run(held_provider: BatchingProvider, held_backend: HeldBackend) -> None:
-    futures = fill_queue(held_provider, held_provider.load_key(private_key(2048)))[:50]
+    futures = fill_queue(held_provider, held_provider.load_key(private_key(2048)))
     held_backend.wait_for_batch()
     assert in_child(new_provider_works) == ""
     assert in_child(held_provider.close) == ""
