@@ -33,16 +33,16 @@ class AdminServer:
     def __init__(self, registry: CollectorRegistry, is_ready: Callable[[], tuple[bool, str]]) -> None:
         self._registry = registry
         self._is_ready = is_ready
-        self._server: asyncio.Server | None = None
+        self._servers: list[asyncio.Server] = []
         self._requests: set[asyncio.Task[None]] = set()
 
     async def start(self, listeners: list[socket.socket]) -> None:
         for listener in listeners:
-            self._server = await asyncio.start_server(self._accept, sock=listener)
+            self._servers.append(await asyncio.start_server(self._accept, sock=listener))
 
     async def close(self) -> None:
-        if self._server is not None:
-            self._server.close()
+        for server in self._servers:
+            server.close()
         for request in self._requests:
             request.cancel()
         await asyncio.gather(*self._requests, return_exceptions=True)

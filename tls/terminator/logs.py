@@ -10,8 +10,9 @@ import structlog
 __all__ = ["configure_logging"]
 
 
-def configure_logging(level: str) -> None:
-    """Logs to stderr: lines for people on a terminal, else one JSON object per line. level: a name, such as "info"."""
+def configure_logging(level_name: str) -> None:
+    """Logs to stderr: lines for people on a terminal, else one JSON object per line. level_name: such as "info"."""
+    level = logging.getLevelNamesMapping()[level_name.upper()]
     shared: list[structlog.typing.Processor] = [
         structlog.stdlib.add_log_level,
         structlog.stdlib.add_logger_name,
@@ -25,12 +26,12 @@ def configure_logging(level: str) -> None:
     )
     structlog.configure(
         processors=[
-            structlog.stdlib.filter_by_level,
             *shared,
             structlog.stdlib.ProcessorFormatter.wrap_for_formatter,
         ],
         logger_factory=structlog.stdlib.LoggerFactory(),
-        wrapper_class=structlog.stdlib.BoundLogger,
+        # What is below the level costs next to nothing: every session has a line at debug.
+        wrapper_class=structlog.make_filtering_bound_logger(level),
         cache_logger_on_first_use=True,
     )
     handler = logging.StreamHandler(sys.stderr)
@@ -42,5 +43,5 @@ def configure_logging(level: str) -> None:
     )
     root = logging.getLogger()
     root.handlers[:] = [handler]
-    root.setLevel(level.upper())
+    root.setLevel(level)
     logging.getLogger("asyncio").setLevel(max(logging.INFO, root.level))

@@ -84,7 +84,7 @@ class TerminatorMetrics(Collector):
             "When the certificate in use expires, in Unix time",
             labels=("certificate", "key_type"),
         )
-        for certificate in self.certificates:
+        for certificate in {one.path: one for one in self.certificates}.values():
             expiry.add_metric((str(certificate.path), certificate.key_type), certificate.not_after)
         yield expiry
 

@@ -154,7 +154,7 @@ class Relay:
                 self._both_ended()
             else:
                 self._upstream_readable = self._upstream_end_seen = True
-                self._server.poller.again(self._to_client)
+                self._server.poller.again(self._again_to_client)
             return len(data)
 
     def _client_is_done(self) -> None:

@@ -43,6 +43,10 @@ __all__ = ["Session", "State"]
 _NON_BLOCKING_STREAM = socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
 
 
+_DROP_ROUNDS = 8
+"""Buffers to read and drop before others get their turn."""
+
+
 class State(Enum):
     HANDSHAKE = auto()
     CONNECTING = auto()
@@ -263,13 +267,19 @@ class Session:
         if self.state is not State.LINGER:
             return
         try:
-            while self.client.recv_into(self._server.buffer):
-                pass
+            for _ in range(_DROP_ROUNDS):
+                if not self.client.recv_into(self._server.buffer):
+                    self.end(self._result)
+                    return
         except BlockingIOError:
             return
         except OSError:
-            pass
-        self.end(self._result)
+            self.end(self._result)
+            return
+        self._server.poller.again(self._drop_more)
+
+    def _drop_more(self) -> None:
+        self._drop_input(READABLE)
 
     def _close(self) -> None:
         server = self._server
