@@ -40,7 +40,7 @@ def main() -> int:
     unknown = set(arguments.what) - set(FULL)
     if unknown:
         parser.error(f"no measurement {', '.join(sorted(unknown))}; there are {', '.join(FULL)}")
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         return run(arguments.what or list(FULL), QUICK if arguments.quick else FULL, arguments.output)
     except KeyboardInterrupt:

@@ -14,12 +14,10 @@
 #include <netinet/tcp.h>
 #include <openssl/err.h>
 #include <openssl/ssl.h>
-#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
-#include <sys/prctl.h>
 #include <sys/socket.h>
 #include <time.h>
 #include <unistd.h>
@@ -181,7 +179,6 @@ int main(int argc, char **argv) {
         fprintf(stderr, "usage: load PORT CONNECTIONS CONCURRENCY BYTES TIMEOUT_SECONDS\n");
         return 2;
     }
-    prctl(PR_SET_PDEATHSIG, SIGKILL);
     uint64_t connections = number(argv[2]), concurrency = number(argv[3]), bytes = number(argv[4]);
     uint64_t timeout_ms = number(argv[5]) * 1000;
     address.sin_port = htons((uint16_t)number(argv[1]));

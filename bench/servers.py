@@ -45,6 +45,9 @@ backend upstream
     server upstream 127.0.0.1:{upstream_port}
 """
 
+# Ends a process when its parent dies, however that dies.
+DIES_WITH_US = ("setpriv", "--pdeathsig", "KILL")
+
 # `gpu-provider terminator` uses uvloop wherever it is installed; a name that is None in sys.modules can't be imported.
 TERMINATOR = "import sys; {hide}from gpu_provider.cli import main; sys.exit(main())"
 HIDE_UVLOOP = "sys.modules['uvloop'] = None; "
@@ -181,8 +184,9 @@ class Bench:
         log = self.directory / f"{name.replace(' ', '-')}.log"
         with log.open("wb") as output:
             process = subprocess.Popen(
-                command(port), stdin=subprocess.DEVNULL, stdout=output, stderr=output, cwd=ROOT, start_new_session=True
-            )
+                [*DIES_WITH_US, *command(port)],
+                stdin=subprocess.DEVNULL, stdout=output, stderr=output, cwd=ROOT, start_new_session=True,
+            )  # fmt: skip
         self._stack.callback(stop, process)
         deadline = time.monotonic() + START_TIMEOUT
         while process.poll() is None and time.monotonic() < deadline:
@@ -248,7 +252,11 @@ class Bench:
         program = self.compile("load", "-lssl", "-lcrypto")
         arguments = [server.port, connections, concurrency, size, LOAD_TIMEOUT]
         done = subprocess.run(
-            [program, *map(str, arguments)], capture_output=True, text=True, check=False, timeout=LOAD_TIMEOUT + 30
+            [*DIES_WITH_US, str(program), *map(str, arguments)],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=LOAD_TIMEOUT + 30,
         )
         if done.returncode:
             raise BenchError(f"load on {server.name}: {done.stderr.strip()}; its log: {tail(server.log)}")

@@ -1,6 +1,6 @@
 /* The HTTP server behind every measured relay: answers "GET /N" with N zero bytes and closes the connection.
  *
- *   upstream PORT       on 127.0.0.1, until it is killed or its parent dies
+ *   upstream PORT       on 127.0.0.1, until it is killed
  *
  * One thread and epoll, so that it costs little beside what is measured.
  */
@@ -9,12 +9,10 @@
 #include <errno.h>
 #include <inttypes.h>
 #include <netinet/tcp.h>
-#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
-#include <sys/prctl.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
@@ -78,7 +76,6 @@ int main(int argc, char **argv) {
         fprintf(stderr, "usage: upstream PORT\n");
         return 2;
     }
-    prctl(PR_SET_PDEATHSIG, SIGKILL);
     int listener = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK, 0);
     struct sockaddr_in address = {
         .sin_family = AF_INET, .sin_port = htons((uint16_t)atoi(argv[1])), .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -68,18 +70,43 @@ def test_a_failed_connection_is_an_error_and_not_a_fast_one() -> None:
             bench.load(nobody, 3, 1, 10)
 
 
-def test_interrupting_the_bench_ends_it_and_its_servers(tmp_path: Path) -> None:
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_bench_and_its_servers(how: signal.Signals, tmp_path: Path) -> None:
     environment = {**os.environ, "TMPDIR": str(tmp_path)}
     command = [sys.executable, "-m", "bench", "throughput", "--output", str(tmp_path / "results")]
-    with subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE) as process:
+    # In the background of a shell SIGINT is ignored, and a child would inherit that.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        process = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    with process:
         assert process.stderr is not None
-        while not list(tmp_path.glob("gpu-provider-bench-*/upstream.log")):
-            assert process.poll() is None, process.stderr.read()
-        process.send_signal(signal.SIGINT)
-        _, errors = process.communicate(timeout=30)
-    assert process.returncode == 130, errors
+        try:
+            while not list(tmp_path.glob("gpu-provider-bench-*/upstream.log")):
+                assert process.poll() is None, process.stderr.read()
+            process.send_signal(how)
+            _, errors = process.communicate(timeout=30)
+        finally:
+            process.kill()
+    assert process.returncode == {signal.SIGINT: 130, signal.SIGTERM: 143}[how], errors
     assert b"Traceback" not in errors
     assert not list(tmp_path.glob("gpu-provider-bench-*"))
+
+
+def test_servers_die_with_a_bench_that_is_killed(tmp_path: Path) -> None:
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    code = "from bench.servers import Bench; bench = Bench().__enter__(); print(bench.upstream(), flush=True); input()"
+    with subprocess.Popen(
+        [sys.executable, "-c", code], cwd=ROOT, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None
+        port = int(process.stdout.readline())
+        with socket.create_connection(("127.0.0.1", port)) as connection:
+            connection.settimeout(30)
+            process.kill()
+            with contextlib.suppress(ConnectionResetError):
+                assert connection.recv(1) == b""
 
 
 def test_rows_are_json_lines_in_a_pipe_and_a_table_on_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
