@@ -17,9 +17,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from gpu_provider.client import CLASSES
-from gpu_provider.errors import ProviderClosedError
+from gpu_provider.errors import OperationError, ProviderClosedError
 from gpu_provider.health import BackendState, Health
-from gpu_provider.jobs import ModexpJob, RsaJob
+from gpu_provider.jobs import Buffers, ModexpJob, RsaJob
 from gpu_provider.lanes import MODEXP, BackendLanes, Lane
 from gpu_provider.native import ffi, lib
 from gpu_provider.scheduler import FreeLanes, Limits, Waiting, decide
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 __all__ = ["Engine"]
 
 _log = logging.getLogger(__name__)
+_FAILED_AT_ONCE = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,6 +188,15 @@ class Engine:
     # ---- the batching thread ----
 
     def _run(self) -> None:
+        try:
+            self._serve()
+        except Exception:  # noqa: BLE001 (whatever it is, connections wait for this thread)
+            _log.exception("the batching thread failed; from now on OpenSSL computes every operation at once")
+            self._fail_waiting()
+        self._futures.deliver()
+        self._futures.fail_all()
+
+    def _serve(self) -> None:
         lanes_free = True
         while True:
             # Read before the wait, so that everything that was submitted before the client was closed is seen by it.
@@ -207,8 +217,23 @@ class Engine:
             if self._closing:
                 self._futures.deliver()  # those that were in line
         self._end_lanes()
-        self._futures.deliver()
-        self._futures.fail_all()
+
+    def _fail_waiting(self) -> None:
+        """After a bug, or without memory: rather ERR for what waits than connections that wait for ever."""
+        lib.gp_client_close(self._client.pointer)
+        with self._lock:
+            self._closing = True
+            calls = list(self._calls)
+            self._calls.clear()
+        for call in calls:
+            call.fail(OperationError("the batching thread failed"))
+        lib.gp_consumer_wait(self._client.pointer, 0, 0, self._waiting, self._oldest_ns)
+        for kind in range(CLASSES):
+            while job := RsaJob.take(self._client, kind, _FAILED_AT_ONCE, Buffers(_FAILED_AT_ONCE)):
+                job.finish()
+        self._end_lanes()
+        for again in self._again:
+            again.finish()
 
     def _idle(self) -> bool:
         with self._lock:
@@ -328,10 +353,11 @@ class Engine:
     def _end_lanes(self) -> None:
         for backend in self._all():
             backend.stop()
-            hung = sum(lane.hung for lane in backend.lanes)
-            if hung:
-                _log.warning("backend %s: %d calls still hang; their threads are left behind", backend.name, hung)
-                continue
             for lane in backend.lanes:
-                lane.thread.join()
-            backend.backend.close()
+                if not lane.hung:
+                    lane.thread.join(None if backend.health is None else self._timeout_ns / 1e9)
+            left = sum(lane.thread.is_alive() for lane in backend.lanes)
+            if left:
+                _log.warning("backend %s: %d calls still hang; their threads are left behind", backend.name, left)
+            else:
+                backend.backend.close()

@@ -53,8 +53,7 @@ class Lane:
     def launch(self, job: Job, timeout_ns: int) -> None:
         """``timeout_ns`` 0: none."""
         self.job = job
-        job.started_ns = time.monotonic_ns()
-        self.deadline_ns = job.started_ns + timeout_ns if timeout_ns else 0
+        self.deadline_ns = time.monotonic_ns() + timeout_ns if timeout_ns else 0
         self._inbox.put(job)
 
     def stop(self) -> None:
@@ -84,6 +83,7 @@ class Lane:
     def _run(self) -> None:
         while (job := self._inbox.get()) is not None:
             outcome: Exception | int
+            job.started_ns = time.monotonic_ns()
             try:
                 outcome = job.compute(self.owner.backend)
             except Exception as error:  # noqa: BLE001 (a backend is foreign code and may raise anything)

@@ -55,7 +55,7 @@ class BatchMetrics:
         )
         self._execute_seconds = Histogram(
             "gpu_provider_execute_seconds",
-            "Time from a batch's launch until its results are there and verified",
+            "Time that a backend took for a batch, verification included",
             ["backend", "size"],
             buckets=_SECONDS,
             registry=registry,

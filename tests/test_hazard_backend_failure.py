@@ -9,10 +9,18 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
+import evp
 import pytest
-from rsa_keys import private_key
+from rsa_keys import private_der, private_key
 
-from gpu_provider import BackendError, BatchingProvider, OperationError, ProviderConfig
+from gpu_provider import (
+    BackendError,
+    BatchingProvider,
+    OperationError,
+    ProviderClosedError,
+    ProviderConfig,
+    engine,
+)
 from gpu_provider.backends.libcrypto import LibcryptoBackend
 from gpu_provider.health import BackendState, Health
 from gpu_provider.testing import HeldBackend
@@ -222,6 +230,32 @@ def test_libcrypto_serves_while_a_call_hangs(
         assert list(pool.map(lambda x: held_provider.private_op(key, x), range(40))) == [
             pow(x, D, N) for x in range(40)
         ]
+
+
+def test_a_failure_of_the_batching_thread_leaves_nobody_waiting(
+    held_provider: BatchingProvider,
+    held_backend: HeldBackend,
+    key: Key,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """A bug in the scheduler, say."""
+    openssl_key = evp.Key.load(held_provider.library_context.pointer, private_der(private_key(2048)))
+    running = held_provider.submit(key, 2)
+    held_backend.wait_for_batch()
+    waiting = [held_provider.submit(key, 3) for _ in range(200)]
+    monkeypatch.setattr(engine, "decide", None)
+    held_backend.release_all()
+    assert running.result(timeout=30) == pow(2, D, N)
+    for future in waiting:
+        with pytest.raises(OperationError):
+            future.result(timeout=30)
+    assert openssl_key.digest_sign("SHA256", b"message", {})
+    with pytest.raises(ProviderClosedError):
+        held_provider.private_op(key, 2)
+    held_provider.close()
+    assert "the batching thread failed" in caplog.text
+    assert held_provider.stats().in_use == 0
 
 
 class TestHealth:
