@@ -26,7 +26,8 @@ def test_everything_submitted_is_completed() -> None:
     key = provider.load_key(private_key(2048))
     futures = [provider.submit(key, x) for x in range(50)]
     provider.close()
-    assert [future.result(timeout=0) for future in futures] == [pow(x, D, N) for x in range(50)]
+    results = [future.result(timeout=0) for future in futures]
+    assert [pow(result, key.e, N) for result in results if isinstance(result, int)] == list(range(50))
 
 
 def test_closing_twice_and_at_once_from_two_threads() -> None:

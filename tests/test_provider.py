@@ -61,8 +61,14 @@ def key(loaded: list[tuple[Key, int]]) -> Key:
 D = private_key(2048).private_numbers().d
 
 
+def to_the_e(key: Key, result: int | bytes) -> int:
+    """x again, if ``result`` is x^d: quicker than x^d in Python, and true of no other number."""
+    assert isinstance(result, int)
+    return pow(result, key.e, key.n)
+
+
 class TestResults:
-    @settings(deadline=None, max_examples=40)
+    @settings(deadline=None, max_examples=25)
     @given(data=st.data())
     def test_every_key_and_number_agrees_with_pow(
         self, provider: BatchingProvider, loaded: list[tuple[Key, int]], data: st.DataObject
@@ -83,10 +89,10 @@ class TestResults:
 
     def test_a_batch_mixes_keys_and_sizes(self, provider: BatchingProvider, loaded: list[tuple[Key, int]]) -> None:
         source = random.Random(1)  # noqa: S311 (test data)
-        requests = [(key, d, source.randrange(key.n)) for key, d in loaded * 4]
-        futures = [provider.submit(key, x) for key, _, x in requests]
-        for (key, d, x), future in zip(requests, futures, strict=True):
-            assert future.result(timeout=30) == pow(x, d, key.n)
+        requests = [(key, source.randrange(key.n)) for key, _ in loaded * 4]
+        futures = [provider.submit(key, x) for key, x in requests]
+        for (key, x), future in zip(requests, futures, strict=True):
+            assert to_the_e(key, future.result(timeout=30)) == x
 
 
 class TestInputs:
@@ -116,7 +122,7 @@ class TestInputs:
 class TestAsync:
     async def test_gathered(self, provider: BatchingProvider, key: Key) -> None:
         results = await asyncio.gather(*(provider.private_op_async(key, x) for x in range(50)))
-        assert results == [pow(x, D, key.n) for x in range(50)]
+        assert [to_the_e(key, result) for result in results] == list(range(50))
 
     async def test_cancelling_harms_nobody(self, held_provider: BatchingProvider, held_backend: HeldBackend) -> None:
         key = held_provider.load_key(private_key(2048))
@@ -239,7 +245,7 @@ def test_what_waits_while_the_lane_is_busy_goes_in_one_batch(
     batch = held_backend.wait_for_batch()
     assert (batch.requests, batch.bits) == (100, 2048)
     held_backend.release()
-    assert [future.result(timeout=10) for future in futures] == [pow(x, D, key.n) for x in range(100)]
+    assert [to_the_e(key, future.result(timeout=10)) for future in futures] == list(range(100))
 
 
 def test_sizes_do_not_mix_in_a_batch(held_provider: BatchingProvider, held_backend: HeldBackend) -> None:
