@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from gpu_provider import BatchingProvider
     from gpu_provider.testing import HeldBackend
 
+# pytest-asyncio 1.3 has a hook for this instead; older versions have only the fixture.
+pytestmark = pytest.mark.filterwarnings("ignore:Overriding the .event_loop_policy.")
+
 MEBIBYTE = bytes(1 << 20)
 
 
@@ -106,6 +109,15 @@ class Served:
         server = await aio.create_server(make, "127.0.0.1", 0, context=context, **options)
         self.port = server.sockets[0].getsockname()[1]  # type: ignore[attr-defined]
         return server
+
+
+@pytest.fixture(params=["asyncio", "uvloop"])
+def event_loop_policy(request: pytest.FixtureRequest) -> asyncio.AbstractEventLoopPolicy:
+    """Every test runs on both loops."""
+    if request.param == "uvloop":
+        policy: asyncio.AbstractEventLoopPolicy = pytest.importorskip("uvloop").EventLoopPolicy()
+        return policy
+    return asyncio.DefaultEventLoopPolicy()
 
 
 @pytest.fixture
@@ -371,7 +383,7 @@ async def test_a_server_closes_its_socket_and_leaves_its_connections(serve: Call
     transport, client = await connect(served)
     accepted = await served.protocols.get()
     server.close()
-    with pytest.raises(OSError, match="Connect call failed"):
+    with pytest.raises(OSError, match=r"Connect(ion refused| call failed)"):
         await asyncio.open_connection("127.0.0.1", served.port)
     transport.write(b"still here")
     await accepted.until(lambda: accepted.received)

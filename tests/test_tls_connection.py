@@ -5,7 +5,10 @@ from __future__ import annotations
 import contextlib
 import socket
 import ssl
+import subprocess
+import sys
 import threading
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -24,8 +27,6 @@ from tls_peers import (
 from gpu_provider import tls
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from gpu_provider import BatchingProvider
     from gpu_provider.testing import HeldBackend
 
@@ -274,6 +275,43 @@ def test_one_call_fills_a_large_buffer_with_many_records() -> None:
     while len(got) < len(data):
         got += peer.read()
     assert got == data
+
+
+def test_buffers_are_let_go_when_a_call_has_raised() -> None:
+    """CPython crashes when it collects an exception whose frames hold a memoryview that is still exported."""
+    script = r"""
+import gc
+from tls_peers import Peer, accept, finish, server_context
+from gpu_provider import tls
+
+connection = accept(server_context())
+finish(connection, Peer(connection))
+
+class Keeper:
+    pass
+
+def keep(call):
+    keeper = Keeper()
+    keeper.itself = keeper
+    try:
+        call(memoryview(bytearray(100)))
+    except Exception as error:
+        keeper.error = error
+
+gc.disable()
+keep(connection.recv_into)
+connection.close()
+for call in (connection.recv_into, connection.send, connection.sendall, connection.bio_write):
+    keep(call)
+gc.collect()
+"""
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=60, cwd=Path(__file__).parent)
+    connection = accept(server_context())
+    finish(connection, Peer(connection))
+    buffer = bytearray(10)
+    with pytest.raises(tls.WantReadError):
+        connection.recv_into(buffer)
+    buffer.extend(b"free again")
 
 
 def test_the_end_is_told_and_a_missing_one_is_an_error() -> None:

@@ -17,7 +17,7 @@ are not used after that (no renegotiation, no post-handshake authentication), so
 
 import asyncio
 import ipaddress
-from typing import Any, cast
+from typing import Any
 
 from gpu_provider.tls.connection import Connection
 from gpu_provider.tls.context import Context
@@ -83,7 +83,7 @@ async def create_connection(
         raise ValueError("server_hostname is needed without a host")
     if name:
         _expect(connection, name)
-    done: asyncio.Future[None] = loop.create_future()
+    done: asyncio.Future[TLSTransport] = loop.create_future()
     layer = TLSLayer(
         protocol_factory,
         connection,
@@ -97,11 +97,11 @@ async def create_connection(
         connection.close()
         raise
     try:
-        await done
+        transport = await done
     except BaseException:
         below.abort()
         raise
-    return layer.transport, cast("asyncio.BaseProtocol", layer.app)
+    return transport, transport.get_protocol()
 
 
 def _expect(connection: Connection, name: str) -> None:

@@ -65,6 +65,7 @@ _NULL = ffi.NULL
 _operate = lib.gp_tls_operate
 _buffer = ffi.buffer
 _from_buffer = ffi.from_buffer
+_release = ffi.release
 _allocate = ffi.new_allocator(should_clear_after_alloc=False)
 
 
@@ -133,7 +134,7 @@ class Connection(ConnectionInfo):
             error, self._error = self._error, None
             raise error
         if drain.parked:
-            drain.drain_closed_connections()
+            drain.current_home().drain()
         ssl = self._ssl
         if ssl is None:
             self._closed()
@@ -179,6 +180,8 @@ class Connection(ConnectionInfo):
     def recv(self, bufsiz: int) -> bytes:
         """1 to ``bufsiz`` decrypted bytes."""
         paused = self._paused
+        if bufsiz < 1:
+            raise ValueError(f"recv needs room for at least 1 byte, not {bufsiz}")
         buffer = _allocate("char[]", bufsiz) if paused is None else paused[1]
         return bytes(_buffer(buffer, self._run(_READ, buffer, bufsiz)))
 
@@ -187,18 +190,31 @@ class Connection(ConnectionInfo):
         socket blocks, it fills as much of the buffer as has arrived; else up to one record of 16 KiB. If paused, the
         bytes go into the buffer of the first call, which must therefore be passed again."""
         view = _from_buffer("char[]", buffer, require_writable=True)
-        if self._paused is not None and self._paused[1] != view:
-            raise Error("an operation is paused: call the same one again, with the same buffer")
-        size = len(view) if nbytes is None else min(nbytes, len(view))
-        return self._run(_READ, view, size)
+        return self._run_on(_READ, view, len(view) if nbytes is None else min(nbytes, len(view)))
 
     def send(self, data: "ReadableBuffer") -> int:
         """Encrypts the beginning of ``data`` and returns how many bytes it took, at least 1 (0 of nothing). What is
         left must be sent next: its first record may be encrypted already. If paused, the data of the first call is
         sent; pass the same again."""
         view = _from_buffer(data)
-        size = len(view)
-        return self._run(_WRITE, view, size) if size else 0
+        return self._run_on(_WRITE, view, len(view)) if len(view) else 0
+
+    def _run_on(self, operation: int, view: Any, size: int) -> int:
+        """An operation on a caller's buffer, which is let go as soon as libssl has no pointer to it: the caller may
+        want to resize it, and CPython crashes on a memoryview with an export that is collected with an exception's
+        frames."""
+        held = self._paused
+        try:
+            if size < 1:
+                raise ValueError("recv_into needs room for at least 1 byte")
+            if held is not None and operation == _READ and held[1] != view:
+                raise Error("an operation is paused: call the same one again, with the same buffer")
+            return self._run(operation, view, size)
+        finally:
+            if self._paused is None or held is not None:
+                _release(view)
+            if self._paused is None and held is not None:
+                _release(held[1])
 
     def sendall(self, data: "ReadableBuffer") -> None:
         """All of ``data``; for memory BIOs and blocking sockets, where nothing is ever half done."""
@@ -225,6 +241,7 @@ class Connection(ConnectionInfo):
                 lib.SSL_free(ssl)
             else:
                 self._park(ssl)
+        self._callback = self._on_ready = None
         if self._socket is not None:
             self._socket.close()
 
@@ -265,13 +282,14 @@ class Connection(ConnectionInfo):
         """The socket's descriptor; -1 over memory BIOs."""
         return -1 if self._socket is None else self._socket.fileno()
 
-    def bio_write(self, data: "ReadableBuffer") -> int:
-        """Takes bytes that came from the peer; returns how many: all."""
-        view = _from_buffer(data)
+    def bio_write(self, data: "ReadableBuffer", nbytes: int | None = None) -> int:
+        """Takes bytes that came from the peer, the first ``nbytes`` or all of ``data``; returns how many."""
         self._need_memory()
-        if view and lib.BIO_write(self._rbio, view, len(view)) != len(view):
-            raise MemoryError("TLS input")
-        return len(view)
+        with _from_buffer(data) as view:
+            size: int = len(view) if nbytes is None else min(nbytes, len(view))
+            if size and lib.BIO_write(self._rbio, view, size) != size:
+                raise MemoryError("TLS input")
+        return size
 
     def bio_read(self, bufsiz: int) -> bytes:
         """1 to ``bufsiz`` bytes to be sent to the peer. WantReadError if there are none."""
@@ -375,7 +393,7 @@ class Connection(ConnectionInfo):
             return
         try:
             callback(self, self._arg)
-        except Exception as error:  # noqa: BLE001  whatever it is, it is kept for the connection's own caller
+        except BaseException as error:  # noqa: BLE001  even SystemExit: this thread serves all connections
             _log.exception("the async callback %r raised; the connection's next call reports it", callback)
             kept = CallbackError(f"the async callback {callback!r} raised {type(error).__name__}")
             kept.__cause__ = error

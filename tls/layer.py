@@ -33,7 +33,7 @@ class _Scratch(threading.local):
     """Where bytes pass through, shared by a thread's connections: whoever fills it empties it before returning."""
 
     def __init__(self) -> None:
-        self.view = memoryview(bytearray(_BUFFER_SIZE))
+        self.buffer = bytearray(_BUFFER_SIZE)
 
 
 _scratch = _Scratch()
@@ -118,7 +118,7 @@ class TLSLayer(asyncio.BufferedProtocol):
         *,
         handshake_timeout: float,
         shutdown_timeout: float,
-        done: "asyncio.Future[None] | None" = None,
+        done: asyncio.Future[TLSTransport] | None = None,
     ) -> None:
         """``done``: a client's waiter, told of the end of the handshake; None in a server, where failures are
         logged."""
@@ -136,7 +136,6 @@ class TLSLayer(asyncio.BufferedProtocol):
         self._app_connected = False
         self.state = _State.HANDSHAKE
         self.reading_paused = False
-        self.transport = TLSTransport(self)
         self.app: asyncio.BaseProtocol | None = None
         self._app_buffered: asyncio.BufferedProtocol | None = None
         self._notifier = LoopNotifier.of(self._loop)
@@ -150,11 +149,11 @@ class TLSLayer(asyncio.BufferedProtocol):
         self._timer = self._loop.call_later(self._handshake_timeout, self._handshake_too_slow)
         self._handshake()
 
-    def get_buffer(self, sizehint: int) -> memoryview:
-        return _scratch.view
+    def get_buffer(self, sizehint: int) -> bytearray:
+        return _scratch.buffer
 
     def buffer_updated(self, nbytes: int) -> None:
-        self._connection.bio_write(_scratch.view[:nbytes])
+        self._connection.bio_write(_scratch.buffer, nbytes)
         if self.state is _State.HANDSHAKE:
             if not self._connection.waiting_for_async():
                 self._handshake()
@@ -193,11 +192,13 @@ class TLSLayer(asyncio.BufferedProtocol):
         self.state = _State.CLOSED
         self._cancel_timer()
         self._connection.close()
+        self._error = None  # its traceback refers to this object
         if self._done is not None and not self._done.done():
             self._done.set_exception(error or _unexpected_end())
         if self._app_connected and self.app is not None:
+            app, self.app, self._app_buffered = self.app, None, None
             self._app_connected = False
-            self.app.connection_lost(cast("Exception | None", error))
+            app.connection_lost(cast("Exception | None", error))
 
     # ---- the handshake ----
 
@@ -227,9 +228,10 @@ class TLSLayer(asyncio.BufferedProtocol):
         self.state = _State.OPEN
         self.set_app(self._factory())
         self._app_connected = True
+        transport = TLSTransport(self)
         if self._done is not None and not self._done.done():
-            self._done.set_result(None)
-        cast("asyncio.BaseProtocol", self.app).connection_made(self.transport)
+            self._done.set_result(transport)
+        cast("asyncio.BaseProtocol", self.app).connection_made(transport)
         self._read()  # what came together with the end of the handshake
 
     def _handshake_too_slow(self) -> None:
@@ -241,17 +243,15 @@ class TLSLayer(asyncio.BufferedProtocol):
 
     def _read(self) -> None:
         """Hands decrypted bytes up until there are no more, or the protocol wants no more."""
-        scratch = _scratch.view
+        scratch = _scratch.buffer
         while self.state is _State.OPEN and not self.reading_paused and not self._peer_closed:
             buffered = self._app_buffered
             if buffered is None:
                 if not (count := self._receive(scratch)):
                     return
-                cast("asyncio.Protocol", self.app).data_received(bytes(scratch[:count]))
+                cast("asyncio.Protocol", self.app).data_received(bytes(memoryview(scratch)[:count]))
             else:
-                room = memoryview(buffered.get_buffer(-1))
-                if len(room) == 0:
-                    raise RuntimeError("get_buffer() returned an empty buffer")
+                room = buffered.get_buffer(-1)
                 if not (count := self._receive(room)):
                     return
                 buffered.buffer_updated(count)

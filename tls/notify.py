@@ -59,8 +59,7 @@ class Notifier:
         if self._process == os.getpid():
             lib.gp_wakeup_close(self.ring)
         else:
-            # After a fork the ring's lock may be held by a thread that this process does not have.
-            os.close(self.descriptor)
+            lib.gp_wakeup_abandon(self.ring)
         self.ring = -1
         for waiter in self.waiting.values():
             if isinstance(waiter, Parked):
@@ -106,7 +105,7 @@ def _forget_in_child() -> None:
     global _dispatcher, _lock  # noqa: PLW0603
     _lock = threading.Lock()
     if _dispatcher is not None:
-        os.close(_dispatcher.descriptor)
+        lib.gp_wakeup_abandon(_dispatcher.ring)
         _dispatcher = None
 
 
@@ -161,7 +160,8 @@ class LoopNotifier(Notifier):
 
     def close(self) -> None:
         loop = self._loop()
-        if loop is not None and not loop.is_closed() and self.ring >= 0:
+        # Not in a forked child: it shares the selector with its parent, and would take the reader from that.
+        if loop is not None and not loop.is_closed() and self.ring >= 0 and self._process == os.getpid():
             loop.remove_reader(self.descriptor)
         super().close()
 

@@ -147,6 +147,7 @@ EVP_PKEY *gp_tls_load_key(OSSL_LIB_CTX *libctx, const char *path, const void *da
 int gp_wakeup_open(void);
 int gp_wakeup_descriptor(int ring);
 void gp_wakeup_close(int ring);
+void gp_wakeup_abandon(int ring);
 size_t gp_wakeup_take(int ring, uint64_t *ids, size_t capacity, int *lost);
 int gp_wakeup_attach(SSL *ssl, int ring, uint64_t id);
 int gp_wakeup_attach_context(SSL_CTX *ctx, int on);

@@ -84,6 +84,14 @@ void gp_wakeup_close(int number)
     atomic_store(&taken[number], 0);
 }
 
+void gp_wakeup_abandon(int number)
+{
+    struct ring *ring = ring_of((size_t)number);
+
+    close(ring->descriptor);
+    ring->descriptor = -1;
+}
+
 size_t gp_wakeup_take(int number, uint64_t *ids, size_t capacity, int *lost)
 {
     struct ring *ring = ring_of((size_t)number);

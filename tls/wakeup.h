@@ -21,6 +21,9 @@ int gp_wakeup_descriptor(int ring);
 /* Closes the descriptor and drops what was not taken. */
 void gp_wakeup_close(int ring);
 
+/* The same in a forked child, where the ring's lock may be held by a thread that is not there: the ring is not used again. */
+void gp_wakeup_abandon(int ring);
+
 /* Moves up to `capacity` ids out, oldest first, and returns how many; call again while it returns `capacity`.
  * *lost becomes 1 if ids were dropped for want of memory: every waiting connection must be looked at then. */
 size_t gp_wakeup_take(int ring, uint64_t *ids, size_t capacity, int *lost);
