@@ -31,9 +31,10 @@ size_t gp_wakeup_take(int ring, uint64_t *ids, size_t capacity, int *lost);
 /* Has ssl's async callback put `id` into the ring. Before the connection's first operation. 1, or 0 on error. */
 int gp_wakeup_attach(SSL *ssl, int ring, uint64_t id);
 
-/* The same for all that are made from ctx: the callback without a ring, so that each must be attached. 1, or 0 on error. */
+/* The callback for all that are made from ctx, or none; without a ring, so that each must be attached. 1, or 0 on error. */
 int gp_wakeup_attach_context(SSL_CTX *ctx, int on);
 
+/* No callback for this connection: wait descriptors. 1, or 0 on error. */
 int gp_wakeup_detach(SSL *ssl);
 
 #endif
