@@ -19,12 +19,25 @@ if TYPE_CHECKING:
 
     from gpu_provider.backends.base import Batch
 
-__all__ = ["CLASSES", "MAX_BYTES", "Client", "QueueCounters", "class_bytes", "openssl_error", "u8", "u64"]
+__all__ = [
+    "CLASSES",
+    "MAX_BYTES",
+    "TIME_BOUNDS",
+    "Client",
+    "LoneCounters",
+    "QueueCounters",
+    "class_bytes",
+    "openssl_error",
+    "u8",
+    "u64",
+]
 
 CLASSES: int = lib.GP_CLASSES
 """Number of size classes."""
 MAX_BYTES: int = lib.GP_MAX_BYTES
 """Bytes of the largest number in the queue."""
+TIME_BOUNDS: tuple[float, ...] = tuple(lib.gp_time_bounds_ns[i] / 1e9 for i in range(lib.GP_TIME_BOUNDS))
+"""Upper bounds, in seconds, of the buckets in which times are counted."""
 
 
 def class_bytes(class_index: int) -> int:
@@ -68,6 +81,19 @@ class QueueCounters:
     in_line: int
 
 
+@dataclass(frozen=True, slots=True)
+class LoneCounters:
+    """``struct gp_lone_stats``: requests of one size class that ``gp_consumer_wait`` computed itself."""
+
+    count: int
+    failed: int
+    waited: tuple[int, ...]
+    """Requests by time from submission to launch: per bucket of TIME_BOUNDS, and those above the last."""
+    waited_ns: int
+    executed: tuple[int, ...]
+    executed_ns: int
+
+
 class Client:
     """Owns one reference to a ``gp_client``; library contexts and keys keep further ones in C."""
 
@@ -96,6 +122,15 @@ class Client:
         stats = ffi.new("struct gp_client_stats *")
         lib.gp_client_get_stats(self.pointer, stats)
         return QueueCounters(**{name: getattr(stats, name) for name in QueueCounters.__slots__})
+
+    def lone_counters(self) -> list[LoneCounters]:
+        """By size class."""
+        stats = ffi.new("struct gp_lone_stats[]", CLASSES)
+        lib.gp_client_get_lone_stats(self.pointer, stats)
+        return [
+            LoneCounters(one.count, one.failed, tuple(one.waited), one.waited_ns, tuple(one.executed), one.executed_ns)
+            for one in stats
+        ]
 
     def private_op(self, batch: Batch) -> None:
         """Computes a batch by OpenSSL on this thread, without the GIL: ``Backend.private_op`` for libcrypto."""

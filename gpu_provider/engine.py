@@ -41,6 +41,10 @@ __all__ = ["Engine"]
 _log = logging.getLogger(__name__)
 _FAILED_AT_ONCE = 64
 
+_LONE_SECONDS = 0.0008
+"""Handing a request to a lane and taking the lane back costs about 0.1 ms of processor time, and as much latency. What
+comes while the batching thread computes waits for half of this on average, at worst for all of it."""
+
 
 @dataclass(frozen=True, slots=True)
 class _Return:
@@ -144,10 +148,10 @@ class Engine:
 
     def in_use(self) -> str:
         """The name of the backend that gets the next batch."""
-        for backend in self._backends:
-            if backend.in_use:
-                return backend.name
-        return self._last_resort.name
+        return self._preferred().name
+
+    def _preferred(self) -> BackendLanes:
+        return next((backend for backend in self._backends if backend.in_use), self._last_resort)
 
     def _all(self) -> list[BackendLanes]:
         return self._backends if self._last_resort in self._backends else [*self._backends, self._last_resort]
@@ -204,7 +208,9 @@ class Engine:
                 closing = self._closing
             timeout_ns = 0 if closing and self._idle() else self._watchdog_timeout_ns()
             # While no lane is free a submission can't be served: it need not wake this thread, the lane will.
-            lib.gp_consumer_wait(self._client.pointer, timeout_ns, lanes_free, self._waiting, self._oldest_ns)
+            lib.gp_consumer_wait(
+                self._client.pointer, timeout_ns, lanes_free, self._lone_classes(), self._waiting, self._oldest_ns
+            )
             while self._returned:
                 self._take_back(self._returned.popleft())
             self._claim_from_hung()
@@ -218,6 +224,16 @@ class Engine:
                 self._futures.deliver()  # those that were in line
         self._end_lanes()
 
+    def _lone_classes(self) -> int:
+        """The size classes, a bit each, of which a lone request may be computed by this thread, inside the wait: if
+        libcrypto would get it, does nothing now, and needs no longer for it than handing it over would be worth."""
+        if self._preferred() is not self._last_resort or self._again or self._calls:
+            return 0
+        if any(lane.job is not None for lane in self._last_resort.lanes):
+            return 0
+        costs = self._last_resort.costs
+        return sum(1 << kind for kind in range(CLASSES) if costs[kind].seconds_per_operation <= _LONE_SECONDS)
+
     def _fail_waiting(self) -> None:
         """After a bug, or without memory: rather ERR for what waits than connections that wait for ever."""
         lib.gp_client_close(self._client.pointer)
@@ -227,7 +243,7 @@ class Engine:
             self._calls.clear()
         for call in calls:
             call.fail(OperationError("the batching thread failed"))
-        lib.gp_consumer_wait(self._client.pointer, 0, 0, self._waiting, self._oldest_ns)
+        lib.gp_consumer_wait(self._client.pointer, 0, 0, 0, self._waiting, self._oldest_ns)
         for kind in range(CLASSES):
             while job := RsaJob.take(self._client, kind, _FAILED_AT_ONCE, Buffers(_FAILED_AT_ONCE)):
                 job.finish()

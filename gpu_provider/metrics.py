@@ -1,16 +1,16 @@
-"""Every metric's name, here alone. Nothing is counted per request in Python: the C core and the batches count.
+"""Every metric's name, here alone. Nothing is kept here: the numbers are read when they are scraped.
 
-The time histograms are fed once per batch: with the time from submission to launch of the batch's oldest request, and
-with the time its lane was busy with it. So they tell the worst of each batch, weighted by batches and not by requests.
+The time histograms count batches, not requests: the time from submission to launch of the batch's oldest request, and
+the time its lane was busy with it. So they tell the worst of each batch.
 """
 
 from __future__ import annotations
 
 import importlib.metadata
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from itertools import accumulate
+from typing import TYPE_CHECKING
 
-from prometheus_client import Counter, Gauge, Histogram
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.registry import Collector
 
 from gpu_provider.client import CLASSES, class_bytes
@@ -19,125 +19,103 @@ from gpu_provider.native import ffi, lib
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from prometheus_client import CollectorRegistry
     from prometheus_client.metrics_core import Metric
 
-    from gpu_provider.client import QueueCounters
+    from gpu_provider.client import Client, QueueCounters
+    from gpu_provider.stats import BatchCounts, Distribution, Statistics
 
-__all__ = ["KIND_NAMES", "BatchMetrics", "QueueCollector", "QueueSource"]
+__all__ = ["KIND_NAMES", "ProviderCollector"]
 
 KIND_NAMES = (*(str(class_bytes(index) * 8) for index in range(CLASSES)), "modexp")
 """The label ``size`` by kind of work: the size class's largest modulus in bits."""
 
-_MetricT = TypeVar("_MetricT", Counter, Gauge, Histogram)
 
-_SECONDS = (0.0001, 0.0003, 0.001, 0.002, 0.003, 0.005, 0.01, 0.02, 0.05, 0.1, 0.3, 1, 3)
-_BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 16384, 65536)
+class ProviderCollector(Collector):
+    """A provider's metrics. Any thread."""
 
-
-class BatchMetrics:
-    """What is fed once per batch. Any thread. Each method gives one metric with its labels filled in; that is kept,
-    because looking it up by its labels costs as much as the rest of a small batch."""
-
-    def __init__(self, registry: CollectorRegistry) -> None:
-        self._requests = Counter(
-            "gpu_provider_requests",
-            "Requests finished, by size class and result",
-            ["size", "result"],
-            registry=registry,
-        )
-        self._queue_seconds = Histogram(
-            "gpu_provider_queue_seconds",
-            "Time from submission to launch of each batch's oldest request",
-            ["size"],
-            buckets=_SECONDS,
-            registry=registry,
-        )
-        self._execute_seconds = Histogram(
-            "gpu_provider_execute_seconds",
-            "Time that a backend took for a batch, verification included",
-            ["backend", "size"],
-            buckets=_SECONDS,
-            registry=registry,
-        )
-        self._batch_size = Histogram(
-            "gpu_provider_batch_size", "Requests per batch", ["backend"], buckets=_BATCH_SIZES, registry=registry
-        )
-        self._fallbacks = Counter(
-            "gpu_provider_fallbacks",
-            "Requests computed again on libcrypto, by the backend that failed them and why",
-            ["backend", "reason"],
-            registry=registry,
-        )
-        self._backend_in_use = Gauge(
-            "gpu_provider_backend_in_use",
-            "1 if the backend is in use, 0 after a failure",
-            ["backend"],
-            registry=registry,
-        )
-        self._children: dict[tuple[object, ...], Any] = {}
-        build = Gauge("gpu_provider_build_info", "Always 1", ["version", "openssl"], registry=registry)
-        openssl = ffi.string(lib.OpenSSL_version(0))
-        build.labels(
-            importlib.metadata.version("gpu-provider"), openssl.decode() if isinstance(openssl, bytes) else openssl
-        ).set(1)
-
-    def requests(self, kind: int, result: str) -> Counter:
-        return self._fill_in(self._requests, KIND_NAMES[kind], result)
-
-    def queue_seconds(self, kind: int) -> Histogram:
-        return self._fill_in(self._queue_seconds, KIND_NAMES[kind])
-
-    def execute_seconds(self, backend: str, kind: int) -> Histogram:
-        return self._fill_in(self._execute_seconds, backend, KIND_NAMES[kind])
-
-    def batch_size(self, backend: str) -> Histogram:
-        return self._fill_in(self._batch_size, backend)
-
-    def fallbacks(self, backend: str, reason: str) -> Counter:
-        return self._fill_in(self._fallbacks, backend, reason)
-
-    def backend_in_use(self, backend: str) -> Gauge:
-        return self._fill_in(self._backend_in_use, backend)
-
-    def _fill_in(self, metric: _MetricT, *labels: str) -> _MetricT:
-        child: _MetricT | None = self._children.get((metric, *labels))
-        if child is None:
-            child = self._children[metric, *labels] = metric.labels(*labels)
-        return child
-
-
-class QueueSource(Protocol):
-    """What the collector asks at each scrape."""
-
-    def counters(self) -> QueueCounters: ...
-
-
-class QueueCollector(Collector):
-    """Reads the C core's counters when the metrics are scraped."""
-
-    def __init__(self, source: QueueSource, depth: int) -> None:
-        self._source = source
+    def __init__(self, client: Client, statistics: Statistics, depth: int) -> None:
+        self._client = client
+        self._statistics = statistics
         self._depth = depth
+        openssl = ffi.string(lib.OpenSSL_version(0))
+        self._build = (
+            importlib.metadata.version("gpu-provider"),
+            openssl.decode() if isinstance(openssl, bytes) else openssl,
+        )
 
     def describe(self) -> Iterable[Metric]:
         """Empty, so that registering does not scrape."""
         return ()
 
     def collect(self) -> Iterable[Metric]:
-        now = self._source.counters()
-        counters: Mapping[str, tuple[str, int]] = {
-            "gpu_provider_submitted": ("Requests put into the queue", now.submitted),
-            "gpu_provider_retries": ("Times that the queue was full: RETRY", now.retries),
-            "gpu_provider_orphaned": ("Requests whose connection went away before the result came", now.orphaned),
-            "gpu_provider_direct": ("Operations computed at once by OpenSSL, past the queue", now.direct),
-        }
-        gauges: Mapping[str, tuple[str, int]] = {
-            "gpu_provider_queue_depth": ("Slots of the request queue", self._depth),
-            "gpu_provider_queue_in_use": ("Slots in use now", now.in_use),
-            "gpu_provider_queue_in_line": ("Requests waiting for a free slot now", now.in_line),
-        }
-        for name, (documentation, value) in counters.items():
-            yield CounterMetricFamily(name, documentation, value=value)
-        for name, (documentation, value) in gauges.items():
-            yield GaugeMetricFamily(name, documentation, value=value)
+        yield from _queue(self._client.counters(), self._depth)
+        yield from _batches(self._statistics.counts())
+        build = GaugeMetricFamily("gpu_provider_build_info", "Always 1", labels=["version", "openssl"])
+        build.add_metric(self._build, 1)
+        yield build
+
+
+def _queue(now: QueueCounters, depth: int) -> Iterable[Metric]:
+    yield CounterMetricFamily("gpu_provider_submitted", "Requests put into the queue", value=now.submitted)
+    yield CounterMetricFamily("gpu_provider_retries", "Times that the queue was full: RETRY", value=now.retries)
+    yield CounterMetricFamily(
+        "gpu_provider_orphaned", "Requests whose connection went away before the result came", value=now.orphaned
+    )
+    yield CounterMetricFamily(
+        "gpu_provider_direct", "Operations computed at once by OpenSSL, past the queue", value=now.direct
+    )
+    yield GaugeMetricFamily("gpu_provider_queue_depth", "Slots of the request queue", value=depth)
+    yield GaugeMetricFamily("gpu_provider_queue_in_use", "Slots in use now", value=now.in_use)
+    yield GaugeMetricFamily("gpu_provider_queue_in_line", "Requests waiting for a free slot now", value=now.in_line)
+
+
+def _batches(counts: BatchCounts) -> Iterable[Metric]:
+    requests = CounterMetricFamily(
+        "gpu_provider_requests", "Requests finished, by size class and result", labels=["size", "result"]
+    )
+    for (kind, succeeded), count in counts.results.items():
+        requests.add_metric([KIND_NAMES[kind], "ok" if succeeded else "error"], count)
+    yield requests
+    yield _histogram(
+        "gpu_provider_queue_seconds",
+        "Time from submission to launch of each batch's oldest request",
+        ["size"],
+        {(KIND_NAMES[kind],): waited for kind, waited in counts.queue_seconds.items()},
+    )
+    yield _histogram(
+        "gpu_provider_execute_seconds",
+        "Time that a backend took for a batch, verification included",
+        ["backend", "size"],
+        {(backend, KIND_NAMES[kind]): executed for (backend, kind), executed in counts.execute_seconds.items()},
+    )
+    yield _histogram(
+        "gpu_provider_batch_size",
+        "Requests per batch",
+        ["backend"],
+        {(backend,): sizes for backend, sizes in counts.sizes.items()},
+    )
+    fallbacks = CounterMetricFamily(
+        "gpu_provider_fallbacks",
+        "Requests computed again on libcrypto, by the backend that failed them and why",
+        labels=["backend", "reason"],
+    )
+    for labels, count in counts.fallbacks.items():
+        fallbacks.add_metric(labels, count)
+    yield fallbacks
+    in_use = GaugeMetricFamily(
+        "gpu_provider_backend_in_use", "1 if the backend is in use, 0 after a failure", labels=["backend"]
+    )
+    for backend, state in counts.in_use.items():
+        in_use.add_metric([backend], state)
+    yield in_use
+
+
+def _histogram(
+    name: str, documentation: str, labels: list[str], distributions: Mapping[tuple[str, ...], Distribution]
+) -> Metric:
+    family = HistogramMetricFamily(name, documentation, labels=labels)
+    for values, distribution in distributions.items():
+        bounds = [*(f"{bound:g}" for bound in distribution.bounds), "+Inf"]
+        cumulative = accumulate(distribution.counts)
+        family.add_metric(values, list(zip(bounds, cumulative, strict=True)), distribution.total)
+    return family

@@ -19,7 +19,7 @@ from gpu_provider.config import ProviderConfig, load_config
 from gpu_provider.engine import Engine
 from gpu_provider.errors import BackendError, GpuProviderError, InputError, ProviderClosedError
 from gpu_provider.futures import PendingFutures
-from gpu_provider.metrics import BatchMetrics, QueueCollector
+from gpu_provider.metrics import ProviderCollector
 from gpu_provider.modexp import modexp_call
 from gpu_provider.native import ffi, lib
 from gpu_provider.stats import ProviderStats, Statistics
@@ -102,8 +102,8 @@ class BatchingProvider:
                 libcrypto = backend
         self._client = Client(self.config.queue_depth)
         self._futures = PendingFutures(self._client)
-        self._statistics = Statistics(BatchMetrics(self.registry))
-        self.registry.register(QueueCollector(self._client, self.config.queue_depth))
+        self._statistics = Statistics(self._client, libcrypto.name)
+        self.registry.register(ProviderCollector(self._client, self._statistics, self.config.queue_depth))
         self._engine = Engine(
             config=self.config,
             client=self._client,
@@ -255,7 +255,7 @@ class BatchingProvider:
     def stats(self) -> ProviderStats:
         """Counters and states now."""
         self._client.check_process()
-        return self._statistics.snapshot(self._client.counters(), self._engine.in_use())
+        return self._statistics.snapshot(self._engine.in_use())
 
     def _check_may_wait(self) -> None:
         if self._engine.owns_current_thread():

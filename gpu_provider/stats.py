@@ -1,19 +1,29 @@
-"""What a provider counts about its batches, for ``BatchingProvider.stats()`` and for the metrics."""
+"""What a provider counts about its batches, for ``BatchingProvider.stats()`` and for the metrics.
+
+In plain numbers, because this is done once per batch, and a batch may be a single request. metrics.py gives them names
+when they are scraped. The C core counts what never comes to Python.
+"""
 
 from __future__ import annotations
 
 import threading
 import time
-from collections import Counter
-from dataclasses import dataclass
+from bisect import bisect_left
+from collections import Counter, defaultdict
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from gpu_provider.client import QueueCounters
-    from gpu_provider.jobs import Job
-    from gpu_provider.metrics import BatchMetrics
+from gpu_provider.client import TIME_BOUNDS
 
-__all__ = ["ProviderStats", "Statistics"]
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from gpu_provider.client import Client
+    from gpu_provider.jobs import Job
+
+__all__ = ["BatchCounts", "Distribution", "ProviderStats", "Statistics"]
+
+_BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 16384, 65536)
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +48,7 @@ class ProviderStats:
     in_line: int
     """Requests that wait for a free slot now."""
     batches: int
-    """Batches computed, including the second attempt of failed ones."""
+    """Batches computed, including the second attempt of failed ones, and lone requests."""
     mean_batch: float
     """Requests per batch."""
     largest_batch: int
@@ -50,60 +60,155 @@ class ProviderStats:
     """The name of the backend in use now."""
 
 
+class Distribution:
+    """How many observations fell into each bucket, and their sum."""
+
+    __slots__ = ("bounds", "counts", "total")
+
+    def __init__(self, bounds: Sequence[float]) -> None:
+        self.bounds = bounds
+        self.counts = [0] * (len(bounds) + 1)
+        self.total = 0.0
+
+    def observe(self, value: float) -> None:
+        self.counts[bisect_left(self.bounds, value)] += 1
+        self.total += value
+
+    def add(self, counts: Sequence[int], total: float) -> None:
+        """Takes in what was counted elsewhere, with the same bounds."""
+        self.counts = [mine + other for mine, other in zip(self.counts, counts, strict=True)]
+        self.total += total
+
+    def copy(self) -> Distribution:
+        twin = Distribution(self.bounds)
+        twin.add(self.counts, self.total)
+        return twin
+
+
+def _times() -> Distribution:
+    return Distribution(TIME_BOUNDS)
+
+
+def _sizes() -> Distribution:
+    return Distribution(_BATCH_SIZES)
+
+
+@dataclass(slots=True)
+class BatchCounts:
+    """Everything that is counted per batch. ``kind`` is a size class, or MODEXP after the last of them."""
+
+    batches: int = 0
+    requests: int = 0
+    largest: int = 0
+    results: Counter[tuple[int, bool]] = field(default_factory=Counter)
+    """Requests by kind, and whether they succeeded."""
+    by_backend: Counter[str] = field(default_factory=Counter)
+    """Requests that succeeded."""
+    fallbacks: Counter[tuple[str, str]] = field(default_factory=Counter)
+    """Requests by the backend that failed them, and why."""
+    in_use: dict[str, bool] = field(default_factory=dict)
+    queue_seconds: defaultdict[int, Distribution] = field(default_factory=lambda: defaultdict(_times))
+    """By kind."""
+    execute_seconds: defaultdict[tuple[str, int], Distribution] = field(default_factory=lambda: defaultdict(_times))
+    """By backend and kind."""
+    sizes: defaultdict[str, Distribution] = field(default_factory=lambda: defaultdict(_sizes))
+    """By backend."""
+
+
 class Statistics:
     """Written by lanes and the batching thread, read by anyone."""
 
-    def __init__(self, metrics: BatchMetrics) -> None:
-        self._metrics = metrics
+    def __init__(self, client: Client, last_resort: str) -> None:
+        """``last_resort``: the name of libcrypto's backend, which lone requests count for."""
+        self._client = client
+        self._last_resort = last_resort
         self._lock = threading.Lock()
-        self._batches = 0
-        self._requests = 0
-        self._largest = 0
-        self._fallbacks = 0
-        self._by_backend: Counter[str] = Counter()
+        self._counts = BatchCounts()
 
     def launched(self, kind: int, oldest_submitted_ns: int) -> None:
         waited = time.monotonic_ns() - oldest_submitted_ns
-        self._metrics.queue_seconds(kind).observe(waited / 1e9)
+        with self._lock:
+            self._counts.queue_seconds[kind].observe(waited / 1e9)
 
     def batch(self, backend: str, job: Job, succeeded: int, seconds: float, last_resort: bool) -> None:
         """A lane is done with a batch. Called before the results are delivered, so that who gets a result sees it
         counted."""
         with self._lock:
-            self._batches += 1
-            self._requests += job.count
-            self._largest = max(self._largest, job.count)
-            self._by_backend[backend] += succeeded
-        self._metrics.execute_seconds(backend, job.kind).observe(seconds)
-        self._metrics.batch_size(backend).observe(job.count)
-        if succeeded:
-            self._metrics.requests(job.kind, "ok").inc(succeeded)
-        if last_resort and succeeded < job.count:
-            self._metrics.requests(job.kind, "error").inc(job.count - succeeded)
+            counts = self._counts
+            counts.batches += 1
+            counts.requests += job.count
+            counts.largest = max(counts.largest, job.count)
+            counts.by_backend[backend] += succeeded
+            counts.execute_seconds[backend, job.kind].observe(seconds)
+            counts.sizes[backend].observe(job.count)
+            if succeeded:
+                counts.results[job.kind, True] += succeeded
+            if last_resort and succeeded < job.count:
+                counts.results[job.kind, False] += job.count - succeeded
 
     def fallback(self, backend: str, reason: str, count: int) -> None:
         with self._lock:
-            self._fallbacks += count
-        self._metrics.fallbacks(backend, reason).inc(count)
+            self._counts.fallbacks[backend, reason] += count
 
     def backend_state(self, backend: str, in_use: bool) -> None:
-        self._metrics.backend_in_use(backend).set(in_use)
-
-    def snapshot(self, queue: QueueCounters, backend: str) -> ProviderStats:
         with self._lock:
-            return ProviderStats(
-                submitted=queue.submitted,
-                completed=queue.completed,
-                failed=queue.failed,
-                retries=queue.retries,
-                orphaned=queue.orphaned,
-                direct=queue.direct,
-                in_use=queue.in_use,
-                in_line=queue.in_line,
-                batches=self._batches,
-                mean_batch=self._requests / self._batches if self._batches else 0.0,
-                largest_batch=self._largest,
-                fallbacks=self._fallbacks,
-                by_backend=dict(self._by_backend),
-                backend=backend,
+            self._counts.in_use[backend] = in_use
+
+    def counts(self) -> BatchCounts:
+        """A copy, with the lone requests in it."""
+        with self._lock:
+            mine = self._counts
+            counts = BatchCounts(
+                batches=mine.batches,
+                requests=mine.requests,
+                largest=mine.largest,
+                results=mine.results.copy(),
+                by_backend=mine.by_backend.copy(),
+                fallbacks=mine.fallbacks.copy(),
+                in_use=mine.in_use.copy(),
             )
+            for kind, waited in mine.queue_seconds.items():
+                counts.queue_seconds[kind] = waited.copy()
+            for key, executed in mine.execute_seconds.items():
+                counts.execute_seconds[key] = executed.copy()
+            for backend, sizes in mine.sizes.items():
+                counts.sizes[backend] = sizes.copy()
+        self._add_lone(counts)
+        return counts
+
+    def _add_lone(self, counts: BatchCounts) -> None:
+        for kind, lone in enumerate(self._client.lone_counters()):
+            if lone.count == 0:
+                continue
+            succeeded = lone.count - lone.failed
+            counts.batches += lone.count
+            counts.requests += lone.count
+            counts.largest = max(counts.largest, 1)
+            counts.by_backend[self._last_resort] += succeeded
+            counts.results[kind, True] += succeeded
+            if lone.failed:
+                counts.results[kind, False] += lone.failed
+            counts.queue_seconds[kind].add(lone.waited, lone.waited_ns / 1e9)
+            counts.execute_seconds[self._last_resort, kind].add(lone.executed, lone.executed_ns / 1e9)
+            sizes = counts.sizes[self._last_resort]
+            sizes.add([lone.count] + [0] * len(sizes.bounds), lone.count)
+
+    def snapshot(self, backend: str) -> ProviderStats:
+        """``backend``: the one in use."""
+        counts, queue = self.counts(), self._client.counters()
+        return ProviderStats(
+            submitted=queue.submitted,
+            completed=queue.completed,
+            failed=queue.failed,
+            retries=queue.retries,
+            orphaned=queue.orphaned,
+            direct=queue.direct,
+            in_use=queue.in_use,
+            in_line=queue.in_line,
+            batches=counts.batches,
+            mean_batch=counts.requests / counts.batches if counts.batches else 0.0,
+            largest_batch=counts.largest,
+            fallbacks=counts.fallbacks.total(),
+            by_backend=dict(counts.by_backend),
+            backend=backend,
+        )

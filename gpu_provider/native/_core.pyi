@@ -9,6 +9,8 @@ class _Lib:
     GP_MAX_BYTES: int
     GP_MAX_DEPTH: int
     GP_QUEUE_VERSION: int
+    GP_TIME_BOUNDS: int
+    gp_time_bounds_ns: FFI.CData
     GP_SUBMIT_FAILED: int
     GP_SUBMIT_OK: int
     GP_SUBMIT_FULL: int
@@ -28,6 +30,7 @@ class _Lib:
     def gp_client_free(self, client: FFI.CData, /) -> None: ...
     def gp_client_close(self, client: FFI.CData, /) -> None: ...
     def gp_client_get_stats(self, client: FFI.CData, stats: FFI.CData, /) -> None: ...
+    def gp_client_get_lone_stats(self, client: FFI.CData, stats: FFI.CData, /) -> None: ...
     def gp_client_load_key(self, client: FFI.CData, data: bytes, size: int, info: FFI.CData, /) -> int: ...
     def gp_client_remove_key(self, client: FFI.CData, handle: int, /) -> None: ...
     def gp_client_submit(self, client: FFI.CData, handle: int, row: bytes, tag: int, wait_for_room: int, /) -> int: ...
@@ -36,6 +39,7 @@ class _Lib:
         client: FFI.CData,
         timeout_ns: int,
         watch_submissions: int,
+        lone_classes: int,
         waiting: FFI.CData,
         oldest_ns: FFI.CData,
         /,

@@ -77,7 +77,7 @@ gp_client *gp_client_new(uint32_t depth)
         errno = error;
         return NULL;
     }
-    client->inner = gp_inner_new();
+    client->inner = gp_inner_of_process();
     client->free_slots = calloc(depth, sizeof(*client->free_slots));
     client->finished.slots = calloc(depth, sizeof(uint32_t));
     client->waiters = calloc(depth, sizeof(*client->waiters));
@@ -98,6 +98,7 @@ gp_client *gp_client_new(uint32_t depth)
     client->free_count = depth;
     pthread_mutex_init(&client->lock, NULL);
     pthread_mutex_init(&client->keys_lock, NULL);
+    pthread_mutex_init(&client->lone_lock, NULL);
     return client;
 }
 
@@ -121,6 +122,7 @@ void gp_client_free(gp_client *client)
     if (client->fork_epoch == gp_fork_epoch()) {
         pthread_mutex_destroy(&client->lock);
         pthread_mutex_destroy(&client->keys_lock);
+        pthread_mutex_destroy(&client->lone_lock);
     }
     free_memory(client);
 }

@@ -15,6 +15,20 @@
 
 typedef struct gp_client gp_client;
 
+/* Upper bounds, in nanoseconds, of the time distributions; what is above the last is in bucket GP_TIME_BOUNDS. */
+#define GP_TIME_BOUNDS 13u
+extern const uint64_t gp_time_bounds_ns[GP_TIME_BOUNDS];
+
+/* Requests of one size class that gp_consumer_wait() computed itself, each a batch of one. */
+struct gp_lone_stats {
+    uint64_t count;
+    uint64_t failed; /* of those, ERR */
+    uint64_t waited[GP_TIME_BOUNDS + 1]; /* from submission to launch: requests per bucket */
+    uint64_t waited_ns;
+    uint64_t executed[GP_TIME_BOUNDS + 1];
+    uint64_t executed_ns;
+};
+
 /* Counters, all since the client was made. */
 struct gp_client_stats {
     uint64_t submitted;   /* requests put into the queue */
@@ -37,6 +51,7 @@ gp_inner *gp_client_inner(gp_client *client);
  * submitted before stays, visible to the next gp_consumer_wait(); the consumer must still complete it. */
 void gp_client_close(gp_client *client);
 void gp_client_get_stats(gp_client *client, struct gp_client_stats *stats);
+void gp_client_get_lone_stats(gp_client *client, struct gp_lone_stats *stats); /* [GP_CLASSES] */
 
 /* The key table. A handle is never 0 and never used twice. Adding takes a reference; a removed key lives until the
  * requests that use it are done. 0: out of memory. */
@@ -84,9 +99,13 @@ enum gp_submit gp_client_submit(gp_client *client, uint64_t handle, const uint8_
  * `watch_submissions`, something new is submitted; pass 0 for that while no lane is free, or every submission of a busy
  * moment would wake the thread for nothing. Then moves what was submitted into the size classes. waiting[GP_CLASSES]: requests
  * not yet taken; oldest_ns: when the first of them was submitted (CLOCK_MONOTONIC), 0 if none. Also fires the callbacks of
- * those that the full queue turned away. */
-void gp_consumer_wait(gp_client *client, int64_t timeout_ns, int watch_submissions, uint32_t *waiting,
-                      uint64_t *oldest_ns);
+ * those that the full queue turned away.
+ *
+ * lone_classes: bit i says that a request of class i that is alone is computed here, by OpenSSL, before anything is returned:
+ * to hand one short operation to another thread costs about as much as to compute it. Pass 0 unless libcrypto is in use and
+ * idle. What arrives meanwhile waits for that one operation. Requests of gp_client_submit() are never computed here. */
+void gp_consumer_wait(gp_client *client, int64_t timeout_ns, int watch_submissions, uint32_t lone_classes,
+                      uint32_t *waiting, uint64_t *oldest_ns);
 void gp_consumer_wake(gp_client *client); /* any thread */
 
 /* Takes up to `count` requests of a class, first come first served, and copies them out: words[i] is the request's
@@ -121,7 +140,8 @@ int gp_libcrypto_modexp(uint32_t count, const uint8_t *bases, const uint8_t *exp
                         const uint8_t *moduli, uint8_t *outputs, uint32_t stride);
 
 /* A library context for an application (libssl) whose RSA goes through `client`: the default provider and ours, with
- * "?provider=gpu_provider" as default property query. Free with gp_application_libctx_free. NULL with an error queued. */
+ * "?provider=gpu_provider" as default property query. NULL with an error queued. When nothing uses it any more,
+ * gp_application_libctx_free() lets go of the client and keeps the context for the next client. Any thread. */
 OSSL_LIB_CTX *gp_application_libctx_new(gp_client *client);
 void gp_application_libctx_free(OSSL_LIB_CTX *libctx);
 

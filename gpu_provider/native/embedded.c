@@ -7,54 +7,81 @@
 #include <openssl/err.h>
 #include <openssl/evp.h>
 #include <openssl/provider.h>
+#include <stdatomic.h>
 #include <string.h>
 
 #include "client.h"
 #include "provider.h"
 
-OSSL_LIB_CTX *gp_application_libctx_new(gp_client *client)
-{
-    OSSL_LIB_CTX *libctx = OSSL_LIB_CTX_new();
-    int ok;
+/* Library contexts are never freed, but used again. OpenSSL keeps, for every thread that used a context's random numbers, a
+ * handler that looks at the context when the thread ends; a thread may well outlive a provider, and no call tells whether
+ * one does. So there are as many as there ever were providers at the same time. The list only grows. */
+struct application {
+    OSSL_LIB_CTX *libctx;
+    gp_provider *provider;
+    atomic_int in_use;
+    struct application *next;
+};
 
-    if (libctx == NULL)
-        return NULL;
-    gp_provider_pending_client = client;
-    ok = OSSL_PROVIDER_add_builtin(libctx, GP_PROVIDER_NAME, gp_provider_init)
-         && OSSL_PROVIDER_load(libctx, GP_PROVIDER_NAME) != NULL && OSSL_PROVIDER_load(libctx, "default") != NULL
-         && EVP_set_default_properties(libctx, "?" GP_PROVIDER_PROPERTIES);
-    gp_provider_pending_client = NULL;
-    if (ok)
-        return libctx;
-    OSSL_LIB_CTX_free(libctx);
+static _Atomic(struct application *) applications;
+
+static struct application *make_application(void)
+{
+    struct application *application = OPENSSL_zalloc(sizeof(*application));
+    OSSL_LIB_CTX *libctx = OSSL_LIB_CTX_new();
+    OSSL_PROVIDER *own = NULL, *other = NULL;
+
+    if (application != NULL && libctx != NULL && OSSL_PROVIDER_add_builtin(libctx, GP_PROVIDER_NAME, gp_provider_init)
+        && (own = OSSL_PROVIDER_load(libctx, GP_PROVIDER_NAME)) != NULL
+        && (other = OSSL_PROVIDER_load(libctx, "default")) != NULL
+        && EVP_set_default_properties(libctx, "?" GP_PROVIDER_PROPERTIES)) {
+        application->libctx = libctx;
+        application->provider = OSSL_PROVIDER_get0_provider_ctx(own);
+        atomic_init(&application->in_use, 1);
+        application->next = atomic_load(&applications);
+        while (!atomic_compare_exchange_weak(&applications, &application->next, application))
+            ;
+        return application;
+    }
+    if (other != NULL)
+        OSSL_PROVIDER_unload(other);
+    if (own != NULL)
+        OSSL_PROVIDER_unload(own);
+    OSSL_LIB_CTX_free(libctx); /* no other thread has used it */
+    OPENSSL_free(application);
     return NULL;
 }
 
-struct loaded {
-    OSSL_PROVIDER *providers[2];
-    int count;
-};
-
-static int remember(OSSL_PROVIDER *provider, void *argument)
+OSSL_LIB_CTX *gp_application_libctx_new(gp_client *client)
 {
-    struct loaded *loaded = argument;
+    struct application *application = atomic_load(&applications);
+    int in_use = 0;
 
-    if (loaded->count < 2)
-        loaded->providers[loaded->count++] = provider;
-    return 1;
+    while (application != NULL && !atomic_compare_exchange_strong(&application->in_use, &in_use, 1)) {
+        in_use = 0;
+        application = application->next;
+    }
+    if (application == NULL) {
+        gp_provider_pending_client = client;
+        application = make_application();
+        gp_provider_pending_client = NULL;
+    } else {
+        application->provider->client = gp_client_up_ref(client);
+    }
+    return application != NULL ? application->libctx : NULL;
 }
 
 void gp_application_libctx_free(OSSL_LIB_CTX *libctx)
 {
-    struct loaded loaded = {.count = 0};
+    struct application *application = atomic_load(&applications);
 
-    if (libctx == NULL)
-        return;
-    /* Freeing the context does not drop the references of OSSL_PROVIDER_load(). */
-    OSSL_PROVIDER_do_all(libctx, remember, &loaded);
-    while (loaded.count > 0)
-        OSSL_PROVIDER_unload(loaded.providers[--loaded.count]);
-    OSSL_LIB_CTX_free(libctx);
+    while (application != NULL && application->libctx != libctx)
+        application = application->next;
+    if (application != NULL) {
+        gp_client_free(application->provider->client);
+        application->provider->client = NULL;
+        atomic_store(&application->in_use, 0);
+    }
 }
 
 static int no_password(char *buffer, size_t size, size_t *length, const OSSL_PARAM parameters[], void *argument)

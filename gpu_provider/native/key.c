@@ -6,6 +6,7 @@
 #include <openssl/err.h>
 #include <openssl/provider.h>
 #include <openssl/rsa.h>
+#include <pthread.h>
 #include <string.h>
 
 struct gp_inner {
@@ -29,6 +30,20 @@ gp_inner *gp_inner_new(void)
         return NULL;
     }
     return inner;
+}
+
+static gp_inner *process_inner;
+static pthread_once_t process_once = PTHREAD_ONCE_INIT;
+
+static void make_process_inner(void)
+{
+    process_inner = gp_inner_new();
+}
+
+gp_inner *gp_inner_of_process(void)
+{
+    pthread_once(&process_once, make_process_inner);
+    return process_inner != NULL ? gp_inner_up_ref(process_inner) : NULL;
 }
 
 gp_inner *gp_inner_up_ref(gp_inner *inner)

@@ -16,6 +16,8 @@
  * back to us through its property query. Counted, because keys outlive whoever made it. */
 typedef struct gp_inner gp_inner;
 gp_inner *gp_inner_new(void);
+/* The one for batching providers in this process, never freed: see "Library contexts" in DESIGN.md. A new reference. */
+gp_inner *gp_inner_of_process(void);
 gp_inner *gp_inner_up_ref(gp_inner *inner);
 void gp_inner_free(gp_inner *inner);
 OSSL_LIB_CTX *gp_inner_libctx(const gp_inner *inner);

@@ -40,8 +40,10 @@ void gp_rsa_key_free(gp_rsa_key *key)
 {
     if (key == NULL || atomic_fetch_sub_explicit(&key->references, 1, memory_order_acq_rel) != 1)
         return;
-    if (key->handle != 0)
-        gp_client_remove_key(key->provider->client, key->handle);
+    if (key->client != NULL) {
+        gp_client_remove_key(key->client, key->handle);
+        gp_client_free(key->client);
+    }
     EVP_PKEY_CTX_free(key->signing);
     gp_key_free(key->key);
     OPENSSL_clear_free(key, sizeof(*key));
@@ -101,6 +103,7 @@ static int adopt(gp_rsa_key *key, EVP_PKEY *pkey)
             GP_RAISE(key->provider, GP_R_OUT_OF_MEMORY);
             return 0;
         }
+        key->client = gp_client_up_ref(client);
     }
     return 1;
 }
@@ -120,9 +123,7 @@ int gp_rsa_key_may_compute(const gp_rsa_key *key)
 
 int gp_rsa_key_private_op(gp_rsa_key *key, const uint8_t *input, uint8_t *output)
 {
-    /* Keys that are not in the client's table are computed at once, by OpenSSL. */
-    gp_client *client = key->handle != 0 ? key->provider->client : NULL;
-    if (!gp_client_private_op(client, key->key, key->handle, input, output)) {
+    if (!gp_client_private_op(key->client, key->key, key->handle, input, output)) {
         GP_RAISE(key->provider, GP_R_OPERATION_FAILED);
         return 0;
     }

@@ -41,10 +41,10 @@ static void *backend(void *argument)
 
     memset(ok, 1, sizeof(ok));
     while (!atomic_load(&world->stop)) {
-        gp_consumer_wait(world->client, 1000000, 1, waiting, oldest);
+        gp_consumer_wait(world->client, 1000000, 1, 0, waiting, oldest);
         count = gp_consumer_take(world->client, 0, 8, handles, keys, inputs, submitted);
         while (atomic_load(&world->hold) && !atomic_load(&world->stop))
-            gp_consumer_wait(world->client, 1000000, 0, waiting, oldest);
+            gp_consumer_wait(world->client, 1000000, 0, 0, waiting, oldest);
         gp_consumer_complete(world->client, count, handles, inputs, stride, ok);
     }
     free(inputs);
