@@ -240,7 +240,7 @@ static void finish_serving(gp_client *client, struct served *served)
         }
     }
     if (entry != NULL) { /* closed */
-        gp_client_unpin_key(client, entry->key);
+        gp_client_unpin_key(client, entry->key, 1);
         pthread_mutex_lock(&client->lock);
         line_append(&client->dropped, entry);
         pthread_mutex_unlock(&client->lock);
@@ -439,7 +439,7 @@ enum gp_submit gp_client_submit(gp_client *client, uint64_t handle, const uint8_
     if (slot == GP_NO_SLOT && wait_for_room) {
         entry = calloc(1, sizeof(*entry) + bytes);
         if (entry == NULL) {
-            gp_client_unpin_key(client, handle);
+            gp_client_unpin_key(client, handle, 1);
             return GP_SUBMIT_FAILED;
         }
         entry->kind = GP_WAITER_TAG;
@@ -454,7 +454,7 @@ enum gp_submit gp_client_submit(gp_client *client, uint64_t handle, const uint8_
     }
     if (slot < client->queue.depth && gp_client_put(client, slot, &waiter, bytes, input, 0) != 0)
         return GP_SUBMIT_OK;
-    gp_client_unpin_key(client, handle);
+    gp_client_unpin_key(client, handle, 1);
     if (slot != GP_NO_SLOT)
         return GP_SUBMIT_CLOSED;
     atomic_fetch_add_explicit(&client->retries, 1, memory_order_relaxed);

@@ -131,7 +131,7 @@ void gp_client_sleep_until_done(gp_client *client, uint64_t handle);
 
 /* Pins a key for one request; 0 if there is no such key. bytes: of its modulus. */
 int gp_client_pin_key(gp_client *client, uint64_t handle, uint32_t *bytes);
-void gp_client_unpin_key(gp_client *client, uint64_t handle);
+void gp_client_unpin_key(gp_client *client, uint64_t handle, uint32_t pins);
 
 /* wait.c: fires the callback of a job's connection, or signals its wait fd. Hold no lock. */
 void gp_wait_notify(struct gp_wait *wait);

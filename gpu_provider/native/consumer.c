@@ -24,7 +24,7 @@ static void drop_waiter(gp_client *client, uint32_t slot)
 
     if (waiter->kind == GP_WAITER_JOB)
         gp_wait_free(waiter->wait);
-    gp_client_unpin_key(client, waiter->key);
+    gp_client_unpin_key(client, waiter->key, 1);
 }
 
 /* An orphaned request ends here. One thread wins the slot; the word tells. */
@@ -212,7 +212,25 @@ static void wake(gp_client *client, uint32_t slot, const struct gp_waiter *waite
         syscall(SYS_futex, &client->queue.word[slot], FUTEX_WAKE, INT_MAX, NULL, NULL, 0);
 }
 
-static void complete(gp_client *client, uint64_t handle, const uint8_t *output, uint32_t stride, int ok)
+/* What a whole batch counts, so that it is told to the client once. */
+struct tally {
+    uint64_t completed, failed;
+    uint64_t key; /* requests in a row that pinned this key */
+    uint32_t pins;
+};
+
+static void tally_pin(gp_client *client, struct tally *tally, uint64_t key)
+{
+    if (tally->key != key && tally->pins > 0) {
+        gp_client_unpin_key(client, tally->key, tally->pins);
+        tally->pins = 0;
+    }
+    tally->key = key;
+    tally->pins++;
+}
+
+static void complete(gp_client *client, uint64_t handle, const uint8_t *output, uint32_t stride, int ok,
+                     struct tally *tally)
 {
     uint32_t slot = gp_handle_slot(handle), generation = gp_handle_generation(handle);
     struct gp_waiter waiter;
@@ -231,22 +249,46 @@ static void complete(gp_client *client, uint64_t handle, const uint8_t *output, 
         memcpy(client->queue.output + (size_t)slot * GP_MAX_BYTES, output, stride);
     else if (waiter.kind == GP_WAITER_JOB)
         gp_wait_set_error(waiter.wait);
-    atomic_fetch_add_explicit(&client->completed, 1, memory_order_relaxed);
-    if (!ok)
-        atomic_fetch_add_explicit(&client->failed, 1, memory_order_relaxed);
+    tally->completed++;
+    tally->failed += !ok;
     if (!change_state(client, slot, generation, GP_FINISHING, ok ? GP_DONE_OK : GP_DONE_ERR)) {
         free_orphan(client, slot, generation);
         return;
     }
-    gp_client_unpin_key(client, waiter.key);
+    tally_pin(client, tally, waiter.key);
     wake(client, slot, &waiter);
+}
+
+/* The slots of a large batch are cold: they are fetched some requests ahead. */
+static void prefetch(const gp_client *client, uint64_t handle)
+{
+    uint32_t slot = gp_handle_slot(handle);
+    const uint8_t *output;
+
+    if (slot >= client->queue.depth)
+        return;
+    output = client->queue.output + (size_t)slot * GP_MAX_BYTES;
+    __builtin_prefetch(&client->queue.word[slot], 1);
+    __builtin_prefetch(&client->waiters[slot]);
+    for (uint32_t line = 0; line < 4; line++)
+        __builtin_prefetch(output + (size_t)line * 64, 1);
 }
 
 void gp_consumer_complete(gp_client *client, uint32_t count, const uint64_t *handles, const uint8_t *outputs,
                           uint32_t stride, const uint8_t *ok)
 {
-    for (uint32_t i = 0; i < count; i++)
-        complete(client, handles[i], outputs + (size_t)i * stride, stride, ok[i]);
+    enum { AHEAD = 8 };
+    struct tally tally = {0};
+
+    for (uint32_t i = 0; i < count; i++) {
+        if (i + AHEAD < count)
+            prefetch(client, handles[i + AHEAD]);
+        complete(client, handles[i], outputs + (size_t)i * stride, stride, ok[i], &tally);
+    }
+    if (tally.pins > 0)
+        gp_client_unpin_key(client, tally.key, tally.pins);
+    atomic_fetch_add_explicit(&client->completed, tally.completed, memory_order_relaxed);
+    atomic_fetch_add_explicit(&client->failed, tally.failed, memory_order_relaxed);
 }
 
 /* Once the client is closed nothing is released into the line any more, so `dropped` only shrinks. */

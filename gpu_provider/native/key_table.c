@@ -107,7 +107,7 @@ int gp_client_pin_key(gp_client *client, uint64_t handle, uint32_t *bytes)
     return found;
 }
 
-void gp_client_unpin_key(gp_client *client, uint64_t handle)
+void gp_client_unpin_key(gp_client *client, uint64_t handle, uint32_t pins)
 {
     struct gp_key_entry *entry;
     gp_key *unused = NULL;
@@ -115,7 +115,7 @@ void gp_client_unpin_key(gp_client *client, uint64_t handle)
     pthread_mutex_lock(&client->keys_lock);
     entry = find(client, handle);
     if (entry != NULL) {
-        entry->pins--;
+        entry->pins -= pins;
         unused = clear_if_unused(entry);
     }
     pthread_mutex_unlock(&client->keys_lock);

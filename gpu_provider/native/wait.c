@@ -21,14 +21,16 @@
 /* One per ASYNC_WAIT_CTX, that is per connection; registered in it under `wait_key`, with an eventfd of its own or, when the
  * application has a callback, with `silent_fd`, which is never signalled: OpenSSL offers its cleanup hook only to wait fds. */
 struct gp_wait {
+    /* One cache line, which is all that a completion touches: it is cold then. */
     atomic_int references;
-    gp_client *client;
+    int fd; /* -1: callback mode */
     pthread_mutex_t lock;
-    pthread_cond_t fired;
     ASYNC_WAIT_CTX *context; /* NULL once OpenSSL has freed it */
     unsigned firing;         /* callbacks under way */
-    int fd;                  /* -1: callback mode */
-    uint64_t in_flight;      /* handle of the request, or 0 */
+
+    pthread_cond_t fired;
+    gp_client *client;
+    uint64_t in_flight; /* handle of the request, or 0 */
     int in_line;
     pthread_t thread; /* of the job that is in flight or in line */
     struct gp_in_line entry;
@@ -172,7 +174,8 @@ void gp_wait_notify(struct gp_wait *wait)
     firing_here = outer;
     pthread_mutex_lock(&wait->lock);
     wait->firing--;
-    pthread_cond_broadcast(&wait->fired);
+    if (wait->context == NULL) /* context_freed() may wait for this */
+        pthread_cond_broadcast(&wait->fired);
     pthread_mutex_unlock(&wait->lock);
 }
 
@@ -391,7 +394,7 @@ int gp_client_private_op(gp_client *client, gp_key *key, uint64_t handle, const 
             outcome = wait != NULL ? wait_in_job(client, wait, key, handle, input, output)
                                    : wait_in_thread(client, key, handle, input, output);
             if (outcome == COMPUTE_DIRECTLY && !forked(client))
-                gp_client_unpin_key(client, handle);
+                gp_client_unpin_key(client, handle, 1);
         }
     }
     if (outcome == COMPUTE_DIRECTLY) {
