@@ -24,8 +24,8 @@ __all__ = [
     "MAX_BYTES",
     "TIME_BOUNDS",
     "Client",
-    "LoneCounters",
     "QueueCounters",
+    "SmallCounters",
     "class_bytes",
     "openssl_error",
     "u8",
@@ -82,13 +82,15 @@ class QueueCounters:
 
 
 @dataclass(frozen=True, slots=True)
-class LoneCounters:
-    """``struct gp_lone_stats``: requests of one size class that ``gp_consumer_wait`` computed itself."""
+class SmallCounters:
+    """``struct gp_small_stats``: batches of one size class that ``gp_consumer_wait`` computed itself."""
 
-    count: int
+    requests: int
     failed: int
+    sizes: tuple[int, ...]
+    """Batches of 1, 2, … requests."""
     waited: tuple[int, ...]
-    """Requests by time from submission to launch: per bucket of TIME_BOUNDS, and those above the last."""
+    """Batches by time from submission to launch: per bucket of TIME_BOUNDS, and those above the last."""
     waited_ns: int
     executed: tuple[int, ...]
     executed_ns: int
@@ -123,12 +125,20 @@ class Client:
         lib.gp_client_get_stats(self.pointer, stats)
         return QueueCounters(**{name: getattr(stats, name) for name in QueueCounters.__slots__})
 
-    def lone_counters(self) -> list[LoneCounters]:
+    def small_counters(self) -> list[SmallCounters]:
         """By size class."""
-        stats = ffi.new("struct gp_lone_stats[]", CLASSES)
-        lib.gp_client_get_lone_stats(self.pointer, stats)
+        stats = ffi.new("struct gp_small_stats[]", CLASSES)
+        lib.gp_client_get_small_stats(self.pointer, stats)
         return [
-            LoneCounters(one.count, one.failed, tuple(one.waited), one.waited_ns, tuple(one.executed), one.executed_ns)
+            SmallCounters(
+                one.requests,
+                one.failed,
+                tuple(one.sizes),
+                tuple(one.waited),
+                one.waited_ns,
+                tuple(one.executed),
+                one.executed_ns,
+            )
             for one in stats
         ]
 

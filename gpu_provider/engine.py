@@ -27,6 +27,8 @@ from gpu_provider.scheduler import FreeLanes, Limits, Waiting, decide
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from _cffi_backend import FFI
+
     from gpu_provider.backends.base import Backend
     from gpu_provider.backends.libcrypto import LibcryptoBackend
     from gpu_provider.client import Client
@@ -41,8 +43,8 @@ __all__ = ["Engine"]
 _log = logging.getLogger(__name__)
 _FAILED_AT_ONCE = 64
 
-_LONE_SECONDS = 0.0008
-"""Handing a request to a lane and taking the lane back costs about 0.1 ms of processor time, and as much latency. What
+_SMALL_BATCH_SECONDS = 0.001
+"""Handing requests to a lane and taking the lane back costs about 0.1 ms of processor time, and as much latency. What
 comes while the batching thread computes waits for half of this on average, at worst for all of it."""
 
 
@@ -99,6 +101,7 @@ class Engine:
         self._returned: deque[_Return] = deque()  # appended to by lanes
         self._waiting = ffi.new("uint32_t[]", CLASSES)
         self._oldest_ns = ffi.new("uint64_t[]", CLASSES)
+        self._small = ffi.new("uint32_t[]", CLASSES)
         self._thread = threading.Thread(target=self._run, name="gpu-provider-batching", daemon=True)
 
     # ---- any thread ----
@@ -209,7 +212,7 @@ class Engine:
             timeout_ns = 0 if closing and self._idle() else self._watchdog_timeout_ns()
             # While no lane is free a submission can't be served: it need not wake this thread, the lane will.
             lib.gp_consumer_wait(
-                self._client.pointer, timeout_ns, lanes_free, self._lone_classes(), self._waiting, self._oldest_ns
+                self._client.pointer, timeout_ns, lanes_free, self._small_batches(), self._waiting, self._oldest_ns
             )
             while self._returned:
                 self._take_back(self._returned.popleft())
@@ -224,15 +227,16 @@ class Engine:
                 self._futures.deliver()  # those that were in line
         self._end_lanes()
 
-    def _lone_classes(self) -> int:
-        """The size classes, a bit each, of which a lone request may be computed by this thread, inside the wait: if
-        libcrypto would get it, does nothing now, and needs no longer for it than handing it over would be worth."""
+    def _small_batches(self) -> FFI.CData:
+        """The largest batch of each size class that may be computed by this thread, inside the wait: none, unless
+        libcrypto would get it and does nothing now."""
         if self._preferred() is not self._last_resort or self._again or self._calls:
-            return 0
+            return ffi.NULL
         if any(lane.job is not None for lane in self._last_resort.lanes):
-            return 0
-        costs = self._last_resort.costs
-        return sum(1 << kind for kind in range(CLASSES) if costs[kind].seconds_per_operation <= _LONE_SECONDS)
+            return ffi.NULL
+        for kind in range(CLASSES):
+            self._small[kind] = int(_SMALL_BATCH_SECONDS / self._last_resort.costs[kind].seconds_per_operation)
+        return self._small
 
     def _fail_waiting(self) -> None:
         """After a bug, or without memory: rather ERR for what waits than connections that wait for ever."""
@@ -243,7 +247,7 @@ class Engine:
             self._calls.clear()
         for call in calls:
             call.fail(OperationError("the batching thread failed"))
-        lib.gp_consumer_wait(self._client.pointer, 0, 0, 0, self._waiting, self._oldest_ns)
+        lib.gp_consumer_wait(self._client.pointer, 0, 0, ffi.NULL, self._waiting, self._oldest_ns)
         for kind in range(CLASSES):
             while job := RsaJob.take(self._client, kind, _FAILED_AT_ONCE, Buffers(_FAILED_AT_ONCE)):
                 job.finish()

@@ -49,6 +49,6 @@ class Health:
 
     def succeeded(self) -> None:
         if self.state is BackendState.TRIAL:
+            _log.warning("backend %s works again and is back in use", self._name)
             self.state = BackendState.IN_USE
             self._pause = self._first_pause
-            _log.warning("backend %s works again and is back in use", self._name)

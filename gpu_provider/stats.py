@@ -48,7 +48,7 @@ class ProviderStats:
     in_line: int
     """Requests that wait for a free slot now."""
     batches: int
-    """Batches computed, including the second attempt of failed ones, and lone requests."""
+    """Batches computed, including the second attempt of failed ones."""
     mean_batch: float
     """Requests per batch."""
     largest_batch: int
@@ -70,9 +70,9 @@ class Distribution:
         self.counts = [0] * (len(bounds) + 1)
         self.total = 0.0
 
-    def observe(self, value: float) -> None:
-        self.counts[bisect_left(self.bounds, value)] += 1
-        self.total += value
+    def observe(self, value: float, times: int = 1) -> None:
+        self.counts[bisect_left(self.bounds, value)] += times
+        self.total += value * times
 
     def add(self, counts: Sequence[int], total: float) -> None:
         """Takes in what was counted elsewhere, with the same bounds."""
@@ -119,7 +119,7 @@ class Statistics:
     """Written by lanes and the batching thread, read by anyone."""
 
     def __init__(self, client: Client, last_resort: str) -> None:
-        """``last_resort``: the name of libcrypto's backend, which lone requests count for."""
+        """``last_resort``: the name of libcrypto's backend, which the C core's small batches count for."""
         self._client = client
         self._last_resort = last_resort
         self._lock = threading.Lock()
@@ -155,7 +155,7 @@ class Statistics:
             self._counts.in_use[backend] = in_use
 
     def counts(self) -> BatchCounts:
-        """A copy, with the lone requests in it."""
+        """A copy, with the batches in it that the C core computed."""
         with self._lock:
             mine = self._counts
             counts = BatchCounts(
@@ -173,25 +173,26 @@ class Statistics:
                 counts.execute_seconds[key] = executed.copy()
             for backend, sizes in mine.sizes.items():
                 counts.sizes[backend] = sizes.copy()
-        self._add_lone(counts)
+        self._add_small(counts)
         return counts
 
-    def _add_lone(self, counts: BatchCounts) -> None:
-        for kind, lone in enumerate(self._client.lone_counters()):
-            if lone.count == 0:
+    def _add_small(self, counts: BatchCounts) -> None:
+        for kind, small in enumerate(self._client.small_counters()):
+            if small.requests == 0:
                 continue
-            succeeded = lone.count - lone.failed
-            counts.batches += lone.count
-            counts.requests += lone.count
-            counts.largest = max(counts.largest, 1)
+            succeeded = small.requests - small.failed
+            counts.batches += sum(small.sizes)
+            counts.requests += small.requests
+            counts.largest = max(counts.largest, *(size for size, count in enumerate(small.sizes, 1) if count))
             counts.by_backend[self._last_resort] += succeeded
             counts.results[kind, True] += succeeded
-            if lone.failed:
-                counts.results[kind, False] += lone.failed
-            counts.queue_seconds[kind].add(lone.waited, lone.waited_ns / 1e9)
-            counts.execute_seconds[self._last_resort, kind].add(lone.executed, lone.executed_ns / 1e9)
+            if small.failed:
+                counts.results[kind, False] += small.failed
+            counts.queue_seconds[kind].add(small.waited, small.waited_ns / 1e9)
+            counts.execute_seconds[self._last_resort, kind].add(small.executed, small.executed_ns / 1e9)
             sizes = counts.sizes[self._last_resort]
-            sizes.add([lone.count] + [0] * len(sizes.bounds), lone.count)
+            for size, count in enumerate(small.sizes, 1):
+                sizes.observe(size, count)
 
     def snapshot(self, backend: str) -> ProviderStats:
         """``backend``: the one in use."""

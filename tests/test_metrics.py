@@ -8,6 +8,7 @@ import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 from rsa_keys import private_key
+from tls_peers import Peer, accept, finish, server_context
 
 from gpu_provider import BatchingProvider, ProviderConfig, QueueFullError
 from gpu_provider.testing import HeldBackend, fill_queue
@@ -40,6 +41,24 @@ def test_requests_batches_and_times() -> None:
     assert values["gpu_provider_queue_depth", ()] == 100
     assert values["gpu_provider_queue_in_use", ()] == 0
     assert values["gpu_provider_backend_in_use", ("libcrypto",)] == 1
+
+
+def test_small_batches_of_connections_are_counted_like_others() -> None:
+    """The C core computes them inside the batching thread's wait; nobody must miss them in the figures."""
+    with BatchingProvider(ProviderConfig(backend="cpu")) as provider:
+        context = server_context(provider)
+        for _ in range(3):
+            connection = accept(context)
+            finish(connection, Peer(connection))
+            connection.close()
+        stats = provider.stats()
+        values = scrape(provider.registry)
+    assert (stats.submitted, stats.completed, stats.batches, stats.largest_batch) == (3, 3, 3, 1)
+    assert stats.by_backend == {"libcrypto": 3}
+    assert values["gpu_provider_requests_total", ("ok", "2048")] == 3
+    assert values["gpu_provider_batch_size_bucket", ("libcrypto", "1.0")] == 3
+    assert values["gpu_provider_execute_seconds_count", ("libcrypto", "2048")] == 3
+    assert values["gpu_provider_queue_seconds_count", ("2048",)] == 3
 
 
 def test_build_info_names_the_version_and_openssl() -> None:

@@ -98,7 +98,7 @@ gp_client *gp_client_new(uint32_t depth)
     client->free_count = depth;
     pthread_mutex_init(&client->lock, NULL);
     pthread_mutex_init(&client->keys_lock, NULL);
-    pthread_mutex_init(&client->lone_lock, NULL);
+    pthread_mutex_init(&client->small_lock, NULL);
     return client;
 }
 
@@ -122,7 +122,7 @@ void gp_client_free(gp_client *client)
     if (client->fork_epoch == gp_fork_epoch()) {
         pthread_mutex_destroy(&client->lock);
         pthread_mutex_destroy(&client->keys_lock);
-        pthread_mutex_destroy(&client->lone_lock);
+        pthread_mutex_destroy(&client->small_lock);
     }
     free_memory(client);
 }

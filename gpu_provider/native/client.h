@@ -19,13 +19,15 @@ typedef struct gp_client gp_client;
 #define GP_TIME_BOUNDS 13u
 extern const uint64_t gp_time_bounds_ns[GP_TIME_BOUNDS];
 
-/* Requests of one size class that gp_consumer_wait() computed itself, each a batch of one. */
-struct gp_lone_stats {
-    uint64_t count;
-    uint64_t failed; /* of those, ERR */
-    uint64_t waited[GP_TIME_BOUNDS + 1]; /* from submission to launch: requests per bucket */
+/* Batches of one size class that gp_consumer_wait() computed itself. */
+#define GP_SMALL_BATCH 8u
+struct gp_small_stats {
+    uint64_t requests;
+    uint64_t failed;                     /* of those, ERR */
+    uint64_t sizes[GP_SMALL_BATCH];      /* batches by size: [0] counts those of one request */
+    uint64_t waited[GP_TIME_BOUNDS + 1]; /* batches by the time from submission to launch of their oldest request */
     uint64_t waited_ns;
-    uint64_t executed[GP_TIME_BOUNDS + 1];
+    uint64_t executed[GP_TIME_BOUNDS + 1]; /* batches by the time that they took */
     uint64_t executed_ns;
 };
 
@@ -51,7 +53,7 @@ gp_inner *gp_client_inner(gp_client *client);
  * submitted before stays, visible to the next gp_consumer_wait(); the consumer must still complete it. */
 void gp_client_close(gp_client *client);
 void gp_client_get_stats(gp_client *client, struct gp_client_stats *stats);
-void gp_client_get_lone_stats(gp_client *client, struct gp_lone_stats *stats); /* [GP_CLASSES] */
+void gp_client_get_small_stats(gp_client *client, struct gp_small_stats *stats); /* [GP_CLASSES] */
 
 /* The key table. A handle is never 0 and never used twice. Adding takes a reference; a removed key lives until the
  * requests that use it are done. 0: out of memory. */
@@ -101,10 +103,11 @@ enum gp_submit gp_client_submit(gp_client *client, uint64_t handle, const uint8_
  * not yet taken; oldest_ns: when the first of them was submitted (CLOCK_MONOTONIC), 0 if none. Also fires the callbacks of
  * those that the full queue turned away.
  *
- * lone_classes: bit i says that a request of class i that is alone is computed here, by OpenSSL, before anything is returned:
- * to hand one short operation to another thread costs about as much as to compute it. Pass 0 unless libcrypto is in use and
- * idle. What arrives meanwhile waits for that one operation. Requests of gp_client_submit() are never computed here. */
-void gp_consumer_wait(gp_client *client, int64_t timeout_ns, int watch_submissions, uint32_t lone_classes,
+ * small[GP_CLASSES]: a batch of class i of at most small[i] requests (and GP_SMALL_BATCH) is computed here, by OpenSSL, before
+ * anything is returned, if nothing else waits: to hand a few short operations to another thread costs about as much as to
+ * compute them. NULL unless libcrypto is in use and idle. What arrives meanwhile waits for that batch. Requests of
+ * gp_client_submit() are never computed here. */
+void gp_consumer_wait(gp_client *client, int64_t timeout_ns, int watch_submissions, const uint32_t *small,
                       uint32_t *waiting, uint64_t *oldest_ns);
 void gp_consumer_wake(gp_client *client); /* any thread */
 

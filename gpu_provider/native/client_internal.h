@@ -90,8 +90,8 @@ struct gp_client {
     /* the consumer's one thread */
     struct gp_slot_list waiting[GP_CLASSES];
     atomic_int wake_requested;
-    pthread_mutex_t lone_lock; /* never held together with another */
-    struct gp_lone_stats lone[GP_CLASSES];
+    pthread_mutex_t small_lock; /* never held together with another */
+    struct gp_small_stats small[GP_CLASSES];
 
     _Atomic uint64_t submitted, completed, failed, retries, orphaned, direct;
 };

@@ -79,61 +79,80 @@ static uint32_t time_bucket(uint64_t ns)
     return bucket;
 }
 
-static void count_lone(gp_client *client, uint32_t class_index, int ok, uint64_t waited_ns, uint64_t executed_ns)
+static void count_small(gp_client *client, uint32_t class_index, uint32_t count, const uint8_t *ok, uint64_t waited_ns,
+                        uint64_t executed_ns)
 {
-    struct gp_lone_stats *lone = &client->lone[class_index];
+    struct gp_small_stats *small = &client->small[class_index];
 
-    pthread_mutex_lock(&client->lone_lock);
-    lone->count++;
-    lone->failed += !ok;
-    lone->waited[time_bucket(waited_ns)]++;
-    lone->waited_ns += waited_ns;
-    lone->executed[time_bucket(executed_ns)]++;
-    lone->executed_ns += executed_ns;
-    pthread_mutex_unlock(&client->lone_lock);
+    pthread_mutex_lock(&client->small_lock);
+    small->requests += count;
+    for (uint32_t i = 0; i < count; i++)
+        small->failed += !ok[i];
+    small->sizes[count - 1]++;
+    small->waited[time_bucket(waited_ns)]++;
+    small->waited_ns += waited_ns;
+    small->executed[time_bucket(executed_ns)]++;
+    small->executed_ns += executed_ns;
+    pthread_mutex_unlock(&client->small_lock);
 }
 
-void gp_client_get_lone_stats(gp_client *client, struct gp_lone_stats *stats)
+void gp_client_get_small_stats(gp_client *client, struct gp_small_stats *stats)
 {
     memset(stats, 0, GP_CLASSES * sizeof(*stats));
     if (client->fork_epoch != gp_fork_epoch())
         return;
-    pthread_mutex_lock(&client->lone_lock);
-    memcpy(stats, client->lone, sizeof(client->lone));
-    pthread_mutex_unlock(&client->lone_lock);
+    pthread_mutex_lock(&client->small_lock);
+    memcpy(stats, client->small, sizeof(client->small));
+    pthread_mutex_unlock(&client->small_lock);
 }
 
-/* Computes the one request that waits, if it is alone and of one of the classes. 1 if it did. */
-static int serve_lone(gp_client *client, uint32_t classes)
+/* The class of all that waits, if it is one class and no more than its limit; GP_CLASSES otherwise. */
+static uint32_t small_class(const gp_client *client, const uint32_t *small)
 {
-    uint8_t input[GP_MAX_BYTES], output[GP_MAX_BYTES], ok;
-    uint64_t handle, key, submitted_ns, start;
     uint32_t class_index = GP_CLASSES;
+    const struct gp_slot_list *list;
 
     for (uint32_t i = 0; i < GP_CLASSES; i++) {
         if (client->waiting[i].count == 0)
             continue;
-        if (client->waiting[i].count > 1 || class_index != GP_CLASSES)
-            return 0;
+        if (class_index != GP_CLASSES || client->waiting[i].count > small[i]
+            || client->waiting[i].count > GP_SMALL_BATCH)
+            return GP_CLASSES;
         class_index = i;
     }
-    if (class_index == GP_CLASSES || (classes >> class_index & 1) == 0)
-        return 0;
+    if (class_index == GP_CLASSES)
+        return GP_CLASSES;
     /* A future has no callback: who takes the finished ones must hear of it. */
-    if (client->waiters[client->waiting[class_index].slots[client->waiting[class_index].first]].kind == GP_WAITER_TAG)
+    list = &client->waiting[class_index];
+    for (uint32_t i = 0; i < list->count; i++)
+        if (client->waiters[list->slots[(list->first + i) % client->queue.depth]].kind == GP_WAITER_TAG)
+            return GP_CLASSES;
+    return class_index;
+}
+
+/* Computes what waits, if it is a small batch. 1 if it did. */
+static int serve_small(gp_client *client, const uint32_t *small)
+{
+    uint8_t inputs[GP_SMALL_BATCH * GP_MAX_BYTES], outputs[GP_SMALL_BATCH * GP_MAX_BYTES], ok[GP_SMALL_BATCH];
+    uint64_t handles[GP_SMALL_BATCH], keys[GP_SMALL_BATCH], submitted_ns[GP_SMALL_BATCH], start;
+    uint32_t class_index = small_class(client, small), count, stride;
+
+    if (class_index == GP_CLASSES)
         return 0;
-    if (gp_consumer_take(client, class_index, 1, &handle, &key, input, &submitted_ns) == 0)
-        return 1; /* it was an orphan */
+    count = gp_consumer_take(client, class_index, GP_SMALL_BATCH, handles, keys, inputs, submitted_ns);
+    if (count == 0)
+        return 1; /* they were orphans */
+    stride = GP_CLASS_BYTES(class_index);
     start = gp_now_ns();
-    gp_libcrypto_private(client, 1, &key, input, output, GP_CLASS_BYTES(class_index), &ok);
+    gp_libcrypto_private(client, count, keys, inputs, outputs, stride, ok);
     /* Counted first: who gets a result sees it counted. */
-    count_lone(client, class_index, ok, start - submitted_ns, gp_now_ns() - start);
-    gp_consumer_complete(client, 1, &handle, output, GP_CLASS_BYTES(class_index), &ok);
-    OPENSSL_cleanse(output, sizeof(output));
+    count_small(client, class_index, count, ok, start - submitted_ns[0], gp_now_ns() - start);
+    gp_consumer_complete(client, count, handles, outputs, stride, ok);
+    OPENSSL_cleanse(outputs, (size_t)count * stride);
     return 1;
 }
 
-void gp_consumer_wait(gp_client *client, int64_t timeout_ns, int watch_submissions, uint32_t lone_classes,
+void gp_consumer_wait(gp_client *client, int64_t timeout_ns, int watch_submissions, const uint32_t *small,
                       uint32_t *waiting, uint64_t *oldest_ns)
 {
     uint64_t deadline = timeout_ns < 0 ? UINT64_MAX : gp_now_ns() + (uint64_t)timeout_ns;
@@ -145,7 +164,7 @@ void gp_consumer_wait(gp_client *client, int64_t timeout_ns, int watch_submissio
         gp_wait_announce_retries(client);
         if (atomic_exchange(&client->wake_requested, 0))
             break;
-        while (lone_classes != 0 && serve_lone(client, lone_classes))
+        while (small != NULL && serve_small(client, small))
             drained = drain_ring(client);
         if (watch_submissions && drained > 0)
             break;
@@ -212,25 +231,24 @@ static void wake(gp_client *client, uint32_t slot, const struct gp_waiter *waite
         syscall(SYS_futex, &client->queue.word[slot], FUTEX_WAKE, INT_MAX, NULL, NULL, 0);
 }
 
-/* What a whole batch counts, so that it is told to the client once. */
-struct tally {
-    uint64_t completed, failed;
-    uint64_t key; /* requests in a row that pinned this key */
+/* Requests in a row with the same key: it is unpinned for all of them at once. */
+struct pinned {
+    uint64_t key;
     uint32_t pins;
 };
 
-static void tally_pin(gp_client *client, struct tally *tally, uint64_t key)
+static void collect_pin(gp_client *client, struct pinned *pinned, uint64_t key)
 {
-    if (tally->key != key && tally->pins > 0) {
-        gp_client_unpin_key(client, tally->key, tally->pins);
-        tally->pins = 0;
+    if (pinned->key != key && pinned->pins > 0) {
+        gp_client_unpin_key(client, pinned->key, pinned->pins);
+        pinned->pins = 0;
     }
-    tally->key = key;
-    tally->pins++;
+    pinned->key = key;
+    pinned->pins++;
 }
 
 static void complete(gp_client *client, uint64_t handle, const uint8_t *output, uint32_t stride, int ok,
-                     struct tally *tally)
+                     struct pinned *pinned)
 {
     uint32_t slot = gp_handle_slot(handle), generation = gp_handle_generation(handle);
     struct gp_waiter waiter;
@@ -249,13 +267,15 @@ static void complete(gp_client *client, uint64_t handle, const uint8_t *output, 
         memcpy(client->queue.output + (size_t)slot * GP_MAX_BYTES, output, stride);
     else if (waiter.kind == GP_WAITER_JOB)
         gp_wait_set_error(waiter.wait);
-    tally->completed++;
-    tally->failed += !ok;
+    /* Counted first: who gets a result sees it counted. */
+    atomic_fetch_add_explicit(&client->completed, 1, memory_order_relaxed);
+    if (!ok)
+        atomic_fetch_add_explicit(&client->failed, 1, memory_order_relaxed);
     if (!change_state(client, slot, generation, GP_FINISHING, ok ? GP_DONE_OK : GP_DONE_ERR)) {
         free_orphan(client, slot, generation);
         return;
     }
-    tally_pin(client, tally, waiter.key);
+    collect_pin(client, pinned, waiter.key);
     wake(client, slot, &waiter);
 }
 
@@ -278,17 +298,15 @@ void gp_consumer_complete(gp_client *client, uint32_t count, const uint64_t *han
                           uint32_t stride, const uint8_t *ok)
 {
     enum { AHEAD = 8 };
-    struct tally tally = {0};
+    struct pinned pinned = {0};
 
     for (uint32_t i = 0; i < count; i++) {
         if (i + AHEAD < count)
             prefetch(client, handles[i + AHEAD]);
-        complete(client, handles[i], outputs + (size_t)i * stride, stride, ok[i], &tally);
+        complete(client, handles[i], outputs + (size_t)i * stride, stride, ok[i], &pinned);
     }
-    if (tally.pins > 0)
-        gp_client_unpin_key(client, tally.key, tally.pins);
-    atomic_fetch_add_explicit(&client->completed, tally.completed, memory_order_relaxed);
-    atomic_fetch_add_explicit(&client->failed, tally.failed, memory_order_relaxed);
+    if (pinned.pins > 0)
+        gp_client_unpin_key(client, pinned.key, pinned.pins);
 }
 
 /* Once the client is closed nothing is released into the line any more, so `dropped` only shrinks. */

@@ -35,22 +35,24 @@ void gp_client_get_stats(gp_client *client, struct gp_client_stats *stats);
 
 #define GP_TIME_BOUNDS 13
 extern const uint64_t gp_time_bounds_ns[13];
-struct gp_lone_stats {
-    uint64_t count;
+#define GP_SMALL_BATCH 8
+struct gp_small_stats {
+    uint64_t requests;
     uint64_t failed;
+    uint64_t sizes[8];
     uint64_t waited[14];
     uint64_t waited_ns;
     uint64_t executed[14];
     uint64_t executed_ns;
 };
-void gp_client_get_lone_stats(gp_client *client, struct gp_lone_stats *stats);
+void gp_client_get_small_stats(gp_client *client, struct gp_small_stats *stats);
 void gp_client_remove_key(gp_client *client, uint64_t handle);
 
 enum gp_submit { GP_SUBMIT_FAILED, GP_SUBMIT_OK, GP_SUBMIT_FULL, GP_SUBMIT_CLOSED, ... };
 enum gp_submit gp_client_submit(gp_client *client, uint64_t handle, const uint8_t *input, uint64_t tag,
                                 int wait_for_room);
 
-void gp_consumer_wait(gp_client *client, int64_t timeout_ns, int watch_submissions, uint32_t lone_classes,
+void gp_consumer_wait(gp_client *client, int64_t timeout_ns, int watch_submissions, const uint32_t *small,
                       uint32_t *waiting, uint64_t *oldest_ns);
 void gp_consumer_wake(gp_client *client);
 uint32_t gp_consumer_take(gp_client *client, uint32_t class_index, uint32_t count, uint64_t *handles, uint64_t *keys,

@@ -13,6 +13,7 @@
 #include <openssl/async.h>
 #include <openssl/crypto.h>
 #include <stdlib.h>
+#include <string.h>
 #include <sys/eventfd.h>
 #include <unistd.h>
 
@@ -22,7 +23,7 @@
  * application has a callback, with `silent_fd`, which is never signalled: OpenSSL offers its cleanup hook only to wait fds. */
 struct gp_wait {
     /* One cache line, which is all that a completion touches: it is cold then. */
-    atomic_int references;
+    _Alignas(64) atomic_int references;
     int fd; /* -1: callback mode */
     pthread_mutex_t lock;
     ASYNC_WAIT_CTX *context; /* NULL once OpenSSL has freed it */
@@ -124,9 +125,10 @@ static struct gp_wait *wait_of(gp_client *client, ASYNC_WAIT_CTX *context)
          * a callback when the gp_wait was made. Neither can be waited for by pausing. */
         return wait->client == client && (wait->fd >= 0 || has_callback(context)) ? wait : NULL;
     }
-    wait = calloc(1, sizeof(*wait));
+    wait = aligned_alloc(_Alignof(struct gp_wait), sizeof(*wait));
     if (wait == NULL)
         return NULL;
+    memset(wait, 0, sizeof(*wait));
     wait->fd = -1;
     if (!has_callback(context)) {
         wait->fd = fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);

@@ -20,6 +20,7 @@ struct world {
     uint64_t key_handle;
     atomic_int stop;
     atomic_int hold; /* the backend holds what it took */
+    const uint32_t *small; /* batches that gp_consumer_wait() computes itself */
 };
 
 struct connection {
@@ -41,10 +42,10 @@ static void *backend(void *argument)
 
     memset(ok, 1, sizeof(ok));
     while (!atomic_load(&world->stop)) {
-        gp_consumer_wait(world->client, 1000000, 1, 0, waiting, oldest);
+        gp_consumer_wait(world->client, 1000000, 1, world->small, waiting, oldest);
         count = gp_consumer_take(world->client, 0, 8, handles, keys, inputs, submitted);
         while (atomic_load(&world->hold) && !atomic_load(&world->stop))
-            gp_consumer_wait(world->client, 1000000, 0, 0, waiting, oldest);
+            gp_consumer_wait(world->client, 1000000, 0, NULL, waiting, oldest);
         gp_consumer_complete(world->client, count, handles, inputs, stride, ok);
     }
     free(inputs);
@@ -210,9 +211,9 @@ static void run_fork(struct world *world)
     ASYNC_WAIT_CTX_free(paused.context);
 }
 
-static void run(uint32_t depth, int operations)
+static void run(uint32_t depth, int operations, const uint32_t *small)
 {
-    struct world world = {.client = gp_client_new(depth)};
+    struct world world = {.client = gp_client_new(depth), .small = small};
     struct gp_client_stats stats;
     EVP_PKEY *pkey;
     pthread_t thread;
@@ -249,9 +250,12 @@ int main(int argc, char **argv)
 {
     int operations = argc > 1 ? atoi(argv[1]) : 50;
 
-    run(1, operations / 5 + 1);
-    run(8, operations);
-    run(256, operations);
+    const uint32_t small[GP_CLASSES] = {2, 2, 2, 2, 2};
+
+    run(1, operations / 5 + 1, NULL);
+    run(8, operations, NULL);
+    run(256, operations, NULL);
+    run(8, operations / 10 + 1, small);
     ASYNC_cleanup_thread();
     puts("jobs_stress: passed");
     return 0;

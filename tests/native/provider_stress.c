@@ -27,7 +27,7 @@ static void *consumer(void *argument)
     uint32_t waiting[GP_CLASSES];
 
     while (!atomic_load(&shared->stop)) {
-        gp_consumer_wait(shared->client, -1, 1, 0, waiting, oldest);
+        gp_consumer_wait(shared->client, -1, 1, NULL, waiting, oldest);
         for (uint32_t i = 0; i < GP_CLASSES; i++) {
             uint32_t count = gp_consumer_take(shared->client, i, BATCH, handles, keys, inputs, submitted);
 

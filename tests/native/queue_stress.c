@@ -103,7 +103,7 @@ static void *lane(void *argument)
 
     while (!atomic_load(&shared->stop)) {
         pthread_mutex_lock(&shared->take_lock);
-        gp_consumer_wait(shared->client, 1000000, 1, 0, waiting, oldest);
+        gp_consumer_wait(shared->client, 1000000, 1, NULL, waiting, oldest);
         count = gp_consumer_take(shared->client, 0, 8, handles, keys, inputs, submitted);
         pthread_mutex_unlock(&shared->take_lock);
         memset(ok, 1, sizeof(ok));
@@ -167,7 +167,7 @@ static void run(uint32_t depth, int rounds)
     CHECK(gp_client_submit(shared.client, shared.key_handle, input, 0, 1) == GP_SUBMIT_CLOSED);
     CHECK(gp_consumer_take_finished(shared.client, TAG_BATCH, tags, ok, outputs) == 1);
     CHECK(tags[0] == 77 && ok[0] == GP_FINISHED_CLOSED);
-    gp_consumer_wait(shared.client, 0, 0, 0, waiting, oldest);
+    gp_consumer_wait(shared.client, 0, 0, NULL, waiting, oldest);
     CHECK(waiting[0] == depth);
     CHECK(gp_client_private_op(shared.client, shared.key, shared.key_handle, input, outputs) == 1); /* at once */
     gp_client_remove_key(shared.client, shared.key_handle);
