@@ -15,7 +15,7 @@ BUILT_FROM := pyproject.toml setup.py setup.cfg gpu_provider/native/core_build.p
 .DELETE_ON_ERROR:
 
 demo: .venv/ready-demo
-	@$(BIN)/gpu-provider demo
+	@$(BIN)/gpu-provider demo --output table
 
 test: .venv/ready-test
 	@echo "running the tests"

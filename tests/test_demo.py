@@ -43,6 +43,14 @@ def test_demo_into_a_pipe_is_json_lines_and_all_succeed(tmp_path):
     assert processes_with(str(tmp_path)) == []
 
 
+def test_demo_prints_a_table_into_a_pipe_when_asked_for_one():
+    """`make demo` does, also where its output is kept."""
+    result = run_command("demo", "--connections", "10", "--output", "table")
+    assert result.returncode == 0, result
+    assert "handshakes per second" in result.stdout
+    assert "{" not in result.stdout
+
+
 def test_demo_on_a_terminal_is_a_table(tmp_path):
     reader, writer = pty.openpty()
     with subprocess.Popen(

@@ -35,7 +35,7 @@ __all__ = ["DESCRIPTION", "add_arguments", "run"]
 
 DESCRIPTION = """\
 Start a terminator with a certificate made on the spot and a small HTTP server behind it, drive concurrent TLS 1.2 and
-1.3 clients through it, print what happened, and end. On a terminal a table, into a pipe one JSON object per line."""
+1.3 clients through it, print what happened, and end."""
 
 _VERSIONS = (ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3)
 _BODY = b"Hello from behind the terminator.\n"
@@ -52,6 +52,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--connections", type=int, default=600, metavar="N", help="clients in all (default: 600)")
     parser.add_argument("--concurrency", type=int, default=150, metavar="N", help="clients at a time (default: 150)")
     parser.add_argument("--backend", default="auto", metavar="NAME", help="what computes: auto, cpu or libcrypto")
+    parser.add_argument(
+        "--output",
+        choices=("auto", "table", "json"),
+        default="auto",
+        help="a table, or one JSON object per line (default: a table on a terminal, JSON into a pipe)",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -67,7 +73,7 @@ def run(args: argparse.Namespace) -> int:
 async def _demo(args: argparse.Namespace, directory: Path) -> Summary:
     certificate, key = _write_development_certificate(directory)
     clients = _Clients()
-    with Report(args.connections) as report:
+    with Report(args.connections, args.output) as report:
         async with await asyncio.start_server(_answer, "127.0.0.1", 0, backlog=1024) as upstream:
             upstream_port = upstream.sockets[0].getsockname()[1]
             terminator = await _Terminator.start(certificate, key, upstream_port, args.backend)

@@ -55,8 +55,10 @@ class Summary:
 class Report:
     """Progress while the demo runs, and the summary after it."""
 
-    def __init__(self, connections: int) -> None:
+    def __init__(self, connections: int, output: str) -> None:
+        """``output``: "table", "json", or "auto": a table on a terminal, JSON lines into a pipe."""
         self._console = Console()
+        self._as_table = output == "table" or (output == "auto" and self._console.is_terminal)
         self._told = 0.0
         self._connections = connections
         self._bar = Progress(
@@ -65,7 +67,7 @@ class Report:
             MofNCompleteColumn(),
             console=self._console,
             transient=True,
-            disable=not self._console.is_terminal,
+            disable=not (self._as_table and self._console.is_terminal),
         )
         self._task = self._bar.add_task("connections", total=connections)
 
@@ -81,13 +83,13 @@ class Report:
     def progress(self, succeeded: int, failed: int) -> None:
         self._bar.update(self._task, completed=succeeded + failed)
         now = time.monotonic()
-        if not self._console.is_terminal and now - self._told >= _PROGRESS_SECONDS:
+        if not self._as_table and now - self._told >= _PROGRESS_SECONDS:
             self._told = now
             _print_json(event="progress", succeeded=succeeded, failed=failed, connections=self._connections)
 
     def finish(self, summary: Summary) -> None:
         self._bar.stop()
-        if self._console.is_terminal:
+        if self._as_table:
             self._print_table(summary)
         else:
             _print_json(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import resource
 import signal
 import time
@@ -95,6 +96,9 @@ class Terminator:
         loop.add_signal_handler(signal.SIGHUP, self._start_reload, server)
         await admin.start(admin_listeners)
         server.start(listeners)
+        # What start-up made stays until the end: collections need not walk it again and again.
+        gc.collect()
+        gc.freeze()
         _report_certificates(self._certificates)
         _log.info(
             "ready",
