@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import threading
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from pathlib import Path
 
 import evp
 import pytest
@@ -191,3 +193,52 @@ future = provider.submit(provider.load_key(rsa.generate_private_key(65537, 2048)
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=50, check=False)
     assert result.returncode == 0
     assert "Traceback" not in result.stderr
+
+
+_CONTEXTS_OUTLIVED = """
+import gc, threading
+from tls_peers import Peer, accept, finish, server_context
+from gpu_provider import BatchingProvider, ProviderConfig
+
+def handshake(context):
+    connection = accept(context)
+    finish(connection, Peer(connection))
+    connection.close()
+
+def work():
+    handshake(contexts[0])
+    used.set()
+    gone.wait()
+
+used, gone, contexts = threading.Event(), threading.Event(), []
+worker = threading.Thread(target=work)
+with BatchingProvider(ProviderConfig()) as provider:
+    contexts.append(server_context(provider))
+    handshake(contexts[0])
+    worker.start()
+    used.wait()
+dropping = threading.Thread(target=contexts.clear)
+dropping.start()
+dropping.join()
+del provider
+gc.collect()
+gone.set()
+worker.join()
+with BatchingProvider(ProviderConfig()) as provider:
+    handshake(server_context(provider))
+    assert provider.stats().completed == 1
+print("ended")
+"""
+
+
+def test_threads_outlive_the_library_context_that_they_used() -> None:
+    """OpenSSL looks at the context when such a thread ends, and at exit: a freed one would crash the process."""
+    result = subprocess.run(
+        [sys.executable, "-c", _CONTEXTS_OUTLIVED],
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent), "MALLOC_PERTURB_": "165"},
+        capture_output=True,
+        text=True,
+        timeout=50,
+        check=False,
+    )
+    assert (result.returncode, result.stdout) == (0, "ended\n"), result.stderr
