@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.registry import Collector
-from prometheus_client.utils import floatToGoString
 
 from gpu_provider.client import CLASSES, class_bytes
 from gpu_provider.native import ffi, lib
@@ -116,7 +115,7 @@ def _histogram(
 ) -> Metric:
     family = HistogramMetricFamily(name, documentation, labels=labels)
     for values, distribution in distributions.items():
-        bounds = [*(floatToGoString(bound) for bound in distribution.bounds), "+Inf"]
+        bounds = [*(str(float(bound)) for bound in distribution.bounds), "+Inf"]
         cumulative = accumulate(distribution.counts)
         family.add_metric(values, list(zip(bounds, cumulative, strict=True)), distribution.total)
     return family
