@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import socket
 from typing import TYPE_CHECKING, Any
 
 import structlog
@@ -17,7 +18,6 @@ from gpu_provider.tls.terminator.poller import Poller
 from gpu_provider.tls.terminator.session import Session, State
 
 if TYPE_CHECKING:
-    import socket
     from collections.abc import Sequence
 
     from gpu_provider.tls.terminator.certificates import Certificates
@@ -29,6 +29,7 @@ __all__ = ["Server"]
 _ACCEPT_BURST = 64
 _BUFFER_SIZE = 65536
 """Bytes per read. Also what each direction of a connection can hold back at most, when its receiver is slow."""
+_DEFER_ACCEPT_SECONDS = 1
 _LINGER_SECONDS = 2.0
 _RESOLVE_AGAIN_SECONDS = 1.0
 _NO_DESCRIPTOR_PAUSE_SECONDS = 0.1
@@ -84,6 +85,10 @@ class Server:
 
     def start(self, listeners: list[socket.socket]) -> None:
         self._listeners = listeners
+        for listener in listeners:
+            # A TLS client speaks first, so the system may keep a connection until its first bytes are here. One that is
+            # silent for longer than this is accepted all the same, and the handshake timeout ends it.
+            listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, _DEFER_ACCEPT_SECONDS)
         self._set_accepting(True)
 
     def _set_accepting(self, accepting: bool) -> None:
