@@ -1,0 +1,179 @@
+"""Batches of RSA private operations and modular exponentiations on the CPU, eight at a time where it has AVX-512 IFMA.
+
+``DESIGN.md`` here describes the arithmetic; ``kernels.h`` the C interface that this wraps. Every call releases the GIL
+and may be made from any number of threads at once. Secrets are computed on in constant time.
+"""
+
+from __future__ import annotations
+
+import enum
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from gpu_provider.kernels._kernels import ffi, lib
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from _cffi_backend import FFI
+    from numpy.typing import NDArray
+
+__all__ = ["Lane", "PrivateKey", "UnsupportedError", "lane", "lane_width", "modexp", "private_op"]
+
+
+class Lane(enum.IntEnum):
+    """How the arithmetic is laid out on the processor."""
+
+    BEST = lib.GPK_LANE_BEST
+    """The fastest that this processor has."""
+    PORTABLE = lib.GPK_LANE_PORTABLE
+    """One operation at a time, on any processor."""
+    IFMA = lib.GPK_LANE_IFMA
+    """Eight operations at a time, with AVX-512 IFMA."""
+
+
+class UnsupportedError(ValueError):
+    """A key, a size or a lane that the kernels do not take here: leave it to libcrypto."""
+
+
+def lane(wanted: Lane = Lane.BEST) -> Lane:
+    """The lane that ``wanted`` stands for on this processor. Raises UnsupportedError if it lacks it."""
+    found = Lane(lib.gpk_resolve_lane(wanted))
+    if found is Lane.BEST:
+        raise UnsupportedError(f"this processor lacks what the {wanted.name} lane needs; use Lane.BEST")
+    return found
+
+
+def lane_width(wanted: Lane = Lane.BEST) -> int:
+    """Private operations that are computed together: a batch of one costs as much as a batch of this many."""
+    return int(lib.gpk_lane_width(lane(wanted)))
+
+
+class PrivateKey:
+    """The constants that the kernels need of one RSA key (RFC 8017, 3.2: with p, q, dP, dQ and qInv).
+
+    The numbers are not proved to belong together: a key whose parts do not fit fails the check of every operation. The
+    constants are in locked memory if the limit on locked memory allows, out of core dumps, and wiped when the object
+    goes. Raises UnsupportedError for sizes that the kernels do not take, ValueError for numbers that are no RSA key.
+    """
+
+    def __init__(self, *, n: int, e: int, p: int, q: int, dp: int, dq: int, qinv: int) -> None:
+        numbers, buffers = [], []
+        for number in (n, e, p, q, dp, dq, qinv):
+            size = max(1, (number.bit_length() + 7) // 8)
+            buffers.append(ffi.new("uint8_t[]", size))
+            ffi.buffer(buffers[-1])[:] = number.to_bytes(size, "little")
+            numbers.append({"bytes": buffers[-1], "size": size})
+        key = ffi.new("gpk_key **")
+        status = lib.gpk_key_new(key, *numbers)
+        for buffer in buffers:
+            ffi.memmove(buffer, bytes(len(buffer)), len(buffer))
+        if status == lib.GPK_NO_MEMORY:
+            raise MemoryError("no memory for a key's constants")
+        if status == lib.GPK_UNSUPPORTED:
+            raise UnsupportedError(
+                f"the kernels take keys of {lib.GPK_MIN_BITS} to {lib.GPK_MAX_BITS} bits with two primes, of at most "
+                f"2076 each, and e of at most 64; this one has {n.bit_length()} bits and e has {e.bit_length()}"
+            )
+        if status != lib.GPK_OK:
+            raise ValueError("these numbers are no RSA key: n, p, q and e must be odd, e at least 3, qinv below p")
+        self.pointer = ffi.gc(key[0], lib.gpk_key_free)
+        """``gpk_key *``, as long as this object lives."""
+
+    @property
+    def locked(self) -> bool:
+        """Whether the constants are in locked memory, which is never written to swap space."""
+        return bool(lib.gpk_key_is_locked(self.pointer))
+
+
+def private_op(
+    keys: Sequence[PrivateKey],
+    inputs: NDArray[np.uint8],
+    outputs: NDArray[np.uint8],
+    ok: NDArray[np.uint8],
+    *,
+    lane: Lane = Lane.BEST,
+) -> None:
+    """``outputs[i] = inputs[i] ** d % n`` with ``keys[i]``, blinded, and verified with the public exponent.
+
+    ``inputs`` and ``outputs``: C-contiguous uint8 [n, bytes], least significant byte first, at most 512 bytes; they
+    must not overlap. ``ok``: uint8 [n], set to 1, or to 0 with a row of zeros where the input is not less than the
+    modulus, the row is narrower than the key, or the result did not verify. Keys of all sizes may be mixed.
+    """
+    pointers = ffi.new("gpk_key *[]", [key.pointer for key in keys])
+    count, stride = inputs.shape
+    if not (len(keys) == len(ok) == count and outputs.shape == inputs.shape):
+        raise ValueError(
+            f"{len(keys)} keys, inputs {inputs.shape}, outputs {outputs.shape} and {len(ok)} verdicts differ"
+        )
+    _check(
+        lib.gpk_private(lane, count, pointers, _rows(inputs), _filled(outputs), stride, _filled(ok)),
+        lane,
+        stride,
+    )
+
+
+def modexp(
+    bases: NDArray[np.uint8],
+    exponents: NDArray[np.uint8],
+    moduli: NDArray[np.uint8],
+    outputs: NDArray[np.uint8],
+    ok: NDArray[np.uint8],
+    *,
+    exponent_bits: int | None = None,
+    lane: Lane = Lane.BEST,
+) -> None:
+    """``outputs[i] = bases[i] ** exponents[i] % moduli[i]`` for odd moduli.
+
+    ``bases``, ``moduli`` and ``outputs``: C-contiguous uint8 [n, bytes], at most 512 bytes; ``exponents``: uint8
+    [n, exponent_bytes]; least significant byte first. ``exponent_bits`` is how long every exponent counts, and public;
+    the width of the rows if not given. Bits above it are not looked at. ``ok``: uint8 [n], 1, or 0 with a row of zeros
+    for a modulus that is even or below 3. A base may be larger than its modulus.
+    """
+    count, stride = bases.shape
+    if not (bases.shape == moduli.shape == outputs.shape and len(exponents) == len(ok) == count):
+        raise ValueError(
+            f"bases {bases.shape}, moduli {moduli.shape}, outputs {outputs.shape}, {len(ok)} verdicts differ"
+        )
+    width = exponents.shape[1]
+    bits = 8 * width if exponent_bits is None else exponent_bits
+    _check(
+        lib.gpk_modexp(
+            lane,
+            count,
+            _rows(bases),
+            _rows(exponents),
+            width,
+            bits,
+            _rows(moduli),
+            _filled(outputs),
+            stride,
+            _filled(ok),
+        ),
+        lane,
+        stride,
+    )
+
+
+def _rows(array: NDArray[np.uint8]) -> FFI.CData:
+    if array.dtype != np.uint8:
+        raise TypeError(f"rows are uint8, not {array.dtype}")
+    return ffi.from_buffer("uint8_t[]", array.data)
+
+
+def _filled(array: NDArray[np.uint8]) -> FFI.CData:
+    if not array.flags.writeable:
+        raise TypeError("an array that is to be filled is read-only")
+    return _rows(array)
+
+
+def _check(status: int, lane: Lane, stride: int) -> None:
+    if status == lib.GPK_NO_MEMORY:
+        raise MemoryError("no memory for the kernels' workspace")
+    if status == lib.GPK_NO_LANE:
+        raise UnsupportedError(f"this processor lacks what the {lane.name} lane needs; use Lane.BEST")
+    if status != lib.GPK_OK:
+        raise UnsupportedError(
+            f"rows of {stride} bytes: the kernels take 1 to 512, and exponents no longer than their rows"
+        )

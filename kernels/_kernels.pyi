@@ -1,0 +1,49 @@
+# What kernels_build.py declares, for the type checker.
+from _cffi_backend import FFI
+
+ffi: FFI
+
+class _Lib:
+    GPK_MIN_BITS: int
+    GPK_MAX_BITS: int
+    GPK_LANE_BEST: int
+    GPK_LANE_PORTABLE: int
+    GPK_LANE_IFMA: int
+    GPK_OK: int
+    GPK_UNSUPPORTED: int
+    GPK_INVALID: int
+    GPK_NO_MEMORY: int
+    GPK_NO_LANE: int
+
+    def gpk_resolve_lane(self, lane: int, /) -> int: ...
+    def gpk_lane_width(self, lane: int, /) -> int: ...
+    def gpk_key_new(self, key: FFI.CData, /, *numbers: dict[str, object]) -> int: ...
+    def gpk_key_free(self, key: FFI.CData, /) -> None: ...
+    def gpk_key_is_locked(self, key: FFI.CData, /) -> int: ...
+    def gpk_private(
+        self,
+        lane: int,
+        count: int,
+        keys: FFI.CData,
+        inputs: FFI.CData,
+        outputs: FFI.CData,
+        stride: int,
+        ok: FFI.CData,
+        /,
+    ) -> int: ...
+    def gpk_modexp(
+        self,
+        lane: int,
+        count: int,
+        bases: FFI.CData,
+        exponents: FFI.CData,
+        exponent_stride: int,
+        exponent_bits: int,
+        moduli: FFI.CData,
+        outputs: FFI.CData,
+        stride: int,
+        ok: FFI.CData,
+        /,
+    ) -> int: ...
+
+lib: _Lib

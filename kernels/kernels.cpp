@@ -1,0 +1,106 @@
+/* The C entries: the choice of a lane, and the workspaces. */
+#include "kernels.h"
+
+#include <stdlib.h>
+
+#include "batches.h"
+#include "limbs.h"
+#include "memory.h"
+
+using namespace gpk;
+
+static int have_ifma(void)
+{
+#if defined(__x86_64__)
+    /* Also asks whether the system saves the registers. */
+    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq")
+           && __builtin_cpu_supports("avx512ifma");
+#else
+    return 0;
+#endif
+}
+
+enum gpk_lane gpk_resolve_lane(enum gpk_lane lane)
+{
+    static const enum gpk_lane best = have_ifma() ? GPK_LANE_IFMA : GPK_LANE_PORTABLE;
+
+    if (lane == GPK_LANE_BEST)
+        return best;
+    return lane == GPK_LANE_PORTABLE || lane == best ? lane : GPK_LANE_BEST;
+}
+
+uint32_t gpk_lane_width(enum gpk_lane lane) { return gpk_resolve_lane(lane) == GPK_LANE_IFMA ? 8 : 1; }
+
+/* Workspaces wait here between calls, all zero: mapping and locking one costs as much as several operations. */
+static void *idle[64];
+
+static void *take_workspace(void)
+{
+    int locked;
+
+    for (void *&slot : idle) {
+        void *workspace = __atomic_exchange_n(&slot, NULL, __ATOMIC_ACQ_REL);
+        if (workspace != NULL)
+            return workspace;
+    }
+    return secret_alloc(WORKSPACE_SIZE, &locked);
+}
+
+static void return_workspace(void *workspace)
+{
+    wipe_stack();
+    for (void *&slot : idle) {
+        void *vacant = NULL;
+        if (__atomic_compare_exchange_n(&slot, &vacant, workspace, false, __ATOMIC_ACQ_REL, __ATOMIC_RELAXED))
+            return;
+    }
+    secret_free(workspace, WORKSPACE_SIZE);
+}
+
+enum gpk_status gpk_private(enum gpk_lane lane, uint32_t count, gpk_key *const *keys, const uint8_t *inputs,
+                            uint8_t *outputs, uint32_t stride, uint8_t *ok)
+{
+    const PrivateBatch batch = {count, stride, keys, inputs, outputs, ok};
+
+    lane = gpk_resolve_lane(lane);
+    if (lane == GPK_LANE_BEST)
+        return GPK_NO_LANE;
+    if (stride > MAX_BYTES)
+        return GPK_UNSUPPORTED;
+    void *workspace = take_workspace();
+    if (workspace == NULL)
+        return GPK_NO_MEMORY;
+#if defined(__x86_64__)
+    if (lane == GPK_LANE_IFMA)
+        private_ifma(workspace, batch);
+    else
+#endif
+        private_portable(workspace, batch);
+    return_workspace(workspace);
+    return GPK_OK;
+}
+
+enum gpk_status gpk_modexp(enum gpk_lane lane, uint32_t count, const uint8_t *bases, const uint8_t *exponents,
+                           uint32_t exponent_stride, uint32_t exponent_bits, const uint8_t *moduli, uint8_t *outputs,
+                           uint32_t stride, uint8_t *ok)
+{
+    const ModexpBatch batch = {count, stride, exponent_stride, exponent_bits, bases, exponents, moduli, outputs, ok};
+
+    lane = gpk_resolve_lane(lane);
+    if (lane == GPK_LANE_BEST)
+        return GPK_NO_LANE;
+    if (stride == 0 || stride > MAX_BYTES || exponent_stride > MAX_BYTES || exponent_bits == 0
+        || exponent_bits > 8 * exponent_stride)
+        return GPK_UNSUPPORTED;
+    void *workspace = take_workspace();
+    if (workspace == NULL)
+        return GPK_NO_MEMORY;
+#if defined(__x86_64__)
+    if (lane == GPK_LANE_IFMA)
+        modexp_ifma(workspace, batch);
+    else
+#endif
+        modexp_portable(workspace, batch);
+    return_workspace(workspace);
+    return GPK_OK;
+}

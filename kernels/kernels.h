@@ -1,0 +1,74 @@
+/* The kernels' C interface: RSA private operations and modular exponentiation over batches.
+ *
+ * Numbers are rows of little-endian bytes. Every function may be called from any number of threads at once; a key
+ * must stay until the calls that use it have returned. Calls keep no thread and no descriptor, so a fork is safe
+ * between them.
+ */
+#ifndef GPK_KERNELS_H
+#define GPK_KERNELS_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#define GPK_MIN_BITS 1024
+#define GPK_MAX_BITS 4096
+
+enum gpk_lane {
+    GPK_LANE_BEST,     /* the fastest that this processor has */
+    GPK_LANE_PORTABLE, /* one operation at a time, any processor */
+    GPK_LANE_IFMA,     /* eight operations at a time, AVX-512 IFMA */
+};
+
+/* The lane that `lane` stands for here; GPK_LANE_BEST is returned for one that this processor lacks. */
+enum gpk_lane gpk_resolve_lane(enum gpk_lane lane);
+
+/* Operations that the lane computes together: a private operation of one costs what one of this many costs. */
+uint32_t gpk_lane_width(enum gpk_lane lane);
+
+typedef struct gpk_key gpk_key;
+
+enum gpk_status {
+    GPK_OK,
+    GPK_UNSUPPORTED, /* a size or an exponent that the kernels don't take: leave the key to libcrypto */
+    GPK_INVALID,     /* even modulus or factor, exponent below 3 or even, qinv not below p */
+    GPK_NO_MEMORY,
+    GPK_NO_LANE,     /* this processor lacks the lane */
+};
+
+struct gpk_number {
+    const uint8_t *bytes; /* little-endian */
+    size_t size;
+};
+
+/* Computes what the kernels need of a key. n has 1024 to 4096 bits; p and q have at most 2076 each, and unequal ones cost
+ * what the longer costs twice; e is odd, 3 or more, of at most 64 bits. Constant time but for the numbers' sizes. The
+ * numbers are not proved to belong together: a key whose parts do not fit fails the check of every operation.
+ * Memory: locked where the limit on locked memory allows (gpk_key_is_locked), left out of core dumps, wiped when freed.
+ */
+enum gpk_status gpk_key_new(gpk_key **key, struct gpk_number n, struct gpk_number e, struct gpk_number p,
+                            struct gpk_number q, struct gpk_number dp, struct gpk_number dq, struct gpk_number qinv);
+void gpk_key_free(gpk_key *key);
+int gpk_key_is_locked(const gpk_key *key);
+
+/* outputs[i] = inputs[i]^d mod n of keys[i], blinded, computed by the Chinese remainder theorem and verified with e.
+ * ok[i] is 1, or 0 with a row of zeros: input not below n, key wider than the row, or a result that did not verify.
+ * Rows of all keys and sizes may be mixed. Constant time in keys and inputs but for sizes and public exponents. */
+enum gpk_status gpk_private(enum gpk_lane lane, uint32_t count, gpk_key *const *keys, const uint8_t *inputs,
+                            uint8_t *outputs, uint32_t stride, uint8_t *ok);
+
+/* outputs[i] = bases[i]^exponents[i] mod moduli[i], for odd moduli of any size up to the stride, at most 512 bytes.
+ * All exponents count as exponent_bits long (at most 8 exponent_stride); that length is public, as are the moduli.
+ * ok[i] is 0, with a row of zeros, for an even modulus or one below 3. A base may be larger than the modulus. */
+enum gpk_status gpk_modexp(enum gpk_lane lane, uint32_t count, const uint8_t *bases, const uint8_t *exponents,
+                           uint32_t exponent_stride, uint32_t exponent_bits, const uint8_t *moduli, uint8_t *outputs,
+                           uint32_t stride, uint8_t *ok);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif

@@ -1,0 +1,46 @@
+"""cffi builder of ``gpu_provider.kernels._kernels``: the arithmetic over batches.
+
+The declarations are read from ``kernels.h`` by hand, once, here; the C++ compiler checks them against the header.
+"""
+
+from pathlib import Path
+
+from cffi import FFI
+
+CDEF = """
+#define GPK_MIN_BITS 1024
+#define GPK_MAX_BITS 4096
+
+enum gpk_lane { GPK_LANE_BEST, GPK_LANE_PORTABLE, GPK_LANE_IFMA };
+enum gpk_lane gpk_resolve_lane(enum gpk_lane lane);
+uint32_t gpk_lane_width(enum gpk_lane lane);
+
+typedef struct gpk_key gpk_key;
+enum gpk_status { GPK_OK, GPK_UNSUPPORTED, GPK_INVALID, GPK_NO_MEMORY, GPK_NO_LANE };
+struct gpk_number {
+    const uint8_t *bytes;
+    size_t size;
+};
+enum gpk_status gpk_key_new(gpk_key **key, struct gpk_number n, struct gpk_number e, struct gpk_number p,
+                            struct gpk_number q, struct gpk_number dp, struct gpk_number dq, struct gpk_number qinv);
+void gpk_key_free(gpk_key *key);
+int gpk_key_is_locked(const gpk_key *key);
+
+enum gpk_status gpk_private(enum gpk_lane lane, uint32_t count, gpk_key *const *keys, const uint8_t *inputs,
+                            uint8_t *outputs, uint32_t stride, uint8_t *ok);
+enum gpk_status gpk_modexp(enum gpk_lane lane, uint32_t count, const uint8_t *bases, const uint8_t *exponents,
+                           uint32_t exponent_stride, uint32_t exponent_bits, const uint8_t *moduli, uint8_t *outputs,
+                           uint32_t stride, uint8_t *ok);
+"""
+
+ffi = FFI()
+ffi.cdef(CDEF)
+ffi.set_source(
+    "gpu_provider.kernels._kernels",
+    '#include "kernels.h"\n',
+    source_extension=".cpp",
+    sources=sorted(str(path) for path in Path("kernels").glob("*.cpp") if path.name != "_kernels.cpp"),
+    include_dirs=["kernels"],
+    depends=sorted(str(path) for path in Path("kernels").glob("*.h")),
+    language="c++",
+)
