@@ -3,7 +3,7 @@ ARG BASE=debian:bookworm-slim
 
 FROM ${BASE} AS builder
 RUN apt-get update \
-    && apt-get install -y --no-install-recommends ca-certificates gcc libc6-dev libssl-dev python3-dev python3-venv \
+    && apt-get install -y --no-install-recommends ca-certificates gcc g++ libc6-dev libssl-dev python3-dev python3-venv \
     && rm -rf /var/lib/apt/lists/*
 RUN python3 -m venv /opt/gpu-provider
 COPY . /src

@@ -1,5 +1,5 @@
 # make demo | test | lint | sanitize | bench | wheel | container | clean
-# PYTHON=… names the interpreter (3.11 or later); CC=… and CFLAGS=… reach the compiler.
+# PYTHON=… names the interpreter (3.11 or later); CC=…, CXX=… and CFLAGS=… reach the compiler.
 
 PYTHON ?= python3
 PYTEST_ARGS ?=
@@ -8,8 +8,8 @@ comma := ,
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 # What an editable install does not pick up by itself.
-BUILT_FROM := pyproject.toml setup.py setup.cfg gpu_provider/native/core_build.py tls/ssl_build.py \
-	$(wildcard gpu_provider/native/*.[ch] tls/*.[ch])
+BUILT_FROM := pyproject.toml setup.py setup.cfg gpu_provider/native/core_build.py tls/ssl_build.py kernels/kernels_build.py \
+	$(filter-out %/_kernels.cpp,$(wildcard gpu_provider/native/*.[ch] tls/*.[ch] kernels/*.h kernels/*.cpp))
 
 .PHONY: demo test lint sanitize bench wheel container clean
 .DELETE_ON_ERROR:
@@ -39,7 +39,7 @@ bench: .venv/ready-bench
 
 # mypy and import-linter look at directories, not at what setup.py maps: give them the package as it is installed.
 lint: .venv/ready-lint
-	@rm -rf build/lint && mkdir -p build/lint && cp -pR gpu_provider bench build/lint/ && cp -pR tls build/lint/gpu_provider/tls
+	@rm -rf build/lint && mkdir -p build/lint && cp -pR gpu_provider bench build/lint/ && cp -pR tls kernels build/lint/gpu_provider/
 	@echo "ruff check"
 	@$(BIN)/ruff check --quiet .
 	@echo "ruff format --check"

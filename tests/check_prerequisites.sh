@@ -1,6 +1,6 @@
 #!/bin/sh
 # Says what building needs and this machine lacks, with the command that installs it. Silent if nothing is missing.
-# usage: check_prerequisites.sh [PYTHON]      (CC as for the build; the default is the compiler that PYTHON names)
+# usage: check_prerequisites.sh [PYTHON]      (CC and CXX as for the build; the defaults are what PYTHON names)
 set -u
 
 python=${1:-python3}
@@ -56,6 +56,9 @@ elif ! echo '#include <openssl/opensslv.h>
 int main(void) { return 0; }' | compiles; then
     lacks "OpenSSL 3.0 or later: the installed headers are older" libssl-dev
 fi
+
+cxx=${CXX:-$("$python" -c 'import sysconfig; print(sysconfig.get_config_var("CXX") or "g++")' 2>/dev/null || echo g++)}
+command -v ${cxx%% *} >/dev/null 2>&1 || lacks "a C++ compiler: no '${cxx%% *}' on the PATH" g++
 
 [ -z "$problems" ] && exit 0
 printf 'gpu-provider cannot be built here. Missing:\n%s' "$problems" >&2

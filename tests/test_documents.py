@@ -167,6 +167,6 @@ def test_the_packages_to_install_are_those_that_the_check_names() -> None:
     (line,) = re.findall(r"^apt-get install (.*)$", README, re.MULTILINE)
     check = (ROOT / "tests" / "check_prerequisites.sh").read_text()
     named = {
-        word for line in re.findall(r"lacks \"[^\"]*\" (.*)", check) for word in re.findall(r"[a-z0-9-]{3,}", line)
+        word for line in re.findall(r"lacks \"[^\"]*\" (.*)", check) for word in re.findall(r"[a-z0-9+-]{3,}", line)
     }
     assert set(line.split()) == named | {"make"}

@@ -24,7 +24,7 @@ def distributions(tmp_path_factory: pytest.TempPathFactory) -> Path:
     source.mkdir()
     for name in ("LICENSE", "MANIFEST.in", "README.md", "CHANGELOG.md", "pyproject.toml", "setup.cfg", "setup.py"):
         shutil.copy(ROOT / name, source)
-    for name in ("gpu_provider", "tls"):
+    for name in ("gpu_provider", "kernels", "tls"):
         shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("*.so", "__pycache__"))
     (source / "gpu_provider" / "native" / "gpu_provider.so").write_bytes(b"stale")
     build = subprocess.run(
@@ -66,6 +66,8 @@ def test_the_wheel_carries_the_provider_module_both_extensions_and_the_types(whe
         "gpu_provider/native/gpu_provider.so",
         "gpu_provider/native/_core.abi3.so",
         "gpu_provider/native/_core.pyi",
+        "gpu_provider/kernels/_kernels.abi3.so",
+        "gpu_provider/kernels/_kernels.pyi",
         "gpu_provider/tls/_ssl.abi3.so",
         "gpu_provider/tls/_ssl.pyi",
         "gpu_provider/py.typed",
@@ -75,9 +77,10 @@ def test_the_wheel_carries_the_provider_module_both_extensions_and_the_types(whe
 def test_the_wheel_carries_every_module_and_no_c_source(wheel_names: list[str]) -> None:
     """``packages`` is listed by hand: a new package that nobody listed would be missing for users alone."""
     modules = {str(path.relative_to(ROOT)) for path in (ROOT / "gpu_provider").rglob("*.py")}
-    modules |= {f"gpu_provider/{path.relative_to(ROOT)}" for path in (ROOT / "tls").rglob("*.py")}
+    for part in ("kernels", "tls"):
+        modules |= {f"gpu_provider/{path.relative_to(ROOT)}" for path in (ROOT / part).rglob("*.py")}
     assert modules == {name for name in wheel_names if name.endswith(".py")}
-    assert not [name for name in wheel_names if name.endswith((".c", ".h", ".md"))]
+    assert not [name for name in wheel_names if name.endswith((".c", ".cpp", ".h", ".md"))]
 
 
 def test_a_stale_object_in_the_tree_does_not_reach_the_users(distributions: Path, wheel: Path) -> None:
@@ -128,6 +131,13 @@ def test_a_missing_compiler_is_named_with_its_package() -> None:
     assert done.returncode == 1
     assert "no 'no-such-compiler' on the PATH" in done.stderr
     assert "apt-get install gcc libc6-dev\n" in done.stderr
+
+
+def test_a_missing_cxx_compiler_is_named_with_its_package() -> None:
+    done = check(CXX="no-such-compiler")
+    assert done.returncode == 1
+    assert "no 'no-such-compiler' on the PATH" in done.stderr
+    assert "apt-get install g++\n" in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -183,7 +193,7 @@ def test_make_says_what_is_missing_before_it_touches_anything(tmp_path: Path) ->
     shutil.copy(CHECK, tmp_path / "tests")
     for name in ("pyproject.toml", "setup.py", "setup.cfg"):
         shutil.copy(ROOT / name, tmp_path)
-    for name in ("gpu_provider/native/core_build.py", "tls/ssl_build.py"):
+    for name in ("gpu_provider/native/core_build.py", "tls/ssl_build.py", "kernels/kernels_build.py"):
         (tmp_path / name).parent.mkdir(parents=True)
         shutil.copy(ROOT / name, tmp_path / name)
     done = subprocess.run(
