@@ -1,0 +1,242 @@
+"""RSA private operations of the kernels against Python's ``pow``, at the edges of every bound and of every size class.
+
+``GPK_LONG_CASES=1000000`` asks for a long run of the random test.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import threading
+from dataclasses import replace
+
+import pytest
+from kernel_oracle import Numbers, lane_or_skip, prime, private_op
+
+from gpu_provider import kernels
+
+LANES = [kernels.Lane.PORTABLE, kernels.Lane.IFMA]
+SIZES = [2048, 2056, 3000, 3072, 4096]
+pytestmark = pytest.mark.timeout(300)
+
+
+@pytest.fixture(params=LANES, ids=lambda lane: lane.name)
+def lane(request: pytest.FixtureRequest) -> kernels.Lane:
+    return lane_or_skip(request.param)
+
+
+def check(keys: list[Numbers], inputs: list[int], lane: kernels.Lane, stride: int | None = None) -> None:
+    loaded = {key: key.load() for key in set(keys)}
+    stride = stride or max((key.n.bit_length() + 7) // 8 for key in keys)
+    outputs, ok = private_op([loaded[key] for key in keys], inputs, stride, lane)
+    assert ok == [1] * len(keys)
+    assert outputs == [key.private(x) for key, x in zip(keys, inputs, strict=True)]
+
+
+def edges(key: Numbers) -> list[int]:
+    """Zero in every ring, both ends, multiples of one prime only, around each prime, limbs and words of ones."""
+    ones = (1 << key.n.bit_length() - 1) - 1
+    return [
+        0,
+        1,
+        2,
+        key.n - 1,
+        key.p,
+        key.q,
+        key.q * (key.p - 1),
+        key.p - 1,
+        key.p + 1,
+        key.q - 1,
+        key.q + 1,
+        ones,
+        (1 << 52) - 1,
+        1 << key.n.bit_length() - 1,
+        1 << 52 * (key.p.bit_length() // 52 + 1),
+        key.n - key.p,
+    ]
+
+
+@pytest.mark.parametrize("bits", SIZES)
+def test_edge_inputs(bits: int, lane: kernels.Lane) -> None:
+    key = Numbers.of(bits)
+    inputs = edges(key)
+    if lane is kernels.Lane.PORTABLE:
+        inputs = inputs[:: max(1, bits // 1024)]
+    check([key] * len(inputs), inputs, lane)
+
+
+@pytest.mark.parametrize("e", [3, 5, 65537, 2**32 + 1, 2**64 - 1])
+def test_public_exponents(e: int, lane: kernels.Lane) -> None:
+    key = Numbers.from_primes(prime(1024, e), prime(1024, e, seed=1), e)
+    check([key] * 3, [2, key.n - 2, key.p], lane)
+
+
+def test_public_exponents_mixed_in_one_vector(lane: kernels.Lane) -> None:
+    """The lanes square together, so that a short exponent waits for a long one."""
+    exponents = [3, 65537, 2**64 - 1, 17]
+    keys = [Numbers.from_primes(prime(1024, e), prime(1024, e, seed=1), e) for e in exponents]
+    check(keys, [key.n // 3 for key in keys], lane)
+
+
+@pytest.mark.parametrize(("longer", "shorter"), [(1036, 1012), (1030, 1018), (1100, 948), (1600, 448)])
+def test_primes_of_unequal_length(longer: int, shorter: int, lane: kernels.Lane) -> None:
+    """The longer prime chooses the size class; Garner's step must not assume that q is below p, nor that it is not."""
+    p, q = prime(longer, 65537), prime(shorter, 65537, seed=1)
+    for key in (Numbers.from_primes(p, q, 65537), Numbers.from_primes(q, p, 65537)):
+        check([key] * 4, [key.n - 1, key.p, key.q, key.n // 5], lane)
+
+
+def test_short_private_exponent(lane: kernels.Lane) -> None:
+    """dP shorter than p: it counts as long as p all the same. p = (e dP + 1) / 2 with a long e."""
+    e, source = 2**61 - 1, random.Random(5)  # noqa: S311
+    while True:
+        dp = source.getrandbits(964) | 1 << 963 | 1
+        p = (e * dp + 1) // 2
+        if p % 2 and all(p % small for small in (3, 5, 7, 11, 13)) and pow(3, p - 1, p) == 1:
+            break
+    assert dp.bit_length() <= p.bit_length() - 60
+    key = Numbers.from_primes(p, prime(1024, e), e)
+    assert key.dp == dp
+    check([key] * 2, [key.n - 3, key.n // 7], lane)
+
+
+def test_every_element_with_its_own_key(lane: kernels.Lane) -> None:
+    keys = [
+        Numbers.from_primes(prime(1024, 65537, seed=2 * i), prime(1024, 65537, seed=2 * i + 1), 65537) for i in range(8)
+    ]
+    check(keys, [key.n - 1 - i for i, key in enumerate(keys)], lane)
+
+
+@pytest.mark.parametrize("count", [1, 2, 7, 8, 9, 17])
+def test_batches_of_any_size(count: int, lane: kernels.Lane) -> None:
+    key = Numbers.of(2048)
+    check([key] * count, [key.n // (i + 2) for i in range(count)], lane)
+
+
+def test_keys_of_all_sizes_mixed_in_one_batch(lane: kernels.Lane) -> None:
+    keys = [Numbers.of(bits) for bits in (*SIZES, 1024, 2560, 3584)]
+    order = [keys[i % len(keys)] for i in (0, 4, 1, 3, 2, 5, 6, 7, 0, 2, 4, 4)]
+    check(order, [key.n // (i + 2) for i, key in enumerate(order)], lane, stride=512)
+
+
+def test_no_rows(lane: kernels.Lane) -> None:
+    assert private_op([], [], 256, lane) == ([], [])
+
+
+def test_random_keys_and_inputs(lane: kernels.Lane) -> None:
+    cases = int(os.environ.get("GPK_LONG_CASES", "0")) or (2000 if lane is kernels.Lane.IFMA else 40)
+    source = random.Random(2026)  # noqa: S311
+    keys = [Numbers.of(bits) for bits in (*SIZES, 2048, 2048, 2560)]
+    loaded = [key.load() for key in keys]
+    for start in range(0, cases, 64):
+        chosen = [source.randrange(len(keys)) for _ in range(min(64, cases - start))]
+        inputs = [random_input(source, keys[i].n) for i in chosen]
+        outputs, ok = private_op([loaded[i] for i in chosen], inputs, 512, lane)
+        assert ok == [1] * len(chosen)
+        # The public operation is the cheap oracle for all; the full one, for one of each batch.
+        assert all(pow(y, keys[i].e, keys[i].n) == x for i, x, y in zip(chosen, inputs, outputs, strict=True))
+        assert outputs[0] == keys[chosen[0]].private(inputs[0])
+
+
+def random_input(source: random.Random, n: int) -> int:
+    """Uniform, short, near the modulus, or long runs of equal bits."""
+    kind = source.randrange(4)
+    if kind == 0:
+        return source.randrange(n)
+    if kind == 1:
+        return source.getrandbits(source.randrange(1, n.bit_length()))
+    if kind == 2:
+        return n - 1 - source.getrandbits(source.randrange(1, 128))
+    value = 0
+    while value.bit_length() < n.bit_length():
+        run = source.randrange(1, 200)
+        value = value << run | (source.randrange(2) * ((1 << run) - 1))
+        value |= value == 0
+    return value % n
+
+
+@pytest.mark.parametrize("part", ["p", "q", "dp", "dq", "qinv"])
+def test_a_corrupted_key_is_caught(part: str, lane: kernels.Lane) -> None:
+    """One wrong result would give the factors away (Boneh, DeMillo, Lipton): nothing of it may come out."""
+    good = Numbers.of(2048)
+    bad = replace(good, **{part: getattr(good, part) ^ 1 << 77})
+    outputs, ok = private_op([bad.load(), good.load()], [12345, 12345], 256, lane)
+    assert (outputs[0], ok) == (0, [0, 1])
+    assert outputs[1] == good.private(12345)
+
+
+def test_input_not_below_the_modulus(lane: kernels.Lane) -> None:
+    key = Numbers.of(2048)
+    loaded = key.load()
+    inputs = [key.n, key.n + 1, (1 << 2048) - 1, 1 << 2090, 1 << 4000, 3]
+    outputs, ok = private_op([loaded] * len(inputs), inputs, 512, lane)
+    assert ok == [0, 0, 0, 0, 0, 1]
+    assert outputs == [0, 0, 0, 0, 0, key.private(3)]
+
+
+def test_row_narrower_than_the_key(lane: kernels.Lane) -> None:
+    assert private_op([Numbers.of(2056).load()], [3], 256, lane) == ([0], [0])
+
+
+def test_a_key_outlives_its_blinding_pairs() -> None:
+    """Each is squared after use and made anew after 512 uses, so 8 of them last for 4,096 operations of a key."""
+    lane = lane_or_skip(kernels.Lane.IFMA)
+    key = Numbers.of(2048)
+    loaded = key.load()
+    for _ in range(5):
+        outputs, ok = private_op([loaded] * 1000, list(range(1000)), 256, lane)
+        assert all(ok)
+    assert outputs[5] == key.private(5)
+
+
+def test_threads_share_keys() -> None:
+    """The blinding pairs are the only part of a key that changes."""
+    lane = kernels.lane()
+    keys = [Numbers.of(2048), Numbers.of(3072)]
+    loaded = [key.load() for key in keys]
+    expected = [keys[i % 2].private(i) for i in range(10)]
+    wrong: list[int] = []
+
+    def work() -> None:
+        for _ in range(3):
+            outputs, _ok = private_op([loaded[i % 2] for i in range(10)], list(range(10)), 384, lane)
+            wrong.extend(i for i in range(10) if outputs[i] != expected[i])
+
+    threads = [threading.Thread(target=work) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"e": 2**64 + 1},
+        {"n": 2**4097 + 1, "p": 2**2049 + 1, "q": 2**2049 + 1},
+        {"n": 2**512 + 1, "p": 2**256 + 1, "q": 2**256 + 1},
+        {"p": 2**2100 + 1},
+    ],
+)
+def test_unsupported_keys(change: dict[str, int]) -> None:
+    with pytest.raises(kernels.UnsupportedError, match="the kernels take keys of 1024 to 4096 bits"):
+        replace(Numbers.of(2048), **change).load()
+
+
+@pytest.mark.parametrize("part", ["n", "p", "q", "e"])
+def test_even_numbers_are_no_key(part: str) -> None:
+    key = Numbers.of(2048)
+    with pytest.raises(ValueError, match="no RSA key"):
+        replace(key, **{part: getattr(key, part) + 1}).load()
+
+
+def test_qinv_not_below_p_is_no_key() -> None:
+    key = Numbers.of(2048)
+    with pytest.raises(ValueError, match="no RSA key"):
+        replace(key, qinv=key.p).load()
+
+
+def test_rows_too_wide(lane: kernels.Lane) -> None:
+    with pytest.raises(kernels.UnsupportedError, match="rows of 513 bytes"):
+        private_op([Numbers.of(2048).load()], [1], 513, lane)
