@@ -3,7 +3,15 @@
 #ifndef GPK_COMPILER_H
 #define GPK_COMPILER_H
 
+#ifdef __CUDACC_RTC__ /* NVRTC has no headers of its own; -default-device makes every function one of the device */
+typedef unsigned char uint8_t;
+typedef signed int int32_t;
+typedef unsigned int uint32_t;
+typedef unsigned long long uint64_t;
+#define UINT64_C(x) x##ULL
+#else
 #include <stdint.h>
+#endif
 
 #define GPK_INLINE inline __attribute__((always_inline))
 #define GPK_NOINLINE __attribute__((noinline))
