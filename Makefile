@@ -53,7 +53,7 @@ lint: .venv/ready-lint
 # without OpenSSL's async jobs: it cannot follow a switch of stacks.
 STRESS := $(patsubst tests/native/%.c,%,$(wildcard tests/native/*_stress.c))
 SANITIZE_SOURCES := $(filter-out gpu_provider/native/module.c,$(wildcard gpu_provider/native/*.c))
-SANITIZE_FLAGS := -std=c11 -O1 -g -fno-omit-frame-pointer -Wall -Wextra -Werror -pthread -Igpu_provider/native -Itests/native
+SANITIZE_FLAGS := -std=c11 -O1 -g -fno-omit-frame-pointer -Wall -Wextra -Werror -pthread -Igpu_provider/native -Ikernels -Itests/native
 define sanitized_program
 build/sanitize/$(1)-$(2): tests/native/$(1).c $(wildcard gpu_provider/native/*.[ch] tests/native/*.h)
 	@mkdir -p $$(@D)

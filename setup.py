@@ -64,7 +64,7 @@ setup(
         Extension(
             MODULE,
             PROVIDER_SOURCES,
-            include_dirs=[NATIVE],
+            include_dirs=[NATIVE, "kernels"],
             depends=[str(path) for path in Path(NATIVE).glob("*.h")],
             libraries=["crypto"],
             extra_link_args=["-Wl,-z,defs"],  # other programs load it: nothing may be left to be found in Python

@@ -87,6 +87,8 @@ class SmallCounters:
 
     requests: int
     failed: int
+    again: int
+    """Computed again by OpenSSL, because the kernels failed."""
     sizes: tuple[int, ...]
     """Batches of 1, 2, … requests."""
     waited: tuple[int, ...]
@@ -133,6 +135,7 @@ class Client:
             SmallCounters(
                 one.requests,
                 one.failed,
+                one.again,
                 tuple(one.sizes),
                 tuple(one.waited),
                 one.waited_ns,

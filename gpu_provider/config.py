@@ -43,8 +43,9 @@ class ProviderConfig(Settings, frozen=True, kw_only=True, forbid_unknown_fields=
     """How a :class:`gpu_provider.BatchingProvider` works."""
 
     backend: Annotated[str, Meta(description="'auto', 'cpu' or 'libcrypto'")] = "auto"
-    """What computes. "libcrypto": OpenSSL. "cpu": the best that needs no GPU package, which is libcrypto in this
-    version. "auto": a GPU if there is one that works here, else "cpu"; the choice is logged once."""
+    """What computes. "cpu": our own kernels, which are several times as fast as OpenSSL where the processor has
+    AVX-512 IFMA, and OpenSSL for what it computes sooner (all of it, where there is no IFMA).
+    "libcrypto": OpenSSL alone. "auto": a GPU if there is one that works here, else "cpu"; the choice is logged once."""
 
     queue_depth: Annotated[int, Meta(ge=1, le=65536, description="a number of requests from 1 to 65536")] = 4096
     """Requests that can wait or be computed at a time. When all are in use, further ones get RETRY."""
@@ -57,7 +58,7 @@ class ProviderConfig(Settings, frozen=True, kw_only=True, forbid_unknown_fields=
     ever waits for a batch to fill."""
 
     threads: Annotated[int, Meta(ge=1, le=1024, description="a number of threads from 1 to 1024")] | None = None
-    """Threads that compute with libcrypto. None: as many as the process has processor cores."""
+    """Threads that compute on the processor. None: as many as the process has processor cores."""
 
     backend_timeout: Annotated[float, Meta(gt=0, le=3600, description="seconds, more than 0 and at most 3600")] = 5.0
     """Seconds after which a batch is taken away from a backend that does not return, and computed on libcrypto.

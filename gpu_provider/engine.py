@@ -76,11 +76,13 @@ class Engine:
         config: ProviderConfig,
         client: Client,
         backends: Sequence[Backend],
+        inline: Backend,
         libcrypto: LibcryptoBackend,
         futures: PendingFutures,
         statistics: Statistics,
     ) -> None:
-        """``libcrypto`` is the last resort, and may be one of ``backends``, which are in order of preference."""
+        """``libcrypto`` is the last resort, and may be one of ``backends``, which are in order of preference.
+        ``inline``: in whose place the batching thread computes small batches itself."""
         self._client = client
         self._futures = futures
         self._statistics = statistics
@@ -93,6 +95,7 @@ class Engine:
             else BackendLanes(backend, Health(backend.name, config.backend_retry, libcrypto.name))
             for backend in backends
         ]
+        self._inline = next((backend for backend in self._backends if backend.backend is inline), self._last_resort)
         self._lock = threading.Lock()
         self._closing = False  # with _lock
         self._calls: deque[ModexpCall] = deque()  # with _lock
@@ -229,13 +232,13 @@ class Engine:
 
     def _small_batches(self) -> FFI.CData:
         """The largest batch of each size class that may be computed by this thread, inside the wait: none, unless
-        libcrypto would get it and does nothing now."""
-        if self._preferred() is not self._last_resort or self._again or self._calls:
+        the processor's backend would get it and does nothing now."""
+        if self._preferred() is not self._inline or self._again or self._calls:
             return ffi.NULL
-        if any(lane.job is not None for lane in self._last_resort.lanes):
+        if any(lane.job is not None for lane in self._inline.lanes):
             return ffi.NULL
         for kind in range(CLASSES):
-            self._small[kind] = int(_SMALL_BATCH_SECONDS / self._last_resort.costs[kind].seconds_per_operation)
+            self._small[kind] = int(_SMALL_BATCH_SECONDS / self._inline.costs[kind].seconds_per_operation)
         return self._small
 
     def _fail_waiting(self) -> None:

@@ -13,6 +13,7 @@ import numpy as np
 from prometheus_client import CollectorRegistry
 
 from gpu_provider import keys
+from gpu_provider.backends.cpu import CpuBackend
 from gpu_provider.backends.libcrypto import LibcryptoBackend
 from gpu_provider.client import Client, openssl_error
 from gpu_provider.config import ProviderConfig, load_config
@@ -102,17 +103,21 @@ class BatchingProvider:
                 libcrypto = backend
         self._client = Client(self.config.queue_depth)
         self._futures = PendingFutures(self._client)
-        self._statistics = Statistics(self._client, libcrypto.name)
+        self._announce = backends is None and self.config.backend == "auto"
+        if backends is None:
+            backends = [libcrypto if self.config.backend == "libcrypto" else CpuBackend(self.config.threads)]
+        inline = next((backend for backend in backends if isinstance(backend, CpuBackend)), libcrypto)
+        self._statistics = Statistics(self._client, inline.name)
         self.registry.register(ProviderCollector(self._client, self._statistics, self.config.queue_depth))
         self._engine = Engine(
             config=self.config,
             client=self._client,
-            backends=backends or [libcrypto],
+            backends=backends,
+            inline=inline,
             libcrypto=libcrypto,
             futures=self._futures,
             statistics=self._statistics,
         )
-        self._announce = backends is None and self.config.backend == "auto"
         self._lock = threading.Lock()
         self._started = False
         self._library_context: LibraryContext | None = None

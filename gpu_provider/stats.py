@@ -118,10 +118,10 @@ class BatchCounts:
 class Statistics:
     """Written by lanes and the batching thread, read by anyone."""
 
-    def __init__(self, client: Client, last_resort: str) -> None:
-        """``last_resort``: the name of libcrypto's backend, which the C core's small batches count for."""
+    def __init__(self, client: Client, inline: str) -> None:
+        """``inline``: the name of the backend that the C core's small batches count for."""
         self._client = client
-        self._last_resort = last_resort
+        self._inline = inline
         self._lock = threading.Lock()
         self._counts = BatchCounts()
 
@@ -184,13 +184,15 @@ class Statistics:
             counts.batches += sum(small.sizes)
             counts.requests += small.requests
             counts.largest = max(counts.largest, *(size for size, count in enumerate(small.sizes, 1) if count))
-            counts.by_backend[self._last_resort] += succeeded
+            counts.by_backend[self._inline] += succeeded
             counts.results[kind, True] += succeeded
             if small.failed:
                 counts.results[kind, False] += small.failed
+            if small.again:
+                counts.fallbacks[self._inline, "wrong_result"] += small.again
             counts.queue_seconds[kind].add(small.waited, small.waited_ns / 1e9)
-            counts.execute_seconds[self._last_resort, kind].add(small.executed, small.executed_ns / 1e9)
-            sizes = counts.sizes[self._last_resort]
+            counts.execute_seconds[self._inline, kind].add(small.executed, small.executed_ns / 1e9)
+            sizes = counts.sizes[self._inline]
             for size, count in enumerate(small.sizes, 1):
                 sizes.observe(size, count)
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from _cffi_backend import FFI
     from numpy.typing import NDArray
 
-__all__ = ["Lane", "PrivateKey", "UnsupportedError", "lane", "lane_width", "modexp", "private_op"]
+__all__ = ["Lane", "PrivateKey", "UnsupportedError", "functions_address", "lane", "lane_width", "modexp", "private_op"]
 
 
 class Lane(enum.IntEnum):
@@ -48,6 +48,11 @@ def lane(wanted: Lane = Lane.BEST) -> Lane:
 def lane_width(wanted: Lane = Lane.BEST) -> int:
     """Private operations that are computed together: a batch of one costs as much as a batch of this many."""
     return int(lib.gpk_lane_width(lane(wanted)))
+
+
+def functions_address(wanted: Lane = Lane.BEST) -> int:
+    """The address of ``struct gpk_functions`` of ``kernels.h``: the kernels for C code that is not linked with them."""
+    return int(ffi.cast("uintptr_t", lib.gpk_functions_of(lane(wanted))))
 
 
 class PrivateKey:

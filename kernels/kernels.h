@@ -67,6 +67,19 @@ enum gpk_status gpk_modexp(enum gpk_lane lane, uint32_t count, const uint8_t *ba
                            uint32_t exponent_stride, uint32_t exponent_bits, const uint8_t *moduli, uint8_t *outputs,
                            uint32_t stride, uint8_t *ok);
 
+/* The functions by address, for C code that is not linked with the kernels; NULL if this processor lacks the lane. */
+struct gpk_functions {
+    enum gpk_lane lane; /* for private_op */
+    uint32_t width;     /* gpk_lane_width() of it */
+    enum gpk_status (*key_new)(gpk_key **key, struct gpk_number n, struct gpk_number e, struct gpk_number p,
+                               struct gpk_number q, struct gpk_number dp, struct gpk_number dq,
+                               struct gpk_number qinv);
+    void (*key_free)(gpk_key *key);
+    enum gpk_status (*private_op)(enum gpk_lane lane, uint32_t count, gpk_key *const *keys, const uint8_t *inputs,
+                                  uint8_t *outputs, uint32_t stride, uint8_t *ok);
+};
+const struct gpk_functions *gpk_functions_of(enum gpk_lane lane);
+
 #ifdef __cplusplus
 }
 #endif

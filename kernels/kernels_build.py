@@ -26,6 +26,9 @@ enum gpk_status gpk_key_new(gpk_key **key, struct gpk_number n, struct gpk_numbe
 void gpk_key_free(gpk_key *key);
 int gpk_key_is_locked(const gpk_key *key);
 
+struct gpk_functions;
+const struct gpk_functions *gpk_functions_of(enum gpk_lane lane);
+
 enum gpk_status gpk_private(enum gpk_lane lane, uint32_t count, gpk_key *const *keys, const uint8_t *inputs,
                             uint8_t *outputs, uint32_t stride, uint8_t *ok);
 enum gpk_status gpk_modexp(enum gpk_lane lane, uint32_t count, const uint8_t *bases, const uint8_t *exponents,

@@ -17,7 +17,7 @@ def terminator(tmp_path_factory):
 
 def test_live_and_ready(terminator):
     assert terminator.admin("/livez") == (200, "alive\n")
-    assert terminator.admin("/readyz") == (200, "ready, computing with libcrypto\n")
+    assert terminator.admin("/readyz") == (200, "ready, computing with cpu\n")
 
 
 def test_metrics_have_the_batches_and_the_connections(terminator):

@@ -35,12 +35,12 @@ def test_requests_batches_and_times() -> None:
     assert values["gpu_provider_requests_total", ("ok", "modexp")] == 3
     assert values["gpu_provider_submitted_total", ()] == 3
     assert values["gpu_provider_queue_seconds_count", ("2048",)] == 2
-    assert values["gpu_provider_execute_seconds_count", ("libcrypto", "2048")] == 2
-    assert values["gpu_provider_execute_seconds_sum", ("libcrypto", "2048")] > 0
-    assert values["gpu_provider_batch_size_sum", ("libcrypto",)] == 6
+    assert values["gpu_provider_execute_seconds_count", ("cpu", "2048")] == 2
+    assert values["gpu_provider_execute_seconds_sum", ("cpu", "2048")] > 0
+    assert values["gpu_provider_batch_size_sum", ("cpu",)] == 6
     assert values["gpu_provider_queue_depth", ()] == 100
     assert values["gpu_provider_queue_in_use", ()] == 0
-    assert values["gpu_provider_backend_in_use", ("libcrypto",)] == 1
+    assert values["gpu_provider_backend_in_use", ("cpu",)] == 1
 
 
 def test_small_batches_of_connections_are_counted_like_others() -> None:
@@ -54,10 +54,10 @@ def test_small_batches_of_connections_are_counted_like_others() -> None:
         stats = provider.stats()
         values = scrape(provider.registry)
     assert (stats.submitted, stats.completed, stats.batches, stats.largest_batch) == (3, 3, 3, 1)
-    assert stats.by_backend == {"libcrypto": 3}
+    assert stats.by_backend == {"cpu": 3}
     assert values["gpu_provider_requests_total", ("ok", "2048")] == 3
-    assert values["gpu_provider_batch_size_bucket", ("libcrypto", "1.0")] == 3
-    assert values["gpu_provider_execute_seconds_count", ("libcrypto", "2048")] == 3
+    assert values["gpu_provider_batch_size_bucket", ("cpu", "1.0")] == 3
+    assert values["gpu_provider_execute_seconds_count", ("cpu", "2048")] == 3
     assert values["gpu_provider_queue_seconds_count", ("2048",)] == 3
 
 

@@ -10,6 +10,7 @@ import pytest
 from openssl_program import NATIVE
 
 PROGRAMS = Path(__file__).parent / "native"
+KERNELS = PROGRAMS.parents[1] / "kernels"
 JOB_STACK = 32 * 1024
 
 
@@ -18,7 +19,8 @@ def build(name: str, directory: Path, *options: str) -> Path:
         pytest.skip("gcc is not installed")
     sources = sorted(str(path) for path in NATIVE.glob("*.c") if path.name not in {"_core.c", "module.c"})
     program = directory / name
-    flags = ["-std=c11", "-O2", "-g", "-Wall", "-Wextra", "-Werror", "-pthread", *options, f"-I{NATIVE}"]
+    include = [f"-I{NATIVE}", f"-I{KERNELS}"]
+    flags = ["-std=c11", "-O2", "-g", "-Wall", "-Wextra", "-Werror", "-pthread", *options, *include]
     command = ["gcc", *flags, str(PROGRAMS / f"{name}.c"), *sources, "-o", str(program), "-lcrypto"]
     subprocess.run(command, check=True, timeout=50)
     return program
@@ -39,3 +41,9 @@ def test_job_stack_is_large_enough(tmp_path: Path) -> None:
     program = build("fibre_stack", tmp_path)
     output = subprocess.run([program], check=True, capture_output=True, text=True, timeout=50).stdout
     assert 0 < int(output) < JOB_STACK // 2
+
+
+def test_results_that_the_kernels_get_wrong_are_computed_again(tmp_path: Path) -> None:
+    """A processor with a fault, or a bug of ours, must cost time and never a connection."""
+    program = build("cpu_faults", tmp_path)
+    subprocess.run([program], check=True, timeout=50)

@@ -208,8 +208,8 @@ class TestStats:
             stats = provider.stats()
         assert (stats.submitted, stats.completed, stats.failed, stats.retries) == (20, 20, 0, 0)
         assert (stats.in_use, stats.in_line, stats.fallbacks, stats.direct) == (0, 0, 0, 0)
-        assert stats.by_backend == {"libcrypto": 25}
-        assert stats.backend == "libcrypto"
+        assert stats.by_backend == {"cpu": 25}
+        assert stats.backend == "cpu"
         assert stats.mean_batch == pytest.approx(25 / stats.batches)
         assert 1 <= stats.largest_batch <= 20
 
@@ -218,7 +218,7 @@ def test_auto_says_once_what_computes(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, "gpu_provider"), BatchingProvider(ProviderConfig(backend="auto")) as provider:
         provider.start()
     assert [record.message for record in caplog.records] == [
-        'backend "auto": no GPU backend in this version, computing with libcrypto'
+        'backend "auto": no GPU backend in this version, computing with cpu'
     ]
 
 

@@ -16,7 +16,17 @@ if TYPE_CHECKING:
     from gpu_provider.backends.base import Batch
     from gpu_provider.client import Client
 
-__all__ = ["LibcryptoBackend"]
+__all__ = ["LibcryptoBackend", "libcrypto_modexp"]
+
+
+def libcrypto_modexp(
+    bases: NDArray[np.uint8], exponents: NDArray[np.uint8], moduli: NDArray[np.uint8], outputs: NDArray[np.uint8]
+) -> None:
+    """``Backend.modexp`` by OpenSSL on this thread, without the GIL. Raises BackendError without memory."""
+    count, stride = bases.shape
+    done = lib.gp_libcrypto_modexp(count, u8(bases), u8(exponents), exponents.shape[1], u8(moduli), u8(outputs), stride)
+    if not done:
+        raise BackendError("libcrypto: out of memory")
 
 
 class LibcryptoBackend:
@@ -47,12 +57,7 @@ class LibcryptoBackend:
         moduli: NDArray[np.uint8],
         outputs: NDArray[np.uint8],
     ) -> None:
-        count, stride = bases.shape
-        done = lib.gp_libcrypto_modexp(
-            count, u8(bases), u8(exponents), exponents.shape[1], u8(moduli), u8(outputs), stride
-        )
-        if not done:
-            raise BackendError("libcrypto: out of memory")
+        libcrypto_modexp(bases, exponents, moduli, outputs)
 
     def close(self) -> None:
         self._client = None

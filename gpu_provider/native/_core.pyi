@@ -70,6 +70,18 @@ class _Lib:
     def gp_consumer_take_finished(
         self, client: FFI.CData, count: int, tags: FFI.CData, ok: FFI.CData, outputs: FFI.CData, /
     ) -> int: ...
+    def gp_client_use_kernels(self, client: FFI.CData, kernels: FFI.CData, smallest: int, /) -> None: ...
+    def gp_cpu_private(
+        self,
+        client: FFI.CData,
+        count: int,
+        keys: FFI.CData,
+        inputs: FFI.CData,
+        outputs: FFI.CData,
+        stride: int,
+        ok: FFI.CData,
+        /,
+    ) -> int: ...
     def gp_libcrypto_private(
         self,
         client: FFI.CData,

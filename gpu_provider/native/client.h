@@ -24,6 +24,7 @@ extern const uint64_t gp_time_bounds_ns[GP_TIME_BOUNDS];
 struct gp_small_stats {
     uint64_t requests;
     uint64_t failed;                     /* of those, ERR */
+    uint64_t again;                      /* of those, computed again by OpenSSL because the kernels failed */
     uint64_t sizes[GP_SMALL_BATCH];      /* batches by size: [0] counts those of one request */
     uint64_t waited[GP_TIME_BOUNDS + 1]; /* batches by the time from submission to launch of their oldest request */
     uint64_t waited_ns;
@@ -103,9 +104,9 @@ enum gp_submit gp_client_submit(gp_client *client, uint64_t handle, const uint8_
  * not yet taken; oldest_ns: when the first of them was submitted (CLOCK_MONOTONIC), 0 if none. Also fires the callbacks of
  * those that the full queue turned away.
  *
- * small[GP_CLASSES]: a batch of class i of at most small[i] requests (and GP_SMALL_BATCH) is computed here, by OpenSSL, before
+ * small[GP_CLASSES]: a batch of class i of at most small[i] requests (and GP_SMALL_BATCH) is computed here, by gp_cpu_private(), before
  * anything is returned, if nothing else waits: to hand a few short operations to another thread costs about as much as to
- * compute them. NULL unless libcrypto is in use and idle. What arrives meanwhile waits for that batch. Requests of
+ * compute them. NULL unless the processor's backend is in use and idle. What arrives meanwhile waits for that batch. Requests of
  * gp_client_submit() are never computed here. */
 void gp_consumer_wait(gp_client *client, int64_t timeout_ns, int watch_submissions, const uint32_t *small,
                       uint32_t *waiting, uint64_t *oldest_ns);
@@ -126,6 +127,17 @@ void gp_consumer_complete(gp_client *client, uint32_t count, const uint64_t *han
  * [count][GP_MAX_BYTES], least significant byte first. Returns how many. */
 enum gp_finished { GP_FINISHED_ERR = 0, GP_FINISHED_OK = 1, GP_FINISHED_CLOSED = 2 /* was still in line */ };
 uint32_t gp_consumer_take_finished(gp_client *client, uint32_t count, uint64_t *tags, uint8_t *ok, uint8_t *outputs);
+
+/* ---- the processor's arithmetic over a batch: our kernels, or OpenSSL where that is faster; no lock is held, any thread ---- */
+
+/* From now on gp_cpu_private() and small batches compute with these kernels (gpk_functions(), which outlives the client).
+ * smallest: how many rows must be left over for a group of their own; 0: measured with the first key of each size class. */
+void gp_client_use_kernels(gp_client *client, const struct gpk_functions *kernels, uint32_t smallest);
+
+/* As gp_libcrypto_private(). Returns how many results the kernels got wrong or could not compute for lack of memory; those
+ * have ok[i] = 0, and the kernels are not to be trusted. */
+uint32_t gp_cpu_private(gp_client *client, uint32_t count, const uint64_t *keys, const uint8_t *inputs, uint8_t *outputs,
+                        uint32_t stride, uint8_t *ok);
 
 /* ---- OpenSSL's arithmetic over a batch; no lock is held, any thread ---- */
 

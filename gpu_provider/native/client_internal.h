@@ -1,4 +1,4 @@
-/* What client.c, wait.c, consumer.c and load.c share. Locks, in the order in which they may be taken:
+/* What client.c, key_table.c, cpu.c, wait.c and consumer.c share. Locks, in the order in which they may be taken:
  *
  *   gp_wait.lock → gp_client.lock → gp_client.keys_lock
  *
@@ -87,6 +87,9 @@ struct gp_client {
     uint32_t key_count;
     uint64_t key_serial;
 
+    _Atomic(const struct gpk_functions *) kernels; /* NULL: OpenSSL computes everything */
+    _Atomic uint32_t smallest[GP_CLASSES]; /* rows of a group from which on the kernels are faster; 0: not measured yet */
+
     /* the consumer's one thread */
     struct gp_slot_list waiting[GP_CLASSES];
     atomic_int wake_requested;
@@ -131,6 +134,10 @@ void gp_client_sleep_until_done(gp_client *client, uint64_t handle);
 
 /* Pins a key for one request; 0 if there is no such key. bytes: of its modulus. */
 int gp_client_pin_key(gp_client *client, uint64_t handle, uint32_t *bytes);
+/* Prepares every key that was added before the kernels were known. */
+void gp_client_prepare_keys(gp_client *client);
+/* Gives the key its constants for the kernels, unless it was tried before, they can't take it, or would never be faster. */
+void gp_cpu_prepare(gp_client *client, gp_key *key);
 void gp_client_unpin_key(gp_client *client, uint64_t handle, uint32_t pins);
 
 /* wait.c: fires the callback of a job's connection, or signals its wait fd. Hold no lock. */

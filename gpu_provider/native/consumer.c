@@ -79,13 +79,14 @@ static uint32_t time_bucket(uint64_t ns)
     return bucket;
 }
 
-static void count_small(gp_client *client, uint32_t class_index, uint32_t count, const uint8_t *ok, uint64_t waited_ns,
-                        uint64_t executed_ns)
+static void count_small(gp_client *client, uint32_t class_index, uint32_t count, uint32_t again, const uint8_t *ok,
+                        uint64_t waited_ns, uint64_t executed_ns)
 {
     struct gp_small_stats *small = &client->small[class_index];
 
     pthread_mutex_lock(&client->small_lock);
     small->requests += count;
+    small->again += again;
     for (uint32_t i = 0; i < count; i++)
         small->failed += !ok[i];
     small->sizes[count - 1]++;
@@ -135,7 +136,7 @@ static int serve_small(gp_client *client, const uint32_t *small)
 {
     uint8_t inputs[GP_SMALL_BATCH * GP_MAX_BYTES], outputs[GP_SMALL_BATCH * GP_MAX_BYTES], ok[GP_SMALL_BATCH];
     uint64_t handles[GP_SMALL_BATCH], keys[GP_SMALL_BATCH], submitted_ns[GP_SMALL_BATCH], start;
-    uint32_t class_index = small_class(client, small), count, stride;
+    uint32_t class_index = small_class(client, small), count, stride, again;
 
     if (class_index == GP_CLASSES)
         return 0;
@@ -144,9 +145,13 @@ static int serve_small(gp_client *client, const uint32_t *small)
         return 1; /* they were orphans */
     stride = GP_CLASS_BYTES(class_index);
     start = gp_now_ns();
-    gp_libcrypto_private(client, count, keys, inputs, outputs, stride, ok);
+    again = gp_cpu_private(client, count, keys, inputs, outputs, stride, ok);
+    for (uint32_t i = 0; again > 0 && i < count; i++)
+        if (!ok[i])
+            gp_libcrypto_private(client, 1, keys + i, inputs + (size_t)i * stride, outputs + (size_t)i * stride, stride,
+                                 ok + i);
     /* Counted first: who gets a result sees it counted. */
-    count_small(client, class_index, count, ok, start - submitted_ns[0], gp_now_ns() - start);
+    count_small(client, class_index, count, again, ok, start - submitted_ns[0], gp_now_ns() - start);
     gp_consumer_complete(client, count, handles, outputs, stride, ok);
     OPENSSL_cleanse(outputs, (size_t)count * stride);
     return 1;

@@ -39,6 +39,7 @@ extern const uint64_t gp_time_bounds_ns[13];
 struct gp_small_stats {
     uint64_t requests;
     uint64_t failed;
+    uint64_t again;
     uint64_t sizes[8];
     uint64_t waited[14];
     uint64_t waited_ns;
@@ -62,6 +63,9 @@ void gp_consumer_complete(gp_client *client, uint32_t count, const uint64_t *han
 enum gp_finished { GP_FINISHED_ERR, GP_FINISHED_OK, GP_FINISHED_CLOSED, ... };
 uint32_t gp_consumer_take_finished(gp_client *client, uint32_t count, uint64_t *tags, uint8_t *ok, uint8_t *outputs);
 
+void gp_client_use_kernels(gp_client *client, const void *kernels, uint32_t smallest);
+uint32_t gp_cpu_private(gp_client *client, uint32_t count, const uint64_t *keys, const uint8_t *inputs,
+                        uint8_t *outputs, uint32_t stride, uint8_t *ok);
 void gp_libcrypto_private(gp_client *client, uint32_t count, const uint64_t *keys, const uint8_t *inputs,
                           uint8_t *outputs, uint32_t stride, uint8_t *ok);
 uint32_t gp_libcrypto_verify(gp_client *client, uint32_t count, const uint64_t *keys, const uint8_t *inputs,
@@ -104,7 +108,7 @@ ffi.set_source(
     "gpu_provider.native._core",
     '#include <openssl/err.h>\n#include "client.h"\n#include "provider.h"\n',
     sources=sorted(str(path) for path in Path(NATIVE).glob("*.c") if path.name not in {"_core.c", "module.c"}),
-    include_dirs=[NATIVE],
-    depends=sorted(str(path) for path in Path(NATIVE).glob("*.h")),
+    include_dirs=[NATIVE, "kernels"],
+    depends=sorted(str(path) for path in (*Path(NATIVE).glob("*.h"), Path("kernels/kernels.h"))),
     libraries=["crypto"],
 )

@@ -128,6 +128,8 @@ void gp_key_free(gp_key *key)
 {
     if (key == NULL || atomic_fetch_sub_explicit(&key->references, 1, memory_order_acq_rel) != 1)
         return;
+    if (atomic_load(&key->kernel_key) != NULL)
+        key->kernels->key_free(atomic_load(&key->kernel_key));
     EVP_PKEY_CTX_free(key->private_context);
     EVP_PKEY_CTX_free(key->public_context);
     EVP_PKEY_free(key->pkey);

@@ -1,7 +1,7 @@
 /* An RSA key as the C core holds it: a counted reference to OpenSSL's own key object in a library context of ours.
  *
- * Thread-safe; the key does not change once made. Memory: OpenSSL keeps the numbers in its heap and wipes them when the
- * key is freed (DESIGN.md says what that does and does not protect).
+ * Thread-safe; the key does not change once made, but for what the kernels need of it, which comes later. Memory: OpenSSL
+ * keeps the numbers in its heap and wipes them when the key is freed (DESIGN.md says what that does and does not protect).
  */
 #ifndef GP_KEY_H
 #define GP_KEY_H
@@ -10,6 +10,7 @@
 #include <stdatomic.h>
 #include <stdint.h>
 
+#include "kernels.h"
 #include "queue.h"
 
 /* The inner library context: the default provider alone, apart from the application's, so that our own calls never come
@@ -33,6 +34,10 @@ typedef struct gp_key {
     uint32_t bytes; /* of the modulus */
     uint32_t is_private;
     uint8_t *modulus; /* [bytes], most significant byte first */
+    /* Its constants for the kernels, once gp_cpu_prepare() has made them; NULL: OpenSSL computes. */
+    _Atomic(struct gpk_key *) kernel_key;
+    const struct gpk_functions *kernels; /* of kernel_key */
+    atomic_int preparation;
 } gp_key;
 
 /* Takes references of its own to both. NULL with an OpenSSL error queued if pkey is not RSA. */

@@ -58,7 +58,27 @@ uint64_t gp_client_add_key(gp_client *client, gp_key *key)
         client->keys[index] = (struct gp_key_entry){.key = gp_key_up_ref(key), .handle = handle};
     }
     pthread_mutex_unlock(&client->keys_lock);
+    if (handle != 0)
+        gp_cpu_prepare(client, key); /* after it is in the table, or gp_client_prepare_keys() might miss it as well */
     return handle;
+}
+
+void gp_client_prepare_keys(gp_client *client)
+{
+    uint32_t index = 0, count;
+
+    do {
+        gp_key *key = NULL;
+
+        pthread_mutex_lock(&client->keys_lock);
+        count = client->key_count;
+        if (index < count && client->keys[index].handle != 0)
+            key = gp_key_up_ref(client->keys[index].key);
+        pthread_mutex_unlock(&client->keys_lock);
+        if (key != NULL)
+            gp_cpu_prepare(client, key);
+        gp_key_free(key);
+    } while (++index < count);
 }
 
 void gp_client_remove_key(gp_client *client, uint64_t handle)

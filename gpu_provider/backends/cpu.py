@@ -1,0 +1,123 @@
+"""The processor's own backend: our kernels, eight operations at a time with AVX-512 IFMA, and libcrypto where it wins.
+
+A group of rows costs the kernels the same however many of its rows are used. So whole groups are theirs, and what is
+left over goes to OpenSSL if that takes less time. Where that begins is measured, for each size, with the first key of
+that size.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from gpu_provider import kernels
+from gpu_provider.backends.libcrypto import libcrypto_modexp
+from gpu_provider.client import u8, u64
+from gpu_provider.errors import BackendError
+from gpu_provider.native import ffi, lib
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from gpu_provider.backends.base import Batch
+    from gpu_provider.client import Client
+
+__all__ = ["CpuBackend"]
+
+_MAX_BYTES = 512
+"""Of a number that the kernels take."""
+_MEASURED_EXPONENT_BYTES = 16
+_MEASUREMENTS = 3
+
+
+class CpuBackend:
+    """One batch per processor core at a time. Constant time, blinded, and every result verified with e.
+
+    Keys are prepared when they are loaded: their constants lie in locked memory (if the limit on it allows), and are
+    wiped with the key. A key that the kernels do not take (more than two primes, no factors, e above 64 bits) is
+    computed on libcrypto.
+    """
+
+    name = "cpu"
+    verifies = True
+
+    def __init__(
+        self, threads: int | None = None, *, lane: kernels.Lane = kernels.Lane.BEST, smallest: int | None = None
+    ) -> None:
+        """``threads``: batches at a time; None: as many as this process may use processor cores. ``lane``: the kernels'
+        arithmetic. ``smallest``: the rows from which on a group is computed by the kernels; None: as measured."""
+        self.lanes = threads or len(os.sched_getaffinity(0))
+        self.lane = kernels.lane(lane)
+        self._width = kernels.lane_width(self.lane)
+        self._smallest = smallest
+        self._smallest_modexp: dict[int, int] = {}
+        self._client: Client | None = None
+
+    def open(self, client: Client) -> None:
+        functions = ffi.cast("void *", kernels.functions_address(self.lane))
+        lib.gp_client_use_kernels(client.pointer, functions, self._smallest or 0)
+        self._client = client
+
+    def private_op(self, batch: Batch) -> None:
+        if self._client is None:
+            raise BackendError("cpu: the backend is not open")
+        failed = lib.gp_cpu_private(
+            self._client.pointer,
+            len(batch),
+            u64(batch.keys),
+            u8(batch.inputs),
+            u8(batch.outputs),
+            batch.class_bytes,
+            u8(batch.ok),
+        )
+        if failed:
+            raise BackendError(f"cpu: {failed} of {len(batch)} results are wrong, or there was no memory for them")
+
+    def modexp(
+        self,
+        bases: NDArray[np.uint8],
+        exponents: NDArray[np.uint8],
+        moduli: NDArray[np.uint8],
+        outputs: NDArray[np.uint8],
+    ) -> None:
+        count, stride = bases.shape
+        ours = self._rows_for_kernels(count, stride) if max(stride, exponents.shape[1]) <= _MAX_BYTES else 0
+        if ours:
+            ok = np.zeros(ours, np.uint8)
+            kernels.modexp(bases[:ours], exponents[:ours], moduli[:ours], outputs[:ours], ok, lane=self.lane)
+            if not ok.all():
+                raise BackendError("cpu: a modulus is even or below 3")
+        if ours < count:
+            libcrypto_modexp(bases[ours:], exponents[ours:], moduli[ours:], outputs[ours:])
+
+    def close(self) -> None:
+        self._client = None
+
+    def _rows_for_kernels(self, count: int, stride: int) -> int:
+        """Whole groups, and what is left over if a group of its own is faster than libcrypto."""
+        if self._smallest is None and stride not in self._smallest_modexp:
+            self._smallest_modexp[stride] = self._measure_modexp(stride)
+        smallest = self._smallest or self._smallest_modexp[stride]
+        if smallest > self._width:
+            return 0
+        rest = count % self._width
+        return count if rest >= smallest else count - rest
+
+    def _measure_modexp(self, stride: int) -> int:
+        """From how many rows on a group of the kernels is faster, for moduli of this many bytes; more than its width if
+        it never is."""
+        moduli = np.full((1, stride), 0xFF, np.uint8)
+        bases, outputs = np.full_like(moduli, 0x55), np.empty_like(moduli)
+        exponents = np.full((1, min(stride, _MEASURED_EXPONENT_BYTES)), 0xAA, np.uint8)
+        ok = np.zeros(1, np.uint8)
+        group = single = float("inf")
+        for _ in range(_MEASUREMENTS):
+            start = time.perf_counter()
+            kernels.modexp(bases, exponents, moduli, outputs, ok, lane=self.lane)
+            between = time.perf_counter()
+            libcrypto_modexp(bases, exponents, moduli, outputs)
+            group, single = min(group, between - start), min(single, time.perf_counter() - between)
+        return int(group / single) + 1

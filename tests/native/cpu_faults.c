@@ -1,0 +1,102 @@
+/* The processor's backend over kernels that fail: a lane and a small batch in the batching thread. */
+#include <openssl/evp.h>
+#include <openssl/rsa.h>
+#include <string.h>
+
+#include "check.h"
+#include "client_internal.h"
+
+#define BITS 2048
+#define BYTES (BITS / 8)
+#define ROWS 11
+
+static int healthy, keys_made;
+
+static enum gpk_status key_new(gpk_key **key, struct gpk_number n, struct gpk_number e, struct gpk_number p,
+                               struct gpk_number q, struct gpk_number dp, struct gpk_number dq, struct gpk_number qinv)
+{
+    CHECK(n.size == BYTES && (n.bytes[0] & 1) && e.size == 3 && e.bytes[0] == 1 && e.bytes[2] == 1);
+    CHECK(p.size == BYTES / 2 && q.size == BYTES / 2 && dp.size > 0 && dq.size > 0 && qinv.size > 0);
+    *key = malloc(1);
+    CHECK(*key != NULL);
+    keys_made++;
+    return GPK_OK;
+}
+
+static void key_free(gpk_key *key)
+{
+    free(key);
+    keys_made--;
+}
+
+/* Leaves out each row whose number divides by three, unless healthy. What it computes is zero: results count as right by ok. */
+static enum gpk_status private_op(enum gpk_lane lane, uint32_t count, gpk_key *const *keys, const uint8_t *inputs,
+                                  uint8_t *outputs, uint32_t stride, uint8_t *ok)
+{
+    (void)lane, (void)keys, (void)inputs;
+    memset(outputs, 0, (size_t)count * stride);
+    for (uint32_t i = 0; i < count; i++)
+        ok[i] = healthy || i % 3 != 0;
+    return GPK_OK;
+}
+
+static const struct gpk_functions kernels = {GPK_LANE_PORTABLE, 4, key_new, key_free, private_op};
+
+static void submit(gp_client *client, uint64_t handle, const uint8_t *input)
+{
+    struct gp_waiter waiter = {.kind = GP_WAITER_THREAD, .key = handle};
+    uint32_t bytes, slot = gp_client_claim(client, NULL);
+
+    CHECK(gp_client_pin_key(client, handle, &bytes) && bytes == BYTES);
+    CHECK(gp_client_put(client, slot, &waiter, bytes, input, 0) != 0);
+}
+
+int main(void)
+{
+    gp_client *client = gp_client_new(16);
+    EVP_PKEY *pkey = EVP_PKEY_Q_keygen(gp_inner_libctx(gp_client_inner(client)), NULL, "RSA", (size_t)BITS);
+    gp_key *key = gp_key_new(gp_client_inner(client), pkey);
+    uint8_t inputs[ROWS * BYTES] = {0}, outputs[ROWS * BYTES], ok[ROWS];
+    uint64_t handle = gp_client_add_key(client, key), keys[ROWS], oldest[GP_CLASSES];
+    uint32_t small[GP_CLASSES] = {8, 8, 8, 8, 8}, waiting[GP_CLASSES];
+    struct gp_small_stats stats[GP_CLASSES];
+
+    for (int i = 0; i < ROWS; i++) {
+        inputs[i * BYTES] = (uint8_t)(i + 2);
+        keys[i] = handle;
+    }
+    healthy = 1; /* it fails later, or the key would not be given to it at all */
+    gp_client_use_kernels(client, &kernels, 2);
+    CHECK(keys_made == 1);
+
+    /* 8 rows in groups, and a rest of 3, which is enough for one more: rows 0, 3, 6, 9 fail. */
+    healthy = 0;
+    CHECK(gp_cpu_private(client, ROWS, keys, inputs, outputs, BYTES, ok) == 4);
+    for (int i = 0; i < ROWS; i++)
+        CHECK(ok[i] == (i % 3 != 0));
+    /* A rest of one is OpenSSL's. */
+    CHECK(gp_cpu_private(client, 5, keys, inputs, outputs, BYTES, ok) == 2 && ok[4]);
+    CHECK(gp_libcrypto_verify(client, 1, keys, inputs + 4 * BYTES, outputs + 4 * BYTES, BYTES, ok + 4) == 0);
+
+    for (int i = 0; i < 4; i++)
+        submit(client, handle, inputs + i * BYTES);
+    gp_consumer_wait(client, 0, 1, small, waiting, oldest);
+    gp_client_get_small_stats(client, stats);
+    CHECK(waiting[0] == 0 && stats[0].requests == 4 && stats[0].failed == 0 && stats[0].again == 2);
+
+    /* A key that fails its trial is left to OpenSSL. */
+    gp_client_remove_key(client, handle);
+    gp_key_free(key);
+    CHECK(keys_made == 0);
+    key = gp_key_new(gp_client_inner(client), pkey);
+    handle = gp_client_add_key(client, key);
+    CHECK(keys_made == 0);
+    CHECK(gp_cpu_private(client, 1, &handle, inputs, outputs, BYTES, ok) == 0 && ok[0]);
+
+    gp_client_remove_key(client, handle);
+    gp_key_free(key);
+    EVP_PKEY_free(pkey);
+    gp_client_close(client);
+    gp_client_free(client);
+    return 0;
+}
