@@ -65,8 +65,10 @@ enum gpk_status gpk_private(enum gpk_lane lane, uint32_t count, gpk_key *const *
     lane = gpk_resolve_lane(lane);
     if (lane == GPK_LANE_BEST)
         return GPK_NO_LANE;
-    if (stride > MAX_BYTES)
+    if (stride == 0 || stride > MAX_BYTES)
         return GPK_UNSUPPORTED;
+    if (count == 0)
+        return GPK_OK;
     void *workspace = take_workspace();
     if (workspace == NULL)
         return GPK_NO_MEMORY;
@@ -92,6 +94,8 @@ enum gpk_status gpk_modexp(enum gpk_lane lane, uint32_t count, const uint8_t *ba
     if (stride == 0 || stride > MAX_BYTES || exponent_stride > MAX_BYTES || exponent_bits == 0
         || exponent_bits > 8 * exponent_stride)
         return GPK_UNSUPPORTED;
+    if (count == 0)
+        return GPK_OK;
     void *workspace = take_workspace();
     if (workspace == NULL)
         return GPK_NO_MEMORY;
@@ -108,8 +112,8 @@ enum gpk_status gpk_modexp(enum gpk_lane lane, uint32_t count, const uint8_t *ba
 const struct gpk_functions *gpk_functions_of(enum gpk_lane lane)
 {
     static const struct gpk_functions functions[] = {
-        {GPK_LANE_PORTABLE, 1, gpk_key_new, gpk_key_free, gpk_key_is_locked, gpk_private},
-        {GPK_LANE_IFMA, 8, gpk_key_new, gpk_key_free, gpk_key_is_locked, gpk_private},
+        {GPK_LANE_PORTABLE, 1, gpk_key_new, gpk_key_free, gpk_private},
+        {GPK_LANE_IFMA, 8, gpk_key_new, gpk_key_free, gpk_private},
     };
 
     switch (gpk_resolve_lane(lane)) {

@@ -2,7 +2,8 @@
  *
  * Numbers are rows of little-endian bytes. Every function may be called from any number of threads at once; a key
  * must stay until the calls that use it have returned. Calls keep no thread and no descriptor, so a fork is safe
- * between them.
+ * between them. A child forked while another thread was inside a call may free the keys that it was forked with, and
+ * must not use them; all else works there.
  */
 #ifndef GPK_KERNELS_H
 #define GPK_KERNELS_H
@@ -40,7 +41,7 @@ enum gpk_status {
 };
 
 struct gpk_number {
-    const uint8_t *bytes; /* little-endian */
+    const uint8_t *bytes; /* little-endian; any number of leading zeros */
     size_t size;
 };
 
@@ -56,7 +57,8 @@ int gpk_key_is_locked(const gpk_key *key);
 
 /* outputs[i] = inputs[i]^d mod n of keys[i], blinded, computed by the Chinese remainder theorem and verified with e.
  * ok[i] is 1, or 0 with a row of zeros: input not below n, key wider than the row, or a result that did not verify.
- * Rows of all keys and sizes may be mixed. Constant time in keys and inputs but for sizes and public exponents. */
+ * Rows of 1 to 512 bytes; keys of all sizes may be mixed. Constant time in keys and inputs but for sizes and public
+ * exponents. */
 enum gpk_status gpk_private(enum gpk_lane lane, uint32_t count, gpk_key *const *keys, const uint8_t *inputs,
                             uint8_t *outputs, uint32_t stride, uint8_t *ok);
 
@@ -75,7 +77,6 @@ struct gpk_functions {
                                struct gpk_number q, struct gpk_number dp, struct gpk_number dq,
                                struct gpk_number qinv);
     void (*key_free)(gpk_key *key);
-    int (*key_is_locked)(const gpk_key *key);
     enum gpk_status (*private_op)(enum gpk_lane lane, uint32_t count, gpk_key *const *keys, const uint8_t *inputs,
                                   uint8_t *outputs, uint32_t stride, uint8_t *ok);
 };

@@ -175,7 +175,7 @@ void gpk_key_free(gpk_key *key)
         key->blocks = block->next;
         secret_free(block, block->size);
     }
-    pthread_mutex_destroy(&key->mutex);
+    /* The mutex is not destroyed: a child may have been forked while it was held, and it owns nothing. */
     secret_free(key, key->size);
 }
 
@@ -212,7 +212,7 @@ static int add_block(gpk_key *key)
         return 0;
     block->size = size;
     block->next = key->blocks;
-    key->blocks = block;
+    __atomic_store_n(&key->blocks, block, __ATOMIC_RELEASE); /* a child forked here finds a whole list to free */
     uint64_t *at = reinterpret_cast<uint64_t *>(block + 1);
     for (BlindingPair &pair : block->pairs) {
         pair.factor = at;

@@ -20,7 +20,8 @@ inline void limbs_from_bytes(uint64_t *to, int limbs, const uint8_t *bytes, int 
 {
     uint8_t padded[MAX_LIMBS * 52 / 8 + 16] = {0};
 
-    memcpy(padded, bytes, (size_t)size);
+    if (size > 0) /* bytes may be NULL otherwise, which memcpy must not be given */
+        memcpy(padded, bytes, (size_t)size);
     for (int i = 0; i < limbs; i++) {
         uint64_t word;
         memcpy(&word, padded + i * 52 / 8, sizeof(word));
