@@ -7,6 +7,7 @@ import random
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from kernel_cases import check_powers
 from kernel_oracle import lane_or_skip, modexp, prime
 
 from gpu_provider import kernels
@@ -82,6 +83,11 @@ def test_rows_that_are_too_wide_or_empty(lane: kernels.Lane) -> None:
         modexp([1], [1], [3], 513, lane)
     with pytest.raises(kernels.UnsupportedError):
         modexp([1], [1], [3], 256, lane, exponent_bits=8 * 513)
+
+
+def test_random_numbers(lane: kernels.Lane) -> None:
+    cases = 320 if lane is kernels.Lane.IFMA else 64
+    assert sum(check_powers(lane, cases)) == cases
 
 
 @settings(deadline=None, max_examples=60)

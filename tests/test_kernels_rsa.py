@@ -1,22 +1,21 @@
 """RSA private operations of the kernels against Python's ``pow``, at the edges of every bound and of every size class.
 
-``GPK_LONG_CASES=1000000`` asks for a long run of the random test.
+``make test-long`` is a long run of the random test.
 """
 
 from __future__ import annotations
 
-import os
 import random
 import threading
 from dataclasses import replace
 
 import pytest
+from kernel_cases import SIZES, check_private_operations
 from kernel_oracle import Numbers, lane_or_skip, prime, private_op
 
 from gpu_provider import kernels
 
 LANES = [kernels.Lane.PORTABLE, kernels.Lane.IFMA]
-SIZES = [2048, 2056, 3000, 3072, 4096]
 pytestmark = pytest.mark.timeout(300)
 
 
@@ -124,35 +123,8 @@ def test_no_rows(lane: kernels.Lane) -> None:
 
 
 def test_random_keys_and_inputs(lane: kernels.Lane) -> None:
-    cases = int(os.environ.get("GPK_LONG_CASES", "0")) or (2000 if lane is kernels.Lane.IFMA else 40)
-    source = random.Random(2026)  # noqa: S311
-    keys = [Numbers.of(bits) for bits in (*SIZES, 2048, 2048, 2560)]
-    loaded = [key.load() for key in keys]
-    for start in range(0, cases, 64):
-        chosen = [source.randrange(len(keys)) for _ in range(min(64, cases - start))]
-        inputs = [random_input(source, keys[i].n) for i in chosen]
-        outputs, ok = private_op([loaded[i] for i in chosen], inputs, 512, lane)
-        assert ok == [1] * len(chosen)
-        # The public operation is the cheap oracle for all; the full one, for one of each batch.
-        assert all(pow(y, keys[i].e, keys[i].n) == x for i, x, y in zip(chosen, inputs, outputs, strict=True))
-        assert outputs[0] == keys[chosen[0]].private(inputs[0])
-
-
-def random_input(source: random.Random, n: int) -> int:
-    """Uniform, short, near the modulus, or long runs of equal bits."""
-    kind = source.randrange(4)
-    if kind == 0:
-        return source.randrange(n)
-    if kind == 1:
-        return source.getrandbits(source.randrange(1, n.bit_length()))
-    if kind == 2:
-        return n - 1 - source.getrandbits(source.randrange(1, 128))
-    value = 0
-    while value.bit_length() < n.bit_length():
-        run = source.randrange(1, 200)
-        value = value << run | (source.randrange(2) * ((1 << run) - 1))
-        value |= value == 0
-    return value % n
+    cases = 2000 if lane is kernels.Lane.IFMA else 40
+    assert sum(check_private_operations(lane, cases)) == cases
 
 
 @pytest.mark.parametrize("part", ["p", "q", "dp", "dq", "qinv"])
