@@ -1,8 +1,12 @@
-# make demo | test | lint | sanitize | bench | wheel | container | clean
-# PYTHON=… names the interpreter (3.11 or later); CC=…, CXX=… and CFLAGS=… reach the compiler.
+# make demo | test | test-long | lint | sanitize | fuzz | bench | wheel | container | clean
+# PYTHON=… names the interpreter (3.11 or later); CC=…, CXX=… and CFLAGS=… reach the compiler. FUZZ_SECONDS=… and
+# LONG_CASES=… say how long to fuzz, and how many cases a long test takes.
 
 PYTHON ?= python3
 PYTEST_ARGS ?=
+CLANGXX ?= clang++
+FUZZ_SECONDS ?= 45
+LONG_CASES ?= 1000000
 BIN := .venv/bin
 comma := ,
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
@@ -11,7 +15,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 BUILT_FROM := pyproject.toml setup.py setup.cfg gpu_provider/native/core_build.py tls/ssl_build.py kernels/kernels_build.py \
 	$(filter-out %/_kernels.cpp,$(wildcard gpu_provider/native/*.[ch] tls/*.[ch] kernels/*.h kernels/*.cpp))
 
-.PHONY: demo test lint sanitize bench wheel container clean
+.PHONY: demo test test-long lint sanitize fuzz bench wheel container clean
 .DELETE_ON_ERROR:
 
 demo: .venv/ready-demo
@@ -20,6 +24,10 @@ demo: .venv/ready-demo
 test: .venv/ready-test
 	@echo "running the tests"
 	@$(BIN)/pytest $(PYTEST_ARGS)
+
+# Random batches on every lane of the kernels; the number is that of the fastest lane.
+test-long: .venv/ready-test
+	@$(BIN)/python tests/kernel_cases.py --cases $(LONG_CASES)
 
 bench: .venv/ready-bench
 	@$(BIN)/python -m bench
@@ -62,6 +70,35 @@ sanitize: build/sanitize/$(1)-$(2)
 endef
 $(foreach stress,$(STRESS),$(eval $(call sanitized_program,$(stress),address,address$(comma)undefined -fno-sanitize-recover=all)))
 $(foreach stress,$(filter-out jobs_%,$(STRESS)),$(eval $(call sanitized_program,$(stress),thread,thread)))
+
+# The kernels, by clang, which has libFuzzer and is done sooner. In the unrolled arithmetic, checks of every pointer would
+# take minutes to compile; the address sanitizer sees what it points at.
+KERNELS_FLAGS := -std=c++17 -O1 -g1 -fno-omit-frame-pointer -Wall -Wextra -Werror -pthread -Ikernels -Itests/native
+KERNELS_OBJECTS := $(patsubst kernels/%.cpp,%.o,$(filter-out %/_kernels.cpp,$(wildcard kernels/*.cpp)))
+SANITIZER_address := -fsanitize=address,undefined,fuzzer-no-link -fno-sanitize-recover=all
+SANITIZER_thread := -fsanitize=thread
+build/sanitize/address/batch_%.o: KERNELS_FLAGS += -fno-sanitize=null,alignment,pointer-overflow,object-size
+ifeq ($(shell uname -m),x86_64)
+%/batch_ifma.o: KERNELS_FLAGS += -mavx512f -mavx512dq -mavx512ifma
+endif
+define sanitized_kernels
+build/sanitize/$(1)/%.o: kernels/%.cpp $(wildcard kernels/*.h)
+	@mkdir -p $$(@D)
+	@$$(CLANGXX) $$(SANITIZER_$(1)) $$(KERNELS_FLAGS) -c $$< -o $$@
+build/sanitize/kernels_stress-$(1): tests/native/kernels_stress.cpp $(addprefix build/sanitize/$(1)/,$(KERNELS_OBJECTS))
+	@$$(CLANGXX) $$(SANITIZER_$(1)) $$(KERNELS_FLAGS) $$^ -o $$@ -lcrypto
+sanitize: build/sanitize/kernels_stress-$(1)
+endef
+$(foreach sanitizer,address thread,$(eval $(call sanitized_kernels,$(sanitizer))))
+build/sanitize/kernels_fuzz: tests/native/kernels_fuzz.cpp $(addprefix build/sanitize/address/,$(KERNELS_OBJECTS))
+	@$(CLANGXX) -fsanitize=fuzzer $(SANITIZER_address) $(KERNELS_FLAGS) $^ -o $@ -lcrypto
+
+# What it finds new goes to build/fuzz and is used again; an input that fails lies there too, as crash-…: give it to
+# build/sanitize/kernels_fuzz as its argument.
+fuzz: build/sanitize/kernels_fuzz
+	@mkdir -p build/fuzz/corpus
+	@echo "fuzzing the kernels for $(FUZZ_SECONDS) s"
+	@$< -max_total_time=$(FUZZ_SECONDS) -timeout=60 -max_len=4096 -artifact_prefix=build/fuzz/ -print_final_stats=1 -verbosity=0 build/fuzz/corpus
 
 sanitize:
 	@for program in $^; do \
