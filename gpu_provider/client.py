@@ -69,7 +69,7 @@ def openssl_error() -> str:
 
 @dataclass(frozen=True, slots=True)
 class QueueCounters:
-    """``struct gp_client_stats``: since the client was made, but for the last two, which are now."""
+    """``struct gp_client_stats``: since the client was made, but for those from ``in_use`` on, which are now."""
 
     submitted: int
     completed: int
@@ -79,6 +79,11 @@ class QueueCounters:
     direct: int
     in_use: int
     in_line: int
+    keys: int
+    kernel_keys: int
+    """Of those, with constants for the kernels; OpenSSL computes with the others."""
+    locked_keys: int
+    """Of those, in locked memory."""
 
 
 @dataclass(frozen=True, slots=True)

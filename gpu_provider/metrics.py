@@ -67,6 +67,15 @@ def _queue(now: QueueCounters, depth: int) -> Iterable[Metric]:
     yield GaugeMetricFamily("gpu_provider_queue_depth", "Slots of the request queue", value=depth)
     yield GaugeMetricFamily("gpu_provider_queue_in_use", "Slots in use now", value=now.in_use)
     yield GaugeMetricFamily("gpu_provider_queue_in_line", "Requests waiting for a free slot now", value=now.in_line)
+    keys = GaugeMetricFamily(
+        "gpu_provider_keys",
+        "Private keys loaded: prepared for the kernels, in locked memory or not, or computed by OpenSSL alone",
+        labels=["prepared"],
+    )
+    keys.add_metric(["locked"], now.locked_keys)
+    keys.add_metric(["unlocked"], now.kernel_keys - now.locked_keys)
+    keys.add_metric(["no"], now.keys - now.kernel_keys)
+    yield keys
 
 
 def _batches(counts: BatchCounts) -> Iterable[Metric]:

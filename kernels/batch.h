@@ -8,17 +8,19 @@
 #define GPK_BATCH_H
 
 #include "batches.h"
+#include "lane_rows.h"
 #include "limbs.h"
 #include "memory.h"
 #include "modexp.h"
-#include "rsa.h"
 
 namespace gpk {
 
 namespace {
 
+template <int N, class V> using LaneRsa = RsaPrivate<LaneRows<N, V>>;
+
 /* Makes pairs for the key until one can be taken; NULL if memory or randomness ran out. */
-template <int N, class V> BlindingPair *make_and_take(RsaPrivate<N, V> *rsa, gpk_key *key)
+template <int N, class V> BlindingPair *make_and_take(LaneRsa<N, V> *rsa, gpk_key *key)
 {
     constexpr int width = V::width;
     BlindingPair *pair;
@@ -26,14 +28,14 @@ template <int N, class V> BlindingPair *make_and_take(RsaPrivate<N, V> *rsa, gpk
     while ((pair = take_pair(key)) == NULL) {
         BlindingPair *vacant[PAIRS];
         gpk_key *keys[width];
-        typename RsaPrivate<N, V>::Row random[width];
+        typename LaneRows<N, V>::Row random[width];
         const int count = take_vacant(key, vacant);
 
         if (count == 0)
             return NULL;
         for (gpk_key *&row_key : keys)
             row_key = key;
-        rsa->set_keys(keys);
+        rsa->rows.set_keys(keys);
         for (int done = 0; done < count; done += width) {
             BlindingPair *pairs[width];
             if (!random_bytes(random, sizeof(random)))
@@ -44,7 +46,8 @@ template <int N, class V> BlindingPair *make_and_take(RsaPrivate<N, V> *rsa, gpk
             for (auto &row : random)
                 for (uint64_t &limb : row)
                     limb &= LIMB_MASK;
-            rsa->make_pairs(random, pairs);
+            rsa->rows.set_rows(random, pairs, NULL);
+            rsa->make_pair();
         }
         add_ready(key, vacant, count);
     }
@@ -53,10 +56,10 @@ template <int N, class V> BlindingPair *make_and_take(RsaPrivate<N, V> *rsa, gpk
 
 /* Rows `indices[0 .. count - 1]`, all of keys with N limbs. */
 template <int N, class V>
-void private_group(RsaPrivate<N, V> *rsa, const PrivateBatch &batch, const uint32_t *indices, int count)
+void private_group(LaneRsa<N, V> *rsa, const PrivateBatch &batch, const uint32_t *indices, int count)
 {
     constexpr int width = V::width, capacity = limbs_to_bytes(2 * N);
-    typename RsaPrivate<N, V>::Row rows[width];
+    typename LaneRows<N, V>::Row rows[width];
     gpk_key *keys[width];
     BlindingPair *pairs[width];
     uint8_t ok[width];
@@ -73,8 +76,9 @@ void private_group(RsaPrivate<N, V> *rsa, const PrivateBatch &batch, const uint3
         }
         limbs_from_bytes(rows[i], 2 * N, batch.inputs + (size_t)row * batch.stride, size);
     }
-    rsa->set_keys(keys);
-    rsa->private_operation(rows, pairs, ok);
+    rsa->rows.set_keys(keys);
+    rsa->rows.set_rows(rows, pairs, ok);
+    rsa->private_operation();
     for (int i = 0; i < count; i++) {
         limbs_to_bytes(batch.outputs + (size_t)indices[i] * batch.stride, size, rows[i], 2 * N);
         batch.ok[indices[i]] = ok[i];
@@ -95,7 +99,7 @@ inline int row_fits(const PrivateBatch &batch, uint32_t index, int limbs)
 
 template <int N, class V> void private_class(void *workspace, const PrivateBatch &batch)
 {
-    RsaPrivate<N, V> *rsa = static_cast<RsaPrivate<N, V> *>(workspace);
+    LaneRsa<N, V> *rsa = static_cast<LaneRsa<N, V> *>(workspace);
     uint32_t indices[V::width];
     int count = 0, used = 0;
 

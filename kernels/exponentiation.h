@@ -37,69 +37,108 @@ template <int WINDOW> struct Digits {
     }
 };
 
-/* The scan of a whole table for the entry that a digit names, a limb with each call: aside of the squarings. */
-template <int WINDOW, int N, class V> class TableScan {
+/* An exponent for each element of a lane, as Digits stores it. */
+template <class V> class PackedExponent {
   public:
-    GPK_INLINE TableScan(V *entry, const V *table, V word, int position)
-        : entry(entry), table(table), selector(word, position)
+    explicit PackedExponent(const V *words) : words(words) {}
+
+    /* What picks the entry that a digit names. */
+    template <int WINDOW> GPK_INLINE Selector<WINDOW, V> select(int digit) const
+    {
+        constexpr int PER_WORD = Digits<WINDOW>::per_word;
+        return Selector<WINDOW, V>(words[digit / PER_WORD], digit % PER_WORD * WINDOW);
+    }
+
+  private:
+    const V *words;
+};
+
+/* The scan of a whole table for one entry, a limb with each call: aside of the squarings. */
+template <int WINDOW, int N, class V, class Table> class TableScan {
+  public:
+    GPK_INLINE TableScan(V *entry, Table table, Selector<WINDOW, V> selector)
+        : entry(entry), table(table), selector(selector)
     {
     }
 
     GPK_INLINE void operator()()
     {
         if (limb < N) {
-            entry[limb] = selector.pick(table + (limb << WINDOW));
+            scan(limb);
             limb++;
         }
     }
 
     GPK_INLINE void finish()
     {
-        while (limb < N)
-            (*this)();
+        GPK_UNROLL
+        for (int i = limb; i < N; i++)
+            scan(i);
     }
 
   private:
     V *entry;
-    const V *table;
+    Table table;
     Selector<WINDOW, V> selector;
     int limb = 0;
+
+    GPK_INLINE void scan(int i) { entry[i] = selector.pick(table + (i << WINDOW)); }
 };
 
-/* result = base^exponent in Montgomery form, below 2 moduli. base and one: Montgomery form, below 4 moduli.
- * exponent: Digits<WINDOW>::words of it. table: limbs 2^WINDOW elements of scratch. result may be base. */
-template <int WINDOW, class Arithmetic, class V = typename Arithmetic::Lane>
-void exponentiate(Arithmetic &arithmetic, V *result, const V *base, const V *one, const V *exponent, int digits,
-                  V *table)
+/* result = base^exponent in Montgomery form, a product. base and one: Montgomery form, operands.
+ * exponent: PackedExponent, or what has its select(). table: limbs 2^WINDOW elements of scratch, V * or what is indexed
+ * and advanced as one. result may be base. */
+template <int WINDOW, class Arithmetic, class Exponent, class Table, class V = typename Arithmetic::Lane>
+GPK_FUNCTION void exponentiate(Arithmetic &arithmetic, V *result, const V *base, const V *one,
+                               const Exponent &exponent, int digits, Table table)
 {
     constexpr int N = Arithmetic::limbs, ENTRIES = 1 << WINDOW;
+    using Scan = TableScan<WINDOW, N, V, Table>;
     V factor[N];
 
     /* Entry by entry along each limb, so that the scan reads memory in order. */
+    GPK_UNROLL
     for (int i = 0; i < N; i++) {
         table[i * ENTRIES] = one[i];
         table[i * ENTRIES + 1] = factor[i] = base[i];
     }
+    GPK_LOOP
     for (int entry = 2; entry < ENTRIES; entry++) {
         arithmetic.multiply(factor, factor, base);
+        GPK_UNROLL
         for (int i = 0; i < N; i++)
             table[i * ENTRIES + entry] = factor[i];
     }
-    for (int digit = digits - 1; digit >= 0; digit--) {
-        constexpr int PER_WORD = Digits<WINDOW>::per_word;
-        TableScan<WINDOW, N, V> scan(factor, table, exponent[digit / PER_WORD], digit % PER_WORD * WINDOW);
+    Scan(result, table, exponent.template select<WINDOW>(digits - 1)).finish();
+    GPK_LOOP
+    for (int digit = digits - 2; digit >= 0; digit--) {
+        Scan scan(factor, table, exponent.template select<WINDOW>(digit));
 
-        if (digit == digits - 1) {
-            scan.finish();
-            for (int i = 0; i < N; i++)
-                result[i] = factor[i];
-            continue;
+        GPK_LOOP
+        for (int i = 0; i < WINDOW; i++) {
+            if constexpr (Arithmetic::takes_asides)
+                arithmetic.square(result, result, scan);
+            else
+                arithmetic.square(result, result);
         }
-        for (int i = 0; i < WINDOW; i++)
-            arithmetic.square(result, result, scan);
         scan.finish();
         arithmetic.multiply(result, result, factor);
     }
+}
+
+/* number = number^exponent mod the modulus, canonical, for a number below R. one, r2: R and R^2 mod the modulus. */
+template <int WINDOW, class Arithmetic, class Exponent, class Table, class V = typename Arithmetic::Lane>
+GPK_FUNCTION void raise(Arithmetic &arithmetic, V *number, const V *one, const V *r2, const Exponent &exponent,
+                        int digits, Table table)
+{
+    constexpr int N = Arithmetic::limbs;
+    V unit[N];
+
+    arithmetic.multiply(number, number, r2);
+    exponentiate<WINDOW>(arithmetic, number, number, one, exponent, digits, table);
+    Arithmetic::set_unit(unit);
+    arithmetic.multiply(number, number, unit);
+    arithmetic.reduce(number, number);
 }
 
 } // namespace gpk

@@ -112,8 +112,8 @@ enum gpk_status gpk_modexp(enum gpk_lane lane, uint32_t count, const uint8_t *ba
 const struct gpk_functions *gpk_functions_of(enum gpk_lane lane)
 {
     static const struct gpk_functions functions[] = {
-        {GPK_LANE_PORTABLE, 1, gpk_key_new, gpk_key_free, gpk_private},
-        {GPK_LANE_IFMA, 8, gpk_key_new, gpk_key_free, gpk_private},
+        {GPK_LANE_PORTABLE, 1, gpk_key_new, gpk_key_free, gpk_key_is_locked, gpk_private},
+        {GPK_LANE_IFMA, 8, gpk_key_new, gpk_key_free, gpk_key_is_locked, gpk_private},
     };
 
     switch (gpk_resolve_lane(lane)) {

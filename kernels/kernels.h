@@ -77,6 +77,7 @@ struct gpk_functions {
                                struct gpk_number q, struct gpk_number dp, struct gpk_number dq,
                                struct gpk_number qinv);
     void (*key_free)(gpk_key *key);
+    int (*key_is_locked)(const gpk_key *key);
     enum gpk_status (*private_op)(enum gpk_lane lane, uint32_t count, gpk_key *const *keys, const uint8_t *inputs,
                                   uint8_t *outputs, uint32_t stride, uint8_t *ok);
 };

@@ -55,12 +55,8 @@ template <int N, class L> class Modexp {
             Digits<WINDOW>::pack(packed, exponents[i], exponent_bits);
             put(exponent, i, packed, Digits<WINDOW>::words(exponent_bits));
         }
-        arithmetic.multiply(number, number, r2);
-        exponentiate<WINDOW>(arithmetic, number, number, one, exponent, Digits<WINDOW>::count(exponent_bits), table);
-        for (int i = 0; i < N; i++)
-            table[i] = Splat<L>::of(i == 0);
-        arithmetic.multiply(number, number, table);
-        arithmetic.reduce_once(number, number);
+        raise<WINDOW>(arithmetic, number, one, r2, PackedExponent<L>(exponent), Digits<WINDOW>::count(exponent_bits),
+                      table);
         for (int i = 0; i < width; i++)
             get(rows[i], number, i, N);
     }

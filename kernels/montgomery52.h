@@ -6,7 +6,7 @@
  * Bounds ("almost Montgomery", after Walter, "Montgomery exponentiation needs no final subtractions", 1999, and Gueron,
  * ""Efficient software implementations of modular exponentiation", 2012): with m < R / 16, operands below 4 m give a
  * product below m + 16 m^2 / R < 2 m, so that no loop subtracts, and the sum of two products is an operand again.
- * reduce_once() gives the canonical value at the end.
+ * reduce() gives the canonical value at the end.
  * A column holds at most 4 N + 1 terms below 2^52: below 2^61 for N = 80.
  *
  * Products are formed a block of ROWS by ROWS limbs at a time, columns in registers (product scanning; Koc, Acar,
@@ -30,10 +30,18 @@ struct Nothing {
 template <int N, class V> struct Montgomery52 {
     using Lane = V;
     static constexpr int limbs = N;
+    static constexpr bool takes_asides = true;
     static constexpr uint64_t LIMB = (UINT64_C(1) << 52) - 1;
 
     V modulus[N]; /* odd, below R / 16, limbs below 2^52 */
     V k0;         /* -1 / modulus mod 2^52 */
+
+    /* r = 1, not in Montgomery form. */
+    static void set_unit(V *r)
+    {
+        for (int i = 0; i < N; i++)
+            r[i] = Splat<V>::of(i == 0);
+    }
 
     /* r = a b / R mod modulus, below modulus + a b / R. r may be a or b. */
     GPK_NOINLINE void multiply(V *r, const V *a, const V *b)
@@ -57,8 +65,8 @@ template <int N, class V> struct Montgomery52 {
         square(r, a, nothing);
     }
 
-    /* r = a mod modulus, canonical, for a < 2 modulus. r may be a. */
-    GPK_NOINLINE void reduce_once(V *r, const V *a) const
+    /* r = a mod modulus, canonical, for a product a (below 2 modulus). r may be a. */
+    GPK_NOINLINE void reduce(V *r, const V *a) const
     {
         const V mask = Splat<V>::of(LIMB);
         V borrow = Splat<V>::of(0), difference[N];
@@ -73,7 +81,7 @@ template <int N, class V> struct Montgomery52 {
             r[i] = blend(below, difference[i], a[i] & mask);
     }
 
-    /* r = a + b as integers, limbs below 2^52; the sum must be below R. r may be a or b. */
+    /* r = a + b, an operand, for a and b below 2 modulus: added as integers, limbs below 2^52. r may be a or b. */
     static void add(V *r, const V *a, const V *b)
     {
         const V mask = Splat<V>::of(LIMB);

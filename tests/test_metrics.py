@@ -26,8 +26,9 @@ def scrape(registry: CollectorRegistry) -> dict[tuple[str, tuple[str, ...]], Any
 def test_requests_batches_and_times() -> None:
     registry = CollectorRegistry()
     with BatchingProvider(ProviderConfig(queue_depth=100), registry=registry) as provider:
-        for bits in (2048, 2048, 3000):
-            provider.private_op(provider.load_key(private_key(bits)), 2)
+        loaded = [provider.load_key(private_key(bits)) for bits in (2048, 2048, 3000)]
+        for key in loaded:
+            provider.private_op(key, 2)
         provider.modexp([2, 3, 4], 5, 7)
         values = scrape(registry)
     assert values["gpu_provider_requests_total", ("ok", "2048")] == 2
@@ -38,6 +39,7 @@ def test_requests_batches_and_times() -> None:
     assert values["gpu_provider_execute_seconds_count", ("cpu", "2048")] == 2
     assert values["gpu_provider_execute_seconds_sum", ("cpu", "2048")] > 0
     assert values["gpu_provider_batch_size_sum", ("cpu",)] == 6
+    assert sum(values["gpu_provider_keys", (prepared,)] for prepared in ("locked", "unlocked", "no")) == 3
     assert values["gpu_provider_queue_depth", ()] == 100
     assert values["gpu_provider_queue_in_use", ()] == 0
     assert values["gpu_provider_backend_in_use", ("cpu",)] == 1

@@ -154,12 +154,14 @@ void gp_client_get_stats(gp_client *client, struct gp_client_stats *stats)
     stats->direct = atomic_load(&client->direct);
     stats->in_use = 0;
     stats->in_line = 0;
+    stats->keys = stats->kernel_keys = stats->locked_keys = 0;
     if (client->fork_epoch != gp_fork_epoch())
         return;
     pthread_mutex_lock(&client->lock);
     stats->in_use = client->queue.depth - client->free_count;
     stats->in_line = client->line.count;
     pthread_mutex_unlock(&client->lock);
+    gp_client_count_keys(client, stats);
 }
 
 /* ---- the line ---- */

@@ -42,6 +42,9 @@ struct gp_client_stats {
     uint64_t direct;      /* computed at once by OpenSSL: provider closed, forked child, or no descriptor left */
     uint32_t in_use;      /* slots not free now */
     uint32_t in_line;     /* requests waiting for a free slot now */
+    uint32_t keys;        /* in the table now */
+    uint32_t kernel_keys; /* of those, with constants for the kernels */
+    uint32_t locked_keys; /* of those, in locked memory */
 };
 
 /* NULL with errno set. */

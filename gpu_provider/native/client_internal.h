@@ -134,6 +134,7 @@ void gp_client_sleep_until_done(gp_client *client, uint64_t handle);
 
 /* Pins a key for one request; 0 if there is no such key. bytes: of its modulus. */
 int gp_client_pin_key(gp_client *client, uint64_t handle, uint32_t *bytes);
+void gp_client_count_keys(gp_client *client, struct gp_client_stats *stats);
 /* Prepares every key that was added before the kernels were known. */
 void gp_client_prepare_keys(gp_client *client);
 /* Gives the key its constants for the kernels, unless it was tried before, they can't take it, or would never be faster. */

@@ -26,6 +26,9 @@ struct gp_client_stats {
     uint64_t direct;
     uint32_t in_use;
     uint32_t in_line;
+    uint32_t keys;
+    uint32_t kernel_keys;
+    uint32_t locked_keys;
 };
 
 gp_client *gp_client_new(uint32_t depth);

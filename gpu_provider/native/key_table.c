@@ -63,6 +63,20 @@ uint64_t gp_client_add_key(gp_client *client, gp_key *key)
     return handle;
 }
 
+void gp_client_count_keys(gp_client *client, struct gp_client_stats *stats)
+{
+    pthread_mutex_lock(&client->keys_lock);
+    for (uint32_t i = 0; i < client->key_count; i++) {
+        const gp_key *key = client->keys[i].key;
+        const struct gpk_key *kernel_key = key != NULL ? atomic_load(&key->kernel_key) : NULL;
+
+        stats->keys += key != NULL;
+        stats->kernel_keys += kernel_key != NULL;
+        stats->locked_keys += kernel_key != NULL && key->kernels->key_is_locked(kernel_key);
+    }
+    pthread_mutex_unlock(&client->keys_lock);
+}
+
 void gp_client_prepare_keys(gp_client *client)
 {
     uint32_t index = 0, count;

@@ -29,6 +29,11 @@ static void key_free(gpk_key *key)
     keys_made--;
 }
 
+static int key_is_locked(const gpk_key *key)
+{
+    return key != NULL;
+}
+
 /* Leaves out each row whose number divides by three, unless healthy. What it computes is zero: results count as right by ok. */
 static enum gpk_status private_op(enum gpk_lane lane, uint32_t count, gpk_key *const *keys, const uint8_t *inputs,
                                   uint8_t *outputs, uint32_t stride, uint8_t *ok)
@@ -40,7 +45,7 @@ static enum gpk_status private_op(enum gpk_lane lane, uint32_t count, gpk_key *c
     return GPK_OK;
 }
 
-static const struct gpk_functions kernels = {GPK_LANE_PORTABLE, 4, key_new, key_free, private_op};
+static const struct gpk_functions kernels = {GPK_LANE_PORTABLE, 4, key_new, key_free, key_is_locked, private_op};
 
 static void submit(gp_client *client, uint64_t handle, const uint8_t *input)
 {
@@ -59,6 +64,7 @@ int main(void)
     uint8_t inputs[ROWS * BYTES] = {0}, outputs[ROWS * BYTES], ok[ROWS];
     uint64_t handle = gp_client_add_key(client, key), keys[ROWS], oldest[GP_CLASSES];
     uint32_t small[GP_CLASSES] = {8, 8, 8, 8, 8}, waiting[GP_CLASSES];
+    struct gp_client_stats counters;
     struct gp_small_stats stats[GP_CLASSES];
 
     for (int i = 0; i < ROWS; i++) {
@@ -67,7 +73,8 @@ int main(void)
     }
     healthy = 1; /* it fails later, or the key would not be given to it at all */
     gp_client_use_kernels(client, &kernels, 2);
-    CHECK(keys_made == 1);
+    gp_client_get_stats(client, &counters);
+    CHECK(keys_made == 1 && counters.keys == 1 && counters.kernel_keys == 1 && counters.locked_keys == 1);
 
     /* 8 rows in groups, and a rest of 3, which is enough for one more: rows 0, 3, 6, 9 fail. */
     healthy = 0;

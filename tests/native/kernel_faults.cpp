@@ -83,11 +83,12 @@ static gpk_key *read_key(uint64_t *n, int limbs)
 int main(void)
 {
     constexpr int N = 20;
-    using Rsa = RsaPrivate<N, Faulty>;
+    using Rsa = LaneRsa<N, Faulty>;
+    using Row = LaneRows<N, Faulty>::Row;
     uint64_t n[2 * N];
     gpk_key *keys[1] = {read_key(n, 2 * N)};
     Rsa *rsa = static_cast<Rsa *>(calloc(1, sizeof(Rsa)));
-    Rsa::Row right[1];
+    Row right[1];
     uint64_t total = 0, caught = 0, harmless = 0;
 
     for (int run = 0; run < 200; run++) {
@@ -95,13 +96,14 @@ int main(void)
         faulty_product = run == 0 ? UINT64_MAX : (uint64_t)run * (total - 2 * (3 * 4 * N * N + 4 * N)) / 200;
         products = UINT64_MAX / 2; /* no fault while pairs are made */
         BlindingPair *pair = make_and_take(rsa, keys[0]);
-        Rsa::Row row[1];
+        Row row[1];
         uint8_t ok;
         for (int i = 0; i < 2 * N; i++)
             row[0][i] = n[i] / 3;
-        rsa->set_keys(keys);
+        rsa->rows.set_keys(keys);
+        rsa->rows.set_rows(row, &pair, &ok);
         products = 0;
-        rsa->private_operation(row, &pair, &ok);
+        rsa->private_operation();
         if (run == 0) {
             total = products;
             if (!ok)

@@ -1,0 +1,111 @@
+/* Montgomery arithmetic on numbers that lie across T threads of a warp, L limbs in each, in the radix of RADIX: Threads32 or
+ * Threads52. The interface is that of Montgomery52, for exponentiation.h and rsa.h.
+ *
+ * Limbs are always carried: values are below R = 2^(bits L T), exactly.
+ * Bounds ("almost Montgomery", as in montgomery52.h): operands and products are below R, in radix 2^32 for every odd
+ * modulus m < R, since a product that reaches R has m taken off once: it is below R + m. Radix 2^52 asks for m < R / 16, and
+ * there products of operands below 4 m are below 2 m. reduce() makes any product canonical.
+ *
+ * Squaring is multiplication: the half that repeats lies in other threads.
+ * Unit of cost: see the radix. Constant time.
+ */
+#ifndef GPK_MONTGOMERY_THREADS_H
+#define GPK_MONTGOMERY_THREADS_H
+
+#include "lane_warp.h"
+
+namespace gpk {
+namespace {
+
+template <template <int, int> class RADIX, int L, int T> struct MontgomeryThreads {
+    using Radix = RADIX<L, T>;
+    using Lane = typename Radix::Lane;
+    static constexpr int limbs = L, threads = T;
+    static constexpr bool exact = Radix::bits == 32; /* R may be just above the modulus */
+    static constexpr bool takes_asides = false;
+
+    Lane modulus[L];
+    Lane k0; /* -1 / modulus mod the radix, in every thread */
+
+    /* r = 1, not in Montgomery form. */
+    static GPK_INLINE void set_unit(Lane *r)
+    {
+        GPK_UNROLL
+        for (int i = 0; i < L; i++)
+            r[i] = Splat<Lane>::of(0);
+        r[0] = keep(Where::less(Public::thread() % T, 1), Splat<Lane>::of(1));
+    }
+
+    /* r = a b / R mod modulus, below modulus + a b / R. r may be a or b. */
+    GPK_NOINLINE void multiply(Lane *r, const Lane *a, const Lane *b) const
+    {
+        if constexpr (exact)
+            subtract_modulus(r, Radix::multiply(r, a, b, modulus, k0));
+        else
+            Radix::multiply(r, a, b, modulus, k0);
+    }
+
+    GPK_INLINE void square(Lane *r, const Lane *a) const { multiply(r, a, a); }
+
+    /* r = a mod modulus, canonical, for a product a. r may be a. In radix 2^32 a product is below 2 m if m < R / 4, and
+     * otherwise below R <= 4 m. */
+    GPK_NOINLINE void reduce(Lane *r, const Lane *a) const
+    {
+        Lane complement[L], difference[L];
+
+        GPK_UNROLL
+        for (int i = 0; i < L; i++) {
+            complement[i] = Radix::complement(modulus[i]);
+            r[i] = a[i];
+        }
+        GPK_LOOP
+        for (int times = 0; times < (exact ? 3 : 1); times++) {
+            const Mask reaches = Radix::add(difference, r, complement, Mask::all());
+            GPK_UNROLL
+            for (int i = 0; i < L; i++)
+                r[i] = blend(reaches, r[i], difference[i]);
+        }
+    }
+
+    /* r = a + b mod modulus, an operand, for a and b below 2 modulus. r may be a or b. */
+    GPK_NOINLINE void add(Lane *r, const Lane *a, const Lane *b) const
+    {
+        const Mask reaches = Radix::add(r, a, b, Mask::none());
+
+        if constexpr (exact) /* the sum is below 4 m and 2 R: it may have to come down twice */
+            subtract_modulus(r, subtract_modulus(r, reaches));
+    }
+
+    /* r = a - b mod modulus, canonical, for canonical a and b. r may be a or b. */
+    GPK_NOINLINE void subtract(Lane *r, const Lane *a, const Lane *b) const
+    {
+        Lane term[L];
+
+        GPK_UNROLL
+        for (int i = 0; i < L; i++)
+            term[i] = Radix::complement(b[i]);
+        const Mask below = ~Radix::add(r, a, term, Mask::all());
+        GPK_UNROLL
+        for (int i = 0; i < L; i++)
+            term[i] = blend(below, Splat<Lane>::of(0), modulus[i]);
+        Radix::add(r, r, term, Mask::none());
+    }
+
+  private:
+    /* r + R -= modulus where the mask is set; returns where it still reaches R. */
+    GPK_INLINE Mask subtract_modulus(Lane *r, Mask where) const
+    {
+        const Lane zero = Splat<Lane>::of(0);
+        Lane complement[L];
+
+        GPK_UNROLL
+        for (int i = 0; i < L; i++)
+            complement[i] = blend(where, zero, Radix::complement(modulus[i]));
+        return where & Radix::add(r, r, complement, where);
+    }
+};
+
+} // namespace
+} // namespace gpk
+
+#endif
