@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 
 from gpu_provider import BatchingProvider, ProviderConfig
 from gpu_provider.backends.base import Batch
-from gpu_provider.client import Client
+from gpu_provider.client import CLASSES, Client
 from gpu_provider.native import ffi, lib
+from gpu_provider.scheduler import CostCurve
 
 from .report import Result, Row, Spread, Target
 from .servers import RSA_BITS, Bench, BenchError
@@ -39,6 +40,7 @@ class NullBackend:
 
     name = "null"
     lanes = 1
+    pipelined = False
     verifies = True
 
     def __init__(self) -> None:
@@ -47,6 +49,9 @@ class NullBackend:
 
     def open(self, client: Client) -> None:
         pass
+
+    def cost_curves(self) -> list[CostCurve]:
+        return [CostCurve([(1, 0.0)]) for _ in range(CLASSES + 1)]
 
     def private_op(self, batch: Batch) -> None:
         self.gate.wait()

@@ -22,7 +22,7 @@ from gpu_provider.health import BackendState, Health
 from gpu_provider.jobs import Buffers, ModexpJob, RsaJob
 from gpu_provider.lanes import MODEXP, BackendLanes, Lane
 from gpu_provider.native import ffi, lib
-from gpu_provider.scheduler import FreeLanes, Limits, Waiting, decide
+from gpu_provider.scheduler import Lanes, Limits, Waiting, decide
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -43,6 +43,7 @@ __all__ = ["Engine"]
 _log = logging.getLogger(__name__)
 _FAILED_AT_ONCE = 64
 
+_DECIDE_AGAIN_NS = 1_000_000
 _SMALL_BATCH_SECONDS = 0.001
 """Handing requests to a lane and taking the lane back costs about 0.1 ms of processor time, and as much latency. What
 comes while the batching thread computes waits for half of this on average, at worst for all of it."""
@@ -104,6 +105,7 @@ class Engine:
         self._returned: deque[_Return] = deque()  # appended to by lanes
         self._waiting = ffi.new("uint32_t[]", CLASSES)
         self._oldest_ns = ffi.new("uint64_t[]", CLASSES)
+        self._decide_again_ns = 0  # 0: not before something changes
         self._small = ffi.new("uint32_t[]", CLASSES)
         self._thread = threading.Thread(target=self._run, name="gpu-provider-batching", daemon=True)
 
@@ -212,7 +214,7 @@ class Engine:
             # Read before the wait, so that everything that was submitted before the client was closed is seen by it.
             with self._lock:
                 closing = self._closing
-            timeout_ns = 0 if closing and self._idle() else self._watchdog_timeout_ns()
+            timeout_ns = 0 if closing and self._idle() else self._timeout_until_ns()
             # While no lane is free a submission can't be served: it need not wake this thread, the lane will.
             lib.gp_consumer_wait(
                 self._client.pointer, timeout_ns, lanes_free, self._small_batches(), self._waiting, self._oldest_ns
@@ -232,13 +234,17 @@ class Engine:
 
     def _small_batches(self) -> FFI.CData:
         """The largest batch of each size class that may be computed by this thread, inside the wait: none, unless
-        the processor's backend would get it and does nothing now."""
-        if self._preferred() is not self._inline or self._again or self._calls:
+        nothing else is computed now, and the processor's backend would get it."""
+        in_use = [backend for backend in self._backends if backend.in_use] or [self._last_resort]
+        if self._inline not in in_use or self._again or self._calls:
             return ffi.NULL
-        if any(lane.job is not None for lane in self._inline.lanes):
+        if any(lane.job is not None for backend in in_use for lane in backend.lanes):
             return ffi.NULL
         for kind in range(CLASSES):
-            self._small[kind] = int(_SMALL_BATCH_SECONDS / self._inline.costs[kind].seconds_per_operation)
+            cost = self._inline.costs[kind]
+            others = [backend.costs[kind].seconds(1) for backend in in_use if backend is not self._inline]
+            longest = min([_SMALL_BATCH_SECONDS, *others])
+            self._small[kind] = cost.largest(longest) if cost.seconds(1) <= longest else 0
         return self._small
 
     def _fail_waiting(self) -> None:
@@ -270,7 +276,7 @@ class Engine:
         if done.late:
             return
         if done.broken is None:
-            owner.costs[done.job.kind].observe(done.job.cost_units, done.seconds)
+            owner.observe(done.job, done.seconds)
         if owner.health is None:
             if done.broken:
                 _log.error("libcrypto failed a batch: %s", done.broken)
@@ -285,8 +291,11 @@ class Engine:
             backend.health.failed(reason, time.monotonic())
             self._statistics.backend_state(backend.name, in_use=False)
 
-    def _watchdog_timeout_ns(self) -> int:
+    def _timeout_until_ns(self) -> int:
+        """Until the watchdog has to look, or the scheduler has to think again about what it left waiting."""
         deadlines = [lane.deadline_ns for backend in self._backends for lane in backend.lanes if lane.deadline_ns]
+        if self._decide_again_ns:
+            deadlines.append(self._decide_again_ns)
         return max(0, min(deadlines) - time.monotonic_ns()) if deadlines else -1
 
     def _claim_from_hung(self) -> None:
@@ -321,31 +330,45 @@ class Engine:
         free = [(backend, backend.free_lanes(now)) for backend in self._backends]
         if not any(backend.in_use for backend in self._backends):
             free.append((self._last_resort, self._last_resort.free_lanes(now)))
-        return [(backend, lanes) for backend, lanes in free if lanes]
+        return [(backend, lanes) for backend, lanes in free if lanes or backend.in_use]
 
     def _launch_new(self, free: list[tuple[BackendLanes, list[Lane]]]) -> None:
         """Takes the lanes that it uses out of ``free``."""
+        # A backend on trial is not compared with the others: it gets the first batch, and they the rest.
+        self._launch([entry for entry in free if not entry[0].in_use])
+        self._launch([entry for entry in free if entry[0].in_use])
+
+    def _launch(self, free: list[tuple[BackendLanes, list[Lane]]]) -> None:
+        self._decide_again_ns = 0
         waiting = [
             Waiting(kind, self._waiting[kind], self._oldest_ns[kind]) for kind in range(CLASSES) if self._waiting[kind]
         ]
         with self._lock:
             if self._calls:
                 rows = sum(call.rows - call.next_row for call in self._calls)
-                waiting.append(Waiting(MODEXP, rows, self._calls_since_ns, divisible=False))
-        if not waiting:
+                waiting.append(Waiting(MODEXP, rows, self._calls_since_ns, self._calls[0].units_per_row))
+        if not waiting or not any(lanes for _, lanes in free):
             return
-        views = [FreeLanes(index, len(lanes), backend.costs) for index, (backend, lanes) in enumerate(free)]
+        now_ns = time.monotonic_ns()
+        views = [
+            Lanes(index, len(lanes), backend.costs, backend.busy(now_ns), backend.backend.pipelined)
+            for index, (backend, lanes) in enumerate(free)
+        ]
         for launch in decide(waiting, views, self._limits):
             backend, lanes = free[launch.backend]
             lane = lanes[-1]
-            job = (
-                self._next_chunk(backend)
-                if launch.kind == MODEXP
-                else self._next_batch(launch.kind, launch.count, lane)
-            )
+            if launch.kind == MODEXP:
+                job: Job | None = self._next_chunk(backend, launch.count)
+            else:
+                job = self._next_batch(launch.kind, launch.count, lane)
+                self._waiting[launch.kind] -= launch.count
             if job is not None:
                 lane.launch(job, 0 if backend.health is None else self._timeout_ns)
                 lanes.pop()
+        if any(lanes for _, lanes in free) and (self._calls or any(self._waiting)):
+            # Beside a free lane, something waits for a busy one: that may be late.
+            busy = [seconds for view in views for seconds in view.busy]
+            self._decide_again_ns = now_ns + max(_DECIDE_AGAIN_NS, int(min(busy, default=0.0) * 1e9))
 
     def _next_batch(self, kind: int, count: int, lane: Lane) -> RsaJob | None:
         buffers = lane.buffers()
@@ -356,16 +379,16 @@ class Engine:
             self._statistics.launched(kind, job.oldest_submitted_ns)
         return job
 
-    def _next_chunk(self, backend: BackendLanes) -> ModexpJob | None:
-        """A chunk of the next call, the calls taking turns. Each chunk counts as submitted when the one before it was
-        launched: a long call then waits like one more connection, before none and after none for ever."""
+    def _next_chunk(self, backend: BackendLanes, count: int) -> ModexpJob | None:
+        """A chunk of at most ``count`` rows of the next call, the calls taking turns. Each chunk counts as submitted
+        when the one before it was launched: a long call then waits like one more connection, before none and after none
+        for ever."""
         with self._lock:
             if not self._calls:
                 return None
             call = self._calls.popleft()
             units = backend.costs[MODEXP].largest(self._limits.max_delay)
-            share = -(-(call.rows - call.next_row) // len(backend.lanes))
-            rows = min(max(1, units // call.units_per_row), self._limits.max_batch, share)
+            rows = min(max(1, units // call.units_per_row), count, call.rows - call.next_row)
             job = ModexpJob(call, MODEXP, call.next_row, call.next_row + rows)
             call.next_row += rows
             if call.next_row < call.rows:

@@ -11,7 +11,6 @@ from gpu_provider.client import CLASSES
 from gpu_provider.errors import BackendError
 from gpu_provider.health import BackendState
 from gpu_provider.jobs import Buffers
-from gpu_provider.scheduler import CostCurve
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -19,16 +18,12 @@ if TYPE_CHECKING:
     from gpu_provider.backends.base import Backend
     from gpu_provider.health import Health
     from gpu_provider.jobs import Job
+    from gpu_provider.scheduler import CostCurve
 
 __all__ = ["MODEXP", "BackendLanes", "Lane"]
 
 MODEXP = CLASSES
 """The kind of work after the size classes."""
-
-# Seconds per operation until something has been measured: OpenSSL 3.0 on one core of a current machine, by size class;
-# for MODEXP, per unit of ModexpCall.units_per_row.
-_FIRST_GUESSES = (0.0003, 0.001, 0.002, 0.003, 0.0045, 4e-9)
-
 
 Finished: TypeAlias = "Callable[[Lane, Job, Exception | int], None]"
 """Called on the lane's thread, with what ``Job.compute`` returned or raised."""
@@ -43,6 +38,7 @@ class Lane:
         self.job: Job | None = None
         self.hung = False
         self.deadline_ns = 0  # 0: none
+        self.expected_ns = 0  # when the job should be done
         self._batch_size = batch_size
         self._spare: list[Buffers] = []
         self._finished = finished
@@ -52,8 +48,10 @@ class Lane:
 
     def launch(self, job: Job, timeout_ns: int) -> None:
         """``timeout_ns`` 0: none."""
+        now = time.monotonic_ns()
+        self.expected_ns = now + int(self.owner.expected_seconds(job, now) * 1e9)
         self.job = job
-        self.deadline_ns = time.monotonic_ns() + timeout_ns if timeout_ns else 0
+        self.deadline_ns = now + timeout_ns if timeout_ns else 0
         self._inbox.put(job)
 
     def stop(self) -> None:
@@ -99,11 +97,13 @@ class BackendLanes:
         self.backend = backend
         self.name = backend.name
         self.health = health
-        self.costs = [CostCurve(guess) for guess in _FIRST_GUESSES]
+        self.costs: list[CostCurve] = []
         self.lanes: list[Lane] = []
+        self._last_end_ns = 0
 
     def start(self, batch_size: int, finished: Finished) -> None:
-        """``batch_size``: the most requests in a batch."""
+        """After the backend was opened. ``batch_size``: the most requests in a batch."""
+        self.costs = self.backend.cost_curves()
         self.lanes = [Lane(self, number, batch_size, finished) for number in range(self.backend.lanes)]
         try:
             for lane in self.lanes:
@@ -128,3 +128,26 @@ class BackendLanes:
         hung = sum(lane.hung for lane in self.lanes)
         usable = self.health.usable_lanes(len(self.lanes), hung, now)
         return free[: max(0, usable - (len(self.lanes) - len(free)))]
+
+    def busy(self, now_ns: int) -> list[float]:
+        """In how many seconds each lane that computes should be done. One that is late by some time is expected to take
+        as long again."""
+        return [abs(lane.expected_ns - now_ns) / 1e9 for lane in self.lanes if lane.job is not None and not lane.hung]
+
+    def expected_seconds(self, job: Job, now_ns: int) -> float:
+        """The time that a job launched now should take."""
+        curve = self.costs[job.kind]
+        if self.backend.pipelined:
+            return curve.seconds_pipelined(job.count, job.cost_units // job.count, max(self.busy(now_ns), default=0.0))
+        return curve.seconds(job.cost_units)
+
+    def observe(self, job: Job, seconds: float) -> None:
+        """Takes in that the job took ``seconds``."""
+        curve = self.costs[job.kind]
+        if not self.backend.pipelined:
+            curve.observe(job.cost_units, seconds)
+            return
+        end_ns = job.started_ns + int(seconds * 1e9)
+        since_last = (end_ns - max(job.started_ns, self._last_end_ns)) / 1e9
+        self._last_end_ns = max(end_ns, self._last_end_ns)
+        curve.observe_pipelined(job.cost_units, seconds, since_last)

@@ -60,6 +60,7 @@ if TYPE_CHECKING:
     from gpu_provider.futures import Result
     from gpu_provider.keys import Key
     from gpu_provider.provider import BatchingProvider
+    from gpu_provider.scheduler import CostCurve
 
 __all__ = ["HeldBackend", "HeldBatch", "fill_queue", "held_backend", "held_provider"]
 
@@ -88,6 +89,7 @@ class HeldBackend:
     """
 
     name = "held"
+    pipelined = False
     verifies = False
 
     def __init__(self, lanes: int = 1) -> None:
@@ -100,6 +102,11 @@ class HeldBackend:
         self._faults: deque[Exception | Literal["lie", "hang"]] = deque()
         self._hangs_over = False
         self._client: Client | None = None
+
+    def cost_curves(self) -> list[CostCurve]:
+        from gpu_provider.backends.libcrypto import libcrypto_cost_curves  # noqa: PLC0415 (heavy)
+
+        return libcrypto_cost_curves()
 
     # ---- what a test calls ----
 

@@ -1,9 +1,10 @@
-"""The scheduler alone, with a simulated clock: work conservation, no starvation, the bound kept, never too many
-lanes."""
+"""The scheduler alone, with a simulated clock: what goes where, nothing idle beside work, no starvation, the bound
+kept, never too many lanes; and the cost curves that it goes by."""
 
 from __future__ import annotations
 
 import heapq
+import random
 from collections import deque
 from dataclasses import dataclass, field
 
@@ -11,14 +12,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gpu_provider.scheduler import CostCurve, FreeLanes, Launch, Limits, Waiting, decide
+from gpu_provider.scheduler import CostCurve, Lanes, Launch, Limits, Waiting, decide
 
 KINDS = 3
 SECOND = 1_000_000_000
 
 
 def curves(*seconds: float) -> list[CostCurve]:
-    return [CostCurve(cost) for cost in seconds]
+    """A constant cost per operation, by kind."""
+    return [CostCurve([(1, cost)]) for cost in seconds]
 
 
 @dataclass
@@ -35,8 +37,7 @@ class Simulation:
     launches: list[Launch] = field(default_factory=list)
 
     def run(self) -> None:
-        busy: list[tuple[int, int]] = []
-        free = list(self.lanes)
+        busy: list[tuple[int, int]] = []  # when, and which backend
         views = [curves(*costs) for costs in self.costs]
         arrivals = deque(sorted(self.arrivals))
         while arrivals or busy or any(self.waiting):
@@ -44,32 +45,36 @@ class Simulation:
                 time, kind = arrivals.popleft()
                 self.waiting[kind].append(time)
             while busy and busy[0][0] <= self.now:
-                free[heapq.heappop(busy)[1]] += 1
-            for launch in self.decide(free, views):
+                heapq.heappop(busy)
+            for launch in self.decide(busy, views):
                 for _ in range(launch.count):
                     self.waits.append((launch.kind, self.now - self.waiting[launch.kind].popleft()))
-                free[launch.backend] -= 1
                 end = self.now + max(1, int(launch.count * self.costs[launch.backend][launch.kind] * SECOND))
                 heapq.heappush(busy, (end, launch.backend))
             upcoming = [time for time, _ in [*busy[:1], *list(arrivals)[:1]]]
             self.now = min(upcoming) if upcoming else self.now
 
-    def decide(self, free: list[int], views: list[list[CostCurve]]) -> list[Launch]:
+    def decide(self, busy: list[tuple[int, int]], views: list[list[CostCurve]]) -> list[Launch]:
         waiting = [Waiting(kind, len(queue), queue[0]) for kind, queue in enumerate(self.waiting) if queue]
-        lanes = [FreeLanes(index, count, views[index]) for index, count in enumerate(free) if count]
-        launches = decide(waiting, lanes, self.limits)
+        backends = []
+        for index, count in enumerate(self.lanes):
+            ends = [(end - self.now) / SECOND for end, backend in busy if backend == index]
+            backends.append(Lanes(index, count - len(ends), views[index], ends))
+        launches = decide(waiting, backends, self.limits)
 
-        for index, count in enumerate(free):
-            assert sum(launch.backend == index for launch in launches) <= count, "more lanes than there are"
+        for lanes in backends:
+            assert sum(launch.backend == lanes.backend for launch in launches) <= lanes.free, "too many lanes"
         for kind, queue in enumerate(self.waiting):
             assert sum(launch.count for launch in launches if launch.kind == kind) <= len(queue)
         for launch in launches:
             assert 1 <= launch.count <= self.limits.max_batch
             cost = self.costs[launch.backend][launch.kind]
             assert launch.count == 1 or launch.count * cost <= self.limits.max_delay * (1 + 1e-9), "the bound is broken"
-        idle_lanes = sum(free) - len(launches)
+        idle_lanes = sum(lanes.free for lanes in backends) - len(launches)
         left_waiting = sum(map(len, self.waiting)) - sum(launch.count for launch in launches)
-        assert not (idle_lanes and left_waiting), "not work-conserving"
+        if idle_lanes and left_waiting:
+            assert len(self.lanes) > 1, "not work-conserving"
+            assert busy or launches, "nothing is computed"
         self.launches += launches
         return launches
 
@@ -108,61 +113,185 @@ class TestSimulation:
         assert wait <= 0.120 * SECOND
 
 
-class TestDecide:
+class TestDecideWithOneBackend:
     limits = Limits(max_batch=1000, max_delay=0.010)
 
     def test_nothing_waits_nothing_is_launched(self) -> None:
-        assert decide([], [FreeLanes(0, 4, curves(1))], self.limits) == []
-        assert decide([Waiting(0, 0, 0)], [FreeLanes(0, 4, curves(1))], self.limits) == []
+        assert decide([], [Lanes(0, 4, curves(1))], self.limits) == []
+        assert decide([Waiting(0, 0, 0)], [Lanes(0, 4, curves(1))], self.limits) == []
 
     def test_no_lane_is_free(self) -> None:
         assert decide([Waiting(0, 5, 1)], [], self.limits) == []
+        assert decide([Waiting(0, 5, 1)], [Lanes(0, 0, curves(1), [0.1])], self.limits) == []
 
     def test_one_request_leaves_at_once_without_waiting_for_company(self) -> None:
-        assert decide([Waiting(0, 1, 1)], [FreeLanes(0, 4, curves(0.001))], self.limits) == [Launch(0, 0, 1)]
+        assert decide([Waiting(0, 1, 1)], [Lanes(0, 4, curves(0.001))], self.limits) == [Launch(0, 0, 1)]
 
     def test_what_waits_is_spread_over_the_free_lanes(self) -> None:
-        launches = decide([Waiting(0, 10, 1)], [FreeLanes(0, 4, curves(1e-6))], self.limits)
+        launches = decide([Waiting(0, 10, 1)], [Lanes(0, 4, curves(1e-6))], self.limits)
         assert sorted(launch.count for launch in launches) == [2, 2, 3, 3]
+
+    @pytest.mark.parametrize(
+        ("waiting", "counts"),
+        [(1, [1]), (8, [8]), (9, [8, 1]), (16, [8, 8]), (17, [16, 1]), (40, [16, 16, 8])],
+    )
+    def test_a_group_is_not_torn_apart(self, waiting: int, counts: list[int]) -> None:
+        """Eight at the price of one: four on each of two lanes would cost twice the time of the processor."""
+        costs = [CostCurve([(1, 0.0007), (8, 0.0007)], granule=8)]
+        lanes = len(counts) if waiting > 8 else 3
+        launches = decide([Waiting(0, waiting, 1)], [Lanes(0, lanes, costs)], self.limits)
+        assert [launch.count for launch in launches] == counts
 
     def test_the_oldest_kind_gets_the_only_lane(self) -> None:
         waiting = [Waiting(0, 500, 20), Waiting(1, 1, 10)]
-        assert decide(waiting, [FreeLanes(0, 1, curves(1e-6, 1e-6))], self.limits) == [Launch(0, 1, 1)]
+        assert decide(waiting, [Lanes(0, 1, curves(1e-6, 1e-6))], self.limits) == [Launch(0, 1, 1)]
 
     def test_kinds_take_lanes_in_turn(self) -> None:
         waiting = [Waiting(0, 500, 20), Waiting(1, 500, 10)]
-        launches = decide(waiting, [FreeLanes(0, 2, curves(1e-6, 1e-6))], self.limits)
+        launches = decide(waiting, [Lanes(0, 2, curves(1e-6, 1e-6))], self.limits)
         assert {launch.kind for launch in launches} == {0, 1}
 
     def test_a_long_batch_is_cut_to_the_bound_but_never_to_nothing(self) -> None:
         waiting = [Waiting(0, 500, 1), Waiting(1, 500, 1)]
-        launches = decide(waiting, [FreeLanes(0, 2, curves(0.001, 0.5))], self.limits)
+        launches = decide(waiting, [Lanes(0, 2, curves(0.001, 0.5))], self.limits)
         assert sorted((launch.kind, launch.count) for launch in launches) == [(0, 10), (1, 1)]
 
-    def test_what_the_preferred_backend_cannot_take_goes_to_the_next(self) -> None:
-        free = [FreeLanes(7, 1, curves(1e-6)), FreeLanes(3, 2, curves(1e-3))]
-        launches = decide([Waiting(0, 1014, 1)], free, self.limits)
-        assert launches == [Launch(7, 0, 1000), Launch(3, 0, 7), Launch(3, 0, 7)]
+    def test_the_bound_holds_for_requests_of_many_operations(self) -> None:
+        launches = decide([Waiting(0, 500, 1, operations=50)], [Lanes(0, 1, curves(1e-5))], self.limits)
+        assert launches == [Launch(0, 0, 20)]
 
-    def test_indivisible_work_is_launched_one_by_one(self) -> None:
-        launches = decide([Waiting(0, 9, 1, divisible=False)], [FreeLanes(0, 3, curves(1e-9))], self.limits)
-        assert launches == [Launch(0, 0, 1)] * 3
+
+class TestDecideWithSeveralBackends:
+    """A GPU (2 ms for up to 2,048) and the processor (0.25 ms for each)."""
+
+    limits = Limits(max_batch=4000, max_delay=0.010)
+    gpu_costs = (CostCurve([(1, 0.002), (2048, 0.002), (16384, 0.016)], granule=2048),)
+    cpu_costs = (CostCurve([(1, 0.00025)]),)
+
+    def gpu(self, backend: int = 0, free: int = 3, busy: tuple[float, ...] = ()) -> Lanes:
+        return Lanes(backend, free, self.gpu_costs, busy, pipelined=True)
+
+    def cpu(self, free: int = 2, busy: tuple[float, ...] = ()) -> Lanes:
+        return Lanes(9, free, self.cpu_costs, busy)
+
+    def counts(self, waiting: int, *backends: Lanes) -> dict[int, list[int]]:
+        found: dict[int, list[int]] = {}
+        for launch in decide([Waiting(0, waiting, 1)], backends, self.limits):
+            found.setdefault(launch.backend, []).append(launch.count)
+        return found
+
+    def test_few_go_to_the_processor(self) -> None:
+        assert self.counts(1, self.gpu(), self.cpu()) == {9: [1]}
+        assert self.counts(6, self.gpu(), self.cpu()) == {9: [3, 3]}
+
+    def test_many_go_to_the_gpu_and_the_processor_takes_a_few_of_them(self) -> None:
+        found = self.counts(500, self.gpu(), self.cpu())
+        assert found == {0: [500 - sum(found[9])], 9: found[9]}
+        assert all(0 < count * 0.00025 < 0.002 for count in found[9])
+
+    def test_the_processor_does_not_take_what_a_busy_gpu_finishes_first(self) -> None:
+        found = self.counts(2048, self.gpu(free=0, busy=(0.001, 0.002, 0.003)), self.cpu())
+        assert set(found) == {9}
+        assert all(0 < count * 0.00025 < 0.005 for count in found[9])
+
+    def test_a_free_gpu_does_not_take_what_the_busy_processor_finishes_first(self) -> None:
+        assert self.counts(2, self.gpu(), self.cpu(free=0, busy=(0.0001, 0.0002))) == {}
+        assert self.counts(2, self.gpu(), self.cpu(free=0, busy=(0.003, 0.004))) == {0: [2]}
+
+    def test_the_idle_gpu_of_several_gets_the_batch(self) -> None:
+        devices = [self.gpu(0, free=2, busy=(0.002,)), self.gpu(1), self.gpu(2, free=2, busy=(0.002,))]
+        assert self.counts(2000, *devices) == {1: [2000]}
+
+    def test_a_backlog_is_spread_over_all_gpus(self) -> None:
+        found = self.counts(16_000, *[self.gpu(index) for index in range(8)])
+        assert sum(map(sum, found.values())) == 16_000
+        assert all(sum(counts) <= 2048 for counts in found.values())
+
+    def test_an_older_kind_does_not_keep_the_gpu_from_one_that_needs_it(self) -> None:
+        """Three requests that the processor computes wait for longer than many of another kind."""
+        gpu = Lanes(0, 1, self.gpu_costs * 2, pipelined=True)
+        cpu = Lanes(9, 1, self.cpu_costs * 2)
+        launches = decide([Waiting(0, 3, 1), Waiting(1, 2048, 2)], [gpu, cpu], self.limits)
+        assert Launch(9, 0, 3) in launches
+        assert any(launch.backend == 0 and launch.kind == 1 and launch.count > 1800 for launch in launches)
 
 
 class TestCostCurve:
-    def test_the_first_measurement_replaces_the_guess(self) -> None:
-        curve = CostCurve(1.0)
-        curve.observe(10, 0.01)
-        assert curve.seconds_per_operation == pytest.approx(0.001)
+    def test_between_and_beyond_what_is_known(self) -> None:
+        curve = CostCurve([(1, 0.002), (1024, 0.002), (4096, 0.008)])
+        assert curve.seconds(1) == curve.seconds(1000) == pytest.approx(0.002)
+        assert curve.seconds(2560) == pytest.approx(0.005)
+        assert curve.seconds(8192) == pytest.approx(0.016)
+        assert curve.seconds(1 << 45) == pytest.approx(0.008 / 4096 * (1 << 45))
+
+    @given(count=st.integers(1, 100_000), fixed=st.floats(0, 0.01), each=st.floats(1e-9, 0.01))
+    def test_the_largest_batch_within_a_time_takes_that_time_at_most(
+        self, count: int, fixed: float, each: float
+    ) -> None:
+        curve = CostCurve([(1, fixed + each), (512, fixed + 512 * each)])
+        bound = curve.seconds(count)
+        assert curve.largest(bound) >= count
+        assert curve.seconds(curve.largest(bound)) <= bound * (1 + 1e-6)
+
+    def test_the_first_measurement_replaces_the_guess_everywhere(self) -> None:
+        """A machine of a quarter of the speed."""
+        curve = CostCurve([(1, 0.001)])
+        curve.observe(10, 0.04)
+        assert curve.seconds(10) == pytest.approx(0.04)
+        assert curve.seconds(1) == pytest.approx(0.004)
+        assert curve.seconds(1000) == pytest.approx(4)
 
     def test_later_ones_move_it_towards_what_was_measured(self) -> None:
-        curve = CostCurve(1.0)
+        curve = CostCurve([(1, 1.0)])
         curve.observe(1, 0.001)
         for _ in range(50):
             curve.observe(1, 0.002)
-        assert curve.seconds_per_operation == pytest.approx(0.002, rel=0.01)
+        assert curve.seconds(1) == pytest.approx(0.002, rel=0.01)
+
+    def test_one_outlier_changes_little_anywhere(self) -> None:
+        curve = CostCurve([(1, 0.002), (1024, 0.002), (4096, 0.008)])
+        for count in (1, 32, 1024, 4096):
+            curve.observe(count, curve.seconds(count))
+        before = [curve.seconds(1 << knot) for knot in range(17)]
+        curve.observe(40, 3.0)
+        after = [curve.seconds(1 << knot) for knot in range(17)]
+        assert all(old <= new <= old * 1.25 for old, new in zip(before, after, strict=True))
+
+    def test_a_shape_unlike_the_guess_is_learned(self) -> None:
+        def true(count: int) -> float:
+            return 0.002 + max(0, count - 3000) / 1.6e6
+
+        curve, source = CostCurve([(1, 0.0003)]), random.Random(1)  # noqa: S311 (a simulation)
+        for _ in range(1000):
+            count = int(2 ** source.uniform(0, 14))
+            curve.observe(count, true(count) * source.uniform(0.95, 1.1))
+        for count in (1, 3, 10, 100, 1000, 3000, 10_000):
+            assert curve.seconds(count) == pytest.approx(true(count), rel=0.25)
+
+    @given(st.lists(st.tuples(st.integers(1, 1 << 20), st.floats(0, 10)), max_size=50))
+    def test_it_never_falls(self, measurements: list[tuple[int, float]]) -> None:
+        curve = CostCurve([(1, 0.001), (8, 0.002)], granule=8)
+        for count, seconds in measurements:
+            curve.observe(count, seconds)
+        costs = [curve.seconds(1 << knot) for knot in range(24)]
+        assert costs == sorted(costs)
 
     def test_free_work_is_not_bounded(self) -> None:
-        curve = CostCurve(1.0)
+        curve = CostCurve([(1, 1.0)])
         curve.observe(1000, 0.0)
         assert curve.largest(0.001) > 65536
+
+    def test_a_batch_in_flight_with_others_is_not_charged_for_them(self) -> None:
+        """Each of three in flight takes three times as long as alone, and one is done every 2 ms."""
+        curve = CostCurve([(1, 0.002), (2048, 0.002), (16384, 0.016)], granule=2048)
+        for _ in range(100):
+            curve.observe_pipelined(2048, 0.006, since_last=0.002)
+        assert curve.seconds(2048) == pytest.approx(0.002, rel=0.1)
+        for _ in range(100):  # the device has slowed down
+            curve.observe_pipelined(2048, 0.012, since_last=0.004)
+        assert curve.seconds(2048) == pytest.approx(0.004, rel=0.1)
+
+    def test_small_batches_in_flight_leave_room_for_each_other(self) -> None:
+        curve = CostCurve([(1, 0.002), (2048, 0.002), (16384, 0.016)], granule=2048)
+        assert curve.seconds_pipelined(200, 1, 0.001) == pytest.approx(0.002)
+        assert curve.seconds_pipelined(2048, 1, 0.001) == pytest.approx(0.003, rel=0.05)

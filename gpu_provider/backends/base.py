@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from gpu_provider.client import Client
+    from gpu_provider.scheduler import CostCurve
 
 __all__ = ["Backend", "Batch"]
 
@@ -58,6 +59,18 @@ class Backend(Protocol):
     @property
     def verifies(self) -> bool:
         """Whether every result it reports as ok has been checked with the public exponent already."""
+        ...
+
+    @property
+    def pipelined(self) -> bool:
+        """Whether the lanes are batches in flight on one device, so that one waits for the others; False if each lane
+        has a processor of its own."""
+        ...
+
+    def cost_curves(self) -> list[CostCurve]:
+        """What a batch costs on one lane, by kind of work: the five size classes, then modexp() in units of
+        ``ModexpCall.units_per_row``. Measured by ``open``, or a first guess for this sort of hardware; the provider
+        goes on from there with what it measures. Called once, after ``open``."""
         ...
 
     def open(self, client: Client) -> None:
