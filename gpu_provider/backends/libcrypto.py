@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
 __all__ = ["LibcryptoBackend", "libcrypto_cost_curves", "libcrypto_modexp"]
 
+# Seconds per operation: OpenSSL 3.0 on one core of a current machine, by size class; then for a unit of modexp().
+_FIRST_GUESSES = (0.0003, 0.001, 0.002, 0.003, 0.0045, 4e-9)
+
 
 def libcrypto_modexp(
     bases: NDArray[np.uint8], exponents: NDArray[np.uint8], moduli: NDArray[np.uint8], outputs: NDArray[np.uint8]
@@ -28,10 +31,6 @@ def libcrypto_modexp(
     done = lib.gp_libcrypto_modexp(count, u8(bases), u8(exponents), exponents.shape[1], u8(moduli), u8(outputs), stride)
     if not done:
         raise BackendError("libcrypto: out of memory")
-
-
-# Seconds per operation: OpenSSL 3.0 on one core of a current machine, by size class; then for a unit of modexp().
-_FIRST_GUESSES = (0.0003, 0.001, 0.002, 0.003, 0.0045, 4e-9)
 
 
 def libcrypto_cost_curves() -> list[CostCurve]:
