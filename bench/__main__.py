@@ -11,20 +11,24 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
-from . import connections, latency, plot, queue_overhead, report, throughput
+from . import connections, kernels, key_sizes, latency, plot, queue_overhead, report, throughput
 from .servers import Bench, BenchError
 
 Measure = Callable[..., report.Result]
 
-# The full run takes about a quarter of an hour, the quick one under a minute; the quick one's figures are only a hint.
+# The full run takes about twenty minutes, the quick one about one; the quick one's figures are only a hint.
 FULL: dict[str, Measure] = {
     "connections": partial(connections.measure, rounds=9, connections=600),
+    "key-sizes": partial(key_sizes.measure, rounds=5, connections=600),
+    "kernels": partial(kernels.measure, rounds=15, seconds=0.08),
     "queue": partial(queue_overhead.measure, rounds=9, requests=50_000),
     "throughput": partial(throughput.measure, rounds=7, size=throughput.GIB),
     "latency": partial(latency.measure, rounds=40, connections=50),
 }
 QUICK: dict[str, Measure] = {
     "connections": partial(connections.measure, rounds=3, connections=100),
+    "key-sizes": partial(key_sizes.measure, rounds=2, connections=60),
+    "kernels": partial(kernels.measure, rounds=3, seconds=0.02),
     "queue": partial(queue_overhead.measure, rounds=3, requests=10_000),
     "throughput": partial(throughput.measure, rounds=2, size=128 * throughput.MIB),
     "latency": partial(latency.measure, rounds=8, connections=25),

@@ -1,4 +1,5 @@
 /* The rate of independent 512-bit VPMADD52LUQ, per second: the limit that the kernels are measured against. */
+#define _POSIX_C_SOURCE 200809L
 #include <stdint.h>
 #include <time.h>
 

@@ -10,17 +10,22 @@ from matplotlib.figure import Figure
 
 
 def draw(path: Path) -> Path:
-    """One panel per unit, and one for the ratios with their targets; bars are medians, lines reach from min to max."""
+    """One panel per unit, one for the ratios with their targets, one for each kind of curve; bars and points are
+    medians, lines reach from min to max."""
     document = json.loads(path.read_text())
     rows = document["rows"]
     units = list(dict.fromkeys(row["unit"] for row in rows))
     ratios = [row for row in rows if row["ratio"]]
+    curves = document.get("curves", [])  # files of before 2026-11-23 have none
+    kinds = list(dict.fromkeys((curve["x"], curve["y"]) for curve in curves))
     panels = [unique([row for row in rows if row["unit"] == unit]) for unit in units] + ([ratios] if ratios else [])
-    heights = [1 + 0.3 * len(panel) for panel in panels]
+    heights = [1 + 0.3 * len(panel) for panel in panels] + [3.5] * len(kinds)
     figure = Figure(figsize=(9, sum(heights) + 1), layout="constrained")
-    axes = figure.subplots(len(panels), 1, squeeze=False, height_ratios=heights)
-    for axis, panel, unit in zip(axes[:, 0], panels, [*units, None], strict=False):
+    axes = figure.subplots(len(heights), 1, squeeze=False, height_ratios=heights)
+    for axis, panel, unit in zip(axes[: len(panels), 0], panels, [*units, None], strict=False):
         bars(axis, panel, unit)
+    for axis, kind in zip(axes[len(panels) :, 0], kinds, strict=True):
+        lines(axis, [curve for curve in curves if (curve["x"], curve["y"]) == kind])
     environment = document["environment"]
     machine = f"{environment['machine']['cpu']}, {environment['machine']['cores']} cores"
     commit = f"commit {(environment['commit'] or 'unknown')[:10]}{'+' if environment['uncommitted_changes'] else ''}"
@@ -54,6 +59,24 @@ def bars(axis: Axes, rows: list[dict[str, Any]], unit: str | None) -> None:
         if row["target"] and (unit is None) == (row["ratio"] is not None):
             limit = row["target"]["limit"]
             axis.plot([limit, limit], [place - 0.45, place + 0.45], color="black", linewidth=2)
+
+
+def lines(axis: Axes, curves: list[dict[str, Any]]) -> None:
+    for curve in curves:
+        xs = [x for x, _spread in curve["points"]]
+        spreads = [spread for _x, spread in curve["points"]]
+        medians = [spread["median"] for spread in spreads]
+        axis.plot(xs, medians, marker=".", label=curve["subject"])
+        axis.fill_between(xs, [spread["low"] for spread in spreads], [spread["high"] for spread in spreads], alpha=0.2)
+    axis.axhline(1, color="black", linewidth=1)
+    axis.set_xscale("log", base=2)
+    axis.set_xticks(xs, [f"{x:g}" for x in xs])
+    axis.set_ylim(bottom=0)
+    axis.set_xlabel(curves[0]["x"], fontsize=8)
+    axis.set_ylabel(curves[0]["y"], fontsize=8)
+    axis.tick_params(labelsize=8)
+    axis.grid(visible=True, alpha=0.3)
+    axis.legend(fontsize=8)
 
 
 if __name__ == "__main__":

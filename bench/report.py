@@ -71,15 +71,26 @@ class Row:
         return {**asdict(self), "met": self.met}
 
 
+@dataclass(frozen=True)
+class Curve:
+    """How something measured depends on a number."""
+
+    subject: str
+    x: str
+    y: str
+    points: list[tuple[float, Spread]]
+
+
 @dataclass
 class Result:
-    """One measurement: its parameters, every raw sample, the rows drawn from them, and what could not be measured."""
+    """One measurement: its parameters, every raw sample, what is drawn from them, and what could not be measured."""
 
     what: str
     title: str
     parameters: dict[str, Any]
     samples: list[dict[str, Any]] = field(default_factory=list)
     rows: list[Row] = field(default_factory=list)
+    curves: list[Curve] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
     def values(self, key: str, **match: Any) -> list[float]:
@@ -101,6 +112,7 @@ def save(result: Result, directory: Path) -> Path:
         "environment": environment.describe(),
         "parameters": result.parameters,
         "rows": [row.as_json() for row in result.rows],
+        "curves": [asdict(curve) for curve in result.curves],
         "notes": result.notes,
         "samples": result.samples,
     }

@@ -163,13 +163,13 @@ class Bench:
             raise BenchError(f"{name}.c does not compile (apt-get install gcc libssl-dev):\n{done.stderr}")
         return target
 
-    def certificate(self) -> Path:
-        """A self-signed certificate and its RSA-2048 key in one PEM file, the form that HAProxy reads."""
-        both = self.directory / "certificate.pem"
+    def certificate(self, bits: int = RSA_BITS) -> Path:
+        """A self-signed certificate and its RSA key in one PEM file, the form that HAProxy reads."""
+        both = self.directory / f"certificate-{bits}.pem"
         if both.exists():
             return both
-        key = self.directory / "key.pem"
-        command = ["openssl", "req", "-x509", "-newkey", f"rsa:{RSA_BITS}", "-nodes", "-subj", "/CN=localhost"]
+        key = self.directory / f"key-{bits}.pem"
+        command = ["openssl", "req", "-x509", "-newkey", f"rsa:{bits}", "-nodes", "-subj", "/CN=localhost"]
         try:
             subprocess.run([*command, "-keyout", key, "-out", both], check=True, capture_output=True, timeout=60)
         except FileNotFoundError:
@@ -210,23 +210,26 @@ class Bench:
             ],
         )  # fmt: skip
 
-    def terminator(self, upstream_port: int, *, uvloop: bool) -> Server:
-        certificate = str(self.certificate())
+    def terminator(self, upstream_port: int, *, uvloop: bool, backend: str = "auto", bits: int = RSA_BITS) -> Server:
+        certificate = str(self.certificate(bits))
         code = TERMINATOR.format(hide="" if uvloop else HIDE_UVLOOP)
+        name = "terminator uvloop" if uvloop else "terminator"
         return self.serve(
-            "terminator uvloop" if uvloop else "terminator",
+            name if backend == "auto" else f"terminator {backend}",
             lambda port: [
                 sys.executable, "-c", code, "terminator", "--listen", f"127.0.0.1:{port}",
                 "--upstream", f"127.0.0.1:{upstream_port}", "--admin", "off", "--cert", certificate,
-                "--key", certificate,
+                "--key", certificate, "--backend", backend,
             ],
         )  # fmt: skip
 
-    def haproxy(self, upstream_port: int, program: str) -> Server:
+    def haproxy(self, upstream_port: int, program: str, bits: int = RSA_BITS) -> Server:
+        certificate = self.certificate(bits)
+
         def command(port: int) -> Sequence[str]:
-            configuration = self.directory / "haproxy.cfg"
+            configuration = self.directory / f"haproxy-{bits}.cfg"
             configuration.write_text(
-                HAPROXY_CONFIGURATION.format(port=port, certificate=self.certificate(), upstream_port=upstream_port)
+                HAPROXY_CONFIGURATION.format(port=port, certificate=certificate, upstream_port=upstream_port)
             )
             return [program, "-db", "-f", str(configuration)]
 
@@ -240,12 +243,14 @@ class Bench:
             servers += [self.terminator(upstream_port, uvloop=uvloop), self.asyncio_relay(upstream_port, uvloop=uvloop)]
         if not have_uvloop():
             notes.append("uvloop is not installed: not measured")
+        return [*servers, *self.haproxy_if_there(upstream_port, notes)]
+
+    def haproxy_if_there(self, upstream_port: int, notes: list[str], bits: int = RSA_BITS) -> list[Server]:
         program = find_haproxy()
         if program is None:
             notes.append("haproxy is not installed and could not be: not measured (apt-get install haproxy)")
-        else:
-            servers.append(self.haproxy(upstream_port, program))
-        return servers
+            return []
+        return [self.haproxy(upstream_port, program, bits)]
 
     def load(self, server: Server, connections: int, concurrency: int, size: int) -> Load:
         """Runs the load generator against a server: every connection asks for ``size`` bytes. All must succeed."""

@@ -19,13 +19,15 @@ sys.path.insert(0, str(ROOT))  # bench/ is no installed package: it is run from 
 
 pytest.importorskip("matplotlib", reason="the bench draws with matplotlib, the [bench] extra")
 
-from bench import connections, latency, plot, queue_overhead, report, servers, throughput  # noqa: E402
+from bench import connections, kernels, key_sizes, latency, plot, queue_overhead, report, servers, throughput  # noqa: E402
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 MEASUREMENTS: dict[str, Callable[[servers.Bench, Callable[[str, int], None]], report.Result]] = {
     "connections": lambda bench, advance: connections.measure(bench, rounds=2, connections=6, advance=advance),
+    "key-sizes": lambda bench, advance: key_sizes.measure(bench, rounds=1, connections=6, advance=advance),
+    "kernels": lambda bench, advance: kernels.measure(bench, rounds=2, seconds=0.001, advance=advance),
     "queue": lambda bench, advance: queue_overhead.measure(bench, rounds=2, requests=500, advance=advance),
     "throughput": lambda bench, advance: throughput.measure(bench, rounds=1, size=1 << 20, advance=advance),
     "latency": lambda bench, advance: latency.measure(bench, rounds=2, connections=3, advance=advance),

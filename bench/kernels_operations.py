@@ -1,0 +1,143 @@
+"""The operations that ``kernels`` compares: OpenSSL's, raw and one at a time, and batches of ours.
+
+OpenSSL's private operation is that of EVP without padding, which blinds and verifies as the kernels do.
+"""
+
+from __future__ import annotations
+
+import secrets
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from cffi import FFI
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+
+from gpu_provider import kernels
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from cryptography.hazmat.primitives.asymmetric import rsa
+
+RSA_NO_PADDING = 3
+EXPONENT_BITS = 225  # of a key exchange in ffdhe2048: RFC 7919, appendix A.1
+
+openssl = FFI()
+openssl.cdef("""
+typedef struct evp_pkey_st EVP_PKEY; typedef struct evp_pkey_ctx_st EVP_PKEY_CTX;
+EVP_PKEY *d2i_AutoPrivateKey(EVP_PKEY **a, const unsigned char **pp, long length);
+EVP_PKEY_CTX *EVP_PKEY_CTX_new(EVP_PKEY *pkey, void *e);
+int EVP_PKEY_decrypt_init(EVP_PKEY_CTX *ctx);
+int EVP_PKEY_CTX_set_rsa_padding(EVP_PKEY_CTX *ctx, int pad);
+int EVP_PKEY_decrypt(EVP_PKEY_CTX *ctx, unsigned char *out, size_t *outlen, const unsigned char *in, size_t inlen);
+EVP_PKEY_CTX *EVP_PKEY_CTX_new_from_name(void *context, const char *name, const char *propquery);
+int EVP_PKEY_keygen_init(EVP_PKEY_CTX *ctx);
+int EVP_PKEY_CTX_set_group_name(EVP_PKEY_CTX *ctx, const char *name);
+int EVP_PKEY_generate(EVP_PKEY_CTX *ctx, EVP_PKEY **made);
+int EVP_PKEY_derive_init(EVP_PKEY_CTX *ctx);
+int EVP_PKEY_derive_set_peer(EVP_PKEY_CTX *ctx, EVP_PKEY *peer);
+int EVP_PKEY_derive(EVP_PKEY_CTX *ctx, unsigned char *key, size_t *keylen);
+const char *OpenSSL_version(int type);
+""")
+
+
+def succeed(result: Any) -> None:
+    if result != 1:
+        raise RuntimeError("an operation under measurement failed")
+
+
+def openssl_private(library: Any, key: rsa.RSAPrivateKey) -> Callable[[], Any]:
+    der = key.private_bytes(Encoding.DER, PrivateFormat.TraditionalOpenSSL, NoEncryption())
+    pkey = load(library, der)
+    context = library.EVP_PKEY_CTX_new(pkey, openssl.NULL)
+    size = key.key_size // 8
+    succeed(library.EVP_PKEY_decrypt_init(context))
+    succeed(library.EVP_PKEY_CTX_set_rsa_padding(context, RSA_NO_PADDING))
+    output, length = openssl.new("unsigned char[]", size), openssl.new("size_t *", size)
+    data = openssl.new(
+        "unsigned char[]", (secrets.randbelow(key.private_numbers().public_numbers.n)).to_bytes(size, "big")
+    )
+
+    def operation() -> None:
+        length[0] = size
+        succeed(library.EVP_PKEY_decrypt(context, output, length, data, size))
+
+    return operation
+
+
+def load(library: Any, der: bytes) -> Any:
+    data = openssl.new("unsigned char[]", der)
+    at = openssl.new("const unsigned char **", data)
+    pkey = library.d2i_AutoPrivateKey(openssl.NULL, at, len(der))
+    succeed(pkey != openssl.NULL)
+    return pkey
+
+
+def ours_private(keys: list[rsa.RSAPrivateKey], count: int) -> Callable[[], Any]:
+    handles = []
+    for key in keys:
+        numbers = key.private_numbers()
+        public = numbers.public_numbers
+        handles.append(
+            kernels.PrivateKey(
+                n=public.n, e=public.e, p=numbers.p, q=numbers.q, dp=numbers.dmp1, dq=numbers.dmq1, qinv=numbers.iqmp
+            )
+        )
+    rows = [handles[i % len(handles)] for i in range(count)]
+    size = keys[0].key_size // 8
+    inputs = np.frombuffer(secrets.token_bytes(count * size), np.uint8).reshape(count, size).copy()
+    inputs[:, -1] &= 0x7F
+    outputs, ok = np.zeros_like(inputs), np.zeros(count, np.uint8)
+
+    def operation() -> None:
+        kernels.private_op(rows, inputs, outputs, ok)
+        succeed(ok.all())
+
+    return operation
+
+
+def group_ffdhe2048() -> int:
+    """RFC 7919, appendix A.1: p = 2^2048 - 2^1984 + (floor(2^1918 e) + 560316) 2^64 - 1."""
+    terms, scale = 0, 1 << 2100
+    term, k = scale, 0
+    while term:
+        terms += term
+        k += 1
+        term //= k
+    return 2**2048 - 2**1984 + ((terms >> (2100 - 1918)) + 560316) * 2**64 - 1
+
+
+def openssl_derive(library: Any) -> Callable[[], Any]:
+    generator = library.EVP_PKEY_CTX_new_from_name(openssl.NULL, b"DH", openssl.NULL)
+    succeed(library.EVP_PKEY_keygen_init(generator))
+    succeed(library.EVP_PKEY_CTX_set_group_name(generator, b"ffdhe2048"))
+    pkeys = []
+    for _ in range(2):
+        made = openssl.new("EVP_PKEY **")
+        succeed(library.EVP_PKEY_generate(generator, made))
+        pkeys.append(made[0])
+    context = library.EVP_PKEY_CTX_new(pkeys[0], openssl.NULL)
+    succeed(library.EVP_PKEY_derive_init(context))
+    succeed(library.EVP_PKEY_derive_set_peer(context, pkeys[1]))
+    output, length = openssl.new("unsigned char[]", 256), openssl.new("size_t *", 256)
+
+    def operation() -> None:
+        length[0] = 256
+        succeed(library.EVP_PKEY_derive(context, output, length))
+
+    return operation
+
+
+def ours_derive(count: int) -> Callable[[], Any]:
+    modulus = np.frombuffer(group_ffdhe2048().to_bytes(256, "little"), np.uint8)
+    moduli = np.tile(modulus, (count, 1))
+    bases = np.frombuffer(secrets.token_bytes(count * 256), np.uint8).reshape(count, 256).copy()
+    bases[:, -1] &= 0x7F
+    exponents = np.frombuffer(secrets.token_bytes(count * 29), np.uint8).reshape(count, 29).copy()
+    outputs, ok = np.zeros_like(bases), np.zeros(count, np.uint8)
+
+    def operation() -> None:
+        kernels.modexp(bases, exponents, moduli, outputs, ok, exponent_bits=EXPONENT_BITS)
+        succeed(ok.all())
+
+    return operation
