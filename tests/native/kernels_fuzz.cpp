@@ -278,7 +278,7 @@ void fuzz_private(Input &input)
         }
     }
     const uint32_t stride = input.byte() % 4 != 0 ? widest + input.byte() % 4 : input.below(530);
-    const uint32_t count = keys.empty() ? 0 : input.byte() % (most_rows(lane, widest) + 1);
+    const uint32_t count = keys.empty() || stride == 0 ? 0 : input.byte() % (most_rows(lane, widest) + 1);
     std::vector<const Key *> row_keys;
     std::vector<gpk_key *> pointers;
     Bytes inputs(count * (size_t)stride), outputs(inputs.size(), 0xa5), ok(count, 7);
