@@ -24,7 +24,13 @@ STANDARDS = {".c": "-std=c11", ".cpp": "-std=c++17"}
 # The kernels for AVX-512 are compiled apart, and run only where the processor has it. The compiler's own vectors stay
 # out of that file, so that a test can tell from its instructions that no secret leaves vector registers for an address.
 IFMA_ARGS = ["-mavx512f", "-mavx512dq", "-mavx512ifma", "-fno-tree-vectorize", "-fno-tree-slp-vectorize"]
-FILE_ARGS = {"batch_ifma.cpp": IFMA_ARGS if platform.machine() == "x86_64" else []}
+# The multi-thread kernels on a processor: a warp's 32 elements in vectors, and rounding toward zero.
+WARP_ARGS = [*(["-mavx2", "-mfma"] if platform.machine() == "x86_64" else []), "-ffp-contract=off", "-frounding-math"]
+FILE_ARGS = {
+    "batch_ifma.cpp": IFMA_ARGS if platform.machine() == "x86_64" else [],
+    "threads32.cpp": WARP_ARGS,
+    "threads52.cpp": WARP_ARGS,
+}
 LINK_ARGS = ["-Wl,-z,relro", "-Wl,-z,now"]
 
 

@@ -14,6 +14,9 @@ class _Lib:
     GPK_INVALID: int
     GPK_NO_MEMORY: int
     GPK_NO_LANE: int
+    GPK_PRIVATE_OPERATION: int
+    GPK_MAKE_PAIRS: int
+    GPK_MODEXP: int
 
     def gpk_resolve_lane(self, lane: int, /) -> int: ...
     def gpk_lane_width(self, lane: int, /) -> int: ...
@@ -45,6 +48,14 @@ class _Lib:
         stride: int,
         ok: FFI.CData,
         /,
+    ) -> int: ...
+    def gpk_thread_kernel_at(self, index: int, /) -> FFI.CData: ...
+    def gpk_thread_run(self, index: int, launch: FFI.CData, /) -> int: ...
+    def gpk_thread_record(
+        self, radix_bits: int, class_bytes: int, record: FFI.CData, /, *numbers: dict[str, object]
+    ) -> int: ...
+    def gpk_thread_modulus(
+        self, radix_bits: int, class_bytes: int, record: FFI.CData, modulus: dict[str, object], /
     ) -> int: ...
 
 lib: _Lib

@@ -43,7 +43,7 @@ template <class V> class PackedExponent {
     explicit PackedExponent(const V *words) : words(words) {}
 
     /* What picks the entry that a digit names. */
-    template <int WINDOW> GPK_INLINE Selector<WINDOW, V> select(int digit) const
+    template <int WINDOW, class = V> GPK_INLINE Selector<WINDOW, V> select(int digit) const
     {
         constexpr int PER_WORD = Digits<WINDOW>::per_word;
         return Selector<WINDOW, V>(words[digit / PER_WORD], digit % PER_WORD * WINDOW);
@@ -109,10 +109,10 @@ GPK_FUNCTION void exponentiate(Arithmetic &arithmetic, V *result, const V *base,
         for (int i = 0; i < N; i++)
             table[i * ENTRIES + entry] = factor[i];
     }
-    Scan(result, table, exponent.template select<WINDOW>(digits - 1)).finish();
+    Scan(result, table, exponent.template select<WINDOW, V>(digits - 1)).finish();
     GPK_LOOP
     for (int digit = digits - 2; digit >= 0; digit--) {
-        Scan scan(factor, table, exponent.template select<WINDOW>(digit));
+        Scan scan(factor, table, exponent.template select<WINDOW, V>(digit));
 
         GPK_LOOP
         for (int i = 0; i < WINDOW; i++) {

@@ -1,7 +1,5 @@
-/* The C entries: the choice of a lane, and the workspaces. */
+/* The C entries: the choice of a lane. */
 #include "kernels.h"
-
-#include <stdlib.h>
 
 #include "batches.h"
 #include "limbs.h"
@@ -31,32 +29,6 @@ enum gpk_lane gpk_resolve_lane(enum gpk_lane lane)
 
 uint32_t gpk_lane_width(enum gpk_lane lane) { return gpk_resolve_lane(lane) == GPK_LANE_IFMA ? 8 : 1; }
 
-/* Workspaces wait here between calls, all zero: mapping and locking one costs as much as several operations. */
-static void *idle[64];
-
-static void *take_workspace(void)
-{
-    int locked;
-
-    for (void *&slot : idle) {
-        void *workspace = __atomic_exchange_n(&slot, NULL, __ATOMIC_ACQ_REL);
-        if (workspace != NULL)
-            return workspace;
-    }
-    return secret_alloc(WORKSPACE_SIZE, &locked);
-}
-
-static void return_workspace(void *workspace)
-{
-    wipe_stack();
-    for (void *&slot : idle) {
-        void *vacant = NULL;
-        if (__atomic_compare_exchange_n(&slot, &vacant, workspace, false, __ATOMIC_ACQ_REL, __ATOMIC_RELAXED))
-            return;
-    }
-    secret_free(workspace, WORKSPACE_SIZE);
-}
-
 enum gpk_status gpk_private(enum gpk_lane lane, uint32_t count, gpk_key *const *keys, const uint8_t *inputs,
                             uint8_t *outputs, uint32_t stride, uint8_t *ok)
 {
@@ -78,6 +50,7 @@ enum gpk_status gpk_private(enum gpk_lane lane, uint32_t count, gpk_key *const *
     else
 #endif
         private_portable(workspace, batch);
+    wipe_stack();
     return_workspace(workspace);
     return GPK_OK;
 }
@@ -105,6 +78,7 @@ enum gpk_status gpk_modexp(enum gpk_lane lane, uint32_t count, const uint8_t *ba
     else
 #endif
         modexp_portable(workspace, batch);
+    wipe_stack();
     return_workspace(workspace);
     return GPK_OK;
 }

@@ -1,6 +1,7 @@
 """cffi builder of ``gpu_provider.kernels._kernels``: the arithmetic over batches.
 
-The declarations are read from ``kernels.h`` by hand, once, here; the C++ compiler checks them against the header.
+The declarations are read from ``kernels.h``, ``threads.h`` and ``launch.h`` by hand, once, here; the C++ compiler checks
+them against the headers.
 """
 
 from pathlib import Path
@@ -34,13 +35,42 @@ enum gpk_status gpk_private(enum gpk_lane lane, uint32_t count, gpk_key *const *
 enum gpk_status gpk_modexp(enum gpk_lane lane, uint32_t count, const uint8_t *bases, const uint8_t *exponents,
                            uint32_t exponent_stride, uint32_t exponent_bits, const uint8_t *moduli, uint8_t *outputs,
                            uint32_t stride, uint8_t *ok);
+
+struct gpk_private_launch {
+    uint32_t count, exponent_bits;
+    uint64_t any_e;
+    const uint32_t *record_of_row, *pair_of_row;
+    const void *records;
+    void *pairs;
+    const uint8_t *inputs;
+    uint8_t *outputs, *ok;
+};
+struct gpk_modexp_launch {
+    uint32_t count, exponent_bits, exponent_stride, unused;
+    const uint32_t *modulus_of_row;
+    const void *moduli;
+    const uint8_t *bases, *exponents;
+    uint8_t *outputs;
+};
+enum gpk_operation { GPK_PRIVATE_OPERATION, GPK_MAKE_PAIRS, GPK_MODEXP };
+struct gpk_thread_kernel {
+    const char *name;
+    enum gpk_operation operation;
+    int radix_bits, class_bytes, threads, window, rows, table_bytes, record_bytes, pair_bytes;
+};
+const struct gpk_thread_kernel *gpk_thread_kernel_at(int index);
+enum gpk_status gpk_thread_run(int index, const void *launch);
+enum gpk_status gpk_thread_record(int radix_bits, int class_bytes, void *record, struct gpk_number n,
+                                  struct gpk_number e, struct gpk_number p, struct gpk_number q, struct gpk_number dp,
+                                  struct gpk_number dq, struct gpk_number qinv);
+enum gpk_status gpk_thread_modulus(int radix_bits, int class_bytes, void *record, struct gpk_number modulus);
 """
 
 ffi = FFI()
 ffi.cdef(CDEF)
 ffi.set_source(
     "gpu_provider.kernels._kernels",
-    '#include "kernels.h"\n',
+    '#include "threads.h"\n',
     source_extension=".cpp",
     sources=sorted(str(path) for path in Path("kernels").glob("*.cpp") if path.name != "_kernels.cpp"),
     include_dirs=["kernels"],

@@ -5,6 +5,7 @@
 
 #include "limbs.h"
 #include "memory.h"
+#include "number.h"
 
 using namespace gpk;
 
@@ -17,21 +18,6 @@ static int class_of(int modulus_bits, int prime_bits)
         if (prime_bits <= 52 * limbs - 4 && modulus_bits <= 104 * limbs - 4)
             return limbs;
     return 0;
-}
-
-static int bits_of(gpk_number number)
-{
-    for (size_t i = number.size; i-- > 0;)
-        if (number.bytes[i] != 0)
-            return (int)(8 * i) + 32 - __builtin_clz(number.bytes[i]);
-    return 0;
-}
-
-static int is_odd(gpk_number number) { return number.size > 0 && (number.bytes[0] & 1); }
-
-static void load(uint64_t *to, int limbs, gpk_number number)
-{
-    limbs_from_bytes(to, limbs, number.bytes, (int)(number.size < MAX_BYTES ? number.size : MAX_BYTES));
 }
 
 static void pack_exponent(uint64_t *to, const uint64_t *exponent, int limbs, int bits)
@@ -68,15 +54,6 @@ static void set_prime(PrimeConstants *prime, gpk_number modulus, gpk_number expo
     }
     pack_exponent(prime->inverse, number, limbs, digit_bits);
     wipe(number, sizeof(number));
-}
-
-static uint64_t small_number(gpk_number number)
-{
-    uint64_t value = 0;
-
-    for (size_t i = 0; i < number.size && i < 8; i++)
-        value |= (uint64_t)number.bytes[i] << 8 * i;
-    return value;
 }
 
 /* One mapping holds the structure and, behind it, its numbers. */

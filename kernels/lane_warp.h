@@ -276,6 +276,7 @@ class Public {
 #endif
     friend class Where;
     friend struct Memory;
+    friend Word64 shift_right(Word64 low, Word64 high, Public count);
     uint32_t element[ELEMENTS];
 };
 
@@ -393,6 +394,19 @@ GPK_INLINE Mask bit_of(Word32 a, int position)
 GPK_INLINE Mask is_zero(Word64 a)
 {
     return ~bit_of(a | (Splat<Word64>::of(0) - a), 63);
+}
+
+/* The low 64 bits of (high 2^64 + low) / 2^count, for count below 64. */
+GPK_INLINE Word64 shift_right(Word64 low, Word64 high, Public count)
+{
+#ifdef __CUDACC__
+    const uint32_t bits = count.element[0];
+    Inside::of(low)[0] = Inside::of(low)[0] >> bits | Inside::of(high)[0] << 1 << (63 - bits);
+#else
+    for (int i = 0; i < WARP; i++)
+        Inside::set(low, i, Inside::get(low, i) >> count.element[i] | Inside::get(high, i) << 1 << (63 - count.element[i]));
+#endif
+    return low;
 }
 
 GPK_INLINE Word64 widen(Word32 a)

@@ -26,6 +26,31 @@ void secret_free(void *memory, size_t size)
     munmap(memory, size);
 }
 
+/* Workspaces wait here between calls, all zero: mapping and locking one costs as much as several operations. */
+static void *idle[64];
+
+void *take_workspace(void)
+{
+    int locked;
+
+    for (void *&slot : idle) {
+        void *workspace = __atomic_exchange_n(&slot, NULL, __ATOMIC_ACQ_REL);
+        if (workspace != NULL)
+            return workspace;
+    }
+    return secret_alloc(WORKSPACE_SIZE, &locked);
+}
+
+void return_workspace(void *workspace)
+{
+    for (void *&slot : idle) {
+        void *vacant = NULL;
+        if (__atomic_compare_exchange_n(&slot, &vacant, workspace, false, __ATOMIC_ACQ_REL, __ATOMIC_RELAXED))
+            return;
+    }
+    secret_free(workspace, WORKSPACE_SIZE);
+}
+
 void wipe(void *memory, size_t size)
 {
     memset(memory, 0, size);

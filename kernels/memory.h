@@ -15,6 +15,9 @@ void wipe(void *memory, size_t size);
 void wipe_stack(void);
 /* Large enough for any batch on any lane. */
 constexpr size_t WORKSPACE_SIZE = 1024 * 1024;
+/* Memory of that size, all zero, from secret_alloc or from an earlier call; NULL if there is none. Returned zero. */
+void *take_workspace(void);
+void return_workspace(void *workspace);
 
 /* 1, or 0 if the system has no randomness to give. */
 int random_bytes(void *to, size_t size);

@@ -93,7 +93,7 @@ template <template <int, int> class RADIX, int L, int T> struct MontgomeryThread
 
   private:
     /* r + R -= modulus where the mask is set; returns where it still reaches R. */
-    GPK_INLINE Mask subtract_modulus(Lane *r, Mask where) const
+    GPK_NOINLINE Mask subtract_modulus(Lane *r, Mask where) const
     {
         const Lane zero = Splat<Lane>::of(0);
         Lane complement[L];

@@ -55,6 +55,8 @@ template <class Rows> class RsaPrivate {
   public:
     Rows rows;
 
+    template <class... Arguments> explicit GPK_FUNCTION RsaPrivate(const Arguments &...arguments) : rows(arguments...) {}
+
     /* The rows' outputs and verdicts, from their inputs below R_n (canonical: below n, or the row fails). Each row's
      * blinding pair is squared. */
     GPK_FUNCTION void private_operation()

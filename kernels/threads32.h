@@ -25,7 +25,7 @@ template <int L, int T> struct Threads32 {
 
     /* r = a + b, and 1 where `first`, mod R = 2^(32 L T); returns where the sum reaches R, in all of the group's threads.
      * r may be a or b. */
-    static GPK_INLINE Mask add(Word32 *r, const Word32 *a, const Word32 *b, Mask first)
+    static GPK_NOINLINE Mask add(Word32 *r, const Word32 *a, const Word32 *b, Mask first)
     {
         CarryChain chain;
         const Word32 zero = Splat<Word32>::of(0);
@@ -81,7 +81,7 @@ template <int L, int T> struct Threads32 {
     /* One limb b. In: odd is the even row of the step before (columns 0 to L - 1, not yet moved down), even its odd
      * row (columns 1 to L), next the limb from the thread above, top the carries out of column L, at most 3. Out: the same of
      * this step, with the rows' names exchanged. */
-    static GPK_INLINE void step(Word64 *even, Word64 *odd, Word32 &next, Word32 &top, const Word32 *a, Word32 b,
+    static GPK_NOINLINE void step(Word64 *even, Word64 *odd, Word32 &next, Word32 &top, const Word32 *a, Word32 b,
                                 const Word32 *m, Word32 k0)
     {
         CarryChain chain;
@@ -120,7 +120,7 @@ template <int L, int T> struct Threads32 {
     }
 
     /* sum += x within each thread; returns the carry. */
-    static GPK_INLINE Word32 add_word(Word32 *sum, Word32 x)
+    static GPK_NOINLINE Word32 add_word(Word32 *sum, Word32 x)
     {
         CarryChain chain;
         const Word32 zero = Splat<Word32>::of(0);
@@ -134,7 +134,7 @@ template <int L, int T> struct Threads32 {
 
     /* r = sum + the carries (0 or 1) out of the threads below; returns whether the uppermost thread carries, or `top` of
      * it is set. */
-    static GPK_INLINE Mask resolve(Word32 *r, Word32 *sum, Word32 carry, Word32 top = Splat<Word32>::of(0))
+    static GPK_NOINLINE Mask resolve(Word32 *r, Word32 *sum, Word32 carry, Word32 top = Splat<Word32>::of(0))
     {
         Word32 ones = sum[0];
 

@@ -25,8 +25,16 @@ template <int L, int T> struct Threads52 {
     using Lane = Real;
     static constexpr int bits = 52; /* of a limb */
 
+    /* The limb of the low 52 bits, and back. */
+    static GPK_INLINE Real real(Word64 a)
+    {
+        return real_of_bits(low_bits(a) | Splat<Word64>::of(BITS_OF_2_52)) - Splat<Real>::of(TWO_52);
+    }
+
+    static GPK_INLINE Word64 integer(Real a) { return low_bits(bits_of_real(a + Splat<Real>::of(TWO_52))); }
+
     /* As Threads32::add. */
-    static GPK_INLINE Mask add(Real *r, const Real *a, const Real *b, Mask first)
+    static GPK_NOINLINE Mask add(Real *r, const Real *a, const Real *b, Mask first)
     {
         Word64 sum[L];
 
@@ -71,18 +79,10 @@ template <int L, int T> struct Threads52 {
         return 2 * (uint64_t)(i + 1) * BITS_OF_2_52 + 2 * (uint64_t)i * BITS_OF_2_104;
     }
 
-    /* The low 52 bits as an integer, or as a double. */
     static GPK_INLINE Word64 low_bits(Word64 a) { return a & Splat<Word64>::of(LIMB); }
 
-    static GPK_INLINE Real real(Word64 a)
-    {
-        return real_of_bits(low_bits(a) | Splat<Word64>::of(BITS_OF_2_52)) - Splat<Real>::of(TWO_52);
-    }
-
-    static GPK_INLINE Word64 integer(Real a) { return low_bits(bits_of_real(a + Splat<Real>::of(TWO_52))); }
-
     /* column[0 .. L - 1] and top += x y */
-    static GPK_INLINE void add_products(Word64 *column, Word64 &top, const Real *x, Real y)
+    static GPK_NOINLINE void add_products(Word64 *column, Word64 &top, const Real *x, Real y)
     {
         Real high[L], low[L];
 
@@ -105,7 +105,7 @@ template <int L, int T> struct Threads52 {
     }
 
     /* column = (column + a b + q m) / 2^52 with the q that makes the lowest limb zero. */
-    static GPK_INLINE void step(Word64 *column, const Real *a, Real b, const Real *m, Real k0)
+    static GPK_NOINLINE void step(Word64 *column, const Real *a, Real b, const Real *m, Real k0)
     {
         Word64 top = Splat<Word64>::of(0 - bits_added(L - 1) - 2 * BITS_OF_2_104);
 
@@ -124,7 +124,7 @@ template <int L, int T> struct Threads52 {
     }
 
     /* r = the columns, carried, mod R; returns where they reach R. */
-    static GPK_INLINE Mask normalize(Real *r, Word64 *column)
+    static GPK_NOINLINE Mask normalize(Real *r, Word64 *column)
     {
         const Word64 limb = Splat<Word64>::of(LIMB);
         Word64 carry = Splat<Word64>::of(0), ones = limb;
