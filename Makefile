@@ -93,12 +93,16 @@ $(foreach sanitizer,address thread,$(eval $(call sanitized_kernels,$(sanitizer))
 build/sanitize/kernels_fuzz: tests/native/kernels_fuzz.cpp $(addprefix build/sanitize/address/,$(KERNELS_OBJECTS))
 	@$(CLANGXX) -fsanitize=fuzzer $(SANITIZER_address) $(KERNELS_FLAGS) $^ -o $@ -lcrypto
 
-# What it finds new goes to build/fuzz and is used again; an input that fails lies there too, as crash-…: give it to
-# build/sanitize/kernels_fuzz as its argument.
+# It begins with noise, of which every byte means something to it. What it finds new joins that in build/fuzz/corpus; an input
+# that fails lies beside it, as crash-…: give it to build/sanitize/kernels_fuzz as its argument.
 fuzz: build/sanitize/kernels_fuzz
 	@mkdir -p build/fuzz/corpus
+	@for seed in $$(seq 32); do \
+		[ -f build/fuzz/corpus/seed-$$seed ] || head -c 256 /dev/urandom >build/fuzz/corpus/seed-$$seed; \
+	done
 	@echo "fuzzing the kernels for $(FUZZ_SECONDS) s"
-	@$< -max_total_time=$(FUZZ_SECONDS) -timeout=60 -max_len=4096 -artifact_prefix=build/fuzz/ -print_final_stats=1 -verbosity=0 build/fuzz/corpus
+	@$< -max_total_time=$(FUZZ_SECONDS) -timeout=60 -len_control=0 -max_len=512 -artifact_prefix=build/fuzz/ -verbosity=0 \
+		-print_final_stats=1 build/fuzz/corpus
 
 sanitize:
 	@for program in $^; do \

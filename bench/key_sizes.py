@@ -42,20 +42,28 @@ def measure(bench: Bench, *, rounds: int, connections: int, advance: Callable[[s
         sample["handshake_median_us"] = Spread.of(load.handshake_seconds).median * 1e6
         result.samples.append(sample)
     names = list(dict.fromkeys(server.name for _bits, server in servers))
-    for key, unit in (("cpu_us", "µs of CPU"), ("rate", "connections/s")):
-        for bits, concurrency in product(SIZES, CONCURRENCY):
-            rows(result, names, key, unit, {"bits": bits, "concurrency": concurrency})
+    cases = list(product(SIZES, CONCURRENCY))
+    for bits, concurrency in cases:
+        rows(result, names, bits, concurrency)
+    for (bits, concurrency), name in product(cases, names):
+        rate = result.values("rate", server=name, bits=bits, concurrency=concurrency)
+        result.rows.append(Row(case_of(bits, concurrency), name, "connections/s", Spread.of(rate)))
     return result
 
 
-def rows(result: Result, names: list[str], key: str, unit: str, match: dict[str, int]) -> None:
-    case = f"RSA-{match['bits']}, {match['concurrency']} at a time"
-    values = {name: result.values(key, server=name, **match) for name in names}
-    target = Target(1.0, at_most=key == "cpu_us", goal=True)
+def case_of(bits: int, concurrency: int) -> str:
+    return f"RSA-{bits}, {concurrency} at a time"
+
+
+def rows(result: Result, names: list[str], bits: int, concurrency: int) -> None:
+    """CPU per connection, with its ratios."""
+    case, unit = case_of(bits, concurrency), "µs of CPU"
+    values = {name: result.values("cpu_us", server=name, bits=bits, concurrency=concurrency) for name in names}
+    ours = values[SUBJECT]
     for base in BASELINES:
         if base in names:
-            ratio = Spread.of_ratios(values[SUBJECT], values[base])
-            result.rows.append(Row(case, SUBJECT, unit, Spread.of(values[SUBJECT]), base, ratio, target))
+            ratio = Spread.of_ratios(ours, values[base])
+            result.rows.append(Row(case, SUBJECT, unit, Spread.of(ours), base, ratio, Target(1.0, goal=True)))
     for name in names:
         if name != SUBJECT:
             result.rows.append(Row(case, name, unit, Spread.of(values[name])))

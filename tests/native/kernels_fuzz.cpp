@@ -243,7 +243,7 @@ void make_row(Input &input, const Key &key, uint8_t *row, uint32_t stride)
         CHECK(BN_mul_word(value.get(), (kind >> 2) + 1));
     BN_set_negative(value.get(), 0);
     const Bytes bytes = bytes_of(value.get());
-    memcpy(row, bytes.data(), std::min(bytes.size(), (size_t)stride));
+    std::copy_n(bytes.data(), std::min(bytes.size(), (size_t)stride), row);
 }
 
 void check_private_row(const Key &key, const uint8_t *input, const uint8_t *output, uint32_t stride, uint8_t ok)
