@@ -74,7 +74,8 @@ $(foreach stress,$(filter-out jobs_%,$(STRESS)),$(eval $(call sanitized_program,
 # The kernels, by clang, which has libFuzzer and is done sooner. In the unrolled arithmetic, checks of every pointer would
 # take minutes to compile; the address sanitizer sees what it points at.
 KERNELS_FLAGS := -std=c++17 -O1 -g1 -fno-omit-frame-pointer -Wall -Wextra -Werror -pthread -Ikernels -Itests/native
-KERNELS_OBJECTS := $(patsubst kernels/%.cpp,%.o,$(filter-out %/_kernels.cpp,$(wildcard kernels/*.cpp)))
+# Those of the multi-thread form stand behind an interface of their own.
+KERNELS_OBJECTS := $(patsubst kernels/%.cpp,%.o,$(filter-out %/_kernels.cpp kernels/thread%,$(wildcard kernels/*.cpp)))
 SANITIZER_address := -fsanitize=address,undefined,fuzzer-no-link -fno-sanitize-recover=all
 SANITIZER_thread := -fsanitize=thread
 build/sanitize/address/batch_%.o: KERNELS_FLAGS += -fno-sanitize=null,alignment,pointer-overflow,object-size
