@@ -14,6 +14,7 @@
 
 #define GP_NO_SLOT UINT32_MAX
 #define GP_CLOSED_SLOT (UINT32_MAX - 1) /* instead of a slot: the client was closed, compute at once */
+#define GP_MAX_KEYS 65536u              /* in the table; a key handle is serial << 16 | index */
 
 struct gp_wait;
 
@@ -86,6 +87,7 @@ struct gp_client {
     struct gp_key_entry *keys;
     uint32_t key_count;
     uint64_t key_serial;
+    _Atomic uint64_t removed_keys; /* that have left the table for good */
 
     _Atomic(const struct gpk_functions *) kernels; /* NULL: OpenSSL computes everything */
     _Atomic uint32_t smallest[GP_CLASSES]; /* rows of a group from which on the kernels are faster; 0: not measured yet */
@@ -135,6 +137,14 @@ void gp_client_sleep_until_done(gp_client *client, uint64_t handle);
 /* Pins a key for one request; 0 if there is no such key. bytes: of its modulus. */
 int gp_client_pin_key(gp_client *client, uint64_t handle, uint32_t *bytes);
 void gp_client_count_keys(gp_client *client, struct gp_client_stats *stats);
+/* A key's numbers as the kernels take them: n, e, p, q, dP, dQ, qInv. One block, wiped after use. */
+struct gp_key_numbers {
+    uint8_t bytes[7][GP_MAX_BYTES];
+    struct gpk_number number[7];
+};
+/* 1 if the key has all of them, and no third prime, with which the five would give wrong results. */
+int gp_key_read_numbers(const EVP_PKEY *pkey, struct gp_key_numbers *numbers);
+
 /* Prepares every key that was added before the kernels were known. */
 void gp_client_prepare_keys(gp_client *client);
 /* Gives the key its constants for the kernels, unless it was tried before, they can't take it, or would never be faster. */

@@ -69,6 +69,56 @@ uint32_t gp_consumer_take_finished(gp_client *client, uint32_t count, uint64_t *
 void gp_client_use_kernels(gp_client *client, const void *kernels, uint32_t smallest);
 uint32_t gp_cpu_private(gp_client *client, uint32_t count, const uint64_t *keys, const uint8_t *inputs,
                         uint8_t *outputs, uint32_t stride, uint8_t *ok);
+#define GP_NO_RECORD 0xffffffff
+#define GP_PAIR_USES 512
+struct gp_record {
+    uint32_t number;
+    uint32_t prime_bits;
+    uint64_t e;
+};
+typedef struct gp_records gp_records;
+gp_records *gp_records_new(void);
+void gp_records_free(gp_records *records);
+void gp_records_set(gp_records *records, uint64_t handle, const struct gp_record *record);
+void gp_records_remove(gp_records *records, uint64_t handle);
+struct gp_pairs {
+    uint32_t records;
+    uint64_t *owner;
+    uint32_t *first;
+    uint32_t *count;
+    uint32_t *wanted;
+    uint16_t *uses;
+};
+struct gp_staging {
+    uint8_t *upload;
+    uint8_t *download;
+    uint8_t *fresh;
+    uint32_t *row;
+    uint32_t *fresh_place;
+    uint64_t *lacking;
+    uint32_t *lacking_record, *lacking_pairs;
+    uint32_t rows, count, fresh_count, lacking_count;
+    uint32_t prime_bits;
+    uint64_t any_e;
+};
+enum gp_staged { GP_STAGED, GP_LACKS_RECORDS, GP_LACKS_ROOM, GP_LACKS_PAIRS, ... };
+enum gp_staged gp_stage(struct gp_staging *staging, const gp_records *records, const struct gp_pairs *pairs,
+                        uint32_t rows, const uint64_t *keys, const uint8_t *inputs, uint32_t stride);
+int gp_stage_fresh(struct gp_staging *staging, uint32_t stride);
+uint32_t gp_unstage(struct gp_staging *staging, const struct gp_pairs *pairs, uint8_t *outputs, uint8_t *ok,
+                    uint32_t stride);
+enum gpk_status { GPK_OK, GPK_UNSUPPORTED, GPK_INVALID, ... };
+struct gpk_number {
+    const uint8_t *bytes;
+    size_t size;
+};
+typedef enum gpk_status gp_fill_record(int radix_bits, int class_bytes, void *record, struct gpk_number n,
+                                       struct gpk_number e, struct gpk_number p, struct gpk_number q,
+                                       struct gpk_number dp, struct gpk_number dq, struct gpk_number qinv);
+enum gpk_status gp_client_fill_record(gp_client *client, uint64_t handle, gp_fill_record *fill, int radix_bits,
+                                      int class_bytes, void *memory, struct gp_record *record);
+uint64_t gp_client_removed_keys(const gp_client *client);
+uint32_t gp_client_find_removed(gp_client *client, uint32_t count, const uint64_t *handles, uint8_t *gone);
 void gp_libcrypto_private(gp_client *client, uint32_t count, const uint64_t *keys, const uint8_t *inputs,
                           uint8_t *outputs, uint32_t stride, uint8_t *ok);
 uint32_t gp_libcrypto_verify(gp_client *client, uint32_t count, const uint64_t *keys, const uint8_t *inputs,
@@ -109,7 +159,7 @@ ffi = FFI()
 ffi.cdef(CDEF)
 ffi.set_source(
     "gpu_provider.native._core",
-    '#include <openssl/err.h>\n#include "client.h"\n#include "provider.h"\n',
+    '#include <openssl/err.h>\n#include "client.h"\n#include "provider.h"\n#include "staging.h"\n',
     sources=sorted(str(path) for path in Path(NATIVE).glob("*.c") if path.name not in {"_core.c", "module.c"}),
     include_dirs=[NATIVE, "kernels"],
     depends=sorted(str(path) for path in (*Path(NATIVE).glob("*.h"), Path("kernels/kernels.h"))),

@@ -14,14 +14,7 @@
 
 enum { UNTRIED, BEING_PREPARED, TRIED };
 
-/* A key's numbers as the kernels take them. One block, wiped after use. */
-struct numbers {
-    uint8_t bytes[7][GP_MAX_BYTES];
-    struct gpk_number number[7];
-};
-
-/* 1 if the key has all of them, and no third prime, with which the five would give wrong results. */
-static int read_numbers(const EVP_PKEY *pkey, struct numbers *numbers)
+int gp_key_read_numbers(const EVP_PKEY *pkey, struct gp_key_numbers *numbers)
 {
     static const char *const names[] = {
         OSSL_PKEY_PARAM_RSA_N,         OSSL_PKEY_PARAM_RSA_E,         OSSL_PKEY_PARAM_RSA_FACTOR1,
@@ -48,11 +41,11 @@ static int read_numbers(const EVP_PKEY *pkey, struct numbers *numbers)
 
 static struct gpk_key *new_kernel_key(const struct gpk_functions *kernels, const gp_key *key)
 {
-    struct numbers numbers;
+    struct gp_key_numbers numbers;
     struct gpk_key *kernel_key = NULL;
 
     ERR_set_mark(); /* a key without factors is no error: OpenSSL computes with it */
-    if (read_numbers(key->pkey, &numbers)
+    if (gp_key_read_numbers(key->pkey, &numbers)
         && kernels->key_new(&kernel_key, numbers.number[0], numbers.number[1], numbers.number[2], numbers.number[3],
                             numbers.number[4], numbers.number[5], numbers.number[6])
                != GPK_OK)

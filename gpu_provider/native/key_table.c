@@ -2,12 +2,11 @@
 #include <stdlib.h>
 
 #include "client_internal.h"
-
-#define MAX_KEYS 65536u
+#include "staging.h"
 
 static struct gp_key_entry *find(gp_client *client, uint64_t handle)
 {
-    uint32_t index = (uint32_t)(handle & (MAX_KEYS - 1));
+    uint32_t index = (uint32_t)(handle & (GP_MAX_KEYS - 1));
 
     if (handle == 0 || index >= client->key_count || client->keys[index].handle != handle)
         return NULL;
@@ -15,7 +14,7 @@ static struct gp_key_entry *find(gp_client *client, uint64_t handle)
 }
 
 /* With keys_lock: an entry that nobody needs any more; returns the key for freeing outside the lock. */
-static gp_key *clear_if_unused(struct gp_key_entry *entry)
+static gp_key *clear_if_unused(gp_client *client, struct gp_key_entry *entry)
 {
     gp_key *key = entry->key;
 
@@ -23,7 +22,17 @@ static gp_key *clear_if_unused(struct gp_key_entry *entry)
         return NULL;
     entry->key = NULL;
     entry->handle = 0;
+    atomic_fetch_add(&client->removed_keys, 1);
     return key;
+}
+
+/* The last step of a key's removal, without a lock. */
+static void let_go(gp_client *client, gp_key *unused)
+{
+    if (unused == NULL)
+        return;
+    gp_key_free(unused);
+    gp_consumer_wake(client); /* a device may have a copy of it */
 }
 
 static int grow(gp_client *client)
@@ -31,7 +40,7 @@ static int grow(gp_client *client)
     uint32_t count = client->key_count == 0 ? 8 : client->key_count * 2;
     struct gp_key_entry *keys;
 
-    if (count > MAX_KEYS)
+    if (count > GP_MAX_KEYS)
         return 0;
     keys = realloc(client->keys, count * sizeof(*keys));
     if (keys == NULL)
@@ -106,10 +115,10 @@ void gp_client_remove_key(gp_client *client, uint64_t handle)
     entry = find(client, handle);
     if (entry != NULL) {
         entry->removed = 1;
-        unused = clear_if_unused(entry);
+        unused = clear_if_unused(client, entry);
     }
     pthread_mutex_unlock(&client->keys_lock);
-    gp_key_free(unused);
+    let_go(client, unused);
 }
 
 gp_key *gp_client_get_key(gp_client *client, uint64_t handle)
@@ -150,8 +159,26 @@ void gp_client_unpin_key(gp_client *client, uint64_t handle, uint32_t pins)
     entry = find(client, handle);
     if (entry != NULL) {
         entry->pins -= pins;
-        unused = clear_if_unused(entry);
+        unused = clear_if_unused(client, entry);
     }
     pthread_mutex_unlock(&client->keys_lock);
-    gp_key_free(unused);
+    let_go(client, unused);
+}
+
+uint64_t gp_client_removed_keys(const gp_client *client)
+{
+    return atomic_load(&client->removed_keys);
+}
+
+uint32_t gp_client_find_removed(gp_client *client, uint32_t count, const uint64_t *handles, uint8_t *gone)
+{
+    uint32_t found = 0;
+
+    pthread_mutex_lock(&client->keys_lock);
+    for (uint32_t i = 0; i < count; i++) {
+        gone[i] = find(client, handles[i]) == NULL;
+        found += gone[i];
+    }
+    pthread_mutex_unlock(&client->keys_lock);
+    return found;
 }

@@ -1,0 +1,90 @@
+/* What the CUDA backend does for each row of a batch: which record of the device's key table it uses, which blinding pair,
+ * and its way into and out of the memory that the device copies. And what it needs of the keys.
+ *
+ * Python owns all memory here but gp_records. Nothing here knows the device.
+ */
+#ifndef GP_STAGING_H
+#define GP_STAGING_H
+
+#include "client.h"
+
+/* Not a record: the key is known, and the kernels do not take it. */
+#define GP_NO_RECORD UINT32_MAX
+/* After so many uses a blinding pair is made anew from fresh randomness, as the kernels on the processor do. */
+#define GP_PAIR_USES 512u
+
+/* A key's constants on the device. */
+struct gp_record {
+    uint32_t number; /* in the table of its size class, or GP_NO_RECORD */
+    uint32_t prime_bits; /* of the longer prime */
+    uint64_t e;
+};
+
+/* Which record has the key with a handle. One thread at a time may change it, while any number read it: a handle is only
+ * changed or removed while no request uses it. */
+typedef struct gp_records gp_records;
+gp_records *gp_records_new(void); /* NULL: no memory */
+void gp_records_free(gp_records *records);
+void gp_records_set(gp_records *records, uint64_t handle, const struct gp_record *record);
+void gp_records_remove(gp_records *records, uint64_t handle);
+
+/* The blinding pairs of one lane and size class: each record has a block of them. One thread at a time. */
+struct gp_pairs {
+    uint32_t records; /* as many have an element in what follows */
+    uint64_t *owner;  /* by record: the key that the pairs of its block are for */
+    uint32_t *first;  /* by record: its block's first pair */
+    uint32_t *count;  /* by record: its block's pairs */
+    uint32_t *wanted; /* by record: zero between calls */
+    uint16_t *uses;   /* by pair; GP_PAIR_USES: to be made before it is used */
+};
+
+/* A batch on its way. One thread at a time. Arrays have room for as many rows; those in `upload` and `fresh` begin at
+ * multiples of 16 bytes. */
+struct gp_staging {
+    uint8_t *upload;   /* `rows` inputs of `stride` bytes, as many records, as many pairs; of each, `count` are used */
+    uint8_t *download; /* `count` outputs of `stride` bytes, as many verdicts: 1 for a right result */
+    uint8_t *fresh;    /* pairs to be made first: `fresh_count` random rows, as many records, as many pairs */
+    uint32_t *row;     /* of the batch, by place in the upload */
+    uint32_t *fresh_place; /* in the upload */
+    uint64_t *lacking; /* key handles */
+    uint32_t *lacking_record, *lacking_pairs; /* GP_LACKS_PAIRS: how many pairs are wanted */
+    uint32_t rows, count, fresh_count, lacking_count;
+    uint32_t prime_bits; /* of the longest prime */
+    uint64_t any_e;      /* all public exponents, OR-ed */
+};
+
+enum gp_staged {
+    GP_STAGED,
+    GP_LACKS_RECORDS, /* keys that were never seen: give them records. A key may be named more than once */
+    GP_LACKS_ROOM,    /* there are more records than gp_pairs has elements for */
+    GP_LACKS_PAIRS,   /* records whose block is too small, or another key's; each once */
+};
+
+/* Fills the upload from a batch. Rows whose key has GP_NO_RECORD are left out. */
+enum gp_staged gp_stage(struct gp_staging *staging, const gp_records *records, const struct gp_pairs *pairs, uint32_t rows,
+                        const uint64_t *keys, const uint8_t *inputs, uint32_t stride);
+
+/* Fills `fresh` after gp_stage(). 0 if the system gives no randomness. */
+int gp_stage_fresh(struct gp_staging *staging, uint32_t stride);
+
+/* Takes the results out of the download, and wipes the staging. Returns how many rows failed the device's check; their
+ * pairs will be made anew. */
+uint32_t gp_unstage(struct gp_staging *staging, const struct gp_pairs *pairs, uint8_t *outputs, uint8_t *ok,
+                    uint32_t stride);
+
+/* gpk_thread_record() of the kernels, with which the core is not linked. */
+typedef enum gpk_status gp_fill_record(int radix_bits, int class_bytes, void *record, struct gpk_number n,
+                                       struct gpk_number e, struct gpk_number p, struct gpk_number q, struct gpk_number dp,
+                                       struct gpk_number dq, struct gpk_number qinv);
+
+/* Fills `memory` with a key's constants, and all of `record` but its number. GPK_UNSUPPORTED for a key that the kernels don't take, and for one whose numbers do
+ * not belong together: OpenSSL computes with it. GPK_INVALID: no such key. */
+enum gpk_status gp_client_fill_record(gp_client *client, uint64_t handle, gp_fill_record *fill, int radix_bits,
+                                      int class_bytes, void *memory, struct gp_record *record);
+
+/* How many keys have left the table for good. The batching thread is woken by each. */
+uint64_t gp_client_removed_keys(const gp_client *client);
+/* gone[i] = 1 where the key with handles[i] has left the table. Returns how many have. */
+uint32_t gp_client_find_removed(gp_client *client, uint32_t count, const uint64_t *handles, uint8_t *gone);
+
+#endif
