@@ -16,6 +16,7 @@ from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from gpu_provider.backends.base import KeyHolder
 from gpu_provider.client import CLASSES
 from gpu_provider.errors import OperationError, ProviderClosedError
 from gpu_provider.health import BackendState, Health
@@ -97,6 +98,8 @@ class Engine:
             for backend in backends
         ]
         self._inline = next((backend for backend in self._backends if backend.backend is inline), self._last_resort)
+        self._key_holders = [backend for backend in backends if isinstance(backend, KeyHolder)]
+        self._removed_keys = 0
         self._lock = threading.Lock()
         self._closing = False  # with _lock
         self._calls: deque[ModexpCall] = deque()  # with _lock
@@ -219,6 +222,7 @@ class Engine:
             lib.gp_consumer_wait(
                 self._client.pointer, timeout_ns, lanes_free, self._small_batches(), self._waiting, self._oldest_ns
             )
+            self._announce_removed_keys()
             while self._returned:
                 self._take_back(self._returned.popleft())
             self._claim_from_hung()
@@ -231,6 +235,13 @@ class Engine:
             if self._closing:
                 self._futures.deliver()  # those that were in line
         self._end_lanes()
+
+    def _announce_removed_keys(self) -> None:
+        removed = lib.gp_client_removed_keys(self._client.pointer)
+        if removed != self._removed_keys:
+            self._removed_keys = removed
+            for backend in self._key_holders:
+                backend.keys_removed()
 
     def _small_batches(self) -> FFI.CData:
         """The largest batch of each size class that may be computed by this thread, inside the wait: none, unless

@@ -8,7 +8,7 @@ and takes a failing backend out of use for a while.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     import numpy as np
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from gpu_provider.client import Client
     from gpu_provider.scheduler import CostCurve
 
-__all__ = ["Backend", "Batch"]
+__all__ = ["Backend", "Batch", "KeyHolder"]
 
 
 @dataclass(slots=True)
@@ -102,4 +102,13 @@ class Backend(Protocol):
 
     def close(self) -> None:
         """Called once, when none of its calls is running."""
+        ...
+
+
+@runtime_checkable
+class KeyHolder(Protocol):
+    """A backend with copies of keys, which it has to wipe when the keys go."""
+
+    def keys_removed(self) -> None:
+        """Some keys have left the key table since the last call, and no request uses them. Must not block."""
         ...

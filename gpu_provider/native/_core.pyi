@@ -11,6 +11,15 @@ class _Lib:
     GP_QUEUE_VERSION: int
     GP_SMALL_BATCH: int
     GP_TIME_BOUNDS: int
+    GP_NO_RECORD: int
+    GP_PAIR_USES: int
+    GP_STAGED: int
+    GP_LACKS_RECORDS: int
+    GP_LACKS_ROOM: int
+    GP_LACKS_PAIRS: int
+    GPK_OK: int
+    GPK_UNSUPPORTED: int
+    GPK_INVALID: int
     gp_time_bounds_ns: FFI.CData
     GP_SUBMIT_FAILED: int
     GP_SUBMIT_OK: int
@@ -82,6 +91,38 @@ class _Lib:
         ok: FFI.CData,
         /,
     ) -> int: ...
+    def gp_records_new(self) -> FFI.CData: ...
+    def gp_records_free(self, records: FFI.CData, /) -> None: ...
+    def gp_records_set(self, records: FFI.CData, handle: int, record: FFI.CData, /) -> None: ...
+    def gp_records_remove(self, records: FFI.CData, handle: int, /) -> None: ...
+    def gp_stage(
+        self,
+        staging: FFI.CData,
+        records: FFI.CData,
+        pairs: FFI.CData,
+        rows: int,
+        keys: FFI.CData,
+        inputs: FFI.CData,
+        stride: int,
+        /,
+    ) -> int: ...
+    def gp_stage_fresh(self, staging: FFI.CData, stride: int, /) -> int: ...
+    def gp_unstage(
+        self, staging: FFI.CData, pairs: FFI.CData, outputs: FFI.CData, ok: FFI.CData, stride: int, /
+    ) -> int: ...
+    def gp_client_fill_record(
+        self,
+        client: FFI.CData,
+        handle: int,
+        fill: FFI.CData,
+        radix_bits: int,
+        class_bytes: int,
+        memory: FFI.CData,
+        record: FFI.CData,
+        /,
+    ) -> int: ...
+    def gp_client_removed_keys(self, client: FFI.CData, /) -> int: ...
+    def gp_client_find_removed(self, client: FFI.CData, count: int, handles: FFI.CData, gone: FFI.CData, /) -> int: ...
     def gp_libcrypto_private(
         self,
         client: FFI.CData,

@@ -1,0 +1,223 @@
+"""RSA private operations in batches on a device: a GPU, or the processor in place of one.
+
+Several batches are in flight, each with a stream of its own, so that the copies of one overlap with the arithmetic of
+another. Their threads sleep in the meantime. What a device fails is never delivered: it raises, the provider has
+OpenSSL compute the batch, and tries the device again later, from nothing: device, kernels, memory, keys.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+from queue import SimpleQueue
+from typing import TYPE_CHECKING
+
+from gpu_provider.backends.device import DeviceError, Operation
+from gpu_provider.backends.device_keys import DeviceKeys
+from gpu_provider.backends.device_lane import DeviceLane
+from gpu_provider.backends.libcrypto import libcrypto_modexp
+from gpu_provider.errors import BackendError
+from gpu_provider.scheduler import CostCurve
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from gpu_provider.backends.base import Batch
+    from gpu_provider.backends.device import Device, Kernel
+    from gpu_provider.client import Client
+
+__all__ = ["CudaBackend"]
+
+_log = logging.getLogger(__name__)
+_CLOSE_SECONDS = 10.0
+
+# Seconds for a batch that does not fill the device, and for one that does, until batches have been measured: an H100,
+# by size class; then for a unit of modexp().
+_FIRST_GUESSES = ((0.001, 0.002), (0.002, 0.004), (0.003, 0.006), (0.004, 0.009), (0.006, 0.014))
+_FIRST_GUESS_MODEXP = 1e-10
+
+
+class _Kernels:
+    """Which kernel computes what."""
+
+    def __init__(self, kernels: Sequence[Kernel], parallel_threads: int, crossover: Mapping[int, int]) -> None:
+        self._parallel_threads = parallel_threads
+        self._crossover = crossover
+        self._by_use: dict[tuple[Operation, int], list[Kernel]] = {}
+        for kernel in sorted(kernels, key=lambda kernel: kernel.threads):
+            self._by_use.setdefault((kernel.operation, kernel.class_bytes), []).append(kernel)
+        private = [kernel for kernel in kernels if kernel.operation is Operation.PRIVATE]
+        self.radix_bits = kernels[0].radix_bits
+        self.record_bytes = {kernel.class_bytes: kernel.record_bytes for kernel in private}
+        self.pair_bytes = {kernel.class_bytes: kernel.pair_bytes for kernel in private}
+
+    def choose(self, operation: Operation, class_bytes: int, rows: int) -> Kernel:
+        """The fewest threads per row, unless more of them still run at the same time: then a row is done earlier."""
+        kernels = self._by_use[operation, class_bytes]
+        crossover = self._crossover.get(class_bytes)
+        for kernel in reversed(kernels):
+            if rows < crossover if crossover is not None else rows * kernel.threads <= self._parallel_threads:
+                return kernel
+        return kernels[0]
+
+
+class _State:
+    """All that is on a device, from when it is opened until it is closed or has failed."""
+
+    def __init__(self, device: Device, client: Client, fill: int, lanes: int, crossover: Mapping[int, int]) -> None:
+        self.users = 0
+        self.failed = False
+        device.use()
+        kernels = _Kernels(device.open(), device.parallel_threads, crossover)
+        self.keys = DeviceKeys(device, client, kernels.radix_bits, kernels.record_bytes, fill)
+        self.lanes: SimpleQueue[DeviceLane] = SimpleQueue()
+        for _ in range(lanes):
+            self.lanes.put(DeviceLane(device, self.keys, kernels.choose, kernels.pair_bytes))
+
+    def wipe(self) -> None:
+        """Everything secret on it, while no batch is under way. Raises DeviceError."""
+        while not self.lanes.empty():
+            self.lanes.get().close()
+        self.keys.close()
+
+
+class CudaBackend:
+    """One device. Constant time, blinded, and every result verified with e, by the kernel itself.
+
+    Keys are copied to the device when their first request comes, and wiped there when they have left the provider. Keys
+    that the kernels do not take (more than two primes, no factors, e above 64 bits, primes of too unequal length) are
+    left to OpenSSL.
+
+    Nothing of a device is touched before :meth:`open`, so that a program may fork until then.
+    """
+
+    pipelined = True
+    verifies = True
+
+    def __init__(
+        self,
+        device: Device,
+        fill_record: int,
+        *,
+        name: str = "cuda",
+        lanes: int = 3,
+        crossover: Mapping[int, int] | None = None,
+    ) -> None:
+        """``fill_record``: the address of ``gpk_thread_record``. ``lanes``: batches in flight. ``crossover``: by size
+        class, the rows from which on the kernel with the fewest threads per row computes, instead of by rule."""
+        self.name = name
+        self.lanes = lanes
+        self._device = device
+        self._fill_record = fill_record
+        self._crossover = dict(crossover or {})
+        self._client: Client | None = None
+        self._state: _State | None = None
+        self._lock = threading.Lock()  # of the state's change, never held while a batch is computed
+        self._removals: SimpleQueue[bool] = SimpleQueue()
+        self._remover: threading.Thread | None = None
+
+    def open(self, client: Client) -> None:
+        self._client = client
+        try:
+            self._state = self._make_state()
+        except BackendError:
+            self._device.close()
+            raise
+        self._remover = threading.Thread(target=self._remove_keys, name=f"gpu-provider-{self.name}-keys", daemon=True)
+        self._remover.start()
+
+    def cost_curves(self) -> list[CostCurve]:
+        rows = max(1, self._device.parallel_threads // 8)
+        curves = [CostCurve([(1, few), (rows, full)], rows) for few, full in _FIRST_GUESSES]
+        return [*curves, CostCurve([(1, _FIRST_GUESS_MODEXP)], rows)]
+
+    def private_op(self, batch: Batch) -> None:
+        with self._lane() as lane:
+            lane.private_op(batch)
+
+    def modexp(
+        self,
+        bases: NDArray[np.uint8],
+        exponents: NDArray[np.uint8],
+        moduli: NDArray[np.uint8],
+        outputs: NDArray[np.uint8],
+    ) -> None:
+        libcrypto_modexp(bases, exponents, moduli, outputs)
+
+    def keys_removed(self) -> None:
+        """Some keys have left the provider's table: theirs on the device are wiped soon. Returns at once."""
+        self._removals.put(True)
+
+    def close(self) -> None:
+        self._removals.put(False)
+        if self._remover is not None:
+            self._remover.join(_CLOSE_SECONDS)
+        with self._lock:
+            state, self._state, self._client = self._state, None, None
+        if state is not None:
+            self._discard(state)
+        self._device.close()
+
+    def _make_state(self) -> _State:
+        if self._client is None:
+            raise BackendError(f"{self.name}: the backend is not open")
+        return _State(self._device, self._client, self._fill_record, self.lanes, self._crossover)
+
+    def _discard(self, state: _State) -> None:
+        """Of a device that has failed, what can't be wiped goes with the device's context."""
+        with contextlib.suppress(DeviceError):
+            self._device.use()
+            state.wipe()
+
+    @contextlib.contextmanager
+    def _lane(self) -> Iterator[DeviceLane]:
+        with self._in_use() as state:
+            lane = state.lanes.get()
+            try:
+                yield lane
+            finally:
+                state.lanes.put(lane)
+
+    @contextlib.contextmanager
+    def _in_use(self) -> Iterator[_State]:
+        state = self._enter()
+        try:
+            self._device.use()
+            yield state
+        except BaseException:
+            state.failed = True
+            raise
+        finally:
+            with self._lock:
+                state.users -= 1
+
+    def _enter(self) -> _State:
+        """The state, made anew if the one before has failed."""
+        with self._lock:
+            state = self._state
+            if state is not None and state.failed:
+                if state.users:
+                    raise BackendError(f"{self.name}: {state.users} calls from before its failure still run")
+                self._state = None
+                self._discard(state)
+                state = None
+            if state is None:
+                self._state = state = self._make_state()
+            state.users += 1
+            return state
+
+    # ---- the thread that wipes keys ----
+
+    def _remove_keys(self) -> None:
+        while self._removals.get():
+            if self._state is None or self._state.failed:
+                continue  # made anew, it begins without keys
+            try:
+                with self._in_use() as state:
+                    state.keys.remove_gone()
+            except BackendError as error:
+                _log.warning("backend %s: the keys that were removed can't be wiped now: %s", self.name, error)

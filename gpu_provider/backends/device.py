@@ -1,0 +1,176 @@
+"""What the CUDA backend asks of a device: memory, streams, copies and launches, and nothing that knows of RSA.
+
+Two implementations: ``cupy_device.py``, a GPU, and ``host_device.py``, the same kernels on the processor. A device
+address is an int, and so is what a kernel's arguments hold (``kernels/launch.h``).
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+
+from gpu_provider.errors import BackendError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+__all__ = [
+    "MODEXP_LAUNCH",
+    "PRIVATE_LAUNCH",
+    "Device",
+    "DeviceError",
+    "DeviceMemoryError",
+    "Kernel",
+    "Operation",
+    "Stream",
+]
+
+PRIVATE_LAUNCH = np.dtype(
+    [
+        ("count", np.uint32),
+        ("exponent_bits", np.uint32),
+        ("any_e", np.uint64),
+        ("record_of_row", np.uint64),
+        ("pair_of_row", np.uint64),
+        ("records", np.uint64),
+        ("pairs", np.uint64),
+        ("inputs", np.uint64),
+        ("outputs", np.uint64),
+        ("ok", np.uint64),
+    ]
+)
+"""``struct gpk_private_launch``."""
+MODEXP_LAUNCH = np.dtype(
+    [
+        ("count", np.uint32),
+        ("exponent_bits", np.uint32),
+        ("exponent_stride", np.uint32),
+        ("unused", np.uint32),
+        ("modulus_of_row", np.uint64),
+        ("moduli", np.uint64),
+        ("bases", np.uint64),
+        ("exponents", np.uint64),
+        ("outputs", np.uint64),
+    ]
+)
+"""``struct gpk_modexp_launch``."""
+
+
+class DeviceError(BackendError):
+    """A call of a device failed. The message names the device and the call."""
+
+
+class DeviceMemoryError(DeviceError):
+    """The device, or the host, has no memory of the kind that was asked for. The device works on."""
+
+
+class Operation(enum.IntEnum):
+    """What a kernel computes: ``enum gpk_operation``."""
+
+    PRIVATE = 0
+    MAKE_PAIRS = 1
+    MODEXP = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Kernel:
+    """A kernel that a device has loaded: ``struct gpk_thread_kernel``."""
+
+    name: str
+    operation: Operation
+    radix_bits: int
+    """52: floating-point multiply-adds. 32: carry chains."""
+    class_bytes: int
+    """Bytes of its rows."""
+    threads: int
+    """Of a row."""
+    record_bytes: int
+    """Of a key's constants, or of a modulus's. The same for all kernels of a radix and class."""
+    pair_bytes: int
+    """Of a blinding pair. The same for all kernels of a radix and class."""
+    handle: int
+    """The device's own name for it."""
+
+
+class Stream(Protocol):
+    """Work that a device does in the order in which it was given. One thread at a time; calls return at once.
+
+    What is copied must stay as it is until :meth:`wait` has returned. Every method raises DeviceError, also for work
+    that was given before.
+    """
+
+    def upload(self, to: int, data: NDArray[np.uint8]) -> None:
+        """Copies pinned memory to the device."""
+        ...
+
+    def download(self, to: NDArray[np.uint8], source: int) -> None:
+        """Fills pinned memory from the device."""
+        ...
+
+    def copy(self, to: int, source: int, size: int) -> None:
+        """From the device's memory to the device's memory."""
+        ...
+
+    def clear(self, address: int, size: int) -> None:
+        """Zeroes memory of the device."""
+        ...
+
+    def launch(self, kernel: Kernel, arguments: NDArray[np.void]) -> None:
+        """``arguments``: one element of PRIVATE_LAUNCH or MODEXP_LAUNCH, which may change once this has returned."""
+        ...
+
+    def wait(self) -> None:
+        """Sleeps, without the GIL and without polling, until all of it is done."""
+        ...
+
+
+class Device(Protocol):
+    """One device. Any thread, but :meth:`open` and :meth:`close` by one at a time, with no other call running."""
+
+    @property
+    def name(self) -> str:
+        """For messages and logs."""
+        ...
+
+    @property
+    def parallel_threads(self) -> int:
+        """How many threads it runs at full speed: what a batch must have to keep it busy."""
+        ...
+
+    def open(self) -> Sequence[Kernel]:
+        """Makes it usable, anew if it was open before: nothing that was allocated before is there any more. Returns its
+        kernels, of one radix. Raises DeviceError, or another BackendError that says what is missing."""
+        ...
+
+    def close(self) -> None:
+        """Gives back all that is left, also of a device that has failed. Raises nothing."""
+        ...
+
+    def allocate(self, size: int) -> int:
+        """The address of new memory, aligned to 16 bytes. Raises DeviceMemoryError."""
+        ...
+
+    def free(self, address: int) -> None:
+        """No work that uses it may be left."""
+        ...
+
+    def allocate_pinned(self, size: int) -> NDArray[np.uint8]:
+        """Zeroed memory of the host that the device can copy to and from by itself. Raises DeviceMemoryError."""
+        ...
+
+    def free_pinned(self, array: NDArray[np.uint8]) -> None:
+        """Of :meth:`allocate_pinned`; no work that uses it may be left."""
+        ...
+
+    def stream(self) -> Stream:
+        """A new one, which lives until the device is closed or opened anew."""
+        ...
+
+    def use(self) -> None:
+        """Makes it the device of the calling thread, as each thread must before it calls anything else here."""
+        ...

@@ -1,0 +1,184 @@
+"""The keys' constants in a device's memory: a table for each size class, and which record of it has which key."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from gpu_provider.client import u8, u64
+from gpu_provider.errors import BackendError
+from gpu_provider.native import ffi, lib
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from _cffi_backend import FFI
+
+    from gpu_provider.backends.device import Device
+    from gpu_provider.client import Client
+
+__all__ = ["DeviceKeys"]
+
+_FIRST_RECORDS = 16
+
+
+class _Memory:
+    """The memory of one table. A table that has grown leaves it behind for the batches that still read it."""
+
+    def __init__(self, address: int, records: int) -> None:
+        self.address = address
+        self.records = records
+        self.users = 0
+
+
+class _Table:
+    """The records of one size class."""
+
+    def __init__(self, class_bytes: int, record_bytes: int) -> None:
+        self.class_bytes = class_bytes
+        self.record_bytes = record_bytes
+        self.memory = _Memory(0, 0)
+        self.left_behind: list[_Memory] = []
+        self.unused: list[int] = []
+        self.records: dict[int, int] = {}
+        """Record by key handle; GP_NO_RECORD for a key that the kernels do not take."""
+
+
+class DeviceKeys:
+    """Any thread, but those that work on the tables wait for one another, and for the device.
+
+    A key's numbers go from OpenSSL's memory to the device by way of pinned memory that is wiped at once; none of them
+    is ever an object of Python.
+    """
+
+    def __init__(
+        self, device: Device, client: Client, radix_bits: int, record_bytes: Mapping[int, int], fill: int
+    ) -> None:
+        """``record_bytes``: by size class. ``fill``: the address of ``gpk_thread_record``."""
+        self._device = device
+        self._client = client
+        self._radix_bits = radix_bits
+        self._fill = ffi.cast("gp_fill_record *", fill)
+        self._tables = {class_bytes: _Table(class_bytes, size) for class_bytes, size in record_bytes.items()}
+        self._stream = device.stream()
+        self._record = device.allocate_pinned(max(record_bytes.values()))
+        self._lock = threading.Lock()
+        pointer = lib.gp_records_new()
+        if pointer == ffi.NULL:
+            raise BackendError("no memory for the table of keys")
+        self.pointer: FFI.CData = ffi.gc(pointer, lib.gp_records_free)
+        """For ``gp_stage``."""
+
+    def add(self, class_bytes: int, handles: Sequence[int]) -> None:
+        """Gives records to keys that have none yet. Raises DeviceMemoryError if the table can't grow, DeviceError."""
+        with self._lock:
+            table = self._tables[class_bytes]
+            for handle in dict.fromkeys(handles):
+                if handle not in table.records:
+                    self._add(table, handle)
+
+    @contextlib.contextmanager
+    def in_use(self, class_bytes: int) -> Iterator[int]:
+        """The address of a class's records, which stay there meanwhile."""
+        table = self._tables[class_bytes]
+        with self._lock:
+            memory = table.memory
+            memory.users += 1
+        try:
+            yield memory.address
+        finally:
+            with self._lock:
+                memory.users -= 1
+                if not memory.users and memory is not table.memory:
+                    self._give_up(table, memory)
+
+    def capacity(self, class_bytes: int) -> int:
+        """How many records a class has room for now."""
+        return self._tables[class_bytes].memory.records
+
+    def remove_gone(self) -> None:
+        """Wipes the records of keys that have left the provider's key table. Raises DeviceError."""
+        with self._lock:
+            for table in self._tables.values():
+                handles = np.fromiter(table.records, np.uint64)
+                gone = np.zeros(len(handles), np.uint8)
+                if len(handles) and lib.gp_client_find_removed(
+                    self._client.pointer, len(handles), u64(handles), u8(gone)
+                ):
+                    for handle in handles[gone != 0].tolist():
+                        self._remove(table, handle)
+            self._stream.wait()
+
+    def close(self) -> None:
+        """Wipes every record, while no batch is under way. Raises DeviceError."""
+        with self._lock:
+            self._record.fill(0)
+            for table in self._tables.values():
+                for memory in (table.memory, *table.left_behind):
+                    if memory.records:
+                        self._stream.clear(memory.address, memory.records * table.record_bytes)
+            self._stream.wait()
+
+    # ---- with the lock ----
+
+    def _add(self, table: _Table, handle: int) -> None:
+        record: Any = ffi.new("struct gp_record *")
+        address = ffi.from_buffer("uint8_t[]", self._record.data)
+        status = lib.gp_client_fill_record(
+            self._client.pointer, handle, self._fill, self._radix_bits, table.class_bytes, address, record
+        )
+        if status == lib.GPK_OK:
+            try:
+                record.number = self._upload(table)
+            finally:
+                self._record.fill(0)
+        elif status == lib.GPK_UNSUPPORTED:
+            record.number = lib.GP_NO_RECORD
+            record.e = record.prime_bits = 0
+        else:
+            record.number = lib.GP_NO_RECORD  # gone; forgotten by the next remove_gone()
+        table.records[handle] = record.number
+        lib.gp_records_set(self.pointer, handle, record)
+
+    def _upload(self, table: _Table) -> int:
+        if not table.unused:
+            self._grow(table)
+        number = table.unused.pop()
+        try:
+            size = table.record_bytes
+            self._stream.upload(table.memory.address + number * size, self._record[:size])
+            self._stream.wait()
+        except BackendError:
+            table.unused.append(number)
+            raise
+        return number
+
+    def _grow(self, table: _Table) -> None:
+        old, size = table.memory, table.record_bytes
+        records = max(_FIRST_RECORDS, 2 * old.records)
+        new = _Memory(self._device.allocate(records * size), records)
+        if old.records:
+            self._stream.copy(new.address, old.address, old.records * size)
+            self._stream.wait()
+        table.memory = new
+        table.unused.extend(reversed(range(old.records, records)))
+        table.left_behind.append(old)
+        if not old.users:
+            self._give_up(table, old)
+
+    def _give_up(self, table: _Table, memory: _Memory) -> None:
+        if memory.records:
+            self._stream.clear(memory.address, memory.records * table.record_bytes)
+            self._stream.wait()
+            self._device.free(memory.address)
+        table.left_behind.remove(memory)
+
+    def _remove(self, table: _Table, handle: int) -> None:
+        number = table.records.pop(handle)
+        lib.gp_records_remove(self.pointer, handle)
+        if number != lib.GP_NO_RECORD:
+            self._stream.clear(table.memory.address + number * table.record_bytes, table.record_bytes)
+            table.unused.append(number)

@@ -1,0 +1,168 @@
+"""One batch in flight on a device: its stream, its staging on both sides, its blinding pairs.
+
+    gp_stage → upload → make_pairs, where any are due → private → download → wait → gp_unstage
+
+Inputs, records and pairs go up in one copy, results and verdicts come down in one. What is per row is done in C
+(``native/staging.c``).
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from gpu_provider.backends.device import PRIVATE_LAUNCH, DeviceError, DeviceMemoryError, Operation
+from gpu_provider.backends.device_pairs import DevicePairs
+from gpu_provider.client import MAX_BYTES, u8, u64
+from gpu_provider.native import ffi, lib
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from numpy.typing import NDArray
+
+    from gpu_provider.backends.base import Batch
+    from gpu_provider.backends.device import Device, Kernel
+    from gpu_provider.backends.device_keys import DeviceKeys
+
+__all__ = ["DeviceLane"]
+
+_log = logging.getLogger(__name__)
+_FIRST_ROWS = 64
+_INDEX_BYTES = 4
+
+
+def _aligned(count: int) -> int:
+    """32-bit numbers of an array, so that the next one begins at a multiple of 16 bytes."""
+    return (count + 3) & ~3
+
+
+class DeviceLane:
+    """One thread at a time."""
+
+    def __init__(
+        self,
+        device: Device,
+        keys: DeviceKeys,
+        choose: Callable[[Operation, int, int], Kernel],
+        pair_bytes: Mapping[int, int],
+    ) -> None:
+        """``choose``: the kernel for an operation, its size class and its rows. ``pair_bytes``: by size class."""
+        self._device = device
+        self._keys = keys
+        self._choose = choose
+        self._stream = device.stream()
+        self._pairs = {size: DevicePairs(device, self._stream, pair) for size, pair in pair_bytes.items()}
+        self._launch = np.zeros(1, PRIVATE_LAUNCH)
+        self._staging: Any = ffi.new("struct gp_staging *")
+        self._rows = 0
+        self._pinned: list[NDArray[np.uint8]] = []
+        self._memory: list[int] = []
+
+    def private_op(self, batch: Batch) -> None:
+        """``Backend.private_op``. Rows of keys that the kernels do not take stay undone, and all rows if the device has
+        no memory for further keys or pairs. Raises DeviceError, also for results that fail the device's own check."""
+        width = batch.class_bytes
+        pairs = self._pairs[width]
+        try:
+            self._reserve(len(batch))
+            self._stage(batch, pairs)
+        except DeviceMemoryError as error:
+            if not self._rows:
+                raise
+            _log.warning("%s; the processor computes %d operations in its place", error, len(batch))
+            return
+        count = self._staging.count
+        if not count:
+            return
+        with self._keys.in_use(width) as records:
+            self._start(width, records, pairs)
+            self._stream.wait()
+        failed = lib.gp_unstage(self._staging, pairs.struct, u8(batch.outputs), u8(batch.ok), width)
+        if failed:
+            raise DeviceError(f"device {self._device.name}: {failed} of {count} results are wrong")
+
+    def close(self) -> None:
+        """Wipes the device's side and the staging. Raises DeviceError."""
+        for pairs in self._pairs.values():
+            pairs.clear()
+        for address, array in zip(self._memory, self._pinned, strict=True):
+            self._stream.clear(address, len(array))
+        self._stream.wait()
+        for array in self._pinned:
+            array.fill(0)
+
+    def _stage(self, batch: Batch, pairs: DevicePairs) -> None:
+        staging, width = self._staging, batch.class_bytes
+        keys, inputs = u64(batch.keys), u8(batch.inputs)
+        while True:
+            lacks = lib.gp_stage(staging, self._keys.pointer, pairs.struct, len(batch), keys, inputs, width)
+            if lacks == lib.GP_STAGED:
+                return
+            if lacks == lib.GP_LACKS_RECORDS:
+                self._keys.add(width, list(staging.lacking[0 : staging.lacking_count]))
+            elif lacks == lib.GP_LACKS_ROOM:
+                pairs.make_room(self._keys.capacity(width))
+            else:
+                for i in range(staging.lacking_count):
+                    pairs.extend(staging.lacking_record[i], staging.lacking[i], staging.lacking_pairs[i])
+
+    def _start(self, width: int, records: int, pairs: DevicePairs) -> None:
+        """Hands all of it to the stream."""
+        staging, stream, launch = self._staging, self._stream, self._launch
+        (up, down, fresh), (inputs, outputs, randoms) = self._pinned, self._memory
+        rows, count, made = staging.rows, staging.count, staging.fresh_count
+        common = (staging.prime_bits, staging.any_e)
+        if made:
+            if not lib.gp_stage_fresh(staging, width):
+                raise DeviceError("the system gives no random numbers")
+            index = randoms + made * width
+            index_bytes = _aligned(made) * _INDEX_BYTES
+            stream.upload(randoms, fresh[: made * width + 2 * index_bytes])
+            launch[0] = (made, *common, index, index + index_bytes, records, pairs.address, randoms, 0, 0)
+            stream.launch(self._choose(Operation.MAKE_PAIRS, width, made), launch)
+            stream.clear(randoms, made * width)
+        index = inputs + rows * width
+        index_bytes = _aligned(rows) * _INDEX_BYTES
+        ok = outputs + count * width
+        stream.upload(inputs, up[: rows * width + 2 * index_bytes])
+        launch[0] = (count, *common, index, index + index_bytes, records, pairs.address, inputs, outputs, ok)
+        stream.launch(self._choose(Operation.PRIVATE, width, count), launch)
+        size = count * (width + 1)
+        stream.download(down[:size], outputs)
+        stream.clear(inputs, rows * width)
+        stream.clear(outputs, size)  # may be decrypted secrets
+
+    def _reserve(self, rows: int) -> None:
+        """Staging for so many rows of any class, on both sides. Raises DeviceMemoryError; then it is as before."""
+        if rows <= self._rows:
+            return
+        rows = max(_FIRST_ROWS, 1 << (rows - 1).bit_length())
+        sizes = (rows * (MAX_BYTES + 2 * _INDEX_BYTES), rows * (MAX_BYTES + 1), rows * (MAX_BYTES + 2 * _INDEX_BYTES))
+        pinned: list[NDArray[np.uint8]] = []
+        memory: list[int] = []
+        try:
+            for size in sizes:
+                pinned.append(self._device.allocate_pinned(size))
+                memory.append(self._device.allocate(size))
+        except DeviceMemoryError:
+            self._free(pinned, memory)
+            raise
+        self._free(self._pinned, self._memory)
+        self._pinned, self._memory, self._rows = pinned, memory, rows
+        self._host = [np.zeros(rows, np.uint32) for _ in range(4)]
+        self._lacking = np.zeros(rows, np.uint64)
+        staging = self._staging
+        staging.upload, staging.download, staging.fresh = map(u8, pinned)
+        staging.row, staging.fresh_place, staging.lacking_record, staging.lacking_pairs = (
+            ffi.from_buffer("uint32_t[]", array.data) for array in self._host
+        )
+        staging.lacking = u64(self._lacking)
+
+    def _free(self, pinned: list[NDArray[np.uint8]], memory: list[int]) -> None:
+        for array in pinned:
+            self._device.free_pinned(array)
+        for address in memory:
+            self._device.free(address)

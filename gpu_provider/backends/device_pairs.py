@@ -1,0 +1,99 @@
+"""The blinding pairs of one lane and size class: a block of them for each key, which grows with its rows in a batch.
+
+No two rows in flight share a pair, because a lane has one batch at a time and each row of a key another pair of its
+block.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from gpu_provider.client import u64
+from gpu_provider.native import ffi, lib
+
+if TYPE_CHECKING:
+    from _cffi_backend import FFI
+    from numpy.typing import NDArray
+
+    from gpu_provider.backends.device import Device, Stream
+
+__all__ = ["DevicePairs"]
+
+_FIRST_PAIRS = 1024
+
+
+class DevicePairs:
+    """The lane's thread only."""
+
+    def __init__(self, device: Device, stream: Stream, pair_bytes: int) -> None:
+        self._device = device
+        self._stream = stream
+        self._pair_bytes = pair_bytes
+        self.address = 0
+        """Of the first pair; changes as pairs are added."""
+        self._owner = np.empty(0, np.uint64)
+        self._first, self._count, self._wanted = (np.empty(0, np.uint32) for _ in range(3))
+        self._uses = np.empty(0, np.uint16)
+        self._taken = 0  # pairs that belong to a block, or to one of the spare ones
+        self._spare: dict[int, list[int]] = {}  # first pairs of blocks that are not used, by size
+        self.struct: Any = ffi.new("struct gp_pairs *")
+        """For ``gp_stage``."""
+
+    def make_room(self, records: int) -> None:
+        """For as many records; none has pairs yet."""
+        more = records - len(self._owner)
+        if more > 0:
+            self._owner = np.concatenate([self._owner, np.zeros(more, np.uint64)])
+            self._first, self._count, self._wanted = (
+                np.concatenate([array, np.zeros(more, np.uint32)]) for array in (self._first, self._count, self._wanted)
+            )
+            self._describe()
+
+    def extend(self, record: int, handle: int, wanted: int) -> None:
+        """A block of at least ``wanted`` pairs, all to be made, for the key in a record. Raises DeviceMemoryError."""
+        size = int(self._count[record])
+        if wanted > size:
+            new = 1 << (wanted - 1).bit_length()
+            spare = self._spare.get(new)
+            first = spare.pop() if spare else self._take(new)
+            if size:
+                self._spare.setdefault(size, []).append(int(self._first[record]))
+            self._first[record], self._count[record], size = first, new, new
+        self._owner[record] = handle
+        first = int(self._first[record])
+        self._uses[first : first + size] = lib.GP_PAIR_USES
+
+    def clear(self) -> None:
+        """Has the device wipe all of them."""
+        if len(self._uses):
+            self._stream.clear(self.address, len(self._uses) * self._pair_bytes)
+
+    def _take(self, pairs: int) -> int:
+        first, capacity = self._taken, len(self._uses)
+        if first + pairs > capacity:
+            self._grow(max(_FIRST_PAIRS, 2 * capacity, 1 << (first + pairs - 1).bit_length()))
+        self._taken += pairs
+        return first
+
+    def _grow(self, pairs: int) -> None:
+        address = self._device.allocate(pairs * self._pair_bytes)
+        if self._taken:
+            self._stream.copy(address, self.address, self._taken * self._pair_bytes)
+            self.clear()
+            self._stream.wait()
+            self._device.free(self.address)
+        self.address = address
+        self._uses = np.concatenate([self._uses, np.full(pairs - len(self._uses), lib.GP_PAIR_USES, np.uint16)])
+        self._describe()
+
+    def _describe(self) -> None:
+        self.struct.records = len(self._owner)
+        self.struct.owner = u64(self._owner)
+        self.struct.first, self.struct.count, self.struct.wanted = map(_u32, (self._first, self._count, self._wanted))
+        self.struct.uses = ffi.from_buffer("uint16_t[]", self._uses.data)
+
+
+def _u32(array: NDArray[np.uint32]) -> FFI.CData:
+    return ffi.from_buffer("uint32_t[]", array.data)

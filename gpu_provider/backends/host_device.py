@@ -1,0 +1,174 @@
+"""The processor in place of a GPU: the same kernels, built for the host, behind the same device interface.
+
+For tests, and for trying things out where there is no GPU. It is slow. Every stream has a thread, so that batches are
+really in flight at the same time, and copies really happen later.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import threading
+from queue import SimpleQueue
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+
+from gpu_provider.backends.device import DeviceError, DeviceMemoryError, Kernel
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from numpy.typing import NDArray
+
+__all__ = ["HostDevice", "HostKernels"]
+
+_ALIGNMENT = 16
+
+
+class HostKernels(Protocol):
+    """Kernels that the processor runs."""
+
+    @property
+    def kernels(self) -> Sequence[Kernel]:
+        """All of one radix."""
+        ...
+
+    def run(self, kernel: Kernel, arguments: NDArray[np.void]) -> None:
+        """Computes all rows, on this thread. Raises DeviceError."""
+        ...
+
+
+def _nothing(call: str) -> None:
+    """What happens before a call, unless a test wants something else."""
+
+
+class HostDevice:
+    """A device whose memory is the host's."""
+
+    parallel_threads = 32
+
+    def __init__(
+        self,
+        kernels: HostKernels,
+        *,
+        name: str = "host",
+        limit: int = 1 << 30,
+        before: Callable[[str], None] = _nothing,
+    ) -> None:
+        """``limit``: bytes that can be allocated on the device. ``before(call)`` runs before each call of the device or
+        of one of its streams, on the caller's thread, and may raise or wait in its place."""
+        self.name = name
+        self.memory: dict[int, NDArray[np.uint8]] = {}
+        """What is allocated on the device, by address."""
+        self.pinned: dict[int, NDArray[np.uint8]] = {}
+        """What is pinned, by address."""
+        self._kernels = kernels
+        self.limit = limit
+        self._before = before
+        self._streams: list[_HostStream] = []
+        self._lock = threading.Lock()
+
+    def open(self) -> Sequence[Kernel]:
+        self._before("open")
+        self.close()
+        return self._kernels.kernels
+
+    def close(self) -> None:
+        for stream in self._streams:
+            stream.end()
+        self._streams.clear()
+        self.memory.clear()
+        self.pinned.clear()
+
+    def allocate(self, size: int) -> int:
+        self._before("allocate")
+        with self._lock:
+            if sum(len(array) for array in self.memory.values()) + size > self.limit:
+                raise DeviceMemoryError(f"device {self.name}: no memory for {size} bytes more")
+            return _add(self.memory, size)
+
+    def free(self, address: int) -> None:
+        self._before("free")
+        with self._lock:
+            del self.memory[address]
+
+    def allocate_pinned(self, size: int) -> NDArray[np.uint8]:
+        self._before("allocate_pinned")
+        with self._lock:
+            return self.pinned[_add(self.pinned, size)]
+
+    def free_pinned(self, array: NDArray[np.uint8]) -> None:
+        self._before("free_pinned")
+        with self._lock:
+            del self.pinned[array.ctypes.data]
+
+    def stream(self) -> _HostStream:
+        self._before("stream")
+        stream = _HostStream(self.name, self._kernels, self._before)
+        self._streams.append(stream)
+        return stream
+
+    def use(self) -> None:
+        self._before("use")
+
+
+def _add(arrays: dict[int, NDArray[np.uint8]], size: int) -> int:
+    array = np.zeros(size + _ALIGNMENT, np.uint8)
+    start = -array.ctypes.data % _ALIGNMENT
+    address = array.ctypes.data + start
+    arrays[address] = array[start : start + size]
+    return address
+
+
+class _HostStream:
+    def __init__(self, device: str, kernels: HostKernels, before: Callable[[str], None]) -> None:
+        self._device = device
+        self._kernels = kernels
+        self._before = before
+        self._error: DeviceError | None = None
+        self._ended = False
+        self._work: SimpleQueue[Callable[[], object] | None] = SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name=f"gpu-provider-{device}-stream", daemon=True)
+        self._thread.start()
+
+    def upload(self, to: int, data: NDArray[np.uint8]) -> None:
+        self._give("upload", lambda: ctypes.memmove(to, data.ctypes.data, data.size))
+
+    def download(self, to: NDArray[np.uint8], source: int) -> None:
+        self._give("download", lambda: ctypes.memmove(to.ctypes.data, source, to.size))
+
+    def copy(self, to: int, source: int, size: int) -> None:
+        self._give("copy", lambda: ctypes.memmove(to, source, size))
+
+    def clear(self, address: int, size: int) -> None:
+        self._give("clear", lambda: ctypes.memset(address, 0, size))
+
+    def launch(self, kernel: Kernel, arguments: NDArray[np.void]) -> None:
+        now = arguments.copy()
+        self._give("launch", lambda: self._kernels.run(kernel, now))
+
+    def wait(self) -> None:
+        done = threading.Event()
+        self._give("wait", done.set)
+        done.wait()
+        if self._error is not None:
+            raise self._error
+
+    def end(self) -> None:
+        """After the work that it has."""
+        self._ended = True
+        self._work.put(None)
+        self._thread.join()
+
+    def _give(self, call: str, work: Callable[[], object]) -> None:
+        self._before(call)
+        if self._ended:
+            raise DeviceError(f"device {self._device}: {call}: the stream is closed")
+        self._work.put(work)
+
+    def _run(self) -> None:
+        while (work := self._work.get()) is not None:
+            try:
+                work()
+            except DeviceError as error:
+                self._error = error

@@ -1,0 +1,243 @@
+"""The CUDA backend on the host device: correctness, keys that come and go, growth, and what is left in memory."""
+
+from __future__ import annotations
+
+import random
+import threading
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+from device_stand_in import FILL, NothingKernels, StandInKernels
+from rsa_keys import private_key, program_key
+
+from gpu_provider import BatchingProvider, Key, ProviderConfig, keys
+from gpu_provider.backends.base import Batch
+from gpu_provider.backends.cuda import CudaBackend
+from gpu_provider.backends.device import Operation
+from gpu_provider.backends.host_device import HostDevice
+from gpu_provider.client import Client
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from numpy.typing import NDArray
+
+
+class SpyingDevice(HostDevice):
+    """Remembers what was freed with something in it."""
+
+    def __init__(self) -> None:
+        super().__init__(StandInKernels())
+        self.freed_dirty = 0
+        self.freed = 0
+
+    def free(self, address: int) -> None:
+        self.freed += 1
+        self.freed_dirty += bool(self.memory[address].any())
+        super().free(address)
+
+    def holds(self, number: int) -> bool:
+        """Whether a number is anywhere in its memory, or in pinned memory."""
+        return self.pins(number) or _found(number, self.memory)
+
+    def pins(self, number: int) -> bool:
+        return _found(number, self.pinned)
+
+
+def _found(number: int, arrays: dict[int, NDArray[np.uint8]]) -> bool:
+    needle = number.to_bytes((number.bit_length() + 7) // 8, "little")
+    return any(needle in array.tobytes() for array in arrays.values())
+
+
+@pytest.fixture
+def client() -> Client:
+    return Client(4)
+
+
+@pytest.fixture
+def device() -> SpyingDevice:
+    return SpyingDevice()
+
+
+@pytest.fixture
+def backend(client: Client, device: SpyingDevice) -> Iterator[CudaBackend]:
+    backend = CudaBackend(device, FILL)
+    backend.open(client)
+    yield backend
+    backend.close()
+
+
+def batch_of(requests: list[tuple[Key, int]], class_bytes: int = 256) -> Batch:
+    inputs = np.zeros((len(requests), class_bytes), np.uint8)
+    for row, (_, x) in zip(inputs, requests, strict=True):
+        row[:] = np.frombuffer(x.to_bytes(class_bytes, "little"), np.uint8)
+    return Batch(
+        class_bytes=class_bytes,
+        keys=np.array([key.handle for key, _ in requests], np.uint64),
+        inputs=inputs,
+        outputs=np.full_like(inputs, 0xAA),
+        ok=np.zeros(len(requests), np.uint8),
+    )
+
+
+def results(batch: Batch) -> list[int]:
+    return [int.from_bytes(row.tobytes(), "little") for row in batch.outputs]
+
+
+def check(backend: CudaBackend, requests: list[tuple[Key, int]], class_bytes: int = 256) -> Batch:
+    batch = batch_of(requests, class_bytes)
+    backend.private_op(batch)
+    assert batch.ok.all()
+    got = results(batch)
+    assert [pow(result, key.e, key.n) for (key, _), result in zip(requests, got, strict=True)] == [
+        x for _, x in requests
+    ]
+    return batch
+
+
+def secrets_of(bits: int) -> list[int]:
+    numbers = private_key(bits).private_numbers()
+    return [numbers.p, numbers.q, numbers.dmp1, numbers.dmq1]
+
+
+@pytest.mark.parametrize("bits", [2048, 2056, 2560, 3072, 3584, 4096])
+def test_each_size_class_agrees_with_pow(client: Client, backend: CudaBackend, bits: int) -> None:
+    key = keys.load(client, private_key(bits))
+    source = random.Random(bits)  # noqa: S311 (test data)
+    x = source.randrange(key.n)
+    batch = check(backend, [(key, x), (key, 0), (key, key.n - 1)], (bits + 511) // 512 * 64)
+    assert results(batch)[0] == pow(x, private_key(bits).private_numbers().d, key.n)
+
+
+def test_keys_are_mixed_in_a_batch(client: Client, backend: CudaBackend) -> None:
+    mixed = [keys.load(client, private_key(bits, e)) for bits in (2056, 2560) for e in (65537, 3)]
+    check(backend, [(key, x) for x in range(2, 5) for key in mixed], 320)
+
+
+def test_keys_that_the_kernels_do_not_take_are_left_to_openssl(client: Client, backend: CudaBackend) -> None:
+    options = ["-pkeyopt", "rsa_keygen_bits:2048", "-pkeyopt", "rsa_keygen_primes:3"]
+    odd, plain = keys.load(client, program_key("RSA", *options)), keys.load(client, private_key(2048))
+    for _ in range(2):
+        batch = batch_of([(odd, 3), (plain, 4), (odd, 5), (plain, 6)])
+        backend.private_op(batch)
+        assert batch.ok.tolist() == [0, 1, 0, 1]
+        assert [pow(result, plain.e, plain.n) for result in results(batch)[1::2]] == [4, 6]
+
+
+def test_a_handle_without_a_key_fails_its_row_alone(client: Client, backend: CudaBackend) -> None:
+    key = keys.load(client, private_key(2048))
+    batch = batch_of([(key, 3), (key, 4)])
+    batch.keys[0] = 12345678
+    backend.private_op(batch)
+    assert batch.ok.tolist() == [0, 1]
+
+
+def test_tables_and_pools_grow_and_leave_nothing_behind(
+    client: Client, backend: CudaBackend, device: SpyingDevice
+) -> None:
+    """More keys than a table has room for, more rows of a key than it has blinding pairs."""
+    loaded = [keys.load(client, private_key(2048)) for _ in range(40)]
+    check(backend, [(key, 2) for key in loaded[:10]])
+    check(backend, [(key, 2) for key in loaded])
+    check(backend, [(loaded[7], x) for x in range(2, 40)])
+    check(backend, [(key, 3) for key in loaded])
+    assert device.freed > 0
+    assert device.freed_dirty == 0
+
+
+def test_a_removed_key_is_wiped_from_the_device(device: SpyingDevice) -> None:
+    with BatchingProvider(ProviderConfig(), backends=[CudaBackend(device, FILL)]) as provider:
+        gone, stays = (provider.load_key(private_key(bits)) for bits in (2048, 2056))
+        for key in (gone, stays):
+            assert pow(provider.private_op(key, 2), key.e, key.n) == 2
+        assert all(device.holds(secret) for secret in secrets_of(2048))
+        gone.close()
+        wait_until(lambda: not any(device.holds(secret) for secret in secrets_of(2048)))
+        assert all(device.holds(secret) for secret in secrets_of(2056))
+        assert pow(provider.private_op(stays, 3), stays.e, stays.n) == 3
+
+
+def wait_until(condition: object) -> None:
+    assert callable(condition)
+    pause = threading.Event()
+    for _ in range(3000):
+        if condition():
+            return
+        pause.wait(0.01)
+    pytest.fail("it did not come to that within 30 seconds")
+
+
+def test_keys_come_and_go_while_batches_run(device: SpyingDevice) -> None:
+    """A record that a new key takes over must not meet the blinding pairs of the one before."""
+    with BatchingProvider(ProviderConfig(), backends=[CudaBackend(device, FILL)]) as provider:
+        stays = provider.load_key(private_key(2056))
+        for turn in range(6):
+            key = provider.load_key(private_key(2560, 3 if turn % 2 else 65537))
+            futures = [(one, x, provider.submit(one, x)) for x in range(2, 8) for one in (key, stays)]
+            key.close()
+            for one, x, future in futures:
+                result = future.result(timeout=30)
+                assert isinstance(result, int)
+                assert pow(result, one.e, one.n) == x
+        stats = provider.stats()
+        assert (stats.fallbacks, stats.failed, stats.backend) == (0, 0, "cuda")
+
+
+def test_pairs_are_made_anew_after_many_uses(client: Client) -> None:
+    kernels = NothingKernels()
+    backend = CudaBackend(HostDevice(kernels), FILL, lanes=1)
+    backend.open(client)
+    key = keys.load(client, private_key(2048))
+    batch = batch_of([(key, 2)])
+    for uses, made in ((1, 1), (511, 1), (1, 2), (511, 2), (1, 3)):
+        for _ in range(uses):
+            backend.private_op(batch)
+        assert kernels.launched.count(Operation.MAKE_PAIRS) == made
+    backend.close()
+
+
+def test_nothing_secret_is_left_in_staging(client: Client, backend: CudaBackend, device: SpyingDevice) -> None:
+    key = keys.load(client, private_key(2048))
+    x = 0x1234567890ABCDEF << 1900
+    result = results(check(backend, [(key, x)]))[0]
+    assert not device.holds(x)
+    assert not device.holds(result)
+    assert not any(device.pins(secret) for secret in secrets_of(2048))
+
+
+def test_closing_wipes_the_device(client: Client, device: SpyingDevice, monkeypatch: pytest.MonkeyPatch) -> None:
+    backend = CudaBackend(device, FILL)
+    backend.open(client)
+    key = keys.load(client, private_key(2048))
+    check(backend, [(key, 2), (key, 3)])
+    left: list[bool] = []
+    close = device.close
+    monkeypatch.setattr(device, "close", lambda: (left.extend(array.any() for array in arrays(device)), close()))
+    backend.close()
+    assert len(left) > 5
+    assert not any(left)
+
+
+def arrays(device: HostDevice) -> list[NDArray[np.uint8]]:
+    return [*device.memory.values(), *device.pinned.values()]
+
+
+def test_a_batch_for_which_the_device_has_no_memory_is_left_to_openssl(
+    client: Client, caplog: pytest.LogCaptureFixture
+) -> None:
+    """More keys than the table can hold: the others go on."""
+    device = SpyingDevice()
+    backend = CudaBackend(device, FILL, lanes=1)
+    backend.open(client)
+    loaded = [keys.load(client, private_key(2048)) for _ in range(40)]
+    check(backend, [(key, 2) for key in loaded[:10]])
+    device.limit = sum(len(array) for array in device.memory.values())
+    batch = batch_of([(key, 2) for key in loaded])
+    backend.private_op(batch)
+    assert not batch.ok.any()
+    assert "no memory" in caplog.text
+    check(backend, [(key, 3) for key in loaded[:10]])
+    device.limit = 1 << 30
+    check(backend, [(key, 4) for key in loaded])
+    backend.close()
