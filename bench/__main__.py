@@ -11,7 +11,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
-from . import connections, kernels, key_sizes, latency, plot, queue_overhead, report, throughput
+from . import connections, kernels, key_sizes, latency, plot, queue_overhead, report, scheduling, throughput
 from .servers import Bench, BenchError
 
 Measure = Callable[..., report.Result]
@@ -24,6 +24,7 @@ FULL: dict[str, Measure] = {
     "queue": partial(queue_overhead.measure, rounds=9, requests=50_000),
     "throughput": partial(throughput.measure, rounds=7, size=throughput.GIB),
     "latency": partial(latency.measure, rounds=40, connections=50),
+    "scheduling": partial(scheduling.measure, requests=3000),
 }
 QUICK: dict[str, Measure] = {
     "connections": partial(connections.measure, rounds=3, connections=100),
@@ -32,6 +33,7 @@ QUICK: dict[str, Measure] = {
     "queue": partial(queue_overhead.measure, rounds=3, requests=10_000),
     "throughput": partial(throughput.measure, rounds=2, size=128 * throughput.MIB),
     "latency": partial(latency.measure, rounds=8, connections=25),
+    "scheduling": partial(scheduling.measure, rates=(100, 100_000), requests=1000),
 }
 
 

@@ -68,10 +68,13 @@ def lines(axis: Axes, curves: list[dict[str, Any]]) -> None:
         medians = [spread["median"] for spread in spreads]
         axis.plot(xs, medians, marker=".", label=curve["subject"])
         axis.fill_between(xs, [spread["low"] for spread in spreads], [spread["high"] for spread in spreads], alpha=0.2)
-    axis.axhline(1, color="black", linewidth=1)
-    axis.set_xscale("log", base=2)
-    axis.set_xticks(xs, [f"{x:g}" for x in xs])
-    axis.set_ylim(bottom=0)
+    if curves[0].get("logarithmic"):
+        axis.set(xscale="log", yscale="log")
+    else:
+        axis.axhline(1, color="black", linewidth=1)
+        axis.set_xscale("log", base=2)
+        axis.set_xticks(xs, [f"{x:g}" for x in xs])
+        axis.set_ylim(bottom=0)
     axis.set_xlabel(curves[0]["x"], fontsize=8)
     axis.set_ylabel(curves[0]["y"], fontsize=8)
     axis.tick_params(labelsize=8)

@@ -79,6 +79,7 @@ class Curve:
     x: str
     y: str
     points: list[tuple[float, Spread]]
+    logarithmic: bool = False
 
 
 @dataclass

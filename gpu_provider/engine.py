@@ -362,8 +362,9 @@ class Engine:
             return
         now_ns = time.monotonic_ns()
         views = [
-            Lanes(index, len(lanes), backend.costs, backend.busy(now_ns), backend.backend.pipelined)
+            Lanes(index, len(lanes), backend.costs, busy, backend.backend.pipelined)
             for index, (backend, lanes) in enumerate(free)
+            if (busy := backend.busy(now_ns)) or lanes
         ]
         for launch in decide(waiting, views, self._limits):
             backend, lanes = free[launch.backend]

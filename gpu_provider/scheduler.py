@@ -26,8 +26,9 @@ filling up the lanes to a common level.
 from __future__ import annotations
 
 import math
-from bisect import bisect_right
-from dataclasses import dataclass, replace
+from bisect import bisect_left, bisect_right
+from dataclasses import dataclass
+from operator import attrgetter
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -39,8 +40,7 @@ _KNOTS = 41  # 1 to 2^40 operations: modexp counts in small units
 _WEIGHT = 0.2
 _MOST = 2.0
 _UNBOUNDED = 1_000_000_000
-_LEAST = 1e-12  # seconds per operation: no division by zero where work is free
-_LEAST = 1e-12  # seconds per operation: no division by zero where work is free
+_LEAST = 1e-12  # seconds per operation, so that nothing is ever divided by zero
 _SHARE_OF_HORIZON = 0.5
 
 
@@ -63,8 +63,8 @@ class CostCurve:
         a GPU.
         """
         self.granule = granule
-        self._measured = [False] * _KNOTS
-        self._seconds = [_interpolate(points, 1 << knot) for knot in range(_KNOTS)]
+        self._measured: list[int] = []  # knots, rising
+        self._seconds = [max(_interpolate(points, 1 << knot), _LEAST * (1 << knot)) for knot in range(_KNOTS)]
         for knot in range(1, _KNOTS):
             self._seconds[knot] = max(self._seconds[knot - 1 : knot + 1])
 
@@ -86,10 +86,8 @@ class CostCurve:
         if upper == 0:
             return 1
         below = self._seconds[upper - 1]
-        # Never a division by zero: the upper one is above ``seconds``, and the lower one is not.
-        return min(
-            _UNBOUNDED, int((1 << (upper - 1)) * (1 + (seconds - below) / (self._seconds[upper] - below)) + 1e-9)
-        )
+        part = (seconds - below) / (self._seconds[upper] - below)
+        return min(_UNBOUNDED, int((1 << (upper - 1)) * (1 + part) + 1e-9))
 
     def seconds_pipelined(self, requests: int, operations: int, busy: float) -> float:
         """The time until a batch of requests, of so many operations each, is done on a device that is done with the
@@ -101,15 +99,10 @@ class CostCurve:
     def observe(self, count: int, seconds: float) -> None:
         """Takes in that a batch of ``count`` operations took ``seconds``."""
         knot = min(_KNOTS - 1, (count * 4 // 3).bit_length() - 1)  # the nearest
-        expected = self.seconds(count)
-        if expected <= 0:
-            factor, value = 1.0, seconds
-        else:
-            factor = seconds / expected
-            if self._measured[knot]:
-                factor = 1 + _WEIGHT * (min(factor, _MOST) - 1)
-            value = self._seconds[knot] * factor
-        self._set(knot, value, factor)
+        factor = max(seconds, _LEAST * count) / self.seconds(count)
+        if knot in self._measured:
+            factor = 1 + _WEIGHT * (min(factor, _MOST) - 1)
+        self._scale(knot, factor)
 
     def observe_pipelined(self, count: int, seconds: float, since_last: float) -> None:
         """The same on a device that computed other batches at the time. Alone, the batch would have taken no longer
@@ -117,23 +110,25 @@ class CostCurve:
         start, if that was later). Between these bounds the curve stays as it is."""
         self.observe(count, min(max(self.seconds(count), since_last), seconds))
 
-    def _set(self, knot: int, value: float, factor: float) -> None:
-        """Sets a knot, gives its neighbours without measurements its factor, and keeps the curve from falling."""
+    def _scale(self, knot: int, factor: float) -> None:
+        """Multiplies a knot, and its neighbours without measurements with it, and keeps the curve from falling."""
         curve, measured = self._seconds, self._measured
-        measured[knot] = True
-        curve[knot] = value
-        below = next((other for other in range(knot - 1, -1, -1) if measured[other]), -1)
-        above = next((other for other in range(knot + 1, _KNOTS) if measured[other]), _KNOTS)
+        curve[knot] = value = curve[knot] * factor
+        place = bisect_left(measured, knot)
+        if measured[place : place + 1] != [knot]:
+            measured.insert(place, knot)
+        below = measured[place - 1] if place else -1
+        above = measured[place + 1] if place + 1 < len(measured) else _KNOTS
         least = min(value, curve[below]) if below >= 0 else 0.0
         most = max(value, curve[above]) if above < _KNOTS else math.inf
-        for lower in range(below + 1, knot):
-            curve[lower] = max(least, min(value, curve[lower] * factor))
-        for upper in range(knot + 1, above):
-            curve[upper] = min(most, max(value, curve[upper] * factor))
-        for lower in range(below, -1, -1):
-            curve[lower] = min(value, curve[lower])
-        for upper in range(above, _KNOTS):
-            curve[upper] = max(value, curve[upper])
+        curve[below + 1 : knot] = [max(least, old * factor) for old in curve[below + 1 : knot]]
+        curve[knot + 1 : above] = [min(most, old * factor) for old in curve[knot + 1 : above]]
+        while below >= 0 and curve[below] > value:
+            curve[below] = value
+            below -= 1
+        while above < _KNOTS and curve[above] < value:
+            curve[above] = value
+            above += 1
 
 
 def _interpolate(points: Sequence[tuple[int, float]], count: int) -> float:
@@ -199,117 +194,107 @@ class Launch:
 class _Load:
     """How busy a backend is, with what this decision has planned for it so far."""
 
-    __slots__ = ("backlog", "lanes", "start", "width")
+    __slots__ = ("backlog", "groups", "lanes", "start", "width")
 
-    def __init__(self, lanes: Lanes) -> None:
+    def __init__(self, lanes: Lanes, kinds: int) -> None:
         self.lanes = lanes
-        self.start = 0.0 if lanes.free else min(lanes.busy, default=0.0)
+        self.groups = [0] * kinds  # that it could compute of each kind
+        busy = lanes.busy or (0.0,)
+        self.start = 0.0 if lanes.free else min(busy)
         self.width = 1 if lanes.pipelined else lanes.free + len(lanes.busy)
-        # In seconds of one lane, or of the device.
-        self.backlog = max(lanes.busy, default=0.0) if lanes.pipelined else sum(lanes.busy)
+        self.backlog = max(busy) if lanes.pipelined else sum(busy)  # in seconds of one lane, or of the device
 
 
-@dataclass(frozen=True, slots=True)
 class _Offer:
     """What a backend can do for one kind, and the most that it shall take now."""
 
-    group_done: float
-    """In how many seconds a first group, or all that waits if that is less, should be done."""
-    load: _Load
-    price: float
-    """Seconds of one lane, or of the device, for one request in a full group."""
-    group: int
-    most: int
-    """Of one batch."""
-    together: int = _UNBOUNDED
-    """Of all batches."""
+    __slots__ = ("curve", "group", "group_done", "load", "most", "price", "together")
+
+    def __init__(self, work: Waiting, load: _Load, limits: Limits) -> None:
+        self.load = load
+        self.curve = curve = load.lanes.costs[work.kind]
+        most = max(1, min(limits.max_batch, curve.largest(limits.max_delay) // work.operations))
+        self.group = group = min(curve.granule, most)
+        self.most = most // group * group
+        """Of one batch."""
+        self.together = _UNBOUNDED
+        """Of all batches."""
+        seconds = curve.seconds(group * work.operations)
+        self.price = seconds / group
+        """Seconds of one lane, or of the device, for one request in a full group."""
+        if work.count < group:
+            seconds = curve.seconds(work.count * work.operations)
+        first = min(work.count, group)
+        self.group_done = max(load.start + seconds, (load.backlog + first * self.price) / load.width)
+        """In how many seconds a first group, or all that waits if that is less, should be done."""
+
+    def limit(self, work: Waiting, seconds: float) -> None:
+        """No batch longer than ``seconds``, but always a group."""
+        fitting = self.curve.largest(seconds) // work.operations // self.group * self.group
+        self.most = min(self.most, max(self.group, fitting))
 
 
 def decide(waiting: Sequence[Waiting], backends: Sequence[Lanes], limits: Limits) -> list[Launch]:
     """The batches to launch now, in the order to launch them. Never more per backend than it has free lanes."""
-    if not any(backend.free for backend in backends):
-        return []
-    by_age = sorted((work for work in waiting if work.count), key=lambda work: work.oldest_ns)
-    loads = [_Load(backend) for backend in backends]
-    plans = [_plan(work, loads, limits) for work in by_age]
-    shares = {load.lanes.backend: _share_lanes(load, by_age, plans) for load in loads if load.lanes.free}
+    by_age = sorted((work for work in waiting if work.count), key=attrgetter("oldest_ns"))
+    loads = [_Load(backend, len(by_age)) for backend in backends]
+    plans = [_plan(place, work, loads, limits) for place, work in enumerate(by_age)]
+    shares = {id(load): _share_lanes(load.lanes.free, load.groups) for load in loads}
     launches = []
     for place, (work, plan) in enumerate(zip(by_age, plans, strict=True)):
         left = work.count
         for offer in plan:
-            backend = offer.load.lanes.backend
-            lanes = shares[backend][place] if backend in shares else 0
+            lanes = shares[id(offer.load)][place]
             part = min(left, offer.together)
             left -= part
             while lanes and part:
-                count = min(part, offer.most, _whole(-(-part // lanes), offer.group))
-                launches.append(Launch(backend, work.kind, count))
+                count = min(part, offer.most, -(-part // (lanes * offer.group)) * offer.group)
+                launches.append(Launch(offer.load.lanes.backend, work.kind, count))
                 part -= count
                 lanes -= 1
             left += part
     return launches
 
 
-def _plan(work: Waiting, loads: Sequence[_Load], limits: Limits) -> list[_Offer]:
+def _plan(place: int, work: Waiting, loads: Sequence[_Load], limits: Limits) -> list[_Offer]:
     """The backends that shall compute this kind, those that finish a group first before the others."""
-    offers = sorted((_offer(work, load, limits) for load in loads), key=lambda offer: offer.group_done)
-    if len(offers) == 1:
-        return offers
-    # Filled to a common level: the horizon, by which all is done if every lane takes as much as it can until then.
+    offers = sorted((_Offer(work, load, limits) for load in loads), key=attrgetter("group_done"))
+    if len(offers) > 1:
+        offers = _fill_to_a_level(work, offers)
+    for offer in offers:
+        offer.load.groups[place] = -(-work.count // offer.group)
+    return offers
+
+
+def _fill_to_a_level(work: Waiting, offers: Sequence[_Offer]) -> list[_Offer]:
+    """Those of ``offers`` that bring the horizon down, each limited to its part of the work."""
     horizon = rate = 0.0
     to_do = float(work.count)
-    joined = 0
+    joined: list[_Offer] = []
     for offer in offers:
         if joined and offer.group_done >= horizon:
             break
-        joined += 1
+        joined.append(offer)
         rate += offer.load.width / offer.price
         to_do += offer.load.backlog / offer.price
         horizon = max(offer.group_done, to_do / rate)
-    plan = []
-    for place, offer in enumerate(offers[:joined], 1):
-        if place == joined:
-            plan.append(replace(offer, most=min(offer.most, _fitting(offer, work, horizon))))
-        elif offer.load.lanes.pipelined:
-            together = int((horizon - offer.load.backlog) / offer.price)
-            plan.append(replace(offer, together=max(offer.group, together)))
+    for offer in joined:
+        load = offer.load
+        if offer is joined[-1]:
+            offer.limit(work, horizon)
+        elif load.lanes.pipelined:
+            offer.together = max(offer.group, int((horizon - load.backlog) / offer.price))
         else:
-            most = _fitting(offer, work, horizon * _SHARE_OF_HORIZON)
-            plan.append(replace(offer, most=min(offer.most, most)))
-        offer.load.backlog = max(offer.load.backlog, offer.load.width * horizon)
-    return plan
+            offer.limit(work, horizon * _SHARE_OF_HORIZON)
+        load.backlog = max(load.backlog, load.width * horizon)
+    return joined
 
 
-def _offer(work: Waiting, load: _Load, limits: Limits) -> _Offer:
-    curve = load.lanes.costs[work.kind]
-    most = max(1, min(limits.max_batch, curve.largest(limits.max_delay) // work.operations))
-    group = min(curve.granule, most)
-    first = min(work.count, group)
-    price = max(curve.seconds(group * work.operations) / group, _LEAST)
-    done = max(load.start + curve.seconds(first * work.operations), (load.backlog + first * price) / load.width)
-    return _Offer(done, load, price, group, most // group * group)
-
-
-def _fitting(offer: _Offer, work: Waiting, seconds: float) -> int:
-    """The largest batch of whole groups within a time, at least one group."""
-    largest = offer.load.lanes.costs[work.kind].largest(seconds) // work.operations
-    return max(offer.group, largest // offer.group * offer.group)
-
-
-def _whole(count: int, group: int) -> int:
-    return -(-count // group) * group
-
-
-def _share_lanes(load: _Load, by_age: Sequence[Waiting], plans: Sequence[Sequence[_Offer]]) -> list[int]:
-    """Deals a backend's free lanes to the kinds in turn, to none more than it has groups."""
-    wanted = [
-        next((-(-work.count // offer.group) for offer in plan if offer.load is load), 0)
-        for work, plan in zip(by_age, plans, strict=True)
-    ]
-    shares = [0] * len(wanted)
-    lanes = load.lanes.free
+def _share_lanes(lanes: int, groups: Sequence[int]) -> list[int]:
+    """Deals lanes to the kinds in turn, to none more than it has groups."""
+    shares = [0] * len(groups)
     while lanes:
-        hungry = [place for place, groups in enumerate(wanted) if shares[place] < groups]
+        hungry = [place for place, most in enumerate(groups) if shares[place] < most]
         if not hungry:
             break
         for place in hungry[:lanes]:

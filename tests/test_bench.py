@@ -19,7 +19,18 @@ sys.path.insert(0, str(ROOT))  # bench/ is no installed package: it is run from 
 
 pytest.importorskip("matplotlib", reason="the bench draws with matplotlib, the [bench] extra")
 
-from bench import connections, kernels, key_sizes, latency, plot, queue_overhead, report, servers, throughput  # noqa: E402
+from bench import (  # noqa: E402
+    connections,
+    kernels,
+    key_sizes,
+    latency,
+    plot,
+    queue_overhead,
+    report,
+    scheduling,
+    servers,
+    throughput,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -31,6 +42,7 @@ MEASUREMENTS: dict[str, Callable[[servers.Bench, Callable[[str, int], None]], re
     "queue": lambda bench, advance: queue_overhead.measure(bench, rounds=2, requests=500, advance=advance),
     "throughput": lambda bench, advance: throughput.measure(bench, rounds=1, size=1 << 20, advance=advance),
     "latency": lambda bench, advance: latency.measure(bench, rounds=2, connections=3, advance=advance),
+    "scheduling": lambda bench, advance: scheduling.measure(bench, rates=(1000,), requests=50, advance=advance),
 }
 
 
@@ -124,3 +136,13 @@ def test_rows_are_json_lines_in_a_pipe_and_a_table_on_a_terminal(capsys: pytest.
     table = capsys.readouterr().out
     assert "≤ 0.7" in table
     assert "haproxy is missing" in table
+
+
+@pytest.mark.parametrize("rate", [10, 10_000, 60_000, 100_000, 500_000, 2_000_000])
+@pytest.mark.parametrize("name", ["Poisson, mixed sizes, 1 GPU", "bursts, RSA-2048, 8 GPUs"])
+def test_processor_and_gpu_together_are_no_worse_than_the_better_of_them(name: str, rate: int) -> None:
+    """Simulated, so the same on any machine: a batch in the wrong place costs one of the two its advantage."""
+    (scenario,) = (scenario for scenario in scheduling.SCENARIOS if scenario.name == name)
+    latency, throughput = scheduling.ratios(scheduling.compare(scenario, rate, requests=1000))
+    assert latency <= 1.05
+    assert throughput >= 0.95

@@ -1,0 +1,324 @@
+"""The scheduler on simulated hardware: latency and throughput over the offered load for the processor alone, GPUs
+alone, and both together (``python -m bench scheduling``).
+
+The scheduler and its cost curves are the real ones; the clock and the backends are simulated, so the result says
+nothing about the machine that it runs on. What a batch truly takes comes from recorded curves: the processor's from
+``results/kernels.json``, the GPU's from ``curves/``. The curves that the scheduler goes by start out wrong by up to a
+fifth, and learn from what they see, which has noise and outliers.
+
+The target: together never worse than the better of the two alone by more than 5 %, in mean latency or in throughput.
+"""
+
+import heapq
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gpu_provider.scheduler import CostCurve, Lanes, Launch, Limits, Waiting, decide
+
+from .report import Result, Row, Spread, Target
+from .servers import Bench
+
+HERE = Path(__file__).parent
+KERNELS = HERE / "results" / "kernels.json"
+GPU = HERE / "curves" / "gpu-estimate.json"
+SIZES = ("2048", "3072", "4096")
+CORES = 8
+IN_FLIGHT = 3
+RATES = (10, 100, 1_000, 3_000, 10_000, 20_000, 40_000, 60_000, 80_000, 100_000, 200_000, 500_000, 1_000_000, 2_000_000)
+LIMITS = Limits(max_batch=4096, max_delay=0.010)
+SMALL_BATCH = 8
+SMALL_BATCH_SECONDS = 0.001
+DECIDING_SECONDS = 20e-6  # of the batching thread
+LAUNCHING_SECONDS = 40e-6
+SUBJECTS = ("CPU", "GPU", "CPU and GPU")
+
+Curve = Callable[[int], float]
+Arrivals = list[NDArray[np.float64]]
+"""By kind, each sorted; seconds."""
+
+
+@dataclass
+class Hardware:
+    """A simulated backend: what a batch truly takes by kind, and the points and granules that its first curves have."""
+
+    name: str
+    lanes: int
+    pipelined: bool
+    curves: Sequence[Curve]
+    points: list[list[tuple[int, float]]]
+    granules: list[int]
+
+
+@dataclass
+class Backend:
+    """Hardware in one run."""
+
+    hardware: Hardware
+    costs: list[CostCurve]
+    busy: list[float] = field(default_factory=list)  # when each batch should be done
+    last_end: float = 0.0
+    free_at: float = 0.0  # the device, if it is one
+
+    def view(self, index: int, now: float) -> Lanes:
+        busy = [abs(expected - now) for expected in self.busy]
+        return Lanes(index, self.hardware.lanes - len(busy), self.costs, busy, self.hardware.pipelined)
+
+    def launch(self, kind: int, count: int, now: float, noise: float) -> tuple[float, float]:
+        """When the batch should be done, and when it will be."""
+        curve, alone = self.costs[kind], self.hardware.curves[kind](count) * noise
+        if not self.hardware.pipelined:
+            expected, end = now + curve.seconds(count), now + alone
+        else:
+            expected = now + curve.seconds_pipelined(count, 1, max((e - now for e in self.busy), default=0.0))
+            # What does not fill the device leaves room for the batches that follow.
+            filled = min(1.0, count / self.hardware.granules[kind])
+            self.free_at = max(self.free_at, now) + alone * filled
+            end = max(now + alone, self.free_at)
+        self.busy.append(expected)
+        return expected, end
+
+    def finish(self, kind: int, count: int, start: float, expected: float, end: float) -> None:
+        self.busy.remove(expected)
+        if self.hardware.pipelined:
+            self.costs[kind].observe_pipelined(count, end - start, end - max(start, self.last_end))
+            self.last_end = max(self.last_end, end)
+        else:
+            self.costs[kind].observe(count, end - start)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    latency: float
+    """Mean, in seconds."""
+    throughput: float
+    """Requests a second, until 99 % of them are done: the last batches may be outliers."""
+    batches: int
+
+
+class Simulation:
+    """One run. The batching thread decides, launches, and computes small batches itself, as the engine's does."""
+
+    def __init__(self, machine: Sequence[Hardware], arrivals: Arrivals, seed: int) -> None:
+        self._random = np.random.default_rng(seed)
+        self._backends = [
+            Backend(hardware, [self._first_curve(hardware, kind) for kind in range(len(arrivals))])
+            for hardware in machine
+        ]
+        self._inline = next((backend for backend in self._backends if not backend.hardware.pipelined), None)
+        self._arrivals = arrivals
+        self._sums = [np.concatenate(([0.0], np.cumsum(times))) for times in arrivals]
+        self._arrived = [0] * len(arrivals)
+        self._taken = [0] * len(arrivals)
+        self._running: list[tuple[float, int, Backend, int, int, float, float]] = []
+        self._launched = 0
+        self._waited = 0.0
+        self._ends: list[tuple[float, int]] = []
+
+    def _first_curve(self, hardware: Hardware, kind: int) -> CostCurve:
+        error = self._random.uniform(0.8, 1.2)
+        return CostCurve([(n, seconds * error) for n, seconds in hardware.points[kind]], hardware.granules[kind])
+
+    def run(self) -> Outcome:
+        total = sum(map(len, self._arrivals))
+        now = 0.0
+        while (upcoming := self._next_event()) is not None:
+            now = max(now, upcoming)
+            while self._running and self._running[0][0] <= now:
+                end, _, backend, kind, count, start, expected = heapq.heappop(self._running)
+                backend.finish(kind, count, start, expected, end)
+            waiting = self._waiting(now)
+            if not waiting:
+                continue
+            inline = self._small(waiting)
+            if inline is not None:
+                now = inline.hardware.curves[waiting[0].kind](waiting[0].count) * self._noise() + now
+                self._take(waiting[0].kind, waiting[0].count, now)
+                continue
+            now += DECIDING_SECONDS
+            for launch in decide(waiting, [backend.view(i, now) for i, backend in enumerate(self._backends)], LIMITS):
+                now += LAUNCHING_SECONDS
+                self._launch(launch, now)
+        return Outcome(float(self._waited) / total, self._throughput(0.99 * total), self._launched)
+
+    def _throughput(self, most: float) -> float:
+        done = 0
+        for end, count in sorted(self._ends):
+            done += count
+            if done >= most:
+                return done / float(end)
+        raise ValueError(f"only {done} of {most:.0f} requests were done")
+
+    def _next_event(self) -> float | None:
+        times = [self._running[0][0]] if self._running else []
+        if any(len(backend.busy) < backend.hardware.lanes for backend in self._backends):
+            times += [
+                times_of[arrived]
+                for times_of, arrived in zip(self._arrivals, self._arrived, strict=True)
+                if arrived < len(times_of)
+            ]
+        return min(times, default=None)
+
+    def _waiting(self, now: float) -> list[Waiting]:
+        waiting = []
+        for kind, times in enumerate(self._arrivals):
+            self._arrived[kind] = max(self._arrived[kind], int(np.searchsorted(times, now, "right")))
+            if count := self._arrived[kind] - self._taken[kind]:
+                waiting.append(Waiting(kind, count, int(times[self._taken[kind]] * 1e9)))
+        return waiting
+
+    def _small(self, waiting: list[Waiting]) -> Backend | None:
+        """Who computes what waits in the batching thread's own time."""
+        if self._inline is None or self._running or len(waiting) > 1 or waiting[0].count > SMALL_BATCH:
+            return None
+        seconds = self._inline.costs[waiting[0].kind].seconds(waiting[0].count)
+        others = [b.costs[waiting[0].kind].seconds(1) for b in self._backends if b is not self._inline]
+        return self._inline if seconds <= min([SMALL_BATCH_SECONDS, *others]) else None
+
+    def _launch(self, launch: Launch, now: float) -> None:
+        backend = self._backends[launch.backend]
+        expected, end = backend.launch(launch.kind, launch.count, now, self._noise())
+        self._launched += 1
+        entry = (end, self._launched, backend, launch.kind, launch.count, now, expected)
+        heapq.heappush(self._running, entry)
+        self._take(launch.kind, launch.count, end)
+
+    def _take(self, kind: int, count: int, end: float) -> None:
+        first = self._taken[kind]
+        self._taken[kind] += count
+        sums = self._sums[kind]
+        self._waited += count * end - float(sums[first + count] - sums[first])
+        self._ends.append((end, count))
+
+    def _noise(self) -> float:
+        """A batch takes up to a tenth longer, and one in two hundred takes five times as long."""
+        noise = 1 + 0.1 * self._random.random()
+        return 5 * noise if self._random.random() < 0.005 else noise
+
+
+def processor(cores: int) -> Hardware:
+    """As measured: whole groups of eight by our kernels, what is left over by the faster of them and OpenSSL."""
+    measured = json.loads(KERNELS.read_text())["results"]
+    curves, points = [], []
+    for size in SIZES:
+        single = 1 / measured[f"RSA-{size}"]["openssl_per_s"]
+        group = 8 / measured[f"RSA-{size}"]["kernels_per_s"]
+
+        def curve(count: int, single: float = single, group: float = group) -> float:
+            return count // 8 * group + min(count % 8 * single, group)
+
+        curves.append(curve)
+        points.append([(count, curve(count)) for count in (1, 2, 4, 8)])
+    return Hardware("CPU", cores, False, curves, points, [8] * len(SIZES))
+
+
+def gpu() -> Hardware:
+    kinds = json.loads(GPU.read_text())["kinds"]
+    curves, points, granules = [], [], []
+    for size in SIZES:
+        known = [(int(count), float(seconds)) for count, seconds in kinds[size]["points"]]
+        counts, seconds = zip(*known, strict=True)
+
+        def curve(count: int, counts: tuple[int, ...] = counts, seconds: tuple[float, ...] = seconds) -> float:
+            return float(np.interp(count, counts, seconds))
+
+        curves.append(curve)
+        points.append(known)
+        granules.append(int(kinds[size]["granule"]))
+    return Hardware("GPU", IN_FLIGHT, True, curves, points, granules)
+
+
+@dataclass(frozen=True)
+class Scenario:
+    name: str
+    devices: int
+    mix: tuple[float, float, float]
+    """Shares of RSA-2048, -3072 and -4096."""
+    burst: int
+    """Mean size of the bursts; 1: none."""
+
+
+ONE_SIZE, MIXED = (1.0, 0.0, 0.0), (0.8, 0.15, 0.05)
+SCENARIOS = tuple(
+    Scenario(f"{how}, {what}, {devices} GPU{'s' * (devices > 1)}", devices, mix, burst)
+    for how, burst in (("Poisson", 1), ("bursts", 500))
+    for what, mix in (("RSA-2048", ONE_SIZE), ("mixed sizes", MIXED))
+    for devices in (1, 8)
+)
+
+
+def arrivals_of(scenario: Scenario, rate: float, requests: int, seed: int) -> Arrivals:
+    """Poisson, or bursts that are: of geometric size, each within a millisecond."""
+    random = np.random.default_rng(seed)
+    if scenario.burst == 1:
+        times = np.cumsum(random.exponential(1 / rate, requests))
+    else:
+        sizes = random.geometric(1 / scenario.burst, max(200, requests // scenario.burst))
+        starts = np.cumsum(random.exponential(scenario.burst / rate, len(sizes)))
+        times = np.sort(np.repeat(starts, sizes) + random.uniform(0, 0.001, int(sizes.sum())))
+    kinds = random.choice(len(SIZES), len(times), p=scenario.mix)
+    return [times[kinds == kind] for kind in range(len(SIZES))]
+
+
+def compare(scenario: Scenario, rate: float, requests: int, seed: int = 1) -> dict[str, Outcome]:
+    """The same arrivals on the processor alone, on the GPUs alone, and on both."""
+    arrivals = arrivals_of(scenario, rate, max(requests, int(rate * 0.3)), seed)
+    cpu, gpus = [processor(CORES)], [gpu() for _ in range(scenario.devices)]
+    machines = zip(SUBJECTS, (cpu, gpus, [*gpus, *cpu]), strict=True)
+    return {subject: Simulation(machine, arrivals, seed).run() for subject, machine in machines}
+
+
+def measure(
+    bench: Bench, *, rates: Sequence[int] = RATES, requests: int, advance: Callable[[str, int], None]
+) -> Result:
+    result = Result(
+        "scheduling",
+        "Simulated: processor, GPUs, and both, by the scheduler",
+        {
+            "cores": CORES,
+            "in_flight": IN_FLIGHT,
+            "max_batch": LIMITS.max_batch,
+            "max_delay": LIMITS.max_delay,
+            "requests": requests,
+            "gpu_curves": json.loads(GPU.read_text())["label"],
+        },
+        notes=[
+            "simulated, whatever machine it ran on; before the brackets stands the worst of all rates",
+            f"the GPU's curves are {json.loads(GPU.read_text())['label']}",
+        ],
+    )
+    for scenario in SCENARIOS:
+        latencies, throughputs = [], []
+        for rate in rates:
+            advance(f"{scenario.name}, {rate:,}/s", len(SCENARIOS) * len(rates))
+            outcomes = compare(scenario, rate, requests)
+            by_subject = {subject: vars(outcome) for subject, outcome in outcomes.items()}
+            result.samples.append({"case": scenario.name, "rate": rate, "outcomes": by_subject})
+            latency, throughput = ratios(outcomes)
+            latencies.append(latency)
+            throughputs.append(throughput)
+        for values, unit, target in (
+            (latencies, "mean latency, highest of all rates", Target(1.05)),
+            (throughputs, "throughput, lowest of all rates", Target(0.95, at_most=False)),
+        ):
+            worst = max(values) if target.at_most else min(values)
+            result.rows.append(
+                Row(
+                    scenario.name,
+                    SUBJECTS[2],
+                    f"times the better alone: {unit}",
+                    Spread(worst, min(values), max(values)),
+                    target=target,
+                )
+            )
+    return result
+
+
+def ratios(outcomes: dict[str, Outcome]) -> tuple[float, float]:
+    """Mean latency and throughput of both together, over those of the better alone."""
+    cpu, gpus, both = (outcomes[subject] for subject in SUBJECTS)
+    return both.latency / min(cpu.latency, gpus.latency), both.throughput / max(cpu.throughput, gpus.throughput)
