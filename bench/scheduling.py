@@ -2,9 +2,9 @@
 alone, and both together (``python -m bench scheduling``).
 
 The scheduler and its cost curves are the real ones; the clock and the backends are simulated, so the result says
-nothing about the machine that it runs on. What a batch truly takes comes from recorded curves: the processor's from
-``results/kernels.json``, the GPU's from ``curves/``. The curves that the scheduler goes by start out wrong by up to a
-fifth, and learn from what they see, which has noise and outliers.
+nothing about the machine that it runs on. What a batch truly takes comes from the recorded curves in ``curves/``. The
+curves that the scheduler goes by start out wrong by up to a fifth, and learn from what they see, which has noise and
+outliers.
 
 The target: together never worse than the better of the two alone by more than 5 %, in mean latency or in throughput.
 """
@@ -24,7 +24,7 @@ from .report import Result, Row, Spread, Target
 from .servers import Bench
 
 HERE = Path(__file__).parent
-KERNELS = HERE / "results" / "kernels.json"
+PROCESSOR = HERE / "curves" / "processor.json"
 GPU = HERE / "curves" / "gpu-estimate.json"
 SIZES = ("2048", "3072", "4096")
 CORES = 8
@@ -202,11 +202,10 @@ class Simulation:
 
 def processor(cores: int) -> Hardware:
     """As measured: whole groups of eight by our kernels, what is left over by the faster of them and OpenSSL."""
-    measured = json.loads(KERNELS.read_text())["results"]
+    kinds = json.loads(PROCESSOR.read_text())["kinds"]
     curves, points = [], []
     for size in SIZES:
-        single = 1 / measured[f"RSA-{size}"]["openssl_per_s"]
-        group = 8 / measured[f"RSA-{size}"]["kernels_per_s"]
+        single, group = float(kinds[size]["single"]), float(kinds[size]["group"])
 
         def curve(count: int, single: float = single, group: float = group) -> float:
             return count // 8 * group + min(count % 8 * single, group)
@@ -217,6 +216,7 @@ def processor(cores: int) -> Hardware:
 
 
 def gpu() -> Hardware:
+    """A device that takes the same time for up to a full group, and then in proportion."""
     kinds = json.loads(GPU.read_text())["kinds"]
     curves, points, granules = [], [], []
     for size in SIZES:

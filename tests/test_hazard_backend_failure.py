@@ -23,6 +23,8 @@ from gpu_provider import (
 )
 from gpu_provider.backends.libcrypto import LibcryptoBackend
 from gpu_provider.health import BackendState, Health
+from gpu_provider.lanes import MODEXP
+from gpu_provider.scheduler import CostCurve
 from gpu_provider.testing import HeldBackend
 
 if TYPE_CHECKING:
@@ -256,6 +258,30 @@ def test_a_failure_of_the_batching_thread_leaves_nobody_waiting(
     held_provider.close()
     assert "the batching thread failed" in caplog.text
     assert held_provider.stats().in_use == 0
+
+
+class PromisingBackend(HeldBackend):
+    """Says that it is much faster than the processor."""
+
+    def cost_curves(self) -> list[CostCurve]:
+        return [CostCurve([(1, 1e-6)]) for _ in range(MODEXP + 1)]
+
+
+def test_what_waits_for_a_backend_that_is_late_is_computed_by_another() -> None:
+    """Long before the watchdog looks. What waits for a busy backend beside a free one must not wait for ever because
+    nothing else happens."""
+    promising = PromisingBackend()
+    config = ProviderConfig(backend_timeout=3600)
+    with BatchingProvider(config, backends=[promising, LibcryptoBackend(1)]) as provider:
+        key = provider.load_key(private_key(2048))
+        first = provider.submit(key, 2)
+        promising.wait_for_batch()
+        futures = [provider.submit(key, x) for x in range(20)]
+        assert [future.result(timeout=30) for future in futures] == [pow(x, D, N) for x in range(20)]
+        assert not first.done()
+        promising.release_all()
+        assert first.result(timeout=30) == pow(2, D, N)
+        assert provider.stats().fallbacks == 0
 
 
 class TestHealth:
