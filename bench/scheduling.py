@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from gpu_provider.scheduler import CostCurve, Lanes, Launch, Limits, Waiting, decide
 
-from .report import Result, Row, Spread, Target
+from .report import Curve, Result, Row, Spread, Target
 from .servers import Bench
 
 HERE = Path(__file__).parent
@@ -37,7 +37,7 @@ DECIDING_SECONDS = 20e-6  # of the batching thread
 LAUNCHING_SECONDS = 40e-6
 SUBJECTS = ("CPU", "GPU", "CPU and GPU")
 
-Curve = Callable[[int], float]
+Cost = Callable[[int], float]
 Arrivals = list[NDArray[np.float64]]
 """By kind, each sorted; seconds."""
 
@@ -49,7 +49,7 @@ class Hardware:
     name: str
     lanes: int
     pipelined: bool
-    curves: Sequence[Curve]
+    curves: Sequence[Cost]
     points: list[list[tuple[int, float]]]
     granules: list[int]
 
@@ -301,6 +301,11 @@ def measure(
             latency, throughput = ratios(outcomes)
             latencies.append(latency)
             throughputs.append(throughput)
+        for subject in SUBJECTS:
+            outcomes_of = [(s["rate"], s["outcomes"][subject]) for s in result.samples if s["case"] == scenario.name]
+            points = [(float(rate), Spread.of([outcome["latency"] * 1000])) for rate, outcome in outcomes_of]
+            y = f"mean latency in ms: {scenario.name}"
+            result.curves.append(Curve(subject, "offered requests per second", y, points, logarithmic=True))
         for values, unit, target in (
             (latencies, "mean latency, highest of all rates", Target(1.05)),
             (throughputs, "throughput, lowest of all rates", Target(0.95, at_most=False)),
