@@ -1,6 +1,8 @@
 """Builds the three cffi extensions, and the provider module that other programs load, from one set of C sources."""
 
+import os
 import platform
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from setuptools import Extension, setup
@@ -48,8 +50,19 @@ class BuildExt(build_ext):
             flags = [STANDARDS[ext], *extra, *FILE_ARGS.get(Path(src).name, [])]
             compile_one(obj, src, ext, cc_args, flags, preprocessor)
 
-        self.compiler._compile = compile_by_name
-        super().build_extensions()
+        # One file after another would take minutes for the kernels.
+        compile_all, pending = self.compiler.compile, []
+        with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+
+            def compile_side_by_side(*args: object, **keywords: object) -> list[str]:
+                objects = compile_all(*args, **keywords)
+                while pending:
+                    pending.pop().result()
+                return objects
+
+            self.compiler._compile = lambda *args: pending.append(pool.submit(compile_by_name, *args))
+            self.compiler.compile = compile_side_by_side
+            super().build_extensions()
 
     def get_ext_filename(self, fullname: str) -> str:
         # build_ext asks by full name when it builds and by last part when it copies an editable build in place.
