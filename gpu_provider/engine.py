@@ -399,8 +399,10 @@ class Engine:
             if not self._calls:
                 return None
             call = self._calls.popleft()
-            units = backend.costs[MODEXP].largest(self._limits.max_delay)
-            rows = min(max(1, units // call.units_per_row), count, call.rows - call.next_row)
+            curve = backend.costs[MODEXP]
+            fitting = curve.largest(self._limits.max_delay) // call.units_per_row
+            least = 1 if backend.backend.pipelined else curve.granule
+            rows = min(max(least, fitting), count, call.rows - call.next_row)
             job = ModexpJob(call, MODEXP, call.next_row, call.next_row + rows)
             call.next_row += rows
             if call.next_row < call.rows:

@@ -15,8 +15,9 @@ The policy, in the order of its rules:
 5. A backend that others help (it finishes a group the latest) takes the rest. What finishes earlier takes a part that
    keeps it busy for at most half of the horizon (but always a group): a longer batch has no advantage in latency over
    the rest of the requests, and keeps the lane from those that come next.
-6. A batch holds at most ``max_batch`` requests, and only so many that its expected time stays within ``max_delay`` (but
-   always at least one): a request that arrives just after a launch waits no longer than that for the lane.
+6. A batch holds at most ``max_batch`` requests, and only so many that its expected time stays within ``max_delay``: a
+   request that arrives just after a launch waits no longer than that for the lane. It may always hold one request, and
+   on a processor one group: cut smaller, it would take hardly less time, and nobody would learn what a group costs.
 
 Rule 1 is the shortest expected delay (Banawan and Zahorjan, "Load sharing in heterogeneous queueing systems", INFOCOM
 1989) for batches: the expected delay of a batch depends on its size, so the size and the place are chosen together, by
@@ -213,7 +214,8 @@ class _Offer:
     def __init__(self, work: Waiting, load: _Load, limits: Limits) -> None:
         self.load = load
         self.curve = curve = load.lanes.costs[work.kind]
-        most = max(1, min(limits.max_batch, curve.largest(limits.max_delay) // work.operations))
+        least = 1 if load.lanes.pipelined else curve.granule
+        most = min(limits.max_batch, max(least, curve.largest(limits.max_delay) // work.operations))
         self.group = group = min(curve.granule, most)
         self.most = most // group * group
         """Of one batch."""

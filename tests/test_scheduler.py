@@ -157,6 +157,13 @@ class TestDecideWithOneBackend:
         launches = decide(waiting, [Lanes(0, 2, curves(0.001, 0.5))], self.limits)
         assert sorted((launch.kind, launch.count) for launch in launches) == [(0, 10), (1, 1)]
 
+    def test_a_group_of_a_processor_is_never_cut(self) -> None:
+        """A busy core makes one request look as long as the bound. If batches of one were all that is launched then,
+        nobody would ever learn that eight cost the same."""
+        costs = [CostCurve([(1, 0.012), (8, 0.02)], granule=8)]
+        assert decide([Waiting(0, 64, 0)], [Lanes(0, 2, costs)], Limits(1024, 0.01)) == [Launch(0, 0, 8)] * 2
+        assert decide([Waiting(0, 64, 0)], [Lanes(0, 2, costs)], Limits(5, 0.01)) == [Launch(0, 0, 5)] * 2
+
     def test_the_bound_holds_for_requests_of_many_operations(self) -> None:
         launches = decide([Waiting(0, 500, 1, operations=50)], [Lanes(0, 1, curves(1e-5))], self.limits)
         assert launches == [Launch(0, 0, 20)]
