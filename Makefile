@@ -15,7 +15,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 BUILT_FROM := pyproject.toml setup.py setup.cfg gpu_provider/native/core_build.py tls/ssl_build.py kernels/kernels_build.py \
 	$(filter-out %/_kernels.cpp,$(wildcard gpu_provider/native/*.[ch] tls/*.[ch] kernels/*.h kernels/*.cpp))
 
-.PHONY: demo test test-long lint sanitize fuzz bench wheel container clean
+.PHONY: demo test test-long lint cubins sanitize fuzz bench wheel container clean
 .DELETE_ON_ERROR:
 
 demo: .venv/ready-demo
@@ -37,6 +37,7 @@ bench: .venv/ready-bench
 .venv/ready-test: EXTRAS = uvloop,test,bench
 .venv/ready-lint: EXTRAS = lint,bench
 .venv/ready-bench: EXTRAS = uvloop,bench
+.venv/ready-cubins: EXTRAS = cuda-check
 .venv/ready-%: $(BUILT_FROM)
 	@sh tests/check_prerequisites.sh $(PYTHON)
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || \
@@ -56,6 +57,10 @@ lint: .venv/ready-lint
 	@cd build/lint && ../../$(BIN)/mypy --config-file ../../pyproject.toml --cache-dir ../mypy --no-error-summary -p gpu_provider -p bench
 	@echo "import directions"
 	@cd build/lint && ../../$(BIN)/lint-imports --config ../../pyproject.toml --no-cache --no-logo
+
+# Compiles every CUDA kernel for every architecture, without a GPU, and compares its machine code with the repository's table.
+cubins: .venv/ready-cubins
+	@$(BIN)/python -m bench.kernel_code
 
 # Every stress test of the C core under the address and undefined-behaviour sanitizers, and under the thread sanitizer those
 # without OpenSSL's async jobs: it cannot follow a switch of stacks.

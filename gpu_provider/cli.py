@@ -69,7 +69,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    from gpu_provider.tls.terminator import command, demo  # noqa: PLC0415 - see the module
+    from gpu_provider import devices_command  # noqa: PLC0415 - see the module
+    from gpu_provider.tls.terminator import command, demo  # noqa: PLC0415
 
     parser = argparse.ArgumentParser(
         prog="gpu-provider", description="Batched RSA for TLS: an OpenSSL provider and a TLS terminator."
@@ -94,6 +95,14 @@ def _parser() -> argparse.ArgumentParser:
     )
     demo.add_arguments(show)
     show.set_defaults(run=demo.run)
+
+    devices = commands.add_parser(
+        "devices",
+        help="list the GPUs and compile kernels for them",
+        description=devices_command.DESCRIPTION,
+    )
+    devices_command.add_arguments(devices)
+    devices.set_defaults(run=devices_command.run)
 
     config = commands.add_parser(
         "openssl-config",

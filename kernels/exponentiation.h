@@ -119,7 +119,7 @@ GPK_FUNCTION void exponentiate(Arithmetic &arithmetic, V *result, const V *base,
             if constexpr (Arithmetic::takes_asides)
                 arithmetic.square(result, result, scan);
             else
-                arithmetic.square(result, result);
+                arithmetic.square_here(result, result);
         }
         scan.finish();
         arithmetic.multiply(result, result, factor);

@@ -36,16 +36,32 @@ template <template <int, int> class RADIX, int L, int T> struct MontgomeryThread
         r[0] = keep(Where::less(Public::thread() % T, 1), Splat<Lane>::of(1));
     }
 
-    /* r = a b / R mod modulus, below modulus + a b / R. r may be a or b. */
-    GPK_NOINLINE void multiply(Lane *r, const Lane *a, const Lane *b) const
+    /* r = a b / R mod modulus, below modulus + a b / R. r may be a or b. On a device a function: kernels with a copy for each
+     * call take several times as long to compile. */
+    GPK_INLINE void multiply(Lane *r, const Lane *a, const Lane *b) const
     {
-        if constexpr (exact)
-            subtract_modulus(r, Radix::multiply(r, a, b, modulus, k0));
-        else
-            Radix::multiply(r, a, b, modulus, k0);
+#ifdef __CUDACC__
+        Number x, y, m;
+
+        GPK_UNROLL
+        for (int i = 0; i < L; i++) {
+            x.limb[i] = a[i];
+            y.limb[i] = b[i];
+            m.limb[i] = modulus[i];
+        }
+        x = multiply_apart(x, y, m, k0);
+        GPK_UNROLL
+        for (int i = 0; i < L; i++)
+            r[i] = x.limb[i];
+#else
+        multiply_here(r, a, b, modulus, k0);
+#endif
     }
 
     GPK_INLINE void square(Lane *r, const Lane *a) const { multiply(r, a, a); }
+
+    /* The same without a call, for the one place where most of the time goes. */
+    GPK_INLINE void square_here(Lane *r, const Lane *a) const { multiply_here(r, a, a, modulus, k0); }
 
     /* r = a mod modulus, canonical, for a product a. r may be a. In radix 2^32 a product is below 2 m if m < R / 4, and
      * otherwise below R <= 4 m. */
@@ -73,7 +89,7 @@ template <template <int, int> class RADIX, int L, int T> struct MontgomeryThread
         const Mask reaches = Radix::add(r, a, b, Mask::none());
 
         if constexpr (exact) /* the sum is below 4 m and 2 R: it may have to come down twice */
-            subtract_modulus(r, subtract_modulus(r, reaches));
+            subtract_modulus(r, modulus, subtract_modulus(r, modulus, reaches));
     }
 
     /* r = a - b mod modulus, canonical, for canonical a and b. r may be a or b. */
@@ -92,8 +108,29 @@ template <template <int, int> class RADIX, int L, int T> struct MontgomeryThread
     }
 
   private:
+    /* By value, so that arguments and result stay in registers. */
+    struct Number {
+        Lane limb[L];
+    };
+
+#ifdef __CUDACC__
+    static __device__ __noinline__ Number multiply_apart(Number a, Number b, Number m, Lane k0)
+    {
+        multiply_here(a.limb, a.limb, b.limb, m.limb, k0);
+        return a;
+    }
+#endif
+
+    static GPK_NOINLINE void multiply_here(Lane *r, const Lane *a, const Lane *b, const Lane *m, Lane k0)
+    {
+        if constexpr (exact)
+            subtract_modulus(r, m, Radix::multiply(r, a, b, m, k0));
+        else
+            Radix::multiply(r, a, b, m, k0);
+    }
+
     /* r + R -= modulus where the mask is set; returns where it still reaches R. */
-    GPK_NOINLINE Mask subtract_modulus(Lane *r, Mask where) const
+    static GPK_NOINLINE Mask subtract_modulus(Lane *r, const Lane *modulus, Mask where)
     {
         const Lane zero = Splat<Lane>::of(0);
         Lane complement[L];

@@ -1,0 +1,245 @@
+"""``python -m bench.kernel_code``: compiles every CUDA kernel for every architecture and looks at its machine code.
+
+Needs neither a GPU nor a driver. Fails on local memory (spills), on exchanges between threads where a warp may have
+parted, and on counts that are not those of the table in the repository; ``--update`` writes the table anew.
+"""
+
+import argparse
+import csv
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+import msgspec
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from gpu_provider.errors import BackendError
+from gpu_provider.kernels import cubins, nvrtc
+from gpu_provider.kernels.cubin_cache import CubinCache
+
+from .machine_code import Code, MissingToolError, hot_product, read_cubin
+
+ROOT = Path(__file__).resolve().parent.parent
+TABLE = ROOT / "kernels" / "machine_code.csv"
+CACHE = ROOT / "build" / "cubins"
+SKIPPED = 77
+
+SHARE = 0.8  # of the model's rate: facts from kernels of this kind elsewhere
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """A well-known GPU of an architecture, to make a rate of cycles. Boost clock as published."""
+
+    name: str
+    multiprocessors: int
+    clock: float
+    """Hz."""
+    shared: int
+    """Bytes of shared memory of a multiprocessor."""
+
+
+GPUS = {
+    "sm_75": Gpu("T4", 40, 1.59e9, 64 << 10),
+    "sm_80": Gpu("A100 SXM", 108, 1.41e9, 164 << 10),
+    "sm_86": Gpu("A10", 72, 1.695e9, 100 << 10),
+    "sm_89": Gpu("L40S", 142, 2.52e9, 100 << 10),
+    "sm_90": Gpu("H100 SXM", 132, 1.755e9, 228 << 10),
+    "sm_100": Gpu("B200", 148, 1.85e9, 228 << 10),
+    "sm_120": Gpu("RTX 5090", 170, 2.41e9, 100 << 10),
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """What the table keeps of one kernel."""
+
+    architecture: str
+    unit: str
+    kernel: str
+    rows: int
+    """That a warp works on."""
+    registers: int
+    table_bytes: int
+    """Shared memory of a warp."""
+    instructions: int
+    multiply_adds: int
+    """IMAD.WIDE and DFMA."""
+    iadd3: int
+    shfl: int
+    local: int
+    """LDL and STL, outside of loops."""
+    bra: int
+    bssy: int
+    product_multiply_adds: int
+    """Of one product in the hot loop, as one warp executes it; 0 in a kernel without the hot loop."""
+    product_instructions: int
+    product_cycles: int
+    operation_cycles: int
+    """Estimate for a whole private operation, for as many rows as a warp holds; 0 in other kernels."""
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m bench.kernel_code", description=__doc__)
+    parser.add_argument("--update", action="store_true", help="write the table instead of comparing with it")
+    parser.add_argument("--arch", nargs="+", choices=GPUS, default=list(GPUS), help="architectures (default: all)")
+    arguments = parser.parse_args()
+    console = Console()
+    try:
+        return check(arguments.arch, arguments.update, console)
+    except (nvrtc.CompilerMissingError, MissingToolError) as error:
+        print(error)
+        return SKIPPED
+    except BackendError as error:
+        print(error, file=sys.stderr)
+        return 1
+
+
+def check(wanted: Sequence[str], update: bool, console: Console) -> int:
+    known = [name for name in wanted if name in nvrtc.architectures()]
+    if unknown := [name for name in wanted if name not in known]:
+        console.print(f"NVRTC {nvrtc.version()} does not know {' '.join(unknown)}")
+    rows, faults = [], []
+    for architecture, unit, code in compiled(known, console):
+        rows.append(row := describe(architecture, unit, code))
+        faults += [f"{architecture} {unit} {code.name}: {fault}" for fault in find_faults(code, row)]
+    show(rows, console)
+    if update:
+        write_table(rows, [row for row in read_table()[1] if row.architecture not in known])
+    else:
+        faults += compare(rows, known, console)
+    for fault in faults:
+        console.print(fault, style="red", markup=False, soft_wrap=True)
+    console.print(f"{len(rows)} kernels for {len(known)} architectures, {len(faults)} faults")
+    return 1 if faults else 0
+
+
+def compiled(architectures: Sequence[str], console: Console) -> Iterator[tuple[str, cubins.Unit, Code]]:
+    """Every kernel of every architecture."""
+    todo = {name: cubins.units(cubins.arithmetics(name)) for name in architectures}
+    with (
+        Progress(
+            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
+            console=console, transient=True, disable=not console.is_terminal,
+        ) as progress,
+        tempfile.TemporaryDirectory() as directory,
+    ):  # fmt: skip
+        task = progress.add_task("", total=sum(map(len, todo.values())))
+        for name, units in todo.items():
+
+            def loaded(unit: cubins.Unit, _cached: bool, name: str = name) -> None:
+                progress.update(task, description=f"{name} {unit}", advance=1)
+
+            for unit, cubin in cubins.load_cubins(units, name, CubinCache(CACHE), loaded=loaded).items():
+                path = Path(directory) / "cubin"
+                path.write_bytes(cubin)
+                for code in read_cubin(path):
+                    yield name, unit, code
+
+
+def describe(architecture: str, unit: cubins.Unit, code: Code) -> Row:
+    private = code.name == "gpk_private"
+    product = hot_product(code, architecture, unit.threads // 2 if code.name != "gpk_modexp" else unit.threads)
+    cycles = 0.0
+    if product is not None and private:
+        digits = -(-4 * unit.bytes // unit.window)
+        squarings, products = (digits - 1) * unit.window, digits - 1 + (1 << unit.window) - 2
+        # Mod n there are twice as many threads, and so trips, for 17 products of the check and 8 others; mod p and q,
+        # 6 around the exponentiation.
+        cycles = product.cycles * (squarings + products + 6 + 2 * 25) + product.digit_cycles * digits
+    return Row(
+        architecture=architecture,
+        unit=str(unit),
+        kernel=code.name,
+        rows=unit.rows,
+        registers=code.registers,
+        table_bytes=unit.table_bytes,
+        instructions=len(code.instructions),
+        multiply_adds=code.multiply_adds,
+        iadd3=code.count("IADD3"),
+        shfl=code.count("SHFL"),
+        local=code.count("LDL", "STL"),
+        bra=code.count("BRA"),
+        bssy=code.count("BSSY"),
+        product_multiply_adds=product.multiply_adds if product else 0,
+        product_instructions=product.instructions if product else 0,
+        product_cycles=round(product.cycles) if product else 0,
+        operation_cycles=round(cycles),
+    )
+
+
+def find_faults(code: Code, row: Row) -> Iterator[str]:
+    """What no kernel may have."""
+    if local := code.local_in_loops():
+        yield f"{local[0].name} at {local[0].address:#x} and {len(local) - 1} more in loops: registers are spilled"
+    if apart := code.exchanges_apart():
+        yield f"{apart[0].name} at {apart[0].address:#x} stands where a warp may have parted"
+    if row.product_multiply_adds == 0:
+        yield "no nest of three loops was found: the hot loop is not what bench/machine_code.py takes it for"
+
+
+def show(rows: Sequence[Row], console: Console) -> None:
+    table = Table(
+        "", "unit", "registers", "warps / SM", "instructions / product", "cycles / product", "1/s, SM", "1/s, GPU",
+        title=f"Private operations, estimated and not measured: {SHARE} of what the busiest pipe allows",
+    )  # fmt: skip
+    for row in rows:
+        if row.operation_cycles:
+            gpu = GPUS[row.architecture]
+            warps = min(gpu.shared // row.table_bytes, 65536 // (32 * row.registers))
+            rate = SHARE * 4 * row.rows * gpu.clock / row.operation_cycles
+            table.add_row(
+                row.architecture,
+                row.unit,
+                str(row.registers),
+                str(warps),
+                str(row.product_instructions),
+                str(row.product_cycles),
+                f"{rate:,.0f}",
+                f"{rate * gpu.multiprocessors:,.0f} ({gpu.name})",
+            )
+    console.print(table)
+
+
+def read_table() -> tuple[str, list[Row]]:
+    """The version of NVRTC that it was made with, and the rows."""
+    if not TABLE.exists():
+        return "", []
+    with TABLE.open(newline="") as file:
+        version = file.readline().removeprefix("# NVRTC ").strip()
+        return version, [msgspec.convert(record, Row, strict=False) for record in csv.DictReader(file)]
+
+
+def write_table(rows: Sequence[Row], others: Sequence[Row]) -> None:
+    with TABLE.open("w", newline="") as file:
+        file.write(f"# NVRTC {nvrtc.version()}\n")
+        writer = csv.DictWriter(file, [field.name for field in fields(Row)], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(map(asdict, sorted([*rows, *others], key=lambda row: list(GPUS).index(row.architecture))))
+
+
+def compare(rows: Sequence[Row], architectures: Sequence[str], console: Console) -> Iterator[str]:
+    version, table = read_table()
+    if version != nvrtc.version():
+        console.print(f"counts are not compared: the table is of NVRTC {version or 'none'}, this is {nvrtc.version()}")
+        return
+    remedy = "look at why, then python -m bench.kernel_code --update"
+    kept = {(row.architecture, row.unit, row.kernel): row for row in table if row.architecture in architectures}
+    for row in rows:
+        before = kept.pop((row.architecture, row.unit, row.kernel), None)
+        if before is None:
+            yield f"{row.architecture} {row.unit} {row.kernel} is not in {TABLE.name}: {remedy}"
+        elif before != row:
+            now = asdict(row)
+            moved = (f"{name} {old} -> {now[name]}" for name, old in asdict(before).items() if old != now[name])
+            yield f"{row.architecture} {row.unit} {row.kernel} moved ({', '.join(moved)}): {remedy}"
+    for name in kept:
+        yield f"{' '.join(name)} is in {TABLE.name}, but there is no such kernel: {remedy}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

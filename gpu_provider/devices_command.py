@@ -1,0 +1,223 @@
+"""``gpu-provider devices``: what there is to compute on, and what is compiled for it."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path  # noqa: TC003 - the settings are read from the annotations
+from typing import TYPE_CHECKING, Annotated
+
+from msgspec import Meta
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from gpu_provider.config import Settings, load_config
+from gpu_provider.devices import find_devices
+from gpu_provider.errors import BackendError, ConfigError
+from gpu_provider.kernels import cubins, nvrtc
+from gpu_provider.kernels.cubin_cache import CubinCache, default_directory
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Sequence
+
+    from gpu_provider.devices import Device
+
+__all__ = ["DESCRIPTION", "add_arguments", "run"]
+
+DESCRIPTION = """\
+List the GPUs, the arithmetic that each would use, and the kernels that are compiled for it. With --precompile, compile
+what is missing into the cache: in a container's build, where there is no GPU, name the architectures with --arch."""
+
+
+class DevicesConfig(Settings, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Where compiled kernels are kept."""
+
+    kernel_cache: Annotated[Path, Meta(description="a directory")] | None = None
+    """None: ``gpu-provider/cubins`` in ``$XDG_CACHE_HOME`` or ``~/.cache``."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--precompile", action="store_true", help="compile the kernels that the cache lacks")
+    parser.add_argument(
+        "--arch",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="SM",
+        help="with --precompile: compile for these, such as sm_90 (default: those of the devices here)",
+    )
+    parser.add_argument(
+        "--kernel-cache",
+        metavar="DIRECTORY",
+        help="where compiled kernels are kept; also GPU_PROVIDER_KERNEL_CACHE (default: gpu-provider/cubins in "
+        "$XDG_CACHE_HOME or ~/.cache)",
+    )
+    parser.add_argument(
+        "--output",
+        choices=("auto", "table", "json"),
+        default="auto",
+        help="a table, or one JSON object per line (default: a table on a terminal, JSON into a pipe)",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """0 also where there is no device. Raises ConfigError, and BackendError if something can't be compiled."""
+    if args.arch and not args.precompile:
+        raise ConfigError("--arch says what to compile for: it needs --precompile")
+    config = load_config(DevicesConfig, environ=os.environ, overrides={"kernel_cache": args.kernel_cache})
+    cache = CubinCache(config.kernel_cache or default_directory(os.environ))
+    report = _Report(args.output)
+    if args.precompile:
+        _precompile(args.arch, cache, report)
+    else:
+        _list(cache, report)
+    return 0
+
+
+def _precompile(names: Sequence[str], cache: CubinCache, report: _Report) -> None:
+    known = nvrtc.architectures()
+    for name in names:
+        if name not in known:
+            raise ConfigError(f"--arch {name}: NVRTC {nvrtc.version()} compiles for {' '.join(known)}")
+    wanted = dict.fromkeys(names) if names else dict.fromkeys(map(_architecture, _devices_to_compile_for()))
+    todo = [(name, cubins.units(cubins.arithmetics(name))) for name in wanted]
+
+    def fail(error: OSError) -> None:
+        reason = str(error) if error.strerror is None else f"{error.filename or cache.directory}: {error.strerror}"
+        raise ConfigError(f"the kernel cache can't be used: {reason}") from error
+
+    with report.progress(sum(len(units) for _, units in todo)) as bar:
+        for name, units in todo:
+
+            def loaded(unit: cubins.Unit, cached: bool, name: str = name) -> None:
+                bar.update(bar.task_ids[0], advance=1, description=f"{name} {unit}")
+                report.event("kernels", architecture=name, unit=str(unit), was_cached=cached)
+
+            cubins.load_cubins(units, name, cache, loaded=loaded, cache_failed=fail)
+    report.precompiled([(name, len(units)) for name, units in todo], cache.directory)
+
+
+def _devices_to_compile_for() -> list[Device]:
+    try:
+        return find_devices()
+    except nvrtc.CompilerMissingError:
+        raise
+    except BackendError as error:
+        raise ConfigError(f"name the architectures to compile for, such as --arch sm_90: {error}") from None
+
+
+def _architecture(device: Device) -> str:
+    return cubins.architecture_for(device.major, device.minor)
+
+
+@dataclass(frozen=True)
+class _Listed:
+    """What is told of one device."""
+
+    device: Device
+    architecture: str
+    arithmetics: tuple[cubins.Arithmetic, ...]
+    units: int
+    compiled: int
+    problem: str | None
+    """Why there can't be kernels for it."""
+
+
+def _list(cache: CubinCache, report: _Report) -> None:
+    try:
+        report.listed([_listed(device, cache) for device in find_devices()], None, cache.directory)
+    except BackendError as error:
+        report.listed([], str(error), cache.directory)
+
+
+def _listed(device: Device, cache: CubinCache) -> _Listed:
+    architecture = f"sm_{device.major}{device.minor}"
+    arithmetics = cubins.arithmetics(architecture)
+    units = cubins.units(arithmetics)
+    try:
+        compiled, problem = len(cubins.cached_cubins(units, _architecture(device), cache)), None
+    except (BackendError, OSError) as error:
+        compiled, problem = 0, str(error)
+    return _Listed(device, architecture, arithmetics, len(units), compiled, problem)
+
+
+class _Report:
+    """A table for people, JSON lines for programs."""
+
+    def __init__(self, output: str) -> None:
+        self._console = Console()
+        self._as_table = output == "table" or (output == "auto" and self._console.is_terminal)
+
+    def event(self, event: str, /, **values: object) -> None:
+        if not self._as_table:
+            print(json.dumps({"event": event, **values}), file=sys.stdout, flush=True)
+
+    def progress(self, total: int) -> Progress:
+        bar = Progress(
+            TextColumn("compiling {task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            console=self._console,
+            transient=True,
+            disable=not (self._as_table and self._console.is_terminal),
+        )
+        bar.add_task("", total=total)
+        return bar
+
+    def precompiled(self, architectures: Sequence[tuple[str, int]], directory: Path) -> None:
+        for name, units in architectures:
+            self.event("precompiled", architecture=name, units=units, kernel_cache=str(directory))
+            if self._as_table:
+                self._console.print(f"{name}: {units} units of kernels in {directory}", markup=False, soft_wrap=True)
+
+    def listed(self, rows: Sequence[_Listed], none_because: str | None, directory: Path) -> None:
+        compiler = _compiler()
+        for row in rows:
+            self.event(
+                "device",
+                index=row.device.index,
+                name=row.device.name,
+                architecture=row.architecture,
+                multiprocessors=row.device.multiprocessors,
+                memory_bytes=row.device.memory,
+                arithmetic=row.arithmetics,
+                units=row.units,
+                units_compiled=row.compiled,
+                problem=row.problem,
+            )
+        self.event(
+            "devices", count=len(rows), none_because=none_because, compiler=compiler, kernel_cache=str(directory)
+        )
+        if self._as_table:
+            self._print(rows, none_because, compiler, directory)
+
+    def _print(self, rows: Sequence[_Listed], none_because: str | None, compiler: str | None, directory: Path) -> None:
+        if rows:
+            table = Table("", "device", "architecture", "SMs", "memory", "arithmetic", "kernels compiled")
+            for row in rows:
+                table.add_row(
+                    str(row.device.index),
+                    row.device.name,
+                    row.architecture,
+                    str(row.device.multiprocessors),
+                    f"{row.device.memory / 2**30:.0f} GiB",
+                    ", ".join(row.arithmetics),
+                    row.problem or f"{row.compiled} of {row.units} units",
+                )
+            self._console.print(table)
+        else:
+            self._console.print(f"no device: {none_because}", markup=False, soft_wrap=True)
+        self._console.print(f"compiler: {compiler or 'none'}", markup=False)
+        self._console.print(f"kernel cache: {directory}", markup=False, soft_wrap=True)
+
+
+def _compiler() -> str | None:
+    try:
+        return f"NVRTC {nvrtc.version()}"
+    except nvrtc.CompilerMissingError:
+        return None

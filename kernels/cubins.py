@@ -1,0 +1,239 @@
+"""The CUDA kernels as machine code: which there are for an architecture, compiled or from the cache.
+
+A unit is compiled in a process of its own: NVRTC compiles one program at a time in a process, whatever the number of
+threads, and needs some hundred megabytes that are free again afterwards.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import enum
+import hashlib
+import logging
+import os
+import re
+import subprocess
+import sys
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from gpu_provider.errors import BackendError
+from gpu_provider.kernels import nvrtc
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from gpu_provider.kernels.cubin_cache import CubinCache
+
+__all__ = ["Arithmetic", "Unit", "architecture_for", "arithmetics", "cached_cubins", "load_cubins", "units"]
+
+_log = logging.getLogger(__name__)
+
+SOURCE = "kernels.cu"
+# -default-device: what is not marked is the device's, so that the headers are the same for every compiler.
+_OPTIONS = ("--std=c++17", "-default-device")
+_FULL_RATE_FP64 = frozenset({"sm_80", "sm_90", "sm_100"})
+_RSA, _MODEXP = ("gpk_private", "gpk_make_pairs"), ("gpk_modexp",)
+_COMPILE_SECONDS = 600.0
+
+
+class Arithmetic(enum.StrEnum):
+    """How numbers are multiplied."""
+
+    FP64 = "fp64"
+    """Radix 2^52 by floating-point multiply-adds, for GPUs that issue them at full rate."""
+    INT32 = "int32"
+    """Radix 2^32 by carry chains, for every GPU."""
+
+    @property
+    def radix_bits(self) -> int:
+        return 52 if self is Arithmetic.FP64 else 32
+
+    @property
+    def limb_bytes(self) -> int:
+        return 8 if self is Arithmetic.FP64 else 4
+
+
+@dataclass(frozen=True, order=True, slots=True)
+class Unit:
+    """Kernels that are compiled together; their entries have the same names in every unit."""
+
+    arithmetic: Arithmetic
+    bytes: int
+    """Of a row: of the longest modulus that it takes."""
+    threads: int
+    """That work on one row."""
+    limbs: int
+    """In each thread."""
+    entries: tuple[str, ...]
+    """Names of the kernels."""
+    window: int = 4
+    """Bits of an exponent's digit."""
+
+    def __str__(self) -> str:
+        return f"{self.arithmetic}-{8 * self.bytes}-t{self.threads}-w{self.window}"
+
+    @property
+    def rows(self) -> int:
+        """That a warp works on."""
+        return 32 // self.threads
+
+    @property
+    def table_bytes(self) -> int:
+        """Dynamic shared memory that a warp needs."""
+        return (self.limbs << self.window) * 32 * self.arithmetic.limb_bytes
+
+    @property
+    def options(self) -> tuple[str, ...]:
+        """NVRTC's."""
+        return (
+            *_OPTIONS,
+            f"-DGPK_CUDA_RADIX={self.arithmetic.radix_bits}",
+            f"-DGPK_CUDA_CLASS={self.bytes}",
+            f"-DGPK_CUDA_LIMBS={self.limbs}",
+            f"-DGPK_CUDA_THREADS={self.threads}",
+            f"-DGPK_CUDA_WINDOW={self.window}",
+            f"-DGPK_CUDA_MODEXP={int('gpk_modexp' in self.entries)}",
+        )
+
+
+def arithmetics(architecture: str) -> tuple[Arithmetic, ...]:
+    """What is compiled for an architecture such as "sm_90" unless something else is asked for, the preferred first."""
+    return (Arithmetic.FP64, Arithmetic.INT32) if architecture in _FULL_RATE_FP64 else (Arithmetic.INT32,)
+
+
+def units(wanted: Iterable[Arithmetic]) -> list[Unit]:
+    """All units of these arithmetics, as ``launch.h`` lists them."""
+    text = (nvrtc.DIRECTORY / "launch.h").read_text(encoding="utf-8")
+    by_radix = {arithmetic.radix_bits: arithmetic for arithmetic in wanted}
+    modexp = _listed(text, "GPK_MODEXP_KERNELS")
+    return [
+        Unit(by_radix[radix], size, threads, limbs, _RSA + _MODEXP if (radix, size, limbs, threads) in modexp else _RSA)
+        for radix, size, limbs, threads in _listed(text, "GPK_PRIVATE_KERNELS")
+        if radix in by_radix
+    ]
+
+
+def _listed(text: str, macro: str) -> list[tuple[int, ...]]:
+    (body,) = re.findall(rf"#define {macro}\(X\)(.*?)\n\n", text, re.DOTALL)
+    return [tuple(map(int, numbers)) for numbers in re.findall(r"X\((\d+), (\d+), (\d+), (\d+)\)", body)]
+
+
+def architecture_for(major: int, minor: int) -> str:
+    """The architecture to compile for, for a device of this compute capability: machine code runs on later devices of
+    the same major version too. Raises CompileError if NVRTC knows none, CompilerMissingError."""
+    known = {int(name.removeprefix("sm_")) for name in nvrtc.architectures()}
+    fitting = [number for number in known if 10 * major <= number <= 10 * major + minor]
+    if not fitting:
+        raise nvrtc.CompileError(
+            f"NVRTC {nvrtc.version()} does not compile for compute capability {major}.{minor}: "
+            f"it knows {' '.join(nvrtc.architectures())}"
+        )
+    return f"sm_{max(fitting)}"
+
+
+def load_cubins(
+    wanted: Iterable[Unit],
+    architecture: str,
+    cache: CubinCache,
+    *,
+    loaded: Callable[[Unit, bool], None] = lambda _unit, _cached: None,
+    cache_failed: Callable[[OSError], None] | None = None,
+) -> dict[Unit, bytes]:
+    """The units' machine code, from the cache, or compiled (as many at a time as there are processors) and put there.
+
+    ``loaded(unit, cached)`` is called in this thread as each becomes ready. A cache that can't be used is no reason to
+    fail, unless ``cache_failed`` raises; by default a warning is logged. Raises CompileError, CompilerMissingError.
+    """
+    report = _once(cache_failed or _warn)
+    names = _cache_names(wanted, architecture)
+    try:
+        cubins = cached_cubins(names, architecture, cache)
+    except OSError as error:
+        report(error)
+        cubins = {}
+    for unit in cubins:
+        loaded(unit, True)
+    with concurrent.futures.ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        compiling = {pool.submit(_compile_apart, unit, architecture): unit for unit in names if unit not in cubins}
+        try:
+            for done in concurrent.futures.as_completed(compiling):
+                unit = compiling[done]
+                cubins[unit] = done.result()
+                try:
+                    cache.write(names[unit], cubins[unit])
+                except OSError as error:
+                    report(error)
+                loaded(unit, False)
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+    return {unit: cubins[unit] for unit in names}
+
+
+def cached_cubins(wanted: Iterable[Unit], architecture: str, cache: CubinCache) -> dict[Unit, bytes]:
+    """Those of the units that the cache has. Raises OSError if it can't be used, CompilerMissingError."""
+    found = {unit: cache.read(name) for unit, name in _cache_names(wanted, architecture).items()}
+    return {unit: cubin for unit, cubin in found.items() if cubin is not None}
+
+
+def _cache_names(wanted: Iterable[Unit], architecture: str) -> dict[Unit, str]:
+    """Names made from all that the machine code depends on."""
+    files = [part for file in nvrtc.source_files(SOURCE).items() for part in file]
+    names = {}
+    for unit in wanted:
+        digest = hashlib.sha256()
+        for part in (nvrtc.version(), architecture, *unit.options, *files):
+            text = part.encode()
+            digest.update(len(text).to_bytes(8, "little") + text)
+        names[unit] = f"{architecture}-{unit}-{digest.hexdigest()[:32]}.cubin"
+    return names
+
+
+def _warn(error: OSError) -> None:
+    _log.warning("the cache of compiled kernels can't be used, they are compiled at each start: %s", error)
+
+
+def _once(report: Callable[[OSError], None]) -> Callable[[OSError], None]:
+    reported = False
+
+    def report_once(error: OSError) -> None:
+        nonlocal reported
+        if not reported:
+            reported = True
+            report(error)
+
+    return report_once
+
+
+def _compile_apart(unit: Unit, architecture: str) -> bytes:
+    try:
+        done = subprocess.run(  # noqa: S603 - this program itself, with names from this file
+            [sys.executable, "-P", "-m", __name__, architecture, str(unit)],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=_COMPILE_SECONDS,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        raise nvrtc.CompileError(f"{unit} for {architecture}: not compiled in {_COMPILE_SECONDS:g} s") from None
+    if done.returncode != 0:
+        reason = done.stderr.decode(errors="replace").strip()
+        raise nvrtc.CompileError(f"{unit} for {architecture}: {reason or f'the compiler ended with {done.returncode}'}")
+    return done.stdout
+
+
+def _main() -> int:
+    """``python -m gpu_provider.kernels.cubins ARCHITECTURE UNIT``: the machine code to standard output."""
+    architecture, name = sys.argv[1:]
+    (unit,) = (unit for unit in units(Arithmetic) if str(unit) == name)
+    try:
+        cubin = nvrtc.compile_cubin(nvrtc.source_files(SOURCE), unit.options, architecture)
+    except BackendError as error:
+        print(error, file=sys.stderr)
+        return 1
+    sys.stdout.buffer.write(cubin)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(_main())

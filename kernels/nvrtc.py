@@ -1,0 +1,107 @@
+"""NVIDIA's run-time compiler, through CuPy. Compiling to machine code needs neither a GPU nor a driver."""
+
+from __future__ import annotations
+
+import re
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn, Self
+
+from gpu_provider.errors import BackendError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from types import ModuleType
+
+__all__ = ["CompileError", "CompilerMissingError", "architectures", "compile_cubin", "source_files", "version"]
+
+DIRECTORY = Path(__file__).parent
+_INCLUDE = re.compile(r'^#include "([^"]+)"', re.MULTILINE)
+_EXTRAS = "pip install 'gpu-provider[cuda13]' (driver 580 or later) or 'gpu-provider[cuda12]' (driver 525 or later)"
+
+
+class CompilerMissingError(BackendError):
+    """CuPy or NVRTC is not installed. The message names what to install."""
+
+    @classmethod
+    def of_cupy(cls, error: ImportError) -> Self:
+        return cls(f"CuPy is not installed ({error}): {_EXTRAS}")
+
+
+class CompileError(BackendError):
+    """NVRTC does not know the architecture, or does not take the source."""
+
+
+@cache
+def _nvrtc() -> ModuleType:
+    try:
+        from cupy.cuda import nvrtc  # noqa: PLC0415 - optional, and takes half a second
+    except ImportError as error:
+        raise CompilerMissingError.of_cupy(error) from None
+    try:
+        nvrtc.getVersion()  # loads the library, which CuPy looks for only now
+    except RuntimeError as error:
+        reason = str(error).partition("\n")[0]
+        raise CompilerMissingError(f"CuPy finds no NVRTC ({reason}): {_EXTRAS}") from None
+    module: ModuleType = nvrtc
+    return module
+
+
+def version() -> str:
+    """NVRTC's, such as "13.2". Raises CompilerMissingError."""
+    return ".".join(map(str, _nvrtc().getVersion()))
+
+
+def architectures() -> tuple[str, ...]:
+    """What NVRTC compiles for, ascending, such as "sm_90". Raises CompilerMissingError."""
+    return tuple(f"sm_{number}" for number in sorted(_nvrtc().getSupportedArchs()))
+
+
+def source_files(name: str) -> dict[str, str]:
+    """A file of this directory and all that it includes, by name: ``name`` first, then in the order of inclusion."""
+    files: dict[str, str] = {}
+
+    def add(name: str) -> None:
+        if name not in files:
+            files[name] = (DIRECTORY / name).read_text(encoding="utf-8")
+            for included in _INCLUDE.findall(files[name]):
+                add(included)
+
+    add(name)
+    return files
+
+
+def compile_cubin(files: Mapping[str, str], options: tuple[str, ...], architecture: str) -> bytes:
+    """Machine code of the first file; the others are what it includes. Raises CompileError, CompilerMissingError.
+
+    NVRTC compiles one program at a time in a process, whatever the number of threads.
+    """
+    nvrtc = _nvrtc()
+    if architecture not in architectures():
+        _refuse(architecture)
+    (name, source), *headers = files.items()
+    program = nvrtc.createProgram(
+        source, name, [text.encode() for _, text in headers], [header.encode() for header, _ in headers]
+    )
+    try:
+        nvrtc.compileProgram(program, (f"--gpu-architecture={architecture}", *options))
+        cubin: bytes = nvrtc.getCUBIN(program)
+    except nvrtc.NVRTCError as error:
+        log = nvrtc.getProgramLog(program).strip()
+        raise CompileError(f"{name} with {' '.join(options)} for {architecture}: {error}\n{log}") from None
+    finally:
+        nvrtc.destroyProgram(program)
+    return _whole(cubin)
+
+
+def _refuse(architecture: str) -> NoReturn:
+    known = " ".join(architectures())
+    raise CompileError(f"NVRTC {version()} does not compile for {architecture!r}; it knows {known}")
+
+
+def _whole(cubin: bytes) -> bytes:
+    """CuPy takes the last byte off, as if it ended a string. It is the highest of a small number: zero."""
+    program_headers, size, count = (
+        int.from_bytes(cubin[at : at + length], "little") for at, length in ((32, 8), (54, 2), (56, 2))
+    )
+    return cubin.ljust(program_headers + size * count, b"\0")
