@@ -3,6 +3,18 @@ from _cffi_backend import FFI
 
 ffi: FFI
 
+class _ThreadKernel:
+    name: FFI.CData
+    operation: int
+    radix_bits: int
+    class_bytes: int
+    threads: int
+    window: int
+    rows: int
+    table_bytes: int
+    record_bytes: int
+    pair_bytes: int
+
 class _Lib:
     GPK_MIN_BITS: int
     GPK_MAX_BITS: int
@@ -49,7 +61,7 @@ class _Lib:
         ok: FFI.CData,
         /,
     ) -> int: ...
-    def gpk_thread_kernel_at(self, index: int, /) -> FFI.CData: ...
+    def gpk_thread_kernel_at(self, index: int, /) -> _ThreadKernel | None: ...
     def gpk_thread_run(self, index: int, launch: FFI.CData, /) -> int: ...
     def gpk_thread_record(
         self, radix_bits: int, class_bytes: int, record: FFI.CData, /, *numbers: dict[str, object]

@@ -70,7 +70,9 @@ class CarryChain {
     GPK_INLINE Word64 madc(Word64 sum, Word32 a, Word32 b)
     {
         GPK_EACH_PART({
-            const Slot64 addend = product(Inside::of(a)[k], Inside::of(b)[k]) - carry[k]; /* below 2^64 */
+            Slot64 addend;
+            multiply(addend, Inside::of(a)[k], Inside::of(b)[k]);
+            addend -= carry[k]; /* below 2^64 */
             Inside::of(sum)[k] += addend;
             carry[k] = (Slot64)(Inside::of(sum)[k] < addend);
         })
@@ -82,12 +84,13 @@ class CarryChain {
 
     GPK_INLINE void clear() { GPK_EACH_PART(carry[k] = Slot64{}) }
 
-    static GPK_INLINE Slot64 product(Slot64 a, Slot64 b)
+    /* of operands whose upper halves are zero */
+    static GPK_INLINE void multiply(Slot64 &product, const Slot64 &a, const Slot64 &b)
     {
 #ifdef __AVX2__
-        return (Slot64)_mm256_mul_epu32((__m256i)a, (__m256i)b); /* the upper halves are zero */
+        product = (Slot64)_mm256_mul_epu32((__m256i)a, (__m256i)b);
 #else
-        return a * b;
+        product = a * b;
 #endif
     }
 };

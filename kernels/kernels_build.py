@@ -1,7 +1,7 @@
 """cffi builder of ``gpu_provider.kernels._kernels``: the arithmetic over batches.
 
-The declarations are read from ``kernels.h``, ``threads.h`` and ``launch.h`` by hand, once, here; the C++ compiler checks
-them against the headers.
+The declarations are read from ``kernels.h``, ``threads.h`` and ``launch.h`` by hand, once, here; the C++ compiler
+checks them against the headers.
 """
 
 from pathlib import Path

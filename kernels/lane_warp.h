@@ -322,16 +322,17 @@ GPK_INLINE Word32 blend(Mask bit, Word32 if_clear, Word32 if_set)
     return if_clear;
 }
 
-GPK_INLINE Slot64 wide(Slot32 mask)
-{
+/* The mask of 32 bits as one of 64. */
 #ifdef __CUDACC__
+GPK_INLINE uint64_t wide(uint32_t mask)
+{
     uint64_t r;
     asm("mov.b64 %0, {%1, %1};" : "=l"(r) : "r"(mask));
     return r;
-#else
-    return mask;
-#endif
 }
+#else
+GPK_INLINE const Slot64 &wide(const Slot64 &mask) { return mask; }
+#endif
 
 GPK_INLINE Word64 blend(Mask bit, Word64 if_clear, Word64 if_set)
 {

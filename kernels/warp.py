@@ -1,9 +1,9 @@
 """The multi-thread kernels' host build: what a GPU launches, computed by a function call on a processor.
 
 The same source, arguments and memory layouts (``threads.h``, ``launch.h``), so that what launches kernels is tested
-without a GPU. It is slow; batches for the CPU belong to :func:`gpu_provider.kernels.private_op`. Also fills the records that
-a device's kernels read. Every call releases the GIL and may be made from any number of threads at once, as long as no two
-launches share a blinding pair.
+without a GPU. It is slow; batches for the CPU belong to :func:`gpu_provider.kernels.private_op`. Also fills the records
+that a device's kernels read. Every call releases the GIL and may be made from any number of threads at once, as long as
+no two launches share a blinding pair.
 """
 
 from __future__ import annotations
@@ -58,12 +58,12 @@ class Kernel:
 
 def host_kernels() -> list[Kernel]:
     """The kernels of the host build: none where an x86-64 processor lacks AVX2 or FMA."""
-    found = []
-    while (about := lib.gpk_thread_kernel_at(len(found))) != ffi.NULL:
+    found: list[Kernel] = []
+    while about := lib.gpk_thread_kernel_at(len(found)):
         found.append(
             Kernel(
                 len(found),
-                ffi.string(about.name).decode(),
+                str(ffi.string(about.name), "ascii"),
                 Operation(about.operation),
                 about.radix_bits,
                 about.class_bytes,
@@ -101,8 +101,8 @@ def key_record(
         ffi.memmove(buffer, bytes(len(buffer)), len(buffer))
     if status == lib.GPK_UNSUPPORTED:
         raise UnsupportedError(
-            f"a key of {n.bit_length()} bits with primes of {p.bit_length()} and {q.bit_length()} does not fit the kernels "
-            f"of {class_bytes} bytes in radix 2^{radix_bits}"
+            f"a key of {n.bit_length()} bits with primes of {p.bit_length()} and {q.bit_length()} does not fit the "
+            f"kernels of {class_bytes} bytes in radix 2^{radix_bits}"
         )
     if status != lib.GPK_OK:
         raise ValueError("these numbers are no RSA key: n, p, q and e must be odd, e at least 3, qinv below p")
@@ -126,60 +126,74 @@ def modulus_record(record: NDArray[np.uint8], radix_bits: int, class_bytes: int,
 
 def private_op(
     kernel: Kernel,
-    records: NDArray[np.uint8],
-    record_of_row: NDArray[np.uint32],
-    pairs: NDArray[np.uint8],
-    pair_of_row: NDArray[np.uint32],
     inputs: NDArray[np.uint8],
     outputs: NDArray[np.uint8],
     ok: NDArray[np.uint8],
     *,
+    records: NDArray[np.uint8],
+    record_of_row: NDArray[np.uint32],
+    pairs: NDArray[np.uint8],
+    pair_of_row: NDArray[np.uint32],
     exponent_bits: int,
     any_e: int,
 ) -> None:
     """``outputs[i] = inputs[i] ** d % n`` with the key of ``records[record_of_row[i]]``, blinded and verified.
 
-    ``records``: uint8 [keys, record_bytes]. ``pairs``: uint8 [pairs, pair_bytes]; row i uses ``pair_of_row[i]``, made by
-    :func:`make_pairs` with the same key, no other row of a launch in flight the same; squared behind use. ``inputs``,
+    ``records``: uint8 [keys, record_bytes]. ``pairs``: uint8 [pairs, pair_bytes]; row i uses ``pair_of_row[i]``, made
+    by :func:`make_pairs` with the same key, no other row in flight the same one; squared behind use. ``inputs``,
     ``outputs``: uint8 [n, class_bytes], least significant byte first. ``ok``: uint8 [n], 1, or 0 with a row of zeros
     where the input is not below the modulus or the result did not verify. ``exponent_bits``: of the longest prime of
     the launch's keys; ``any_e``: their public exponents, OR-ed.
     """
     launch = _private_launch(
-        kernel, records, record_of_row, pairs, pair_of_row, inputs, exponent_bits=exponent_bits, any_e=any_e
+        kernel,
+        inputs,
+        records=records,
+        record_of_row=record_of_row,
+        pairs=pairs,
+        pair_of_row=pair_of_row,
+        exponent_bits=exponent_bits,
+        any_e=any_e,
     )
     _expect(outputs, inputs.shape, "outputs")
     _expect(ok, (len(inputs),), "ok")
-    launch.outputs, launch.ok = _filled(outputs), _filled(ok)
-    _run(kernel, Operation.PRIVATE, launch)
+    launch |= {"outputs": _filled(outputs), "ok": _filled(ok)}
+    _run(kernel, Operation.PRIVATE, ffi.new("struct gpk_private_launch *", launch))
 
 
 def make_pairs(
     kernel: Kernel,
+    random: NDArray[np.uint8],
+    *,
     records: NDArray[np.uint8],
     record_of_row: NDArray[np.uint32],
     pairs: NDArray[np.uint8],
     pair_of_row: NDArray[np.uint32],
-    random: NDArray[np.uint8],
-    *,
     exponent_bits: int,
     any_e: int,
 ) -> None:
-    """Makes ``pairs[pair_of_row[i]]`` for the key ``records[record_of_row[i]]`` from ``random[i]``, secret random bytes."""
+    """Makes ``pairs[pair_of_row[i]]`` for ``records[record_of_row[i]]`` from ``random[i]``, secret random bytes."""
     launch = _private_launch(
-        kernel, records, record_of_row, pairs, pair_of_row, random, exponent_bits=exponent_bits, any_e=any_e
+        kernel,
+        random,
+        records=records,
+        record_of_row=record_of_row,
+        pairs=pairs,
+        pair_of_row=pair_of_row,
+        exponent_bits=exponent_bits,
+        any_e=any_e,
     )
-    _run(kernel, Operation.MAKE_PAIRS, launch)
+    _run(kernel, Operation.MAKE_PAIRS, ffi.new("struct gpk_private_launch *", launch))
 
 
 def modexp(
     kernel: Kernel,
-    moduli: NDArray[np.uint8],
-    modulus_of_row: NDArray[np.uint32],
     bases: NDArray[np.uint8],
     exponents: NDArray[np.uint8],
     outputs: NDArray[np.uint8],
     *,
+    moduli: NDArray[np.uint8],
+    modulus_of_row: NDArray[np.uint32],
     exponent_bits: int,
 ) -> None:
     """``outputs[i] = bases[i] ** exponents[i] % m`` for the modulus m of ``moduli[modulus_of_row[i]]``.
@@ -194,27 +208,37 @@ def modexp(
     _expect(modulus_of_row, (count,), "modulus_of_row", np.uint32)
     width = exponents.shape[1]
     if width % 4 or len(exponents) != count or not 0 < exponent_bits <= 8 * width:
-        raise ValueError(f"exponents {exponents.shape} of {exponent_bits} bits: rows are words of 4 bytes that hold them")
+        raise ValueError(
+            f"exponents {exponents.shape} of {exponent_bits} bits: rows are words of 4 bytes that hold them"
+        )
     _below(modulus_of_row, len(moduli), "modulus_of_row")
-    launch = ffi.new("struct gpk_modexp_launch *")
-    launch.count, launch.exponent_bits, launch.exponent_stride = count, exponent_bits, width
-    launch.modulus_of_row = ffi.from_buffer("uint32_t[]", modulus_of_row.data)
-    launch.moduli, launch.bases, launch.exponents = _rows(moduli), _rows(bases), _rows(exponents)
-    launch.outputs = _filled(outputs)
+    launch = ffi.new(
+        "struct gpk_modexp_launch *",
+        {
+            "count": count,
+            "exponent_bits": exponent_bits,
+            "exponent_stride": width,
+            "modulus_of_row": ffi.from_buffer("uint32_t[]", modulus_of_row.data),
+            "moduli": _rows(moduli),
+            "bases": _rows(bases),
+            "exponents": _rows(exponents),
+            "outputs": _filled(outputs),
+        },
+    )
     _run(kernel, Operation.MODEXP, launch)
 
 
 def _private_launch(
     kernel: Kernel,
+    inputs: NDArray[np.uint8],
+    *,
     records: NDArray[np.uint8],
     record_of_row: NDArray[np.uint32],
     pairs: NDArray[np.uint8],
     pair_of_row: NDArray[np.uint32],
-    inputs: NDArray[np.uint8],
-    *,
     exponent_bits: int,
     any_e: int,
-) -> FFI.CData:
+) -> dict[str, object]:
     count = len(inputs)
     _expect(inputs, (count, kernel.class_bytes), "inputs")
     _expect(records, (len(records), kernel.record_bytes), "records")
@@ -225,12 +249,16 @@ def _private_launch(
     _below(pair_of_row, len(pairs), "pair_of_row")
     if not 0 < exponent_bits <= 8 * kernel.class_bytes // 2 + 64 or not 0 < any_e < 1 << 64:
         raise ValueError(f"exponents of {exponent_bits} bits, public exponents of {any_e.bit_length()}")
-    launch = ffi.new("struct gpk_private_launch *")
-    launch.count, launch.exponent_bits, launch.any_e = count, exponent_bits, any_e
-    launch.record_of_row = ffi.from_buffer("uint32_t[]", record_of_row.data)
-    launch.pair_of_row = ffi.from_buffer("uint32_t[]", pair_of_row.data)
-    launch.records, launch.pairs, launch.inputs = _rows(records), _filled(pairs), _rows(inputs)
-    return launch
+    return {
+        "count": count,
+        "exponent_bits": exponent_bits,
+        "any_e": any_e,
+        "record_of_row": ffi.from_buffer("uint32_t[]", record_of_row.data),
+        "pair_of_row": ffi.from_buffer("uint32_t[]", pair_of_row.data),
+        "records": _rows(records),
+        "pairs": _filled(pairs),
+        "inputs": _rows(inputs),
+    }
 
 
 def _run(kernel: Kernel, operation: Operation, launch: FFI.CData) -> None:
