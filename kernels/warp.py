@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
@@ -63,7 +63,7 @@ def host_kernels() -> list[Kernel]:
         found.append(
             Kernel(
                 len(found),
-                str(ffi.string(about.name), "ascii"),
+                cast("bytes", ffi.string(about.name)).decode(),
                 Operation(about.operation),
                 about.radix_bits,
                 about.class_bytes,
