@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from gpu_provider.errors import BackendError, ProviderClosedError
 from gpu_provider.native import ffi, lib
@@ -29,6 +29,8 @@ __all__ = [
     "class_bytes",
     "openssl_error",
     "u8",
+    "u16",
+    "u32",
     "u64",
 ]
 
@@ -47,12 +49,28 @@ def class_bytes(class_index: int) -> int:
 
 def u8(array: NDArray[np.uint8]) -> FFI.CData:
     """The address of a C-contiguous array, which it keeps alive."""
-    return ffi.from_buffer("uint8_t[]", array.data)
+    return _address("uint8_t[]", array)
+
+
+def u16(array: NDArray[np.uint16]) -> FFI.CData:
+    """The address of a C-contiguous array, which it keeps alive."""
+    return _address("uint16_t[]", array)
+
+
+def u32(array: NDArray[np.uint32]) -> FFI.CData:
+    """The address of a C-contiguous array, which it keeps alive."""
+    return _address("uint32_t[]", array)
 
 
 def u64(array: NDArray[np.uint64]) -> FFI.CData:
     """The address of a C-contiguous array, which it keeps alive."""
-    return ffi.from_buffer("uint64_t[]", array.data)
+    return _address("uint64_t[]", array)
+
+
+def _address(kind: str, array: Any) -> FFI.CData:
+    # Of the array, not of array.data: CPython 3.11 crashes when it collects a memoryview that has a user in a cycle of
+    # garbage, and an exception that is kept makes such a cycle of the frames that it came through.
+    return ffi.from_buffer(kind, array)
 
 
 def openssl_error() -> str:

@@ -21,7 +21,18 @@ if TYPE_CHECKING:
     from _cffi_backend import FFI
     from numpy.typing import NDArray
 
-__all__ = ["Kernel", "Operation", "host_kernels", "key_record", "make_pairs", "modexp", "modulus_record", "private_op"]
+__all__ = [
+    "Kernel",
+    "Operation",
+    "host_kernels",
+    "key_record",
+    "key_record_address",
+    "launch",
+    "make_pairs",
+    "modexp",
+    "modulus_record",
+    "private_op",
+]
 
 
 class Operation(enum.IntEnum):
@@ -76,6 +87,17 @@ def host_kernels() -> list[Kernel]:
             )
         )
     return found
+
+
+def launch(kernel: Kernel, arguments: int) -> None:
+    """Runs a kernel over all rows. ``arguments``: the address of its launch structure; nothing in it is checked."""
+    if lib.gpk_thread_run(kernel.index, ffi.cast("void *", arguments)) != lib.GPK_OK:
+        raise MemoryError("no memory for the kernels' workspace")
+
+
+def key_record_address() -> int:
+    """The address of ``gpk_thread_record`` of ``threads.h``, for C code that is not linked with the kernels."""
+    return int(ffi.cast("uintptr_t", ffi.addressof(lib, "gpk_thread_record")))
 
 
 def key_record(

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
+import ctypes
 import random
 import threading
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
-from device_stand_in import FILL, NothingKernels, StandInKernels
 from rsa_keys import private_key, program_key
 
 from gpu_provider import BatchingProvider, Key, ProviderConfig, keys
 from gpu_provider.backends.base import Batch
 from gpu_provider.backends.cuda import CudaBackend
-from gpu_provider.backends.device import Operation
-from gpu_provider.backends.host_device import HostDevice
+from gpu_provider.backends.host_device import HostDevice, HostKernels
 from gpu_provider.client import Client
+from gpu_provider.kernels.warp import Kernel, Operation
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -24,11 +24,24 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
+class NothingKernels(HostKernels):
+    """Say that every result is there and right."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.launched: list[Operation] = []
+
+    def run(self, kernel: Kernel, arguments: NDArray[np.void]) -> None:
+        self.launched.append(kernel.operation)
+        if kernel.operation is Operation.PRIVATE:
+            ctypes.memset(int(arguments[0]["ok"]), 1, int(arguments[0]["count"]))
+
+
 class SpyingDevice(HostDevice):
     """Remembers what was freed with something in it."""
 
     def __init__(self) -> None:
-        super().__init__(StandInKernels())
+        super().__init__(HostKernels(32))  # in radix 2^52 a record is not the bytes of the number
         self.freed_dirty = 0
         self.freed = 0
 
@@ -62,7 +75,7 @@ def device() -> SpyingDevice:
 
 @pytest.fixture
 def backend(client: Client, device: SpyingDevice) -> Iterator[CudaBackend]:
-    backend = CudaBackend(device, FILL)
+    backend = CudaBackend(device)
     backend.open(client)
     yield backend
     backend.close()
@@ -147,7 +160,7 @@ def test_tables_and_pools_grow_and_leave_nothing_behind(
 
 
 def test_a_removed_key_is_wiped_from_the_device(device: SpyingDevice) -> None:
-    with BatchingProvider(ProviderConfig(), backends=[CudaBackend(device, FILL)]) as provider:
+    with BatchingProvider(ProviderConfig(), backends=[CudaBackend(device)]) as provider:
         gone, stays = (provider.load_key(private_key(bits)) for bits in (2048, 2056))
         for key in (gone, stays):
             assert pow(provider.private_op(key, 2), key.e, key.n) == 2
@@ -170,7 +183,7 @@ def wait_until(condition: object) -> None:
 
 def test_keys_come_and_go_while_batches_run(device: SpyingDevice) -> None:
     """A record that a new key takes over must not meet the blinding pairs of the one before."""
-    with BatchingProvider(ProviderConfig(), backends=[CudaBackend(device, FILL)]) as provider:
+    with BatchingProvider(ProviderConfig(), backends=[CudaBackend(device)]) as provider:
         stays = provider.load_key(private_key(2056))
         for turn in range(6):
             key = provider.load_key(private_key(2560, 3 if turn % 2 else 65537))
@@ -186,7 +199,7 @@ def test_keys_come_and_go_while_batches_run(device: SpyingDevice) -> None:
 
 def test_pairs_are_made_anew_after_many_uses(client: Client) -> None:
     kernels = NothingKernels()
-    backend = CudaBackend(HostDevice(kernels), FILL, lanes=1)
+    backend = CudaBackend(HostDevice(kernels), lanes=1)
     backend.open(client)
     key = keys.load(client, private_key(2048))
     batch = batch_of([(key, 2)])
@@ -207,7 +220,7 @@ def test_nothing_secret_is_left_in_staging(client: Client, backend: CudaBackend,
 
 
 def test_closing_wipes_the_device(client: Client, device: SpyingDevice, monkeypatch: pytest.MonkeyPatch) -> None:
-    backend = CudaBackend(device, FILL)
+    backend = CudaBackend(device)
     backend.open(client)
     key = keys.load(client, private_key(2048))
     check(backend, [(key, 2), (key, 3)])
@@ -228,7 +241,7 @@ def test_a_batch_for_which_the_device_has_no_memory_is_left_to_openssl(
 ) -> None:
     """More keys than the table can hold: the others go on."""
     device = SpyingDevice()
-    backend = CudaBackend(device, FILL, lanes=1)
+    backend = CudaBackend(device, lanes=1)
     backend.open(client)
     loaded = [keys.load(client, private_key(2048)) for _ in range(40)]
     check(backend, [(key, 2) for key in loaded[:10]])

@@ -9,11 +9,15 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import secrets
 import threading
 from queue import SimpleQueue
 from typing import TYPE_CHECKING
 
-from gpu_provider.backends.device import DeviceError, Operation
+import numpy as np
+
+from gpu_provider.backends.device import DeviceError
+from gpu_provider.backends.device_kernels import KernelChoice
 from gpu_provider.backends.device_keys import DeviceKeys
 from gpu_provider.backends.device_lane import DeviceLane
 from gpu_provider.backends.libcrypto import libcrypto_modexp
@@ -21,19 +25,19 @@ from gpu_provider.errors import BackendError
 from gpu_provider.scheduler import CostCurve
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Mapping
 
-    import numpy as np
     from numpy.typing import NDArray
 
     from gpu_provider.backends.base import Batch
-    from gpu_provider.backends.device import Device, Kernel
+    from gpu_provider.backends.device import Device
     from gpu_provider.client import Client
 
 __all__ = ["CudaBackend"]
 
 _log = logging.getLogger(__name__)
 _CLOSE_SECONDS = 10.0
+_SAMPLES = 2
 
 # Seconds for a batch that does not fill the device, and for one that does, until batches have been measured: an H100,
 # by size class; then for a unit of modexp().
@@ -41,42 +45,18 @@ _FIRST_GUESSES = ((0.001, 0.002), (0.002, 0.004), (0.003, 0.006), (0.004, 0.009)
 _FIRST_GUESS_MODEXP = 1e-10
 
 
-class _Kernels:
-    """Which kernel computes what."""
-
-    def __init__(self, kernels: Sequence[Kernel], parallel_threads: int, crossover: Mapping[int, int]) -> None:
-        self._parallel_threads = parallel_threads
-        self._crossover = crossover
-        self._by_use: dict[tuple[Operation, int], list[Kernel]] = {}
-        for kernel in sorted(kernels, key=lambda kernel: kernel.threads):
-            self._by_use.setdefault((kernel.operation, kernel.class_bytes), []).append(kernel)
-        private = [kernel for kernel in kernels if kernel.operation is Operation.PRIVATE]
-        self.radix_bits = kernels[0].radix_bits
-        self.record_bytes = {kernel.class_bytes: kernel.record_bytes for kernel in private}
-        self.pair_bytes = {kernel.class_bytes: kernel.pair_bytes for kernel in private}
-
-    def choose(self, operation: Operation, class_bytes: int, rows: int) -> Kernel:
-        """The fewest threads per row, unless more of them still run at the same time: then a row is done earlier."""
-        kernels = self._by_use[operation, class_bytes]
-        crossover = self._crossover.get(class_bytes)
-        for kernel in reversed(kernels):
-            if rows < crossover if crossover is not None else rows * kernel.threads <= self._parallel_threads:
-                return kernel
-        return kernels[0]
-
-
 class _State:
     """All that is on a device, from when it is opened until it is closed or has failed."""
 
-    def __init__(self, device: Device, client: Client, fill: int, lanes: int, crossover: Mapping[int, int]) -> None:
+    def __init__(self, device: Device, client: Client, lanes: int, crossover: Mapping[int, int]) -> None:
         self.users = 0
         self.failed = False
         device.use()
-        kernels = _Kernels(device.open(), device.parallel_threads, crossover)
-        self.keys = DeviceKeys(device, client, kernels.radix_bits, kernels.record_bytes, fill)
+        kernels = KernelChoice(device.open(), device.parallel_threads, crossover)
+        self.keys = DeviceKeys(device, client, kernels.radix_bits, kernels.record_bytes)
         self.lanes: SimpleQueue[DeviceLane] = SimpleQueue()
         for _ in range(lanes):
-            self.lanes.put(DeviceLane(device, self.keys, kernels.choose, kernels.pair_bytes))
+            self.lanes.put(DeviceLane(device, self.keys, kernels))
 
     def wipe(self) -> None:
         """Everything secret on it, while no batch is under way. Raises DeviceError."""
@@ -101,18 +81,16 @@ class CudaBackend:
     def __init__(
         self,
         device: Device,
-        fill_record: int,
         *,
         name: str = "cuda",
         lanes: int = 3,
         crossover: Mapping[int, int] | None = None,
     ) -> None:
-        """``fill_record``: the address of ``gpk_thread_record``. ``lanes``: batches in flight. ``crossover``: by size
+        """``lanes``: batches in flight. ``crossover``: by size
         class, the rows from which on the kernel with the fewest threads per row computes, instead of by rule."""
         self.name = name
         self.lanes = lanes
         self._device = device
-        self._fill_record = fill_record
         self._crossover = dict(crossover or {})
         self._client: Client | None = None
         self._state: _State | None = None
@@ -146,7 +124,26 @@ class CudaBackend:
         moduli: NDArray[np.uint8],
         outputs: NDArray[np.uint8],
     ) -> None:
+        """As the protocol has it. There is no public exponent to check a result with: of each call two rows, drawn at
+        random, are computed again on libcrypto. That finds a device that is broken, not a fault in a single row."""
+        with self._lane() as lane:
+            if lane.modexp(bases, exponents, moduli, outputs):
+                self._check_samples(bases, exponents, moduli, outputs)
+                return
         libcrypto_modexp(bases, exponents, moduli, outputs)
+
+    def _check_samples(
+        self,
+        bases: NDArray[np.uint8],
+        exponents: NDArray[np.uint8],
+        moduli: NDArray[np.uint8],
+        outputs: NDArray[np.uint8],
+    ) -> None:
+        rows = [secrets.randbelow(len(bases)) for _ in range(_SAMPLES)]
+        again = np.empty_like(outputs[rows])
+        libcrypto_modexp(bases[rows], exponents[rows], moduli[rows], again)
+        if not np.array_equal(again, outputs[rows]):
+            raise DeviceError(f"device {self._device.name}: a result of an exponentiation is wrong")
 
     def keys_removed(self) -> None:
         """Some keys have left the provider's table: theirs on the device are wiped soon. Returns at once."""
@@ -165,7 +162,7 @@ class CudaBackend:
     def _make_state(self) -> _State:
         if self._client is None:
             raise BackendError(f"{self.name}: the backend is not open")
-        return _State(self._device, self._client, self._fill_record, self.lanes, self._crossover)
+        return _State(self._device, self._client, self.lanes, self._crossover)
 
     def _discard(self, state: _State) -> None:
         """Of a device that has failed, what can't be wiped goes with the device's context."""

@@ -6,8 +6,6 @@ address is an int, and so is what a kernel's arguments hold (``kernels/launch.h`
 
 from __future__ import annotations
 
-import enum
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -19,16 +17,9 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-__all__ = [
-    "MODEXP_LAUNCH",
-    "PRIVATE_LAUNCH",
-    "Device",
-    "DeviceError",
-    "DeviceMemoryError",
-    "Kernel",
-    "Operation",
-    "Stream",
-]
+    from gpu_provider.kernels.warp import Kernel
+
+__all__ = ["MODEXP_LAUNCH", "PRIVATE_LAUNCH", "Device", "DeviceError", "DeviceMemoryError", "Stream"]
 
 PRIVATE_LAUNCH = np.dtype(
     [
@@ -67,34 +58,6 @@ class DeviceError(BackendError):
 
 class DeviceMemoryError(DeviceError):
     """The device, or the host, has no memory of the kind that was asked for. The device works on."""
-
-
-class Operation(enum.IntEnum):
-    """What a kernel computes: ``enum gpk_operation``."""
-
-    PRIVATE = 0
-    MAKE_PAIRS = 1
-    MODEXP = 2
-
-
-@dataclass(frozen=True, slots=True)
-class Kernel:
-    """A kernel that a device has loaded: ``struct gpk_thread_kernel``."""
-
-    name: str
-    operation: Operation
-    radix_bits: int
-    """52: floating-point multiply-adds. 32: carry chains."""
-    class_bytes: int
-    """Bytes of its rows."""
-    threads: int
-    """Of a row."""
-    record_bytes: int
-    """Of a key's constants, or of a modulus's. The same for all kernels of a radix and class."""
-    pair_bytes: int
-    """Of a blinding pair. The same for all kernels of a radix and class."""
-    handle: int
-    """The device's own name for it."""
 
 
 class Stream(Protocol):

@@ -10,6 +10,7 @@ import numpy as np
 
 from gpu_provider.client import u8, u64
 from gpu_provider.errors import BackendError
+from gpu_provider.kernels import warp
 from gpu_provider.native import ffi, lib
 
 if TYPE_CHECKING:
@@ -54,14 +55,12 @@ class DeviceKeys:
     is ever an object of Python.
     """
 
-    def __init__(
-        self, device: Device, client: Client, radix_bits: int, record_bytes: Mapping[int, int], fill: int
-    ) -> None:
-        """``record_bytes``: by size class. ``fill``: the address of ``gpk_thread_record``."""
+    def __init__(self, device: Device, client: Client, radix_bits: int, record_bytes: Mapping[int, int]) -> None:
+        """``record_bytes``: by bytes of the kernels' rows, which make a table's class."""
         self._device = device
         self._client = client
         self._radix_bits = radix_bits
-        self._fill = ffi.cast("gp_fill_record *", fill)
+        self._fill = ffi.cast("gp_fill_record *", warp.key_record_address())
         self._tables = {class_bytes: _Table(class_bytes, size) for class_bytes, size in record_bytes.items()}
         self._stream = device.stream()
         self._record = device.allocate_pinned(max(record_bytes.values()))
@@ -126,7 +125,7 @@ class DeviceKeys:
 
     def _add(self, table: _Table, handle: int) -> None:
         record: Any = ffi.new("struct gp_record *")
-        address = ffi.from_buffer("uint8_t[]", self._record.data)
+        address = u8(self._record)
         status = lib.gp_client_fill_record(
             self._client.pointer, handle, self._fill, self._radix_bits, table.class_bytes, address, record
         )

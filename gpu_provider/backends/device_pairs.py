@@ -10,13 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gpu_provider.client import u64
+from gpu_provider.client import u16, u32, u64
 from gpu_provider.native import ffi, lib
 
 if TYPE_CHECKING:
-    from _cffi_backend import FFI
-    from numpy.typing import NDArray
-
     from gpu_provider.backends.device import Device, Stream
 
 __all__ = ["DevicePairs"]
@@ -91,9 +88,5 @@ class DevicePairs:
     def _describe(self) -> None:
         self.struct.records = len(self._owner)
         self.struct.owner = u64(self._owner)
-        self.struct.first, self.struct.count, self.struct.wanted = map(_u32, (self._first, self._count, self._wanted))
-        self.struct.uses = ffi.from_buffer("uint16_t[]", self._uses.data)
-
-
-def _u32(array: NDArray[np.uint32]) -> FFI.CData:
-    return ffi.from_buffer("uint32_t[]", array.data)
+        self.struct.first, self.struct.count, self.struct.wanted = map(u32, (self._first, self._count, self._wanted))
+        self.struct.uses = u16(self._uses)

@@ -9,33 +9,40 @@ from __future__ import annotations
 import ctypes
 import threading
 from queue import SimpleQueue
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from gpu_provider.backends.device import DeviceError, DeviceMemoryError, Kernel
+from gpu_provider.backends.device import DeviceError, DeviceMemoryError
+from gpu_provider.kernels import warp
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from numpy.typing import NDArray
 
+    from gpu_provider.kernels.warp import Kernel
+
 __all__ = ["HostDevice", "HostKernels"]
 
 _ALIGNMENT = 16
 
 
-class HostKernels(Protocol):
-    """Kernels that the processor runs."""
+class HostKernels:
+    """The kernels' host build, in one radix."""
 
-    @property
-    def kernels(self) -> Sequence[Kernel]:
-        """All of one radix."""
-        ...
+    def __init__(self, radix_bits: int = 52) -> None:
+        """``radix_bits``: 52 or 32. Raises DeviceError where the processor can't run them."""
+        self.kernels = [kernel for kernel in warp.host_kernels() if kernel.radix_bits == radix_bits]
+        if not self.kernels:
+            raise DeviceError("this processor lacks AVX2 or FMA, which the host build of the kernels needs")
 
     def run(self, kernel: Kernel, arguments: NDArray[np.void]) -> None:
-        """Computes all rows, on this thread. Raises DeviceError."""
-        ...
+        """Computes all rows, on this thread."""
+        try:
+            warp.launch(kernel, arguments.ctypes.data)
+        except MemoryError as error:
+            raise DeviceMemoryError(str(error)) from None
 
 
 def _nothing(call: str) -> None:
@@ -49,20 +56,20 @@ class HostDevice:
 
     def __init__(
         self,
-        kernels: HostKernels,
+        kernels: HostKernels | None = None,
         *,
         name: str = "host",
         limit: int = 1 << 30,
         before: Callable[[str], None] = _nothing,
     ) -> None:
-        """``limit``: bytes that can be allocated on the device. ``before(call)`` runs before each call of the device or
-        of one of its streams, on the caller's thread, and may raise or wait in its place."""
+        """``kernels``: None: in radix 2^52. ``limit``: bytes that can be allocated on the device. ``before(call)`` runs
+        before each call of the device or of one of its streams, on the caller's thread, and may raise or wait."""
         self.name = name
         self.memory: dict[int, NDArray[np.uint8]] = {}
         """What is allocated on the device, by address."""
         self.pinned: dict[int, NDArray[np.uint8]] = {}
         """What is pinned, by address."""
-        self._kernels = kernels
+        self._kernels = kernels or HostKernels()
         self.limit = limit
         self._before = before
         self._streams: list[_HostStream] = []

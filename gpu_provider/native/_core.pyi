@@ -104,11 +104,19 @@ class _Lib:
         keys: FFI.CData,
         inputs: FFI.CData,
         stride: int,
+        width: int,
         /,
     ) -> int: ...
-    def gp_stage_fresh(self, staging: FFI.CData, stride: int, /) -> int: ...
+    def gp_stage_fresh(self, staging: FFI.CData, width: int, /) -> int: ...
     def gp_unstage(
-        self, staging: FFI.CData, pairs: FFI.CData, outputs: FFI.CData, ok: FFI.CData, stride: int, /
+        self,
+        staging: FFI.CData,
+        pairs: FFI.CData,
+        outputs: FFI.CData,
+        ok: FFI.CData,
+        stride: int,
+        width: int,
+        /,
     ) -> int: ...
     def gp_client_fill_record(
         self,

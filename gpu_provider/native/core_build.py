@@ -103,10 +103,11 @@ struct gp_staging {
 };
 enum gp_staged { GP_STAGED, GP_LACKS_RECORDS, GP_LACKS_ROOM, GP_LACKS_PAIRS, ... };
 enum gp_staged gp_stage(struct gp_staging *staging, const gp_records *records, const struct gp_pairs *pairs,
-                        uint32_t rows, const uint64_t *keys, const uint8_t *inputs, uint32_t stride);
-int gp_stage_fresh(struct gp_staging *staging, uint32_t stride);
+                        uint32_t rows, const uint64_t *keys, const uint8_t *inputs, uint32_t stride,
+                        uint32_t width);
+int gp_stage_fresh(struct gp_staging *staging, uint32_t width);
 uint32_t gp_unstage(struct gp_staging *staging, const struct gp_pairs *pairs, uint8_t *outputs, uint8_t *ok,
-                    uint32_t stride);
+                    uint32_t stride, uint32_t width);
 enum gpk_status { GPK_OK, GPK_UNSUPPORTED, GPK_INVALID, ... };
 struct gpk_number {
     const uint8_t *bytes;

@@ -55,9 +55,9 @@ static uint32_t aligned(uint32_t count)
     return (count + 3) & ~UINT32_C(3);
 }
 
-static uint32_t *records_of_upload(const struct gp_staging *staging, uint32_t stride)
+static uint32_t *records_of_upload(const struct gp_staging *staging, uint32_t width)
 {
-    return (uint32_t *)(staging->upload + (size_t)staging->rows * stride);
+    return (uint32_t *)(staging->upload + (size_t)staging->rows * width);
 }
 
 /* The places that are used, their records, and the keys that have none. */
@@ -131,11 +131,17 @@ static void assign_pairs(struct gp_staging *staging, const struct gp_pairs *pair
         pairs->wanted[record_of[i]] = 0;
 }
 
+static void widen(uint8_t *to, const uint8_t *from, uint32_t stride, uint32_t width)
+{
+    memcpy(to, from, stride);
+    memset(to + stride, 0, width - stride);
+}
+
 enum gp_staged gp_stage(struct gp_staging *staging, const gp_records *records, const struct gp_pairs *pairs, uint32_t rows,
-                        const uint64_t *keys, const uint8_t *inputs, uint32_t stride)
+                        const uint64_t *keys, const uint8_t *inputs, uint32_t stride, uint32_t width)
 {
     staging->rows = rows;
-    uint32_t *record_of = records_of_upload(staging, stride);
+    uint32_t *record_of = records_of_upload(staging, width);
 
     find_records(staging, records, keys, record_of);
     if (staging->lacking_count > 0)
@@ -145,7 +151,7 @@ enum gp_staged gp_stage(struct gp_staging *staging, const gp_records *records, c
         return lacking;
     assign_pairs(staging, pairs, record_of, record_of + aligned(rows));
     for (uint32_t i = 0; i < staging->count; i++)
-        memcpy(staging->upload + (size_t)i * stride, inputs + (size_t)staging->row[i] * stride, stride);
+        widen(staging->upload + (size_t)i * width, inputs + (size_t)staging->row[i] * stride, stride, width);
     return GP_STAGED;
 }
 
@@ -164,39 +170,40 @@ static int fill_random(uint8_t *to, size_t size)
     return 1;
 }
 
-int gp_stage_fresh(struct gp_staging *staging, uint32_t stride)
+int gp_stage_fresh(struct gp_staging *staging, uint32_t width)
 {
-    const uint32_t *record_of = records_of_upload(staging, stride), *pair_of = record_of + aligned(staging->rows);
+    const uint32_t *record_of = records_of_upload(staging, width), *pair_of = record_of + aligned(staging->rows);
     const uint32_t count = staging->fresh_count;
-    uint32_t *fresh_record = (uint32_t *)(staging->fresh + (size_t)count * stride);
+    uint32_t *fresh_record = (uint32_t *)(staging->fresh + (size_t)count * width);
     uint32_t *fresh_pair = fresh_record + aligned(count);
 
     for (uint32_t i = 0; i < count; i++) {
         fresh_record[i] = record_of[staging->fresh_place[i]];
         fresh_pair[i] = pair_of[staging->fresh_place[i]];
     }
-    return fill_random(staging->fresh, (size_t)count * stride);
+    return fill_random(staging->fresh, (size_t)count * width);
 }
 
-uint32_t gp_unstage(struct gp_staging *staging, const struct gp_pairs *pairs, uint8_t *outputs, uint8_t *ok, uint32_t stride)
+uint32_t gp_unstage(struct gp_staging *staging, const struct gp_pairs *pairs, uint8_t *outputs, uint8_t *ok,
+                    uint32_t stride, uint32_t width)
 {
-    const uint32_t *pair_of = records_of_upload(staging, stride) + aligned(staging->rows);
-    const uint8_t *verdicts = staging->download + (size_t)staging->count * stride;
+    const uint32_t *pair_of = records_of_upload(staging, width) + aligned(staging->rows);
+    const uint8_t *verdicts = staging->download + (size_t)staging->count * width;
     uint32_t failed = 0;
 
     for (uint32_t i = 0; i < staging->count; i++) {
         const uint32_t row = staging->row[i];
 
         if (verdicts[i] == 1) {
-            memcpy(outputs + (size_t)row * stride, staging->download + (size_t)i * stride, stride);
+            memcpy(outputs + (size_t)row * stride, staging->download + (size_t)i * width, stride);
             ok[row] = 1;
         } else {
             pairs->uses[pair_of[i]] = GP_PAIR_USES;
             failed++;
         }
     }
-    OPENSSL_cleanse(staging->download, (size_t)staging->count * (stride + 1));
-    OPENSSL_cleanse(staging->upload, (size_t)staging->count * stride);
-    OPENSSL_cleanse(staging->fresh, (size_t)staging->fresh_count * stride);
+    OPENSSL_cleanse(staging->download, (size_t)staging->count * (width + 1));
+    OPENSSL_cleanse(staging->upload, (size_t)staging->count * width);
+    OPENSSL_cleanse(staging->fresh, (size_t)staging->fresh_count * width);
     return failed;
 }

@@ -39,10 +39,10 @@ struct gp_pairs {
 };
 
 /* A batch on its way. One thread at a time. Arrays have room for as many rows; those in `upload` and `fresh` begin at
- * multiples of 16 bytes. */
+ * multiples of 16 bytes. Numbers are `width` bytes wide, a multiple of 16: what the kernel takes. */
 struct gp_staging {
-    uint8_t *upload;   /* `rows` inputs of `stride` bytes, as many records, as many pairs; of each, `count` are used */
-    uint8_t *download; /* `count` outputs of `stride` bytes, as many verdicts: 1 for a right result */
+    uint8_t *upload;   /* `rows` inputs, as many records, as many pairs; of each, `count` are used */
+    uint8_t *download; /* `count` outputs, as many verdicts: 1 for a right result */
     uint8_t *fresh;    /* pairs to be made first: `fresh_count` random rows, as many records, as many pairs */
     uint32_t *row;     /* of the batch, by place in the upload */
     uint32_t *fresh_place; /* in the upload */
@@ -60,17 +60,17 @@ enum gp_staged {
     GP_LACKS_PAIRS,   /* records whose block is too small, or another key's; each once */
 };
 
-/* Fills the upload from a batch. Rows whose key has GP_NO_RECORD are left out. */
+/* Fills the upload from a batch of rows of `stride` bytes, at most `width`. Rows whose key has GP_NO_RECORD are left out. */
 enum gp_staged gp_stage(struct gp_staging *staging, const gp_records *records, const struct gp_pairs *pairs, uint32_t rows,
-                        const uint64_t *keys, const uint8_t *inputs, uint32_t stride);
+                        const uint64_t *keys, const uint8_t *inputs, uint32_t stride, uint32_t width);
 
 /* Fills `fresh` after gp_stage(). 0 if the system gives no randomness. */
-int gp_stage_fresh(struct gp_staging *staging, uint32_t stride);
+int gp_stage_fresh(struct gp_staging *staging, uint32_t width);
 
 /* Takes the results out of the download, and wipes the staging. Returns how many rows failed the device's check; their
  * pairs will be made anew. */
 uint32_t gp_unstage(struct gp_staging *staging, const struct gp_pairs *pairs, uint8_t *outputs, uint8_t *ok,
-                    uint32_t stride);
+                    uint32_t stride, uint32_t width);
 
 /* gpk_thread_record() of the kernels, with which the core is not linked. */
 typedef enum gpk_status gp_fill_record(int radix_bits, int class_bytes, void *record, struct gpk_number n,

@@ -1,0 +1,187 @@
+"""Hazards: a device fails, or hangs, at any of its calls. Every request still gets its right result, and the device
+comes back when it works again."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from typing import TYPE_CHECKING
+
+import pytest
+from rsa_keys import private_key
+
+from gpu_provider import BackendError, BatchingProvider, Key, ProviderConfig
+from gpu_provider.backends.cuda import CudaBackend
+from gpu_provider.backends.device import DeviceError
+from gpu_provider.backends.host_device import HostDevice, HostKernels
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from gpu_provider.kernels.warp import Kernel
+
+CALLS = ["use", "upload", "download", "clear", "launch", "wait", "allocate", "allocate_pinned"]
+
+
+class Faults:
+    """Calls to fail, and how often each was made."""
+
+    def __init__(self) -> None:
+        self.made: Counter[str] = Counter()
+        self.fail: set[str] = set()
+        self.hang: set[str] = set()
+        self.hangs_over = threading.Event()
+        self.armed = False
+
+    def before(self, call: str) -> None:
+        self.made[call] += 1
+        if call in self.fail:
+            raise DeviceError(f"device test: {call}: made to fail")
+        if call in self.hang:
+            self.hangs_over.wait()
+
+
+@pytest.fixture
+def faults() -> Faults:
+    return Faults()
+
+
+def config(**settings: float) -> ProviderConfig:
+    return ProviderConfig(**{"threads": 1, "backend_retry": 0.001, "backend_timeout": 3600, **settings})  # type: ignore[arg-type]
+
+
+def check(provider: BatchingProvider, key: Key, inputs: range) -> None:
+    futures = [provider.submit(key, x) for x in inputs]
+    for x, future in zip(inputs, futures, strict=True):
+        result = future.result(timeout=30)
+        assert isinstance(result, int)
+        assert pow(result, key.e, key.n) == x
+
+
+def come_back(provider: BatchingProvider, key: Key) -> None:
+    for x in range(2, 2000):
+        check(provider, key, range(x, x + 1))
+        if provider.stats().backend == "cuda":
+            return
+    pytest.fail("the backend did not come back")
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_a_call_fails_and_later_works_again(faults: Faults, call: str) -> None:
+    backend = CudaBackend(HostDevice(before=faults.before), lanes=2)
+    with BatchingProvider(config(), backends=[backend]) as provider:
+        key = provider.load_key(private_key(2048))
+        if call not in {"allocate", "allocate_pinned"}:  # those happen with the first batch alone
+            check(provider, key, range(2, 4))
+        faults.fail.add(call)
+        check(provider, key, range(4, 8))
+        assert provider.stats().backend == "libcrypto"
+        check(provider, key, range(8, 10))
+        faults.fail.clear()
+        come_back(provider, key)
+        stats = provider.stats()
+        assert stats.failed == 0
+        assert stats.fallbacks > 0
+        check(provider, key, range(10, 14))
+
+
+def test_every_single_call_can_fail(faults: Faults) -> None:
+    """The n-th call that two batches make, for each n, after the device was opened."""
+    n, names = 0, []
+    while True:
+        calls = iter(range(-n, 1_000_000))
+
+        def before(call: str, calls: Iterator[int] = calls) -> None:
+            if faults.armed and next(calls) == 0:
+                names.append(call)
+                raise DeviceError(f"device test: {call}: made to fail")
+
+        faults.armed = False
+        with BatchingProvider(
+            config(backend_retry=3600), backends=[CudaBackend(HostDevice(before=before), lanes=1)]
+        ) as provider:
+            key = provider.load_key(private_key(2048))
+            faults.armed = True
+            check(provider, key, range(2, 4))
+            check(provider, key, range(4, 5))
+            faults.armed = False
+            assert provider.stats().failed == 0
+        if len(names) == n:
+            break
+        n += 1
+    assert n > 30
+    assert set(names) >= {"use", "allocate", "allocate_pinned", "upload", "download", "clear", "launch", "wait"}
+
+
+@pytest.mark.parametrize("call", ["upload", "launch", "wait"])
+def test_a_call_hangs(faults: Faults, call: str) -> None:
+    backend = CudaBackend(HostDevice(before=faults.before), lanes=2)
+    with BatchingProvider(config(backend_timeout=0.5), backends=[backend]) as provider:
+        key = provider.load_key(private_key(2048))
+        check(provider, key, range(2, 4))
+        faults.hang.add(call)
+        check(provider, key, range(4, 8))
+        assert provider.stats().backend == "libcrypto"
+        faults.hang.clear()
+        faults.hangs_over.set()
+        come_back(provider, key)
+        assert provider.stats().failed == 0
+
+
+class WrongKernels(HostKernels):
+    """Computes with a key that changed in the device's memory."""
+
+    def __init__(self) -> None:
+        super().__init__(32)
+        self.device: HostDevice | None = None
+        self.spoil = False
+
+    def run(self, kernel: Kernel, arguments: NDArray[np.void]) -> None:
+        if self.spoil and self.device is not None:
+            records = self.device.memory[int(arguments[0]["records"])]
+            records[kernel.record_bytes // 2] ^= 1
+        super().run(kernel, arguments)
+
+
+def test_a_bit_flips_in_a_key_on_the_device() -> None:
+    """A single wrong signature would give the key away (Boneh, DeMillo, Lipton). The kernel's own check finds it."""
+    kernels = WrongKernels()
+    kernels.device = HostDevice(kernels)
+    with BatchingProvider(config(), backends=[CudaBackend(kernels.device, lanes=1)]) as provider:
+        key = provider.load_key(private_key(2048))
+        check(provider, key, range(2, 4))
+        kernels.spoil = True
+        check(provider, key, range(4, 6))
+        assert provider.stats().backend == "libcrypto"
+        kernels.spoil = False
+        come_back(provider, key)  # with the key's constants copied anew
+
+
+def test_two_devices_and_one_fails(faults: Faults) -> None:
+    first = CudaBackend(HostDevice(name="first", before=faults.before), name="cuda0", lanes=1)
+    second = CudaBackend(HostDevice(name="second"), name="cuda1", lanes=1)
+    with BatchingProvider(config(backend_retry=3600), backends=[first, second]) as provider:
+        key = provider.load_key(private_key(2048))
+        for start in range(2, 18, 4):
+            check(provider, key, range(start, start + 4))
+        faults.fail.add("launch")
+        for start in range(18, 34, 4):
+            check(provider, key, range(start, start + 4))
+        stats = provider.stats()
+        assert stats.failed == 0
+        assert stats.backend == "cuda1"
+        assert stats.by_backend["cuda1"] > 0
+
+
+@pytest.mark.parametrize("call", ["open", "stream"])
+def test_a_device_that_cannot_be_opened_is_named_at_start(faults: Faults, call: str) -> None:
+    faults.fail.add(call)
+    device = HostDevice(before=faults.before)
+    provider = BatchingProvider(config(), backends=[CudaBackend(device)])
+    with pytest.raises(BackendError, match=f"device test: {call}"):
+        provider.start()
+    assert not device.memory
+    provider.close()
