@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -97,7 +97,8 @@ def launch(kernel: Kernel, arguments: int) -> None:
 
 def key_record_address() -> int:
     """The address of ``gpk_thread_record`` of ``threads.h``, for C code that is not linked with the kernels."""
-    return int(ffi.cast("uintptr_t", ffi.addressof(lib, "gpk_thread_record")))
+    library: Any = lib
+    return int(ffi.cast("uintptr_t", ffi.addressof(library, "gpk_thread_record")))
 
 
 def key_record(
