@@ -27,7 +27,8 @@ __all__ = ["ProviderConfig", "Settings", "load_config"]
 
 _log = logging.getLogger(__name__)
 _ENVIRONMENT_PREFIX = "GPU_PROVIDER_"
-_LATER_BACKENDS = {"cuda": "computes on NVIDIA GPUs", "service": "leaves the computing to another process"}
+_LATER_BACKENDS = {"service": "leaves the computing to another process"}
+_BACKENDS = ("auto", "cuda", "cpu", "libcrypto")
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -42,10 +43,20 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 class ProviderConfig(Settings, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How a :class:`gpu_provider.BatchingProvider` works."""
 
-    backend: Annotated[str, Meta(description="'auto', 'cpu' or 'libcrypto'")] = "auto"
-    """What computes. "cpu": our own kernels, which are several times as fast as OpenSSL where the processor has
-    AVX-512 IFMA, and OpenSSL for what it computes sooner (all of it, where there is no IFMA).
-    "libcrypto": OpenSSL alone. "auto": a GPU if there is one that works here, else "cpu"; the choice is logged once."""
+    backend: Annotated[str, Meta(description="'auto', 'cuda', 'cpu' or 'libcrypto'")] = "auto"
+    """What computes. "cuda": the NVIDIA GPUs of this machine, all that ``CUDA_VISIBLE_DEVICES`` leaves, and the
+    processor for what it finishes sooner; needs the extra ``gpu-provider[cuda13]`` or ``[cuda12]``. "cpu": our own
+    kernels, which are several times as fast as OpenSSL where the processor has AVX-512 IFMA, and OpenSSL for what it
+    computes sooner (all of it, where there is no IFMA). "libcrypto": OpenSSL alone. "auto": "cuda" if there is a GPU
+    that works here, else "cpu"; the choice is logged once."""
+
+    arithmetic: Annotated[str, Meta(description="'auto', 'fp64' or 'int32'")] = "auto"
+    """How GPUs multiply. "fp64": by floating-point multiply-adds. "int32": by integers. "auto": "fp64" where the GPU
+    has them at full rate."""
+
+    kernel_cache: Annotated[Path, Meta(description="a directory")] | None = None
+    """Where the kernels that are compiled for a GPU are kept. None: ``gpu-provider/cubins`` in ``$XDG_CACHE_HOME`` or
+    ``~/.cache``."""
 
     queue_depth: Annotated[int, Meta(ge=1, le=65536, description="a number of requests from 1 to 65536")] = 4096
     """Requests that can wait or be computed at a time. When all are in use, further ones get RETRY."""
@@ -75,8 +86,10 @@ class ProviderConfig(Settings, frozen=True, kw_only=True, forbid_unknown_fields=
                 f"backend = {self.backend!r}: the backend that {_LATER_BACKENDS[self.backend]} comes with a later "
                 "version; use 'cpu', or 'auto' to have it chosen when it is there"
             )
-        if self.backend not in {"auto", "cpu", "libcrypto"}:
-            raise ConfigError(f"backend = {self.backend!r}: it must be 'auto', 'cpu' or 'libcrypto'")
+        if self.backend not in _BACKENDS:
+            raise ConfigError(f"backend = {self.backend!r}: it must be 'auto', 'cuda', 'cpu' or 'libcrypto'")
+        if self.arithmetic not in {"auto", "fp64", "int32"}:
+            raise ConfigError(f"arithmetic = {self.arithmetic!r}: it must be 'auto', 'fp64' or 'int32'")
 
 
 SettingsT = TypeVar("SettingsT", bound=Settings)

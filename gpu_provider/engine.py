@@ -26,7 +26,7 @@ from gpu_provider.native import ffi, lib
 from gpu_provider.scheduler import Lanes, Limits, Waiting, decide
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from _cffi_backend import FFI
 
@@ -80,25 +80,23 @@ class Engine:
         backends: Sequence[Backend],
         inline: Backend,
         libcrypto: LibcryptoBackend,
+        open_more: Callable[[Client], Sequence[Backend]] | None = None,
         futures: PendingFutures,
         statistics: Statistics,
     ) -> None:
         """``libcrypto`` is the last resort, and may be one of ``backends``, which are in order of preference.
-        ``inline``: in whose place the batching thread computes small batches itself."""
+        ``inline``: in whose place the batching thread computes small batches itself. ``open_more``: finds and opens
+        further backends, which are preferred to ``backends``, when the engine is started."""
         self._client = client
         self._futures = futures
         self._statistics = statistics
         self._timeout_ns = int(config.backend_timeout * 1e9)
         self._limits = Limits(min(config.max_batch, config.queue_depth), config.max_delay)
+        self._first_pause = config.backend_retry
         self._last_resort = BackendLanes(libcrypto, None)
-        self._backends = [
-            self._last_resort
-            if backend is libcrypto
-            else BackendLanes(backend, Health(backend.name, config.backend_retry, libcrypto.name))
-            for backend in backends
-        ]
+        self._backends = [self._lanes_of(backend) for backend in backends]
         self._inline = next((backend for backend in self._backends if backend.backend is inline), self._last_resort)
-        self._key_holders = [backend for backend in backends if isinstance(backend, KeyHolder)]
+        self._open_more = open_more
         self._removed_keys = 0
         self._lock = threading.Lock()
         self._closing = False  # with _lock
@@ -120,6 +118,11 @@ class Engine:
             for backend in self._all():
                 backend.backend.open(self._client)
                 undo.callback(backend.backend.close)
+            more = self._open_more(self._client) if self._open_more is not None else []
+            for opened in more:
+                undo.callback(opened.close)
+            undo.callback(setattr, self, "_backends", self._backends)
+            self._backends = [*map(self._lanes_of, more), *self._backends]
             for backend in self._all():
                 undo.callback(backend.stop)
                 backend.start(self._limits.max_batch, self._lane_finished)
@@ -156,6 +159,11 @@ class Engine:
         current = threading.current_thread()
         lanes = (lane for backend in self._all() for lane in backend.lanes)
         return current is self._thread or any(current is lane.thread for lane in lanes)
+
+    def _lanes_of(self, backend: Backend) -> BackendLanes:
+        if backend is self._last_resort.backend:
+            return self._last_resort
+        return BackendLanes(backend, Health(backend.name, self._first_pause, self._last_resort.name))
 
     def in_use(self) -> str:
         """The name of the backend that gets the next batch."""
@@ -240,8 +248,9 @@ class Engine:
         removed = lib.gp_client_removed_keys(self._client.pointer)
         if removed != self._removed_keys:
             self._removed_keys = removed
-            for backend in self._key_holders:
-                backend.keys_removed()
+            for backend in self._backends:
+                if isinstance(backend.backend, KeyHolder):
+                    backend.backend.keys_removed()
 
     def _small_batches(self) -> FFI.CData:
         """The largest batch of each size class that may be computed by this thread, inside the wait: none, unless

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import os
 import threading
@@ -13,6 +14,7 @@ import numpy as np
 from prometheus_client import CollectorRegistry
 
 from gpu_provider import keys
+from gpu_provider.backends.choice import open_gpus
 from gpu_provider.backends.cpu import CpuBackend
 from gpu_provider.backends.libcrypto import LibcryptoBackend
 from gpu_provider.client import Client, openssl_error
@@ -103,8 +105,9 @@ class BatchingProvider:
                 libcrypto = backend
         self._client = Client(self.config.queue_depth)
         self._futures = PendingFutures(self._client)
-        self._announce = backends is None and self.config.backend == "auto"
+        open_more = None
         if backends is None:
+            open_more = functools.partial(open_gpus, config=self.config)
             backends = [libcrypto if self.config.backend == "libcrypto" else CpuBackend(self.config.threads)]
         inline = next((backend for backend in backends if isinstance(backend, CpuBackend)), libcrypto)
         self._statistics = Statistics(self._client, inline.name)
@@ -115,6 +118,7 @@ class BatchingProvider:
             backends=backends,
             inline=inline,
             libcrypto=libcrypto,
+            open_more=open_more,
             futures=self._futures,
             statistics=self._statistics,
         )
@@ -138,8 +142,6 @@ class BatchingProvider:
                 return
             self._engine.start()
             self._started = True
-        if self._announce:
-            _log.info('backend "auto": no GPU backend in this version, computing with %s', self._engine.in_use())
 
     def close(self) -> None:
         """Completes everything that was submitted, then ends the threads. May be called again.

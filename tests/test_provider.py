@@ -217,9 +217,8 @@ class TestStats:
 def test_auto_says_once_what_computes(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, "gpu_provider"), BatchingProvider(ProviderConfig(backend="auto")) as provider:
         provider.start()
-    assert [record.message for record in caplog.records] == [
-        'backend "auto": no GPU backend in this version, computing with cpu'
-    ]
+    (record,) = caplog.records
+    assert record.message.startswith('backend "auto": computing with cpu')
 
 
 def test_cpu_says_nothing(caplog: pytest.LogCaptureFixture) -> None:

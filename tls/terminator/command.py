@@ -96,7 +96,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
     add = parser.add_argument_group("batches").add_argument
-    add("--backend", metavar="NAME", help=f"what computes: auto, cpu or libcrypto {shown('backend')}")
+    add("--backend", metavar="NAME", help=f"what computes: auto, cuda, cpu or libcrypto {shown('backend')}")
     add("--queue-depth", type=int, metavar="N", help=f"RSA operations that can wait at a time {shown('queue_depth')}")
     add("--max-batch", type=int, metavar="N", help=f"most operations in one batch {shown('max_batch')}")
     add("--max-delay", type=float, metavar="SECONDS", help=f"seconds that one batch may take {shown('max_delay')}")

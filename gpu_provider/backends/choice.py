@@ -1,0 +1,69 @@
+"""The GPUs that a provider computes with: all that there are and that work, if its settings allow it."""
+
+from __future__ import annotations
+
+import logging
+import os
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
+
+from gpu_provider.backends.cuda import CudaBackend
+from gpu_provider.backends.cupy_device import CupyDevice
+from gpu_provider.devices import find_devices
+from gpu_provider.errors import BackendError
+from gpu_provider.kernels.cubin_cache import CubinCache, default_directory
+from gpu_provider.kernels.cubins import Arithmetic
+
+if TYPE_CHECKING:
+    from gpu_provider.client import Client
+    from gpu_provider.config import ProviderConfig
+
+__all__ = ["open_gpus"]
+
+_log = logging.getLogger(__name__)
+
+
+def open_gpus(client: Client, config: ProviderConfig) -> list[CudaBackend]:
+    """A backend for each GPU, open already. None unless ``config.backend`` is "cuda" or "auto".
+
+    For "cuda", raises BackendError if there is no GPU, or one can't be used. For "auto" that is logged, and the
+    others compute. Starts CUDA in this process, so a program must not fork afterwards.
+    """
+    if config.backend not in {"auto", "cuda"}:
+        return []
+    required = config.backend == "cuda"
+    try:
+        gpus = find_devices()
+    except BackendError as error:
+        if required:
+            raise BackendError(f'backend "cuda": {error}') from None
+        _log.info('backend "auto": computing with cpu: %s', error)
+        return []
+    cache = CubinCache(config.kernel_cache or default_directory(os.environ))
+    arithmetic = None if config.arithmetic == "auto" else Arithmetic(config.arithmetic)
+    names = ["cuda"] if len(gpus) == 1 else [f"cuda{gpu.index}" for gpu in gpus]
+    backends = [
+        CudaBackend(CupyDevice(gpu, cache, arithmetic), name=name) for gpu, name in zip(gpus, names, strict=True)
+    ]
+    # On threads of their own: each makes its device that of its thread, and this one may have another.
+    with ThreadPoolExecutor(len(backends)) as pool:
+        failures = list(pool.map(lambda backend: _open(backend, client), backends))
+    working = [backend for backend, failure in zip(backends, failures, strict=True) if failure is None]
+    for backend, failure in zip(backends, failures, strict=True):
+        if failure is not None and required:
+            for other in working:
+                other.close()
+            raise failure
+        if failure is not None:
+            _log.warning('backend "auto": %s is not used: %s', backend.name, failure)
+    if not required:
+        _log.info('backend "auto": computing with %s', ", ".join([*(backend.name for backend in working), "cpu"]))
+    return working
+
+
+def _open(backend: CudaBackend, client: Client) -> BackendError | None:
+    try:
+        backend.open(client)
+    except BackendError as error:
+        return error
+    return None

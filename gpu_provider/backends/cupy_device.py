@@ -1,0 +1,293 @@
+"""An NVIDIA GPU behind the device interface, through CuPy's bindings of the CUDA runtime and driver.
+
+Memory, streams and launches are ours alone: CuPy's pools, which may keep what is freed, have no part in it. CuPy is
+imported when a device is opened, not before.
+
+A kernel that faults leaves an error in the process's context on the GPU that every later call returns. Only a reset
+ends it, which takes all that the process has on that GPU, and CUDA promises no more than that a new process helps. So
+it is tried when nothing else works; if it does not help, the device stays out of use until the program is restarted.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import logging
+import threading
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from gpu_provider.backends.device import DeviceError, DeviceMemoryError
+from gpu_provider.kernels import cubins
+from gpu_provider.kernels.nvrtc import CompilerMissingError
+from gpu_provider.kernels.warp import Kernel, Operation
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+    from gpu_provider.devices import Device
+    from gpu_provider.kernels.cubin_cache import CubinCache
+    from gpu_provider.kernels.cubins import Arithmetic, Unit
+
+__all__ = ["CupyDevice", "pair_bytes", "record_bytes"]
+
+_log = logging.getLogger(__name__)
+_WARP = 32
+_WARPS_PER_PROCESSOR = 4
+_OUT_OF_MEMORY = 2  # cudaErrorMemoryAllocation
+_OPERATIONS = {
+    "gpk_private": Operation.PRIVATE,
+    "gpk_make_pairs": Operation.MAKE_PAIRS,
+    "gpk_modexp": Operation.MODEXP,
+}
+
+
+def record_bytes(arithmetic: Arithmetic, operation: Operation, limbs: int) -> int:
+    """Of ``RecordLayout`` in ``kernels/launch.h``, with so many limbs in a prime, or for MODEXP of ``ModulusLayout``
+    with so many in a modulus."""
+    if operation is Operation.MODEXP:
+        return (3 * limbs + 4) * arithmetic.limb_bytes
+    exponent_words = arithmetic.radix_bits * limbs // 32 + 1
+    words = (20 * limbs + 4) * arithmetic.limb_bytes // 4 + 4 * exponent_words + 2
+    return (words + 3) // 4 * 16
+
+
+def pair_bytes(arithmetic: Arithmetic, limbs: int) -> int:
+    """Of a blinding pair, with so many limbs in a prime."""
+    return 4 * limbs * arithmetic.limb_bytes
+
+
+def _kernel(index: int, unit: Unit, entry: str) -> Kernel:
+    operation = _OPERATIONS[entry]
+    limbs = unit.limbs * unit.threads // (1 if operation is Operation.MODEXP else 2)
+    return Kernel(
+        index=index,
+        name=f"{entry} of {unit}",
+        operation=operation,
+        radix_bits=unit.arithmetic.radix_bits,
+        class_bytes=unit.bytes,
+        threads=unit.threads,
+        window=unit.window,
+        rows=unit.rows,
+        table_bytes=unit.table_bytes,
+        record_bytes=record_bytes(unit.arithmetic, operation, limbs),
+        pair_bytes=0 if operation is Operation.MODEXP else pair_bytes(unit.arithmetic, limbs),
+    )
+
+
+def _error(device: str, call: str, error: Exception) -> DeviceError:
+    text = f"device {device}: {call}: {error}"
+    return DeviceMemoryError(text) if getattr(error, "status", None) == _OUT_OF_MEMORY else DeviceError(text)
+
+
+class CupyDevice:
+    """One GPU."""
+
+    def __init__(self, device: Device, cache: CubinCache, arithmetic: Arithmetic | None = None) -> None:
+        """``arithmetic``: None: by what the GPU is good at."""
+        self.name = f"{device.name} ({device.index})"
+        self.parallel_threads = device.multiprocessors * _WARPS_PER_PROCESSOR * _WARP
+        self._device = device
+        self._cache = cache
+        self._arithmetic = arithmetic
+        self._runtime: Any = None
+        self._driver: Any = None
+        self._lock = threading.Lock()
+        self._modules: list[int] = []
+        self._functions: list[int] = []
+        self._memory: set[int] = set()
+        self._pinned: dict[int, NDArray[np.uint8]] = {}
+        self._streams: list[_CupyStream] = []
+
+    def open(self) -> Sequence[Kernel]:
+        self._import()
+        self.close()
+        architecture = cubins.architecture_for(self._device.major, self._device.minor)
+        arithmetic = self._arithmetic or cubins.arithmetics(architecture)[0]
+        compiled = cubins.load_cubins(cubins.units([arithmetic]), architecture, self._cache, loaded=self._tell)
+        try:
+            self._recover()
+            return [
+                self._load(module, unit, entry)
+                for unit, cubin in compiled.items()
+                for module in [self._module(cubin)]
+                for entry in unit.entries
+            ]
+        except RuntimeError as error:
+            raise _error(self.name, "loading the kernels", error) from None
+
+    def close(self) -> None:
+        if self._runtime is None:
+            return
+        self._attempt(self._runtime.setDevice, self._device.index)
+        for stream in self._streams:
+            self._attempt(stream.destroy)
+        for address in self._memory:
+            self._attempt(self._runtime.free, address)
+        for address, array in self._pinned.items():
+            array.fill(0)
+            self._attempt(self._runtime.freeHost, address)
+        for module in self._modules:
+            self._attempt(self._driver.moduleUnload, module)
+        for left in (self._streams, self._memory, self._pinned, self._modules, self._functions):
+            left.clear()
+
+    def allocate(self, size: int) -> int:
+        try:
+            address: int = self._runtime.malloc(size)
+        except RuntimeError as error:
+            raise _error(self.name, f"allocating {size} bytes", error) from None
+        with self._lock:
+            self._memory.add(address)
+        return address
+
+    def free(self, address: int) -> None:
+        with self._lock:
+            self._memory.remove(address)
+        try:
+            self._runtime.free(address)
+        except RuntimeError as error:
+            raise _error(self.name, "free", error) from None
+
+    def allocate_pinned(self, size: int) -> NDArray[np.uint8]:
+        try:
+            address: int = self._runtime.hostAlloc(size, self._runtime.hostAllocPortable)
+        except RuntimeError as error:
+            raise _error(self.name, f"allocating {size} pinned bytes", error) from None
+        array = np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(address))
+        array.fill(0)
+        with self._lock:
+            self._pinned[address] = array
+        return array
+
+    def free_pinned(self, array: NDArray[np.uint8]) -> None:
+        address = array.ctypes.data
+        with self._lock:
+            del self._pinned[address]
+        try:
+            self._runtime.freeHost(address)
+        except RuntimeError as error:
+            raise _error(self.name, "free of pinned memory", error) from None
+
+    def stream(self) -> _CupyStream:
+        try:
+            stream = _CupyStream(self.name, self._runtime, self._driver, self._functions)
+        except RuntimeError as error:
+            raise _error(self.name, "making a stream", error) from None
+        with self._lock:
+            self._streams.append(stream)
+        return stream
+
+    def use(self) -> None:
+        self._import()
+        try:
+            self._runtime.setDevice(self._device.index)
+        except RuntimeError as error:
+            raise _error(self.name, "choosing the device", error) from None
+
+    def _import(self) -> None:
+        if self._runtime is None:
+            try:
+                from cupy.cuda import driver, runtime  # noqa: PLC0415 - optional, and takes half a second
+            except ImportError as error:
+                raise CompilerMissingError.of_cupy(error) from None
+            self._driver, self._runtime = driver, runtime
+
+    def _recover(self) -> None:
+        """Raises RuntimeError if the device does not work, not even after a reset."""
+        try:
+            self._runtime.deviceSynchronize()
+        except RuntimeError as error:
+            _log.warning("device %s is reset: %s", self.name, error)
+            ctypes.CDLL("libcuda.so.1").cuDevicePrimaryCtxReset_v2(self._device.index)
+            self._runtime.setDevice(self._device.index)
+            self._runtime.deviceSynchronize()
+
+    def _module(self, cubin: bytes) -> int:
+        module: int = self._driver.moduleLoadData(cubin)
+        self._modules.append(module)
+        return module
+
+    def _load(self, module: int, unit: Unit, entry: str) -> Kernel:
+        function = self._driver.moduleGetFunction(module, entry)
+        attribute = self._driver.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+        self._driver.funcSetAttribute(function, attribute, unit.table_bytes)
+        self._functions.append(function)
+        return _kernel(len(self._functions) - 1, unit, entry)
+
+    def _tell(self, unit: Unit, cached: bool) -> None:
+        if not cached:
+            _log.info("device %s: compiled the kernels %s", self.name, unit)
+
+    def _attempt(self, call: Any, *arguments: object) -> None:
+        # What a device that has failed does not free goes when its context does.
+        with contextlib.suppress(RuntimeError):
+            call(*arguments)
+
+
+class _CupyStream:
+    """A stream that does not wait for the legacy default stream, and an event on which a thread sleeps."""
+
+    def __init__(self, device: str, runtime: Any, driver: Any, functions: Sequence[int]) -> None:
+        self._device = device
+        self._runtime = runtime
+        self._driver = driver
+        self._functions = functions
+        self._event = runtime.eventCreateWithFlags(runtime.eventBlockingSync | runtime.eventDisableTiming)
+        self._stream = runtime.streamCreateWithFlags(runtime.streamNonBlocking)
+        self._parameters = np.zeros(1, np.uint64)
+        self._parameters_address = self._parameters.ctypes.data
+
+    def upload(self, to: int, data: NDArray[np.uint8]) -> None:
+        runtime = self._runtime
+        try:
+            runtime.memcpyAsync(to, data.ctypes.data, data.size, runtime.memcpyHostToDevice, self._stream)
+        except RuntimeError as error:
+            raise _error(self._device, "copying to the device", error) from None
+
+    def download(self, to: NDArray[np.uint8], source: int) -> None:
+        runtime = self._runtime
+        try:
+            runtime.memcpyAsync(to.ctypes.data, source, to.size, runtime.memcpyDeviceToHost, self._stream)
+        except RuntimeError as error:
+            raise _error(self._device, "copying from the device", error) from None
+
+    def copy(self, to: int, source: int, size: int) -> None:
+        runtime = self._runtime
+        try:
+            runtime.memcpyAsync(to, source, size, runtime.memcpyDeviceToDevice, self._stream)
+        except RuntimeError as error:
+            raise _error(self._device, "copying on the device", error) from None
+
+    def clear(self, address: int, size: int) -> None:
+        try:
+            self._runtime.memsetAsync(address, 0, size, self._stream)
+        except RuntimeError as error:
+            raise _error(self._device, "clearing memory", error) from None
+
+    def launch(self, kernel: Kernel, arguments: NDArray[np.void]) -> None:
+        # One warp to a block: what limits how many run at a time is the shared memory of their tables, and small
+        # blocks leave least of it unused.
+        self._parameters[0] = arguments.ctypes.data
+        blocks = -(-int(arguments[0]["count"]) // kernel.rows)
+        function = self._functions[kernel.index]
+        try:
+            self._driver.launchKernel(
+                *(function, blocks, 1, 1, _WARP, 1, 1, kernel.table_bytes, self._stream, self._parameters_address, 0)
+            )
+        except RuntimeError as error:
+            raise _error(self._device, f"launching {kernel.name}", error) from None
+
+    def wait(self) -> None:
+        try:
+            self._runtime.eventRecord(self._event, self._stream)
+            self._runtime.eventSynchronize(self._event)
+        except RuntimeError as error:
+            raise _error(self._device, "waiting for the device", error) from None
+
+    def destroy(self) -> None:
+        self._runtime.eventDestroy(self._event)
+        self._runtime.streamDestroy(self._stream)

@@ -1,0 +1,257 @@
+"""The GPU behind the device interface, on CUDA functions that work on the processor: names, order and number of the
+arguments are CuPy's, the kernels are the host build. And what a user is told where there is no GPU."""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import sys
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+from rsa_keys import private_key
+
+from gpu_provider import BackendError, BatchingProvider, ProviderConfig
+from gpu_provider.backends import cupy_device
+from gpu_provider.backends.cuda import CudaBackend
+from gpu_provider.backends.cupy_device import CupyDevice
+from gpu_provider.devices import Device
+from gpu_provider.kernels import cubins, warp
+from gpu_provider.kernels.cubin_cache import CubinCache
+from gpu_provider.kernels.cubins import Arithmetic
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+GPU = Device(index=1, name="Test GPU", major=9, minor=0, multiprocessors=4, memory=1 << 30)
+HOST = {(kernel.operation, kernel.radix_bits, kernel.class_bytes): kernel for kernel in warp.host_kernels()}
+
+
+class CudaError(RuntimeError):
+    def __init__(self, status: int) -> None:
+        super().__init__(f"cudaError{status}")
+        self.status = status
+
+
+class Cuda:
+    """``cupy.cuda.runtime`` and ``cupy.cuda.driver`` in one. A cubin is the unit's name, a function its entry's."""
+
+    hostAllocPortable, eventBlockingSync, eventDisableTiming, streamNonBlocking = 1, 1, 2, 1  # noqa: N815
+    memcpyHostToDevice, memcpyDeviceToHost, memcpyDeviceToDevice = 1, 2, 3  # noqa: N815
+    CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES = 8
+
+    def __init__(self) -> None:
+        self.memory: dict[int, Any] = {}
+        self.modules: list[str] = []
+        self.functions: list[tuple[str, str]] = []
+        self.fail: dict[str, int] = {}
+        self.shared: dict[int, int] = {}
+        self.streams: set[int] = set()
+        self.events: set[int] = set()
+
+    def _call(self, name: str) -> None:
+        if name in self.fail:
+            raise CudaError(self.fail[name])
+
+    def setDevice(self, device: int) -> None:  # noqa: N802
+        self._call("setDevice")
+        assert device == GPU.index
+
+    def deviceSynchronize(self) -> None:  # noqa: N802
+        self._call("deviceSynchronize")
+
+    def malloc(self, size: int) -> int:
+        self._call("malloc")
+        array = np.full(size + 16, 0xA5, np.uint8)
+        address = (array.ctypes.data + 15) // 16 * 16
+        self.memory[address] = array
+        return address
+
+    def free(self, address: int) -> None:
+        self._call("free")
+        del self.memory[address]
+
+    def hostAlloc(self, size: int, flags: int) -> int:  # noqa: N802
+        assert flags == self.hostAllocPortable
+        return self.malloc(size)
+
+    def freeHost(self, address: int) -> None:  # noqa: N802
+        self.free(address)
+
+    def streamCreateWithFlags(self, flags: int) -> int:  # noqa: N802
+        assert flags == self.streamNonBlocking
+        self.streams.add(1000 + len(self.streams))
+        return max(self.streams)
+
+    def streamDestroy(self, stream: int) -> None:  # noqa: N802
+        self.streams.remove(stream)
+
+    def eventCreateWithFlags(self, flags: int) -> int:  # noqa: N802
+        assert flags == self.eventBlockingSync | self.eventDisableTiming
+        self.events.add(2000 + len(self.events))
+        return max(self.events)
+
+    def eventDestroy(self, event: int) -> None:  # noqa: N802
+        self.events.remove(event)
+
+    def eventRecord(self, event: int, stream: int) -> None:  # noqa: N802
+        assert event in self.events
+        assert stream in self.streams
+
+    def eventSynchronize(self, event: int) -> None:  # noqa: N802
+        self._call("eventSynchronize")
+        assert event in self.events
+
+    def memcpyAsync(self, to: int, source: int, size: int, kind: int, stream: int) -> None:  # noqa: N802
+        self._call("memcpyAsync")
+        assert kind in {1, 2, 3}
+        assert stream in self.streams
+        ctypes.memmove(to, source, size)
+
+    def memsetAsync(self, address: int, value: int, size: int, stream: int) -> None:  # noqa: N802
+        assert stream in self.streams
+        ctypes.memset(address, value, size)
+
+    def moduleLoadData(self, image: bytes) -> int:  # noqa: N802
+        self.modules.append(image.decode())
+        return len(self.modules) - 1
+
+    def moduleUnload(self, module: int) -> None:  # noqa: N802
+        self.modules[module] = ""
+
+    def moduleGetFunction(self, module: int, name: str) -> int:  # noqa: N802
+        self.functions.append((self.modules[module], name))
+        return len(self.functions) - 1
+
+    def funcSetAttribute(self, function: int, attribute: int, value: int) -> None:  # noqa: N802
+        assert attribute == self.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+        self.shared[function] = value
+
+    def launchKernel(self, function: int, *rest: int) -> None:  # noqa: N802
+        self._call("launchKernel")
+        blocks, grid_y, grid_z, threads, block_y, block_z, shared, stream, parameters, extra = rest
+        assert (grid_y, grid_z, threads, block_y, block_z, extra) == (1, 1, 32, 1, 1, 0)
+        assert shared == self.shared[function]
+        assert stream in self.streams
+        address = ctypes.c_uint64.from_address(parameters).value
+        unit, name = self.functions[function]
+        (found,) = [one for one in cubins.units(Arithmetic) if str(one) == unit]
+        assert blocks == -(-ctypes.c_uint32.from_address(address).value // found.rows)
+        operation = cupy_device._OPERATIONS[name]
+        warp.launch(HOST[operation, found.arithmetic.radix_bits, found.bytes], address)
+
+
+@pytest.fixture
+def cuda(monkeypatch: pytest.MonkeyPatch) -> Cuda:
+    cuda = Cuda()
+    module = SimpleNamespace(runtime=cuda, driver=cuda)
+    monkeypatch.setitem(sys.modules, "cupy", SimpleNamespace(cuda=module))
+    monkeypatch.setitem(sys.modules, "cupy.cuda", module)
+    monkeypatch.setattr(cubins, "architecture_for", lambda major, minor: f"sm_{major}{minor}")
+    monkeypatch.setattr(cubins, "load_cubins", lambda units, *_, **__: {unit: str(unit).encode() for unit in units})
+    return cuda
+
+
+@pytest.fixture
+def device(cuda: Cuda, tmp_path: Path) -> CupyDevice:
+    return CupyDevice(GPU, CubinCache(tmp_path))
+
+
+@pytest.mark.parametrize("arithmetic", Arithmetic)
+def test_record_sizes_are_those_of_the_kernels(cuda: Cuda, tmp_path: Path, arithmetic: Arithmetic) -> None:
+    device = CupyDevice(GPU, CubinCache(tmp_path), arithmetic)
+    device.use()
+    compared = 0
+    for kernel in device.open():
+        host = HOST.get((kernel.operation, kernel.radix_bits, kernel.class_bytes))
+        if host is not None:
+            assert (kernel.record_bytes, kernel.pair_bytes) == (host.record_bytes, host.pair_bytes)
+            compared += 1
+    assert compared > 8
+    device.close()
+
+
+def check(provider: BatchingProvider, bits: int, count: int) -> None:
+    key = provider.load_key(private_key(bits))
+    futures = [provider.submit(key, x) for x in range(2, count)]
+    for x, future in enumerate(futures, 2):
+        result = future.result(timeout=30)
+        assert isinstance(result, int)
+        assert pow(result, key.e, key.n) == x
+
+
+def test_batches_on_it(cuda: Cuda, device: CupyDevice) -> None:
+    with BatchingProvider(ProviderConfig(), backends=[CudaBackend(device)]) as provider:
+        check(provider, 2048, 20)
+        check(provider, 3072, 6)
+        stats = provider.stats()
+        assert (stats.backend, stats.fallbacks) == ("cuda", 0)
+    assert not cuda.memory
+    assert not cuda.streams
+    assert not cuda.events
+    assert not any(cuda.modules)
+
+
+@pytest.mark.parametrize("call", ["memcpyAsync", "launchKernel", "eventSynchronize", "setDevice"])
+def test_a_call_that_fails_is_named(
+    cuda: Cuda, device: CupyDevice, call: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    with BatchingProvider(ProviderConfig(backend_retry=0.001), backends=[CudaBackend(device)]) as provider:
+        check(provider, 2048, 4)
+        cuda.fail[call] = 700
+        check(provider, 2048, 4)
+        assert "Test GPU (1)" in caplog.text
+        assert "cudaError700" in caplog.text
+        cuda.fail.clear()
+        while provider.stats().backend != "cuda":
+            check(provider, 2048, 3)
+        assert provider.stats().failed == 0
+    assert not cuda.memory
+
+
+def test_a_device_without_memory_stays_in_use(cuda: Cuda, device: CupyDevice) -> None:
+    with BatchingProvider(ProviderConfig(), backends=[CudaBackend(device, lanes=1)]) as provider:
+        check(provider, 2048, 4)
+        cuda.fail["malloc"] = 2
+        check(provider, 3072, 4)
+        cuda.fail.clear()
+        check(provider, 3072, 4)
+        assert provider.stats().backend == "cuda"
+        assert provider.stats().fallbacks == 2
+
+
+def test_all_gpus_are_used_and_the_processor_with_them(
+    cuda: Cuda, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("gpu_provider.backends.choice.find_devices", lambda: [GPU])
+    with (
+        caplog.at_level(logging.INFO),
+        BatchingProvider(ProviderConfig(kernel_cache=tmp_path, arithmetic="int32")) as provider,
+    ):
+        check(provider, 2048, 40)
+        assert {unit.split("-")[0] for unit in cuda.modules} == {"int32"}
+    assert 'backend "auto": computing with cuda, cpu' in caplog.text
+    assert not cuda.memory
+
+
+def test_a_gpu_that_does_not_work_is_left_out_or_an_error(
+    cuda: Cuda, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("gpu_provider.backends.choice.find_devices", lambda: [GPU])
+    cuda.fail["malloc"] = 46
+    with BatchingProvider(ProviderConfig(kernel_cache=tmp_path)) as provider:
+        assert provider.stats().backend == "cpu"
+    assert 'backend "auto": cuda is not used: device Test GPU (1): allocating' in caplog.text
+    with pytest.raises(BackendError, match=r"device Test GPU \(1\): allocating"):
+        BatchingProvider(ProviderConfig(backend="cuda", kernel_cache=tmp_path)).start()
+
+
+def test_without_cupy_the_error_names_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "cupy", None)
+    monkeypatch.setitem(sys.modules, "cupy.cuda", None)
+    with pytest.raises(BackendError, match=r'backend "cuda": CuPy is not installed .*gpu-provider\[cuda13\]'):
+        BatchingProvider(ProviderConfig(backend="cuda")).start()
+    with BatchingProvider(ProviderConfig(backend="auto")) as provider:
+        assert provider.stats().backend == "cpu"
