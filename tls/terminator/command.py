@@ -112,6 +112,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="SECONDS",
         help=f"seconds that a failed backend stays out of use at first {shown('backend_retry')}",
     )
+    add("--arithmetic", metavar="NAME", help=f"how GPUs multiply: auto, fp64 or int32 {shown('arithmetic')}")
+    add(
+        "--kernel-cache",
+        metavar="DIRECTORY",
+        help="where kernels compiled for a GPU are kept (default: gpu-provider/cubins in $XDG_CACHE_HOME or ~/.cache)",
+    )
     add("--threads", type=int, metavar="N", help="threads that compute on the CPU (default: as many as cores)")
 
     add = parser.add_argument_group("other").add_argument
