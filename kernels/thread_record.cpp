@@ -42,7 +42,7 @@ template <int BITS, int LIMBS> struct Numbers {
 
         if constexpr (BITS == 52) {
             for (int i = 0; i < LIMBS; i++)
-                to[i] = (Limb)x[i];
+                to[i] = (Limb)(int64_t)x[i]; /* of an unsigned number, many processors convert by a branch on its sign */
         } else {
             uint8_t bytes[MAX_BYTES];
             limbs_to_bytes(bytes, 4 * LIMBS, x, work);

@@ -7,23 +7,36 @@ import re
 import shutil
 import subprocess
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from kernel_oracle import Numbers
+
+from gpu_provider.kernels import warp
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 ROOT = Path(__file__).resolve().parent.parent
 KERNELS = ROOT / "kernels"
 pytestmark = pytest.mark.timeout(300)
 
 
-def build(name: str, directory: Path, *options: str) -> Path:
+def build(name: str, directory: Path, *options: str, with_files: Sequence[str] = ("key.cpp", "memory.cpp")) -> Path:
     if shutil.which("g++") is None:
         pytest.skip("g++ is not installed")
     program = directory / name
-    sources = [ROOT / "tests" / "native" / f"{name}.cpp", KERNELS / "key.cpp", KERNELS / "memory.cpp"]
+    sources = [ROOT / "tests" / "native" / f"{name}.cpp", *(KERNELS / file for file in with_files)]
     flags = ["-std=c++17", "-O2", "-g", "-Wall", "-Wextra", "-Werror", "-pthread", *options, f"-I{KERNELS}"]
     subprocess.run(["g++", *flags, *sources, "-o", program], check=True, timeout=200)
     return program
+
+
+def setup_arguments(name: str) -> list[str]:
+    """A list of compiler flags in setup.py."""
+    match = re.search(rf"^{name} = \[(.*)\]$", (ROOT / "setup.py").read_text(), re.MULTILINE)
+    assert match
+    return re.findall(r'"(-[^"]+)"', match[1])
 
 
 def key_on_stdin() -> str:
@@ -45,6 +58,19 @@ def test_no_branch_and_no_address_depends_on_a_secret(tmp_path: Path) -> None:
     assert leak.returncode == 99, "the check does not notice a branch on dP"
 
 
+def test_nor_in_the_multi_thread_kernels(tmp_path: Path) -> None:
+    """The source that a GPU runs, in both radices, from a key's record to the result."""
+    if shutil.which("valgrind") is None or not Path("/usr/include/valgrind/memcheck.h").exists():
+        pytest.skip("valgrind and its header are not installed")
+    if not warp.host_kernels():
+        pytest.skip("this processor lacks AVX2 or FMA")
+    options = ["-DGPK_CHECK_SECRETS", *setup_arguments("WARP_ARGS")]
+    program = build("thread_secrets", tmp_path, *options, with_files=("thread_record.cpp", "memory.cpp"))
+    command = ["valgrind", "--quiet", "--error-exitcode=99", program]
+    result = subprocess.run(command, input=key_on_stdin(), check=False, capture_output=True, text=True, timeout=200)
+    assert result.returncode == 0, result.stderr
+
+
 def test_no_fault_lets_a_wrong_result_out(tmp_path: Path) -> None:
     """One bit of one product flipped, all over the operation: 199 runs. A few faults hit what is not used."""
     program = build("kernel_faults", tmp_path)
@@ -60,10 +86,7 @@ def compiler() -> list[str]:
         pytest.skip("the IFMA lane exists on x86-64 alone")
     if shutil.which("g++") is None or shutil.which("objdump") is None:
         pytest.skip("g++ and objdump are not installed")
-    text = (ROOT / "setup.py").read_text()
-    match = re.search(r"IFMA_ARGS = \[(.*?)\]", text)
-    assert match
-    return ["g++", "-std=c++17", "-O2", "-fPIC", *re.findall(r'"([^"]+)"', match[1])]
+    return ["g++", "-std=c++17", "-O2", "-fPIC", *setup_arguments("IFMA_ARGS")]
 
 
 def test_vectors_never_reach_an_address_or_a_flag_in_the_ifma_code(tmp_path: Path) -> None:

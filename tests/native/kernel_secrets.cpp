@@ -12,31 +12,12 @@
 #include "lane_portable.h"
 
 #include "batch.h"
+#include "key_on_stdin.h"
 
 using namespace gpk;
 
-static uint8_t bytes[7][512];
-static gpk_number numbers[7];
-
-static void read_key(void)
-{
-    char hex[2048];
-
-    for (int i = 0; i < 7; i++) {
-        if (scanf("%2000s", hex) != 1)
-            exit(2);
-        const size_t length = strlen(hex);
-        for (size_t j = 0; j < length; j++) {
-            const char digit[2] = {hex[length - 1 - j], 0};
-            bytes[i][j / 2] |= (uint8_t)(strtoul(digit, NULL, 16) << j % 2 * 4);
-        }
-        numbers[i] = {bytes[i], (length + 1) / 2};
-    }
-}
-
 int main(int argc, char **argv)
 {
-    enum { N, E, P, Q, DP, DQ, QINV };
     uint8_t input[2][256] = {{3}, {5, 7}}, output[2][256], ok[2], exponent[29];
     gpk_key *key, *keys[2];
     int locked;
