@@ -63,15 +63,6 @@ class Code:
         """IMAD.WIDE and DFMA."""
         return sum(instruction.is_multiply_add for instruction in self.instructions)
 
-    def local_in_loops(self) -> list[Instruction]:
-        """Accesses to local memory, which is where spilled registers go, in loops."""
-        loops = self.loops()
-        return [
-            instruction
-            for instruction in self.instructions
-            if instruction.kind in {"LDL", "STL"} and any(instruction.address in loop for loop in loops)
-        ]
-
     def exchanges_apart(self) -> list[Instruction]:
         """What all threads of a warp must do together, but stands where some may have branched off: behind a branch
         that the compiler does not know to be the same for all, and before the place where they meet (BSYNC)."""
@@ -110,6 +101,8 @@ class Product:
 
     multiply_adds: int
     instructions: int
+    local: int
+    """Accesses to local memory, which is where spilled registers go."""
     cycles: float
     digit_cycles: float
     """What a digit of the exponent costs beside its products: the scan of the table."""
@@ -129,6 +122,7 @@ def hot_product(code: Code, architecture: str, trips: int) -> Product | None:
     return Product(
         multiply_adds=sum(instruction.is_multiply_add for instruction in once + trips * each),
         instructions=len(once) + trips * len(each),
+        local=sum(instruction.kind in {"LDL", "STL"} for instruction in once + each),
         cycles=_cycles(once, architecture) + trips * _cycles(each, architecture),
         digit_cycles=_cycles(beside, architecture),
     )
