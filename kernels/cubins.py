@@ -35,6 +35,7 @@ _OPTIONS = ("--std=c++17", "-default-device")
 _FULL_RATE_FP64 = frozenset({"sm_80", "sm_90", "sm_100"})
 _RSA, _MODEXP = ("gpk_private", "gpk_make_pairs"), ("gpk_modexp",)
 _COMPILE_SECONDS = 600.0
+_WINDOW = 4
 
 
 class Arithmetic(enum.StrEnum):
@@ -67,7 +68,7 @@ class Unit:
     """In each thread."""
     entries: tuple[str, ...]
     """Names of the kernels."""
-    window: int = 4
+    window: int = _WINDOW
     """Bits of an exponent's digit."""
 
     def __str__(self) -> str:
@@ -102,15 +103,15 @@ def arithmetics(architecture: str) -> tuple[Arithmetic, ...]:
     return (Arithmetic.FP64, Arithmetic.INT32) if architecture in _FULL_RATE_FP64 else (Arithmetic.INT32,)
 
 
-def units(wanted: Iterable[Arithmetic]) -> list[Unit]:
-    """All units of these arithmetics, as ``launch.h`` lists them."""
+def units(wanted: Iterable[Arithmetic], window: int = _WINDOW) -> list[Unit]:
+    """All units of these arithmetics, as ``launch.h`` lists them. ``window``: of the backend, or to measure."""
     text = (nvrtc.DIRECTORY / "launch.h").read_text(encoding="utf-8")
     by_radix = {arithmetic.radix_bits: arithmetic for arithmetic in wanted}
     modexp = _listed(text, "GPK_MODEXP_KERNELS")
     return [
-        Unit(by_radix[radix], size, threads, limbs, _RSA + _MODEXP if (radix, size, limbs, threads) in modexp else _RSA)
-        for radix, size, limbs, threads in _listed(text, "GPK_PRIVATE_KERNELS")
-        if radix in by_radix
+        Unit(by_radix[kernel[0]], kernel[1], kernel[3], kernel[2], _RSA + _MODEXP * (kernel in modexp), window)
+        for kernel in _listed(text, "GPK_PRIVATE_KERNELS")
+        if kernel[0] in by_radix
     ]
 
 
@@ -225,7 +226,7 @@ def _compile_apart(unit: Unit, architecture: str) -> bytes:
 def _main() -> int:
     """``python -m gpu_provider.kernels.cubins ARCHITECTURE UNIT``: the machine code to standard output."""
     architecture, name = sys.argv[1:]
-    (unit,) = (unit for unit in units(Arithmetic) if str(unit) == name)
+    (unit,) = (unit for unit in units(Arithmetic, int(name.rpartition("-w")[2])) if str(unit) == name)
     try:
         cubin = nvrtc.compile_cubin(nvrtc.source_files(SOURCE), unit.options, architecture)
     except BackendError as error:
