@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import random
+import signal
 import threading
 from typing import TYPE_CHECKING
 
+import evp
 import numpy as np
 import pytest
-from rsa_keys import private_key, program_key
+from rsa_keys import private_der, private_key, program_key
+from tls_peers import converse, finish, pause, server_context
 
-from gpu_provider import BatchingProvider, Key, ProviderConfig, keys
+from gpu_provider import BatchingProvider, Key, ProviderConfig, keys, tls
 from gpu_provider.backends.base import Batch
 from gpu_provider.backends.cuda import CudaBackend
 from gpu_provider.backends.host_device import HostDevice, HostKernels
@@ -254,3 +258,93 @@ def test_a_batch_for_which_the_device_has_no_memory_is_left_to_openssl(
     device.limit = 1 << 30
     check(backend, [(key, 4) for key in loaded])
     backend.close()
+
+
+def rows_of(numbers: list[int], width: int) -> NDArray[np.uint8]:
+    return np.array([list(number.to_bytes(width, "little")) for number in numbers], np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("bits", "exponent_bytes", "moduli"),
+    [(2048, 32, 1), (2000, 29, 1), (3072, 17, 2), (512, 64, 1), (8192, 17, 1), (2048, 16, 20)],
+    ids=["one group", "odd sizes", "two groups", "small", "too wide", "too many moduli"],
+)
+def test_exponentiations_agree_with_pow(backend: CudaBackend, bits: int, exponent_bytes: int, moduli: int) -> None:
+    source = random.Random(bits)  # noqa: S311 (test data)
+    some = [source.getrandbits(bits) | 1 << (bits - 1) | 1 for _ in range(moduli)]
+    each = [some[i % moduli] for i in range(20)]
+    bases = [source.randrange(modulus) for modulus in each]
+    exponents = [source.getrandbits(8 * exponent_bytes) for _ in each]
+    width = (bits + 63) // 64 * 8
+    outputs = np.zeros((20, width), np.uint8)
+    backend.modexp(rows_of(bases, width), rows_of(exponents, exponent_bytes), rows_of(each, width), outputs)
+    assert [int.from_bytes(row.tobytes(), "little") for row in outputs] == list(map(pow, bases, exponents, each))
+
+
+def test_exponentiations_leave_nothing_secret_behind(backend: CudaBackend, device: SpyingDevice) -> None:
+    modulus, base, exponent = (1 << 2047) | 1, 0x1234567890ABCDEF << 1900, 0xFEDCBA0987654321 << 64
+    outputs = np.zeros((1, 256), np.uint8)
+    backend.modexp(rows_of([base], 256), rows_of([exponent], 16), rows_of([modulus], 256), outputs)
+    result = int.from_bytes(outputs[0].tobytes(), "little")
+    assert result == pow(base, exponent, modulus)
+    assert device.holds(modulus)
+    assert not any(map(device.holds, (base, exponent, result)))
+
+
+class WrongModexp(HostKernels):
+    def run(self, kernel: Kernel, arguments: NDArray[np.void]) -> None:
+        super().run(kernel, arguments)
+        if kernel.operation is Operation.MODEXP:
+            for row in range(int(arguments[0]["count"])):
+                ctypes.memset(int(arguments[0]["outputs"]) + row * kernel.class_bytes, 1, 1)
+
+
+def test_a_device_that_computes_wrong_exponentiations_is_found_out() -> None:
+    backend = CudaBackend(HostDevice(WrongModexp()), lanes=1)
+    with BatchingProvider(ProviderConfig(backend_retry=3600), backends=[backend]) as provider:
+        modulus = (1 << 2047) | 1
+        assert provider.modexp([2] * 8, 4096, modulus) == [pow(2, 4096, modulus)] * 8
+        assert provider.stats().backend == "libcrypto"
+
+
+@pytest.fixture
+def provider() -> Iterator[BatchingProvider]:
+    with BatchingProvider(ProviderConfig(), backends=[CudaBackend(HostDevice())]) as provider:
+        yield provider
+
+
+@pytest.mark.parametrize("version", [tls.TLS1_2_VERSION, tls.TLS1_3_VERSION])
+def test_tls_handshakes_that_wait_for_it(provider: BatchingProvider, version: int) -> None:
+    context = server_context(provider, version=version)
+    paused = [pause(context) for _ in range(3)]
+    for connection, peer in paused:
+        finish(connection, peer)
+        converse(connection, peer)
+    stats = provider.stats()
+    assert (stats.fallbacks, stats.direct) == (0, 0)
+    assert stats.by_backend["cuda"] >= 3
+
+
+def test_a_child_that_is_forked_computes_at_once(provider: BatchingProvider) -> None:
+    """It has neither the device's threads nor, on a GPU, the device."""
+    key = evp.Key.load(provider.library_context.pointer, private_der(private_key(2048)))
+    expected = key.digest_sign("SHA256", b"message", {})
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        signal.alarm(30)
+        os.write(writing, key.digest_sign("SHA256", b"message", {}))
+        os._exit(0)
+    os.close(writing)
+    with os.fdopen(reading, "rb") as pipe:
+        assert pipe.read() == expected
+    assert os.waitpid(child, 0)[1] == 0
+    assert key.digest_sign("SHA256", b"message", {}) == expected
+
+
+def test_nothing_is_opened_before_the_provider_is_started() -> None:
+    opened: list[str] = []
+    provider = BatchingProvider(ProviderConfig(), backends=[CudaBackend(HostDevice(before=opened.append))])
+    assert not opened
+    with provider:
+        assert "open" in opened
