@@ -10,9 +10,12 @@ from cffi import FFI
 from cryptography.hazmat.primitives.asymmetric import rsa
 from numpy.typing import NDArray
 
-from gpu_provider import BatchingProvider, ProviderConfig
+from gpu_provider import BatchingProvider, Key, ProviderConfig
 from gpu_provider.backends.base import Batch
+from gpu_provider.backends.cuda import CudaBackend
+from gpu_provider.backends.host_device import HostDevice
 from gpu_provider.client import CLASSES, Client
+from gpu_provider.kernels.warp import Kernel
 from gpu_provider.native import ffi, lib
 from gpu_provider.scheduler import CostCurve
 
@@ -70,6 +73,41 @@ class NullBackend:
         pass
 
 
+class NothingStream:
+    """Costs nothing, and says that every result is there and right. While ``gate`` is clear it is not done."""
+
+    def __init__(self, gate: threading.Event) -> None:
+        self._gate = gate
+
+    def upload(self, to: int, data: NDArray[np.uint8]) -> None:
+        pass
+
+    def download(self, to: NDArray[np.uint8], source: int) -> None:
+        to[-(to.size // (RSA_BITS // 8 + 1)) :] = 1  # the verdicts lie behind the results
+
+    def copy(self, to: int, source: int, size: int) -> None:
+        pass
+
+    def clear(self, address: int, size: int) -> None:
+        pass
+
+    def launch(self, kernel: Kernel, arguments: NDArray[np.void]) -> None:
+        pass
+
+    def wait(self) -> None:
+        self._gate.wait()
+
+
+class NothingDevice(HostDevice):
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate = threading.Event()
+        self.gate.set()
+
+    def stream(self) -> NothingStream:  # type: ignore[override]
+        return NothingStream(self.gate)
+
+
 class Feeder:
     """``queue_jobs.c``: runs ASYNC jobs on the calling thread, which is without the GIL meanwhile."""
 
@@ -103,17 +141,15 @@ def measure(bench: Bench, *, rounds: int, requests: int, advance: Callable[[str,
         "Queue and batching provider with a backend that does nothing",
         {"rounds": rounds, "requests": requests, "in_flight": IN_FLIGHT, "depth": DEPTH, "rsa_bits": RSA_BITS},
     )
-    steps = rounds * len(IN_FLIGHT) + rounds + 1
+    steps = rounds * len(IN_FLIGHT) + 2 * (rounds + 1)
     library: Any = FEEDER.dlopen(str(bench.compile("queue_jobs", "-shared", "-fPIC", "-lcrypto")))
     backend = NullBackend()
     before = set(threading.enumerate())
     with BatchingProvider(ProviderConfig(queue_depth=DEPTH), backends=[backend]) as provider:
         threads = set(threading.enumerate()) - before
+        names = sorted(thread.name for thread in threads)
         key = provider.load_key(rsa.generate_private_key(65537, RSA_BITS))
-        pointer = key.client.pointer
-        core: Any = lib
-        native_key = ffi.gc(core.gp_client_get_key(pointer, key.handle), core.gp_key_free)
-        operation = (ffi.addressof(core, "gp_client_private_op"), pointer, native_key, key.handle)
+        operation = operation_of(key)
         nothing = (ffi.NULL, *operation[1:])
         for size in IN_FLIGHT:
             requesting, idle = (Feeder(library, what, size) for what in (operation, nothing))
@@ -132,20 +168,43 @@ def measure(bench: Bench, *, rounds: int, requests: int, advance: Callable[[str,
         feeder = Feeder(library, operation, DEPTH)
         for turn in range(rounds + 1):
             advance("full batches", steps)
-            sample = burst(backend, feeder, threads)
+            sample = burst(backend.gate, feeder, threads)
             if turn > 0:  # the first one touches every page for the first time
                 result.samples.append({"round": turn - 1, **sample})
+    device = NothingDevice()
+    before = set(threading.enumerate())
+    with BatchingProvider(ProviderConfig(queue_depth=DEPTH), backends=[CudaBackend(device)]) as provider:
+        threads = set(threading.enumerate()) - before
+        key = provider.load_key(rsa.generate_private_key(65537, RSA_BITS))
+        feeder = Feeder(library, operation_of(key), DEPTH)
+        for turn in range(rounds + 1):
+            advance("full batches, device", steps)
+            sample = burst(device.gate, feeder, threads)
+            if turn > 0:
+                result.samples.append({"round": turn - 1, "device": True, "device_rate": sample["burst_rate"]})
     for size in IN_FLIGHT:
         cpu = Spread.of(result.values("cpu_us", in_flight=size))
         target = Target(5.0) if size in WITH_TARGET else None
         result.rows.append(Row(f"{size} in flight", "submission to completion", "µs of CPU", cpu, target=target))
     rate = Spread.of(result.values("burst_rate", burst=True))
     result.rows.append(Row("full batches", "batching thread", "requests/s", rate, target=Target(1e6, at_most=False)))
-    for thread in sorted(thread.name for thread in threads):
+    rate = Spread.of(result.values("device_rate", device=True))
+    result.rows.append(
+        Row("full batches", "CUDA backend, idle device", "requests/s", rate, target=Target(2e6, at_most=False))
+    )
+    for thread in names:
         cpu = Spread.of(result.values(thread, burst=True))
         if cpu.high > 0:
             result.rows.append(Row("full batches", f"thread {thread}", "µs of CPU", cpu))
     return result
+
+
+def operation_of(key: Key) -> tuple[Any, Any, Any, int]:
+    """For a feeder; the key must outlive it."""
+    pointer = key.client.pointer
+    core: Any = lib
+    native_key = ffi.gc(core.gp_client_get_key(pointer, key.handle), core.gp_key_free)
+    return (ffi.addressof(core, "gp_client_private_op"), pointer, native_key, key.handle)
 
 
 def cpu_of(feeder: Feeder, requests: int) -> float:
@@ -154,13 +213,13 @@ def cpu_of(feeder: Feeder, requests: int) -> float:
     return time.process_time() - before
 
 
-def burst(backend: NullBackend, feeder: Feeder, threads: set[threading.Thread]) -> dict[str, Any]:
-    """Fills the queue while the backend holds its first batch, lets go, and times until the last callback has fired."""
-    backend.gate.clear()
+def burst(gate: threading.Event, feeder: Feeder, threads: set[threading.Thread]) -> dict[str, Any]:
+    """Fills the queue while the backend holds its first batches, lets go, and times until the last callback fired."""
+    gate.clear()
     feeder.fill()
     before = {thread.name: thread_cpu(thread) for thread in threads}
     started = time.monotonic_ns()
-    backend.gate.set()
+    gate.set()
     ended = feeder.await_all()
     used = {thread.name: (thread_cpu(thread) - before[thread.name]) / DEPTH * 1e6 for thread in threads}
     feeder.finish()
