@@ -15,7 +15,7 @@ import pytest
 from rsa_keys import private_der, private_key, program_key
 from tls_peers import converse, finish, pause, server_context
 
-from gpu_provider import BatchingProvider, Key, ProviderConfig, keys, tls
+from gpu_provider import BackendError, BatchingProvider, Key, ProviderConfig, keys, tls
 from gpu_provider.backends.base import Batch
 from gpu_provider.backends.cuda import CudaBackend
 from gpu_provider.backends.host_device import HostDevice, HostKernels
@@ -348,3 +348,31 @@ def test_nothing_is_opened_before_the_provider_is_started() -> None:
     assert not opened
     with provider:
         assert "open" in opened
+
+
+class TimedKernels(HostKernels):
+    """The kernel with the most threads is fast for less than three rows, the one with the fewest for more."""
+
+    def run(self, kernel: Kernel, arguments: NDArray[np.void]) -> None:
+        few = kernel.threads == 4
+        threading.Event().wait(0.2 if few == (int(arguments[0]["count"]) < 3) else 0)
+        self.ran.append((int(arguments[0]["count"]), kernel.threads))
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ran: list[tuple[int, int]] = []
+
+
+def test_the_kernel_that_was_measured_the_fastest_computes(client: Client) -> None:
+    kernels = TimedKernels()
+    backend = CudaBackend(HostDevice(kernels), lanes=1, measured=4)
+    backend.open(client)
+    costs = backend.cost_curves()[0]
+    assert costs.seconds(4) < 0.2
+    key = keys.load(client, private_key(2048))
+    for rows, threads in ((1, 8), (2, 8), (4, 4)):
+        kernels.ran.clear()
+        with pytest.raises(BackendError, match="results are wrong"):  # it computes none
+            backend.private_op(batch_of([(key, 2)] * rows))
+        assert kernels.ran[-1] == (rows, threads)
+    backend.close()

@@ -228,9 +228,9 @@ def test_all_gpus_are_used_and_the_processor_with_them(
     monkeypatch.setattr("gpu_provider.backends.choice.find_devices", lambda: [GPU])
     with (
         caplog.at_level(logging.INFO),
-        BatchingProvider(ProviderConfig(kernel_cache=tmp_path, arithmetic="int32")) as provider,
+        BatchingProvider(ProviderConfig(kernel_cache=tmp_path, arithmetic="int32", max_batch=1)) as provider,
     ):
-        check(provider, 2048, 40)
+        check(provider, 2048, 10)
         assert {unit.split("-")[0] for unit in cuda.modules} == {"int32"}
     assert 'backend "auto": computing with cuda, cpu' in caplog.text
     assert not cuda.memory

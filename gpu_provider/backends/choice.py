@@ -43,7 +43,8 @@ def open_gpus(client: Client, config: ProviderConfig) -> list[CudaBackend]:
     arithmetic = None if config.arithmetic == "auto" else Arithmetic(config.arithmetic)
     names = ["cuda"] if len(gpus) == 1 else [f"cuda{gpu.index}" for gpu in gpus]
     backends = [
-        CudaBackend(CupyDevice(gpu, cache, arithmetic), name=name) for gpu, name in zip(gpus, names, strict=True)
+        CudaBackend(CupyDevice(gpu, cache, arithmetic), name=name, measured=config.max_batch)
+        for gpu, name in zip(gpus, names, strict=True)
     ]
     # On threads of their own: each makes its device that of its thread, and this one may have another.
     with ThreadPoolExecutor(len(backends)) as pool:

@@ -21,11 +21,12 @@ from gpu_provider.backends.device_kernels import KernelChoice
 from gpu_provider.backends.device_keys import DeviceKeys
 from gpu_provider.backends.device_lane import DeviceLane
 from gpu_provider.backends.libcrypto import libcrypto_modexp
+from gpu_provider.client import class_bytes
 from gpu_provider.errors import BackendError
 from gpu_provider.scheduler import CostCurve
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator
 
     from numpy.typing import NDArray
 
@@ -38,6 +39,7 @@ __all__ = ["CudaBackend"]
 _log = logging.getLogger(__name__)
 _CLOSE_SECONDS = 10.0
 _SAMPLES = 2
+_THREADS_PER_ROW = 8
 
 # Seconds for a batch that does not fill the device, and for one that does, until batches have been measured: an H100,
 # by size class; then for a unit of modexp().
@@ -48,15 +50,19 @@ _FIRST_GUESS_MODEXP = 1e-10
 class _State:
     """All that is on a device, from when it is opened until it is closed or has failed."""
 
-    def __init__(self, device: Device, client: Client, lanes: int, crossover: Mapping[int, int]) -> None:
+    def __init__(self, device: Device, client: Client, lanes: int, choice: KernelChoice | None) -> None:
+        """``choice``: of the state before."""
         self.users = 0
         self.failed = False
         device.use()
-        kernels = KernelChoice(device.open(), device.parallel_threads, crossover)
-        self.keys = DeviceKeys(device, client, kernels.radix_bits, kernels.record_bytes)
+        kernels = device.open()
+        if choice is None or choice.kernels != kernels:
+            choice = KernelChoice(kernels, device.parallel_threads)
+        self.choice = choice
+        self.keys = DeviceKeys(device, client, choice.radix_bits, choice.record_bytes)
         self.lanes: SimpleQueue[DeviceLane] = SimpleQueue()
         for _ in range(lanes):
-            self.lanes.put(DeviceLane(device, self.keys, kernels))
+            self.lanes.put(DeviceLane(device, self.keys, choice))
 
     def wipe(self) -> None:
         """Everything secret on it, while no batch is under way. Raises DeviceError."""
@@ -84,14 +90,16 @@ class CudaBackend:
         *,
         name: str = "cuda",
         lanes: int = 3,
-        crossover: Mapping[int, int] | None = None,
+        measured: int = 0,
     ) -> None:
-        """``lanes``: batches in flight. ``crossover``: by size
-        class, the rows from which on the kernel with the fewest threads per row computes, instead of by rule."""
+        """``lanes``: batches in flight. ``measured``: rows of the largest batch that is timed, without any key, when
+        the device is opened, to find the fastest kernels and what they cost; 0: a rule and a guess instead."""
         self.name = name
         self.lanes = lanes
         self._device = device
-        self._crossover = dict(crossover or {})
+        self._measured = measured
+        self._choice: KernelChoice | None = None
+        self._curves: dict[int, list[tuple[int, float]]] = {}
         self._client: Client | None = None
         self._state: _State | None = None
         self._lock = threading.Lock()  # of the state's change, never held while a batch is computed
@@ -102,6 +110,10 @@ class CudaBackend:
         self._client = client
         try:
             self._state = self._make_state()
+            if self._measured:
+                lane = self._state.lanes.get()
+                self._curves = self._state.choice.measure(lane.measure, self._measured)
+                self._state.lanes.put(lane)
         except BackendError:
             self._device.close()
             raise
@@ -109,8 +121,12 @@ class CudaBackend:
         self._remover.start()
 
     def cost_curves(self) -> list[CostCurve]:
-        rows = max(1, self._device.parallel_threads // 8)
-        curves = [CostCurve([(1, few), (rows, full)], rows) for few, full in _FIRST_GUESSES]
+        rows = max(1, self._device.parallel_threads // _THREADS_PER_ROW)
+        curves = []
+        for kind, (few, full) in enumerate(_FIRST_GUESSES):
+            widths = [width for width in self._curves if width >= class_bytes(kind)]
+            points = self._curves[min(widths)] if widths else [(1, few), (rows, full)]
+            curves.append(CostCurve(points, rows))
         return [*curves, CostCurve([(1, _FIRST_GUESS_MODEXP)], rows)]
 
     def private_op(self, batch: Batch) -> None:
@@ -162,7 +178,9 @@ class CudaBackend:
     def _make_state(self) -> _State:
         if self._client is None:
             raise BackendError(f"{self.name}: the backend is not open")
-        return _State(self._device, self._client, self.lanes, self._crossover)
+        state = _State(self._device, self._client, self.lanes, self._choice)
+        self._choice = state.choice
+        return state
 
     def _discard(self, state: _State) -> None:
         """Of a device that has failed, what can't be wiped goes with the device's context."""

@@ -9,6 +9,7 @@ Inputs, records and pairs go up in one copy, results and verdicts come down in o
 from __future__ import annotations
 
 import logging
+import time
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from gpu_provider.backends.device import Device
     from gpu_provider.backends.device_kernels import KernelChoice
     from gpu_provider.backends.device_keys import DeviceKeys
+    from gpu_provider.kernels.warp import Kernel
 
 __all__ = ["DeviceLane"]
 
@@ -35,6 +37,7 @@ _FIRST_ROWS = 64
 _INDEX_BYTES = 4
 _UPLOAD_BYTES = MAX_BYTES + 2 * _INDEX_BYTES
 _ROWS_PER_MODULUS = 8
+_MEASUREMENTS = 2  # the first one loads the kernel
 
 
 def _aligned(count: int) -> int:
@@ -142,6 +145,34 @@ class DeviceLane:
         up[: ends[1]] = 0
         down[: count * width] = 0
         return True
+
+    def measure(self, kernel: Kernel, rows: int) -> float:
+        """The seconds that private operations of so many rows take, copies and all. No key is needed: what the kernel
+        does is the same for every number, zeros too."""
+        width = kernel.class_bytes
+        self._reserve(rows)
+        records = self._device.allocate(kernel.record_bytes)
+        pairs = self._device.allocate(rows * kernel.pair_bytes)
+        self._stream.clear(records, kernel.record_bytes)
+        self._stream.clear(pairs, rows * kernel.pair_bytes)
+        (up, down, _), (inputs, outputs, _) = self._pinned, self._memory
+        index_bytes = _aligned(rows) * _INDEX_BYTES
+        size = rows * width + 2 * index_bytes
+        up[:size] = 0
+        up[size - index_bytes : size].view(np.uint32)[:rows] = np.arange(rows)
+        index, ok = inputs + rows * width, outputs + rows * width
+        self._launch[0] = (rows, 4 * width, 65537, index, index + index_bytes, records, pairs, inputs, outputs, ok)
+        took = float("inf")
+        for _ in range(_MEASUREMENTS):
+            started = time.perf_counter()
+            self._stream.upload(inputs, up[:size])
+            self._stream.launch(kernel, self._launch)
+            self._stream.download(down[: rows * (width + 1)], outputs)
+            self._stream.wait()
+            took = min(took, time.perf_counter() - started)
+        for address in (records, pairs):
+            self._device.free(address)
+        return took
 
     def close(self) -> None:
         """Wipes the device's side and the staging. Raises DeviceError."""
