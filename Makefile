@@ -38,6 +38,7 @@ bench: .venv/ready-bench
 .venv/ready-lint: EXTRAS = lint,bench
 .venv/ready-bench: EXTRAS = uvloop,bench
 .venv/ready-cubins: EXTRAS = cuda-check
+.venv/ready-ci: EXTRAS = uvloop,test,bench,lint,cuda-check
 .venv/ready-%: $(BUILT_FROM)
 	@sh tests/check_prerequisites.sh $(PYTHON)
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || \

@@ -164,7 +164,7 @@ def modexp(
 def _rows(array: NDArray[np.uint8]) -> FFI.CData:
     if array.dtype != np.uint8:
         raise TypeError(f"rows are uint8, not {array.dtype}")
-    return ffi.from_buffer("uint8_t[]", array.data)
+    return ffi.from_buffer("uint8_t[]", array)
 
 
 def _filled(array: NDArray[np.uint8]) -> FFI.CData:
