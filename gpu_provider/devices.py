@@ -27,6 +27,8 @@ class Device:
     multiprocessors: int
     memory: int
     """Bytes."""
+    pci_bus_id: str
+    """Such as ``0000:3b:00.0``."""
 
 
 def find_devices() -> list[Device]:
@@ -59,4 +61,5 @@ def _device(index: int, runtime: ModuleType) -> Device:
         minor=properties["minor"],
         multiprocessors=properties["multiProcessorCount"],
         memory=properties["totalGlobalMem"],
+        pci_bus_id=runtime.deviceGetPCIBusId(index),
     )

@@ -16,7 +16,7 @@ from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from gpu_provider.backends.base import KeyHolder
+from gpu_provider.backends.base import KeyHolder, OnGpu
 from gpu_provider.client import CLASSES
 from gpu_provider.errors import OperationError, ProviderClosedError
 from gpu_provider.health import BackendState, Health
@@ -168,6 +168,15 @@ class Engine:
     def in_use(self) -> str:
         """The name of the backend that gets the next batch."""
         return self._preferred().name
+
+    def gpus(self) -> dict[str, str]:
+        """The GPUs' PCI bus ids, by the name of the backend that computes there."""
+        backends = [backend.backend for backend in self._backends]
+        return {
+            backend.name: backend.pci_bus_id
+            for backend in backends
+            if isinstance(backend, OnGpu) and backend.pci_bus_id is not None
+        }
 
     def _preferred(self) -> BackendLanes:
         return next((backend for backend in self._backends if backend.in_use), self._last_resort)

@@ -15,13 +15,15 @@ from prometheus_client.registry import Collector
 
 from gpu_provider.client import CLASSES, class_bytes
 from gpu_provider.native import ffi, lib
+from gpu_provider.nvml import Nvml
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
     from prometheus_client.metrics_core import Metric
 
     from gpu_provider.client import Client, QueueCounters
+    from gpu_provider.nvml import GpuFigures
     from gpu_provider.stats import BatchCounts, Distribution, Statistics
 
 __all__ = ["KIND_NAMES", "ProviderCollector"]
@@ -33,10 +35,15 @@ KIND_NAMES = (*(str(class_bytes(index) * 8) for index in range(CLASSES)), "modex
 class ProviderCollector(Collector):
     """A provider's metrics. Any thread."""
 
-    def __init__(self, client: Client, statistics: Statistics, depth: int) -> None:
+    def __init__(
+        self, client: Client, statistics: Statistics, depth: int, gpus: Callable[[], Mapping[str, str]]
+    ) -> None:
+        """``gpus``: PCI bus ids by name of the backend, as it is now."""
         self._client = client
         self._statistics = statistics
         self._depth = depth
+        self._gpus = gpus
+        self._nvml = Nvml()
         openssl = ffi.string(lib.OpenSSL_version(0))
         self._build = (
             importlib.metadata.version("gpu-provider"),
@@ -50,6 +57,7 @@ class ProviderCollector(Collector):
     def collect(self) -> Iterable[Metric]:
         yield from _queue(self._client.counters(), self._depth)
         yield from _batches(self._statistics.counts())
+        yield from _gpu_figures({backend: self._nvml.read(bus_id) for backend, bus_id in self._gpus().items()})
         build = GaugeMetricFamily("gpu_provider_build_info", "Always 1", labels=["version", "openssl"])
         build.add_metric(self._build, 1)
         yield build
@@ -117,6 +125,33 @@ def _batches(counts: BatchCounts) -> Iterable[Metric]:
     for backend, state in counts.in_use.items():
         in_use.add_metric([backend], state)
     yield in_use
+
+
+def _gpu_figures(figures: Mapping[str, GpuFigures | None]) -> Iterable[Metric]:
+    """Families without the GPUs that do not say, empty where there is none."""
+    labels = ["backend"]
+    power = GaugeMetricFamily("gpu_provider_gpu_power_watts", "Power that the GPU draws now", labels=labels)
+    clock = GaugeMetricFamily("gpu_provider_gpu_clock_hertz", "Clocks now", labels=[*labels, "clock"])
+    load = GaugeMetricFamily(
+        "gpu_provider_gpu_utilization_ratio", "Share of the last second or less in which a kernel ran", labels=labels
+    )
+    memory = GaugeMetricFamily("gpu_provider_gpu_memory_bytes", "The GPU's memory", labels=[*labels, "memory"])
+    temperature = GaugeMetricFamily("gpu_provider_gpu_temperature_celsius", "Temperature of the GPU", labels=labels)
+    for backend, now in figures.items():
+        if now is None:
+            continue
+        for family, values, value in (
+            (power, (), now.power_watts),
+            (clock, ("sm",), now.sm_clock_hertz),
+            (clock, ("memory",), now.memory_clock_hertz),
+            (load, (), now.utilization),
+            (memory, ("used",), now.memory_used_bytes),
+            (memory, ("total",), now.memory_total_bytes),
+            (temperature, (), now.temperature_celsius),
+        ):
+            if value is not None:
+                family.add_metric([backend, *values], value)
+    yield from (power, clock, load, memory, temperature)
 
 
 def _histogram(

@@ -111,7 +111,6 @@ class BatchingProvider:
             backends = [libcrypto if self.config.backend == "libcrypto" else CpuBackend(self.config.threads)]
         inline = next((backend for backend in backends if isinstance(backend, CpuBackend)), libcrypto)
         self._statistics = Statistics(self._client, inline.name)
-        self.registry.register(ProviderCollector(self._client, self._statistics, self.config.queue_depth))
         self._engine = Engine(
             config=self.config,
             client=self._client,
@@ -121,6 +120,9 @@ class BatchingProvider:
             open_more=open_more,
             futures=self._futures,
             statistics=self._statistics,
+        )
+        self.registry.register(
+            ProviderCollector(self._client, self._statistics, self.config.queue_depth, self._engine.gpus)
         )
         self._lock = threading.Lock()
         self._started = False

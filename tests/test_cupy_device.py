@@ -25,7 +25,7 @@ from gpu_provider.kernels.cubins import Arithmetic
 if TYPE_CHECKING:
     from pathlib import Path
 
-GPU = Device(index=1, name="Test GPU", major=9, minor=0, multiprocessors=4, memory=1 << 30)
+GPU = Device(index=1, name="Test GPU", major=9, minor=0, multiprocessors=4, memory=1 << 30, pci_bus_id="0000:3b:00.0")
 HOST = {(kernel.operation, kernel.radix_bits, kernel.class_bytes): kernel for kernel in warp.host_kernels()}
 
 

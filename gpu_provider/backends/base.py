@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from gpu_provider.client import Client
     from gpu_provider.scheduler import CostCurve
 
-__all__ = ["Backend", "Batch", "KeyHolder"]
+__all__ = ["Backend", "Batch", "KeyHolder", "OnGpu"]
 
 
 @dataclass(slots=True)
@@ -102,6 +102,16 @@ class Backend(Protocol):
 
     def close(self) -> None:
         """Called once, when none of its calls is running."""
+        ...
+
+
+@runtime_checkable
+class OnGpu(Protocol):
+    """A backend that computes on one NVIDIA GPU."""
+
+    @property
+    def pci_bus_id(self) -> str | None:
+        """Of the GPU, such as ``0000:3b:00.0``; None for what stands in for one."""
         ...
 
 

@@ -120,6 +120,10 @@ class CudaBackend:
         self._remover = threading.Thread(target=self._remove_keys, name=f"gpu-provider-{self.name}-keys", daemon=True)
         self._remover.start()
 
+    @property
+    def pci_bus_id(self) -> str | None:
+        return self._device.pci_bus_id
+
     def cost_curves(self) -> list[CostCurve]:
         rows = max(1, self._device.parallel_threads // _THREADS_PER_ROW)
         curves = []

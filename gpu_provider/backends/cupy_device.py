@@ -90,6 +90,7 @@ class CupyDevice:
         """``arithmetic``: None: by what the GPU is good at."""
         self.name = f"{device.name} ({device.index})"
         self.parallel_threads = device.multiprocessors * _WARPS_PER_PROCESSOR * _WARP
+        self.pci_bus_id = device.pci_bus_id
         self._device = device
         self._cache = cache
         self._arithmetic = arithmetic

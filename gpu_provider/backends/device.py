@@ -101,6 +101,11 @@ class Device(Protocol):
         ...
 
     @property
+    def pci_bus_id(self) -> str | None:
+        """By which NVML knows it; None if it is no GPU."""
+        ...
+
+    @property
     def parallel_threads(self) -> int:
         """How many threads it runs at full speed: what a batch must have to keep it busy."""
         ...

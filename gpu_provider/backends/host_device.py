@@ -53,6 +53,7 @@ class HostDevice:
     """A device whose memory is the host's."""
 
     parallel_threads = 32
+    pci_bus_id = None
 
     def __init__(
         self,
