@@ -15,7 +15,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from gpu_provider.errors import BackendError
 from gpu_provider.kernels.cubin_cache import default_directory
+from gpu_provider.nvml import GpuFigures, Nvml
 
 from . import environment, report
 from .gpu_report import read_line
@@ -41,6 +42,7 @@ SECTIONS = {
     "pipes": 40.0,
     "end-to-end": 70.0,
 }
+WATCH_SECONDS = 0.25
 SANITIZERS = {"memcheck": 50.0, "racecheck": 50.0, "synccheck": 50.0}
 SANITIZED = [f"{kind}-w4" for kind in ("int32-2048-t8", "int32-2048-t16", "fp64-2048-t4", "fp64-2048-t8")]
 SANITIZED_ROWS = 9
@@ -65,6 +67,8 @@ class Suite:
         self.device: dict[str, Any] = {}
         self.mismatches: list[dict[str, Any]] = []
         self.outcomes: dict[str, Outcome] = {}
+        self.watched: dict[str, dict[str, dict[str, float]]] = {}
+        self._nvml = Nvml()
         self.result = report.Result("gpu", "", {"tiny": options.tiny})
         self._options = options
         self._end = time.monotonic() + seconds
@@ -90,7 +94,11 @@ class Suite:
             "device": self.device.update,
             "mismatch": self.mismatches.append,
         }
-        with tempfile.TemporaryFile("w+") as errors, _started(command, errors) as process:
+        with (
+            tempfile.TemporaryFile("w+") as errors,
+            self._watched(name),
+            _started(command, errors) as process,
+        ):
             late = threading.Event()
             timer = threading.Timer(seconds, _end_late, (process, late))
             timer.start()
@@ -110,6 +118,28 @@ class Suite:
         if code:
             return Outcome("failed", taken, said[-1] if said else f"ended with {code}")
         return Outcome("done", taken)
+
+    @contextlib.contextmanager
+    def _watched(self, name: str) -> Iterator[None]:
+        """Notes the GPU's figures meanwhile: a GPU that is too hot, or has too little power, lowers its clock."""
+        figures: list[GpuFigures] = []
+        ended = threading.Event()
+
+        def watch() -> None:
+            while not ended.wait(WATCH_SECONDS):
+                bus_id = self.device.get("pci_bus_id")  # which a section tells
+                if bus_id is not None and (now := self._nvml.read(bus_id)):
+                    figures.append(now)
+
+        watcher = threading.Thread(target=watch)
+        watcher.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            watcher.join()
+            if figures:
+                self.watched[name] = _spreads(figures)
 
     def run_all(self, names: list[str]) -> None:
         for name, limit in SECTIONS.items():
@@ -145,6 +175,8 @@ class Suite:
             "device": self.device,
             "sections": {name: asdict(outcome) for name, outcome in self.outcomes.items()},
             "mismatches": self.mismatches,
+            "nvml": self.watched,
+            "driver": self._nvml.driver_version(),
             "commit": commit,
         }
         for name, outcome in self.outcomes.items():
@@ -154,6 +186,11 @@ class Suite:
             result.notes.append(f"WRONG: {mismatch['kernel']}, row {mismatch['row']}: the numbers are in the file")
         summarise(result, self.device)
         return result
+
+
+def _spreads(figures: Sequence[GpuFigures]) -> dict[str, dict[str, float]]:
+    columns = {name: [asdict(now)[name] for now in figures] for name in asdict(figures[0])}
+    return {name: asdict(report.Spread.of(values)) for name, values in columns.items() if None not in values}
 
 
 @contextlib.contextmanager

@@ -4,7 +4,6 @@ The C feeder of queue_overhead stands for thousands of connections where there i
 whose own cost in Python is most of what they measure under load.
 """
 
-import importlib
 import secrets
 import statistics
 import threading
@@ -20,6 +19,7 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from gpu_provider import BatchingProvider, Key, ProviderConfig
 from gpu_provider.backends.base import Batch
 from gpu_provider.backends.cuda import CudaBackend
+from gpu_provider.backends.cupy_device import CupyDevice
 from gpu_provider.backends.device import Device
 from gpu_provider.backends.host_device import HostDevice
 from gpu_provider.client import Client
@@ -47,12 +47,7 @@ def open_device(device: str, cache: str) -> Device:
     """What the CUDA backend runs on."""
     if device == "host":
         return HostDevice()
-    try:
-        cupy_device = importlib.import_module("gpu_provider.backends.cupy_device")
-    except ImportError as error:
-        raise BackendError(f"the CUDA backend has no device here: {error}") from None
-    opened: Device = cupy_device.CupyDevice(find_device(device), CubinCache(Path(cache)))
-    return opened
+    return CupyDevice(find_device(device), CubinCache(Path(cache)))
 
 
 def measure(device: str, cache: str, tiny: bool, report: Report) -> None:
