@@ -56,7 +56,8 @@ def measure(device: str, cache: str, tiny: bool, report: Report) -> None:
     backend_alone(device, cache, sizes, batches, report, seconds=0 if tiny else SECONDS, total=total)
     depth = 16 if tiny else 32768
     config = ProviderConfig(queue_depth=depth, max_batch=min(depth, 8192), backend_timeout=30)
-    with BatchingProvider(config, backends=[CudaBackend(open_device(device, cache), name=CUDA)]) as provider:
+    backend = CudaBackend(open_device(device, cache), name=CUDA, measured=0 if tiny else config.max_batch)
+    with BatchingProvider(config, backends=[backend]) as provider:
         key = provider.load_key(rsa.generate_private_key(65537, SIZES[0]))
         provider.private_op(key, 2)  # compiles, if anything is left to be compiled, and uploads the key
         futures(provider, key, 4 if tiny else 4096, total, report)
@@ -81,7 +82,7 @@ def backend_alone(
 ) -> None:
     """Batches in flight on every lane, as long as that: staging, copies and kernels, without the queue."""
     client = Client(16)
-    backend = CudaBackend(open_device(device, cache), lanes=LANES)
+    backend = CudaBackend(open_device(device, cache), lanes=LANES, measured=int(seconds > 0) * max(batches))
     backend.open(client)
     try:
         for bits in sizes:
