@@ -26,7 +26,7 @@ ROUNDS = 3  # the second uses blinding pairs that the first has squared
 EXPONENT_BITS = 225  # ends within a word and within a digit of any window
 FULL_EXPONENTS = 32
 SHOWN = 4
-PORTION = 64
+PORTION = 8  # rows that one thread computes at a time
 
 
 def check(device: Device, variants: Sequence[Variant], rows: int | None, tiny: bool, report: Report) -> None:

@@ -72,8 +72,8 @@ def chosen(options: Options, device: Device) -> list[Variant]:
 
 
 def defaults(options: Options) -> dict[str, str]:
-    """The variant that the CUDA backend takes for each size of key and batch, "bits/rows" of the sweep, by its rule. (When
-    it is opened, it measures by itself which number of threads is the fastest, not so arithmetic and window.)"""
+    """The variant that the CUDA backend takes for each size of key and batch, "bits/rows" of the sweep, by its rule.
+    (When it is opened, it measures by itself which number of threads is the fastest, not so arithmetic and window.)"""
     backend_device = gpu_end_to_end.open_device(options.device, options.cache)
     try:
         choice = KernelChoice(backend_device.open(), backend_device.parallel_threads)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
 import io
 import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,9 +17,10 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # bench/ is no installed package: it is run from the repository's root
 
-from bench import gpu, gpu_batches, gpu_correctness, gpu_device, gpu_pipes, gpu_summary, report  # noqa: E402
+from bench import gpu, gpu_batches, gpu_correctness, gpu_device, gpu_pipes, gpu_summary, gpu_sweep, report  # noqa: E402
 from bench.gpu_report import Report  # noqa: E402
-from gpu_provider.kernels import cubins, nvrtc  # noqa: E402
+from gpu_provider.kernels import cubins, nvrtc, warp  # noqa: E402
+from gpu_provider.kernels.cubin_cache import CubinCache  # noqa: E402
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -170,6 +173,137 @@ def test_the_microbenchmarks_compile(name: str) -> None:
     except nvrtc.CompilerMissingError as error:
         pytest.skip(str(error))
     assert nvrtc.compile_cubin({"pipe.cu": gpu_pipes.source(name)}, ("--std=c++17",), "sm_90")
+
+
+class Cupy:
+    """The part of CuPy that the suite uses, on the processor: a cubin is its unit's name, and launches are computed by
+    the host build's kernels of that arithmetic and size."""
+
+    __version__ = "0"
+    multiprocessors = 2
+
+    def __init__(self) -> None:
+        self.cuda = self.runtime = self.driver = self.function = self
+        self.memory: dict[int, NDArray[np.uint8]] = {}
+        self.shared: dict[int, int] = {}
+        self.functions: list[tuple[str, str]] = []
+        self.CUDADriverError = RuntimeError
+        self.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES = 8
+        self.CU_FUNC_ATTRIBUTE_NUM_REGS = 4
+        self.memcpyHostToDevice, self.memcpyDeviceToHost = 1, 2
+        self.clock = 0.0
+        cupy = self
+
+        class Module:
+            def load(self, cubin: bytes) -> None:
+                self.unit = cubin.decode()
+
+            def get_function(self, entry: str) -> Function:
+                cupy.functions.append((self.unit, entry))
+                return Function(len(cupy.functions) - 1)
+
+        class Function:
+            def __init__(self, ptr: int) -> None:
+                self.ptr = ptr
+
+            def __call__(self, grid: tuple[int], block: tuple[int], arguments: tuple[Any], shared: int, _: Any) -> None:
+                unit, entry = cupy.functions[self.ptr]
+                assert shared == cupy.shared[self.ptr]
+                launch = arguments[0]
+                assert launch.size == 1  # CuPy passes such an array by value
+                arithmetic, bits = unit.split("-")[:2]
+                kernel = next(
+                    kernel
+                    for kernel in warp.host_kernels()
+                    if (gpu_device.ARITHMETIC[kernel.radix_bits], 8 * kernel.class_bytes) == (arithmetic, int(bits))
+                    and gpu_device.ENTRIES[kernel.operation] == entry
+                )
+                threads = int(unit.split("-t")[1].split("-")[0])
+                assert grid[0] * block[0] >= int(launch["count"][0]) * threads
+                warp.launch(kernel, launch.ctypes.data)
+
+        class Event:
+            def record(self, _stream: Any) -> None:
+                cupy.clock += 1.0
+                self.at = cupy.clock
+
+            def synchronize(self) -> None:
+                pass
+
+        self.Module, self.Event = Module, Event
+
+    def setDevice(self, index: int) -> None:  # noqa: N802
+        assert index == 0
+
+    def getDeviceProperties(self, _index: int) -> dict[str, Any]:  # noqa: N802
+        names = {"multiProcessorCount": self.multiprocessors, "totalGlobalMem": 1, "sharedMemPerMultiprocessor": 1}
+        return {"name": b"Test GPU", "major": 9, "minor": 0, **names}
+
+    def Stream(self, non_blocking: bool) -> SimpleNamespace:  # noqa: N802
+        assert non_blocking
+        return SimpleNamespace(ptr=5, synchronize=lambda: None)
+
+    def Memory(self, size: int) -> SimpleNamespace:  # noqa: N802
+        memory = np.zeros(size + 16, np.uint8)
+        return SimpleNamespace(ptr=memory.ctypes.data + -memory.ctypes.data % 16, memory=memory)
+
+    def alloc_pinned_memory(self, size: int) -> bytearray:
+        return bytearray(size + 3)  # CuPy's are larger than asked for
+
+    def memcpyAsync(self, to: int, source: int, size: int, _kind: int, _stream: int) -> None:  # noqa: N802
+        ctypes.memmove(to, source, size)
+
+    def funcSetAttribute(self, function: int, attribute: int, value: int) -> None:  # noqa: N802
+        if value > 64 << 10:
+            raise RuntimeError("CUDA_ERROR_INVALID_VALUE")
+        assert attribute == self.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+        self.shared[function] = value
+
+    def funcGetAttribute(self, attribute: int, _function: int) -> int:  # noqa: N802
+        assert attribute == self.CU_FUNC_ATTRIBUTE_NUM_REGS
+        return 96
+
+    def occupancyMaxActiveBlocksPerMultiprocessor(self, _function: int, threads: int, _shared: int) -> int:  # noqa: N802
+        assert threads == 32
+        return 1
+
+    def deviceGetPCIBusId(self, _index: int) -> str:  # noqa: N802
+        return "0000:3b:00.0"
+
+    def driverGetVersion(self) -> int:  # noqa: N802
+        return 13000
+
+    runtimeGetVersion = driverGetVersion  # noqa: N815
+
+    def get_elapsed_time(self, first: Any, second: Any) -> float:
+        elapsed: float = second.at - first.at
+        return elapsed
+
+
+def test_a_gpu_is_measured_through_cupy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cupy = Cupy()
+    monkeypatch.setattr(gpu_device, "cupy", lambda: cupy)
+    monkeypatch.setattr(cubins, "architecture_for", lambda major, minor: f"sm_{major}{minor}")
+    monkeypatch.setattr(nvrtc, "version", lambda: "13.0")
+    names = {unit: str(unit).encode() for unit in gpu_device.all_units([4, 5]) if unit.bytes == 256}
+    monkeypatch.setattr(cubins, "cached_cubins", lambda *_: names)
+    device = gpu_device.CudaDevice(0, CubinCache(tmp_path))
+    assert device.missing()["fp64-2048-t4-w3"] == "not compiled in time"
+    assert "shared memory" in device.missing()["fp64-2048-t4-w5"]  # 80 KiB are more than this GPU has
+    described = json.loads(json.dumps(device.describe()))
+    assert described["pci_bus_id"] == "0000:3b:00.0"
+    assert described["full_rows"]["fp64-2048-t8-w5"] == 8
+    pipe = io.StringIO()
+    variants = [variant for variant in device.variants() if variant.window == 4]
+    gpu_correctness.check(device, variants, 5, True, Report(pipe))
+    gpu_sweep.measure(device, variants, True, Report(pipe))
+    lines = [json.loads(line) for line in pipe.getvalue().splitlines()]
+    assert not any("mismatch" in line for line in lines)
+    samples = [line["sample"] for line in lines if "sample" in line]
+    assert {sample["variant"] for sample in samples} == {str(variant) for variant in variants}
+    assert all(
+        sample["ok"] and sample["kernel_seconds"] == [1e-3] for sample in samples if sample["section"] == "sweep"
+    )
 
 
 def test_the_files_need_nothing_that_a_cuda_image_lacks() -> None:
