@@ -7,7 +7,7 @@ and may be made from any number of threads at once. Secrets are computed on in c
 from __future__ import annotations
 
 import enum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -164,7 +164,14 @@ def modexp(
 def _rows(array: NDArray[np.uint8]) -> FFI.CData:
     if array.dtype != np.uint8:
         raise TypeError(f"rows are uint8, not {array.dtype}")
-    return ffi.from_buffer("uint8_t[]", array)
+    return address("uint8_t[]", array)
+
+
+def address(kind: str, array: Any) -> FFI.CData:
+    """The address of a C-contiguous array, which it keeps alive, as an array of C's type ``kind``."""
+    # Of the array, not of array.data: CPython 3.11 crashes when it collects a memoryview that has a user in a cycle of
+    # garbage.
+    return ffi.from_buffer(kind, array)
 
 
 def _filled(array: NDArray[np.uint8]) -> FFI.CData:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from gpu_provider.kernels import UnsupportedError
+from gpu_provider.kernels import UnsupportedError, address
 from gpu_provider.kernels._kernels import ffi, lib
 
 if TYPE_CHECKING:
@@ -241,7 +241,7 @@ def modexp(
             "count": count,
             "exponent_bits": exponent_bits,
             "exponent_stride": width,
-            "modulus_of_row": ffi.from_buffer("uint32_t[]", modulus_of_row),
+            "modulus_of_row": address("uint32_t[]", modulus_of_row),
             "moduli": _rows(moduli),
             "bases": _rows(bases),
             "exponents": _rows(exponents),
@@ -276,8 +276,8 @@ def _private_launch(
         "count": count,
         "exponent_bits": exponent_bits,
         "any_e": any_e,
-        "record_of_row": ffi.from_buffer("uint32_t[]", record_of_row),
-        "pair_of_row": ffi.from_buffer("uint32_t[]", pair_of_row),
+        "record_of_row": address("uint32_t[]", record_of_row),
+        "pair_of_row": address("uint32_t[]", pair_of_row),
         "records": _rows(records),
         "pairs": _filled(pairs),
         "inputs": _rows(inputs),
@@ -311,7 +311,7 @@ def _below(indices: NDArray[np.uint32], limit: int, name: str) -> None:
 
 
 def _rows(array: NDArray[np.uint8]) -> FFI.CData:
-    return ffi.from_buffer("uint8_t[]", array)
+    return address("uint8_t[]", array)
 
 
 def _filled(array: NDArray[np.uint8]) -> FFI.CData:
