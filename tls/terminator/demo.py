@@ -178,7 +178,8 @@ class _Terminator:
     async def end(self) -> int:
         """Its exit code, once it has ended; it is killed if it does not end in time."""
         self._listening.cancel()
-        if self._process.returncode is None:
+        # Not to one that has ended: to send a signal, Popen looks first and takes the exit code away from asyncio.
+        if not self._log.done():
             self._process.send_signal(signal.SIGTERM)
         _, running = await asyncio.wait({self._log}, timeout=_END_SECONDS)
         if running:
