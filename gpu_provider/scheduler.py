@@ -48,10 +48,13 @@ _SHARE_OF_HORIZON = 0.5
 class CostCurve:
     """The seconds that one lane of a backend takes for a batch of one kind of work, over the size of the batch.
 
-    Knots at the powers of two, straight lines between them, never falling. A knot is an exponentially weighted mean of
-    what was measured near it. Where nothing was measured yet, the first guess gives the shape and the nearest
-    measurement the height. One measurement moves a knot that was measured before by at most a fifth, so an outlier does
-    little harm. Every call takes a few microseconds. Not locked.
+    Knots at the powers of two, straight lines between them, never falling, and never more than doubling: twice as many
+    could be computed as two batches. A knot is an exponentially weighted mean of what was measured near it. Where
+    nothing was measured yet, the first guess gives the shape and the nearest measurement the height.
+
+    An outlier does little harm. One measurement moves a knot that was measured before by at most a fifth, and another
+    knot to at most twice what the others let expect; and what a stall made of one size is forgotten as soon as a
+    smaller batch is fast, or that size would never be tried again. Every call takes a few microseconds. Not locked.
     """
 
     __slots__ = ("_measured", "_seconds", "granule")
@@ -101,8 +104,10 @@ class CostCurve:
         """Takes in that a batch of ``count`` operations took ``seconds``."""
         knot = min(_KNOTS - 1, (count * 4 // 3).bit_length() - 1)  # the nearest
         factor = max(seconds, _LEAST * count) / self.seconds(count)
+        if self._measured:
+            factor = min(factor, _MOST)
         if knot in self._measured:
-            factor = 1 + _WEIGHT * (min(factor, _MOST) - 1)
+            factor = 1 + _WEIGHT * (factor - 1)
         self._scale(knot, factor)
 
     def observe_pipelined(self, count: int, seconds: float, since_last: float) -> None:
@@ -130,6 +135,10 @@ class CostCurve:
         while above < _KNOTS and curve[above] < value:
             curve[above] = value
             above += 1
+        for upper in range(knot + 1, _KNOTS):
+            curve[upper] = min(curve[upper], 2 * curve[upper - 1])
+        for lower in range(knot - 1, -1, -1):
+            curve[lower] = max(curve[lower], curve[lower + 1] / 2)
 
 
 def _interpolate(points: Sequence[tuple[int, float]], count: int) -> float:

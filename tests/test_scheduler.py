@@ -265,6 +265,19 @@ class TestCostCurve:
         after = [curve.seconds(1 << knot) for knot in range(17)]
         assert all(old <= new <= old * 1.25 for old, new in zip(before, after, strict=True))
 
+    @pytest.mark.parametrize("stalled", [1, 4, 64])
+    def test_a_stall_does_not_keep_a_size_from_being_tried_again(self, stalled: int) -> None:
+        """The first batch of a size takes a tenth of a second for once. Were it believed, smaller ones would be
+        launched for ever, and nobody would measure that size again."""
+        curve = CostCurve([(1, 0.001), (8, 0.001), (16, 0.002)], granule=4)
+        curve.observe(stalled, 0.1)
+        launched = []
+        for _ in range(40):
+            (launch,) = decide([Waiting(0, 1000, 0)], [Lanes(0, 1, [curve], pipelined=True)], Limits(1024, 0.01))
+            curve.observe(launch.count, 20e-6 + launch.count * 1e-7)
+            launched.append(launch.count)
+        assert launched[-1] >= 999
+
     def test_a_shape_unlike_the_guess_is_learned(self) -> None:
         def true(count: int) -> float:
             return 0.002 + max(0, count - 3000) / 1.6e6
