@@ -136,9 +136,15 @@ class CostCurve:
             curve[above] = value
             above += 1
         for upper in range(knot + 1, _KNOTS):
-            curve[upper] = min(curve[upper], 2 * curve[upper - 1])
+            if curve[upper] > 2 * curve[upper - 1]:
+                curve[upper] = 2 * curve[upper - 1]
+            elif upper > above:
+                break  # nothing has changed from there on
         for lower in range(knot - 1, -1, -1):
-            curve[lower] = max(curve[lower], curve[lower + 1] / 2)
+            if curve[lower] < curve[lower + 1] / 2:
+                curve[lower] = curve[lower + 1] / 2
+            elif lower < below:
+                break
 
 
 def _interpolate(points: Sequence[tuple[int, float]], count: int) -> float:
