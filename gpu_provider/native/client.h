@@ -131,7 +131,9 @@ void gp_consumer_complete(gp_client *client, uint32_t count, const uint64_t *han
 enum gp_finished { GP_FINISHED_ERR = 0, GP_FINISHED_OK = 1, GP_FINISHED_CLOSED = 2 /* was still in line */ };
 uint32_t gp_consumer_take_finished(gp_client *client, uint32_t count, uint64_t *tags, uint8_t *ok, uint8_t *outputs);
 
-/* ---- the processor's arithmetic over a batch: our kernels, or OpenSSL where that is faster; no lock is held, any thread ---- */
+/* ---- the processor's arithmetic over a batch: our kernels, or OpenSSL where that is faster ----
+ *
+ * No lock is held; any thread. */
 
 /* From now on gp_cpu_private() and small batches compute with these kernels (gpk_functions(), which outlives the client).
  * smallest: how many rows must be left over for a group of their own; 0: measured with the first key of each size class. */

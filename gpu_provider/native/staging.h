@@ -77,8 +77,8 @@ typedef enum gpk_status gp_fill_record(int radix_bits, int class_bytes, void *re
                                        struct gpk_number e, struct gpk_number p, struct gpk_number q, struct gpk_number dp,
                                        struct gpk_number dq, struct gpk_number qinv);
 
-/* Fills `memory` with a key's constants, and all of `record` but its number. GPK_UNSUPPORTED for a key that the kernels don't take, and for one whose numbers do
- * not belong together: OpenSSL computes with it. GPK_INVALID: no such key. */
+/* Fills `memory` with a key's constants, and all of `record` but its number. GPK_UNSUPPORTED for a key that the kernels
+ * don't take, and for one whose numbers do not belong together: OpenSSL computes with it. GPK_INVALID: no such key. */
 enum gpk_status gp_client_fill_record(gp_client *client, uint64_t handle, gp_fill_record *fill, int radix_bits,
                                       int class_bytes, void *memory, struct gp_record *record);
 
