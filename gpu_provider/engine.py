@@ -17,26 +17,27 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from gpu_provider.backends.base import KeyHolder, OnGpu
+from gpu_provider.calls import CallQueue
 from gpu_provider.client import CLASSES
 from gpu_provider.errors import OperationError, ProviderClosedError
 from gpu_provider.health import BackendState, Health
-from gpu_provider.jobs import Buffers, ModexpJob, RsaJob
-from gpu_provider.lanes import MODEXP, BackendLanes, Lane
+from gpu_provider.jobs import Buffers, RsaJob
+from gpu_provider.lanes import BackendLanes, Lane
 from gpu_provider.native import ffi, lib
 from gpu_provider.scheduler import Lanes, Limits, Waiting, decide
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from _cffi_backend import FFI
 
     from gpu_provider.backends.base import Backend
     from gpu_provider.backends.libcrypto import LibcryptoBackend
+    from gpu_provider.calls import Call, ChunkJob
     from gpu_provider.client import Client
     from gpu_provider.config import ProviderConfig
     from gpu_provider.futures import PendingFutures
     from gpu_provider.jobs import Job
-    from gpu_provider.modexp import ModexpCall
     from gpu_provider.stats import Statistics
 
 __all__ = ["Engine"]
@@ -100,8 +101,7 @@ class Engine:
         self._removed_keys = 0
         self._lock = threading.Lock()
         self._closing = False  # with _lock
-        self._calls: deque[ModexpCall] = deque()  # with _lock
-        self._calls_since_ns = 0  # with _lock
+        self._calls = CallQueue()  # with _lock
         self._again: deque[Job] = deque()  # failed elsewhere, for the last resort; also appended to by lanes
         self._returned: deque[_Return] = deque()  # appended to by lanes
         self._waiting = ffi.new("uint32_t[]", CLASSES)
@@ -131,13 +131,16 @@ class Engine:
         for backend in self._all():
             self._statistics.backend_state(backend.name, in_use=True)
 
-    def submit_modexp(self, call: ModexpCall) -> None:
+    def submit(self, calls: Iterable[Call]) -> None:
+        """Those that have ended already are left out. When the provider is closed, all end with
+        ProviderClosedError."""
         with self._lock:
-            if self._closing:
-                raise ProviderClosedError("the provider is closed")
-            if not self._calls:
-                self._calls_since_ns = time.monotonic_ns()
-            self._calls.append(call)
+            closing = self._closing
+            for call in calls:
+                if closing:
+                    call.fail(ProviderClosedError("the provider is closed"))
+                elif not call.result.done():
+                    self._calls.add(call)
         self._client.wake()
 
     def close(self) -> None:
@@ -281,8 +284,7 @@ class Engine:
         lib.gp_client_close(self._client.pointer)
         with self._lock:
             self._closing = True
-            calls = list(self._calls)
-            self._calls.clear()
+            calls = self._calls.clear()
         for call in calls:
             call.fail(OperationError("the batching thread failed"))
         lib.gp_consumer_wait(self._client.pointer, 0, 0, ffi.NULL, self._waiting, self._oldest_ns)
@@ -295,7 +297,7 @@ class Engine:
 
     def _idle(self) -> bool:
         with self._lock:
-            calls = len(self._calls)
+            calls = bool(self._calls)
         busy = any(lane.job is not None and not lane.hung for backend in self._all() for lane in backend.lanes)
         return not (busy or calls or self._again or self._returned)
 
@@ -373,9 +375,7 @@ class Engine:
             Waiting(kind, self._waiting[kind], self._oldest_ns[kind]) for kind in range(CLASSES) if self._waiting[kind]
         ]
         with self._lock:
-            if self._calls:
-                rows = sum(call.rows - call.next_row for call in self._calls)
-                waiting.append(Waiting(MODEXP, rows, self._calls_since_ns, self._calls[0].units_per_row))
+            waiting += self._calls.waiting()
         if not waiting or not any(lanes for _, lanes in free):
             return
         now_ns = time.monotonic_ns()
@@ -387,8 +387,8 @@ class Engine:
         for launch in decide(waiting, views, self._limits):
             backend, lanes = free[launch.backend]
             lane = lanes[-1]
-            if launch.kind == MODEXP:
-                job: Job | None = self._next_chunk(backend, launch.count)
+            if launch.kind >= CLASSES:
+                job: Job | None = self._next_chunk(backend, launch.kind, launch.count)
             else:
                 job = self._next_batch(launch.kind, launch.count, lane)
                 self._waiting[launch.kind] -= launch.count
@@ -409,24 +409,16 @@ class Engine:
             self._statistics.launched(kind, job.oldest_submitted_ns)
         return job
 
-    def _next_chunk(self, backend: BackendLanes, count: int) -> ModexpJob | None:
-        """A chunk of at most ``count`` rows of the next call, the calls taking turns. Each chunk counts as submitted
-        when the one before it was launched: a long call then waits like one more connection, before none and after none
-        for ever."""
+    def _next_chunk(self, backend: BackendLanes, work: int, count: int) -> ChunkJob | None:
+        """At most ``count`` rows of the next call; fewer if its rows cost more than the scheduler knew."""
         with self._lock:
-            if not self._calls:
+            call = self._calls.next(work)
+            if call is None:
                 return None
-            call = self._calls.popleft()
-            curve = backend.costs[MODEXP]
+            curve = backend.costs[call.kind]
             fitting = curve.largest(self._limits.max_delay) // call.units_per_row
             least = 1 if backend.backend.pipelined else curve.granule
-            rows = min(max(least, fitting), count, call.rows - call.next_row)
-            job = ModexpJob(call, MODEXP, call.next_row, call.next_row + rows)
-            call.next_row += rows
-            if call.next_row < call.rows:
-                self._calls.append(call)
-            self._calls_since_ns = time.monotonic_ns()
-        return job
+            return self._calls.take(call, min(max(least, fitting), count))
 
     def _end_lanes(self) -> None:
         for backend in self._all():

@@ -1,4 +1,4 @@
-"""What a lane computes: a batch of RSA operations, or a chunk of a modexp() call.
+"""What a lane computes: a batch of RSA operations from the queue, or a chunk of a call (``calls.py``).
 
 A job is finished by whoever claims it first: the lane whose backend returned, or the watchdog that lost patience with
 it. A backend that hangs may still write into the job's arrays long after that; so the watchdog works on copies, and a
@@ -14,7 +14,6 @@ import numpy as np
 
 from gpu_provider.backends.base import Batch
 from gpu_provider.client import MAX_BYTES, class_bytes, u8, u64
-from gpu_provider.errors import OperationError
 from gpu_provider.native import lib
 
 if TYPE_CHECKING:
@@ -24,9 +23,8 @@ if TYPE_CHECKING:
 
     from gpu_provider.backends.base import Backend
     from gpu_provider.client import Client
-    from gpu_provider.modexp import ModexpCall
 
-__all__ = ["Buffers", "Job", "ModexpJob", "RsaJob"]
+__all__ = ["Buffers", "Job", "RsaJob"]
 
 
 class Job(Protocol):
@@ -187,58 +185,3 @@ class RsaJob:
         if self.buffers is None:
             raise RuntimeError("the job is finished")
         return self.buffers
-
-
-class ModexpJob:
-    """Rows ``start`` to ``stop`` of a modexp() call."""
-
-    __slots__ = (
-        "_call",
-        "_claim",
-        "_outputs",
-        "_start",
-        "_stop",
-        "buffers",
-        "cost_units",
-        "count",
-        "kind",
-        "started_ns",
-    )
-
-    def __init__(self, call: ModexpCall, kind: int, start: int, stop: int) -> None:
-        self.kind = kind
-        self.count = stop - start
-        self.cost_units = self.count * call.units_per_row
-        self.started_ns = 0
-        self.buffers: Buffers | None = None
-        self._call = call
-        self._start = start
-        self._stop = stop
-        self._outputs: NDArray[np.uint8] | None = None
-        self._claim = threading.Lock()
-
-    def claim(self) -> bool:
-        return self._claim.acquire(blocking=False)
-
-    def compute(self, backend: Backend) -> int:
-        rows = slice(self._start, self._stop)
-        outputs = np.zeros_like(self._call.moduli[rows])
-        backend.modexp(self._call.bases[rows], self._call.exponents[rows], self._call.moduli[rows], outputs)
-        self._outputs = outputs
-        return 0
-
-    def succeeded(self) -> int:
-        return self.count if self._outputs is not None else 0
-
-    def finish(self) -> None:
-        if self._outputs is None:
-            self._call.fail(OperationError("the exponentiation could not be computed: out of memory"))
-        else:
-            self._call.deliver(self._start, self._outputs)
-
-    def split_off_failed(self, largest: int, whole: bool) -> Sequence[ModexpJob]:
-        step = max(1, largest // self._call.units_per_row)
-        return [
-            ModexpJob(self._call, self.kind, start, min(start + step, self._stop))
-            for start in range(self._start, self._stop, step)
-        ]

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 __all__ = ["MODEXP", "BackendLanes", "Lane"]
 
 MODEXP = CLASSES
-"""The kind of work after the size classes."""
+"""The kind of work after the size classes, and the cost curve. Then come, as work for the scheduler, the size classes
+again: rows of calls of private operations, with the cost curves of requests from the queue."""
 
 Finished: TypeAlias = "Callable[[Lane, Job, Exception | int], None]"
 """Called on the lane's thread, with what ``Job.compute`` returned or raised."""
@@ -103,7 +104,8 @@ class BackendLanes:
 
     def start(self, batch_size: int, finished: Finished) -> None:
         """After the backend was opened. ``batch_size``: the most requests in a batch."""
-        self.costs = self.backend.cost_curves()
+        curves = self.backend.cost_curves()
+        self.costs = [*curves, *curves[:CLASSES]]
         self.lanes = [Lane(self, number, batch_size, finished) for number in range(self.backend.lanes)]
         try:
             for lane in self.lanes:

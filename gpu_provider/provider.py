@@ -22,9 +22,12 @@ from gpu_provider.config import ProviderConfig, load_config
 from gpu_provider.engine import Engine
 from gpu_provider.errors import BackendError, GpuProviderError, InputError, ProviderClosedError
 from gpu_provider.futures import PendingFutures
+from gpu_provider.keys import Key
 from gpu_provider.metrics import ProviderCollector
 from gpu_provider.modexp import modexp_call
 from gpu_provider.native import ffi, lib
+from gpu_provider.operands import array_to_rows, limbs_of
+from gpu_provider.private_rows import keys_of_rows, private_calls
 from gpu_provider.stats import ProviderStats, Statistics
 
 if TYPE_CHECKING:
@@ -37,8 +40,9 @@ if TYPE_CHECKING:
 
     from gpu_provider.backends.base import Backend
     from gpu_provider.futures import Result
-    from gpu_provider.keys import BytesLike, Key
-    from gpu_provider.modexp import Operand
+    from gpu_provider.keys import BytesLike
+    from gpu_provider.operands import Operand
+    from gpu_provider.private_rows import Keys
 
 __all__ = ["BatchingProvider", "LibraryContext", "ProviderStats"]
 
@@ -193,13 +197,26 @@ class BatchingProvider:
     def private_op(self, key: Key, x: int) -> int: ...
     @overload
     def private_op(self, key: Key, x: BytesLike) -> bytes: ...
-    def private_op(self, key: Key, x: int | BytesLike) -> int | bytes:
-        """x^d mod n: the RSA private operation without any padding. Waits for room in the queue and for the result.
+    @overload
+    def private_op(self, key: Keys, x: NDArray[np.uint64]) -> NDArray[np.uint64]: ...
+    def private_op(self, key: Keys, x: int | BytesLike | NDArray[np.uint64]) -> int | bytes | NDArray[np.uint64]:
+        """x^d mod n: the RSA private operation without any padding. Waits for the result, and for room in the queue.
 
         ``x``: an int from 0 to n - 1, or as many big-endian bytes as the modulus has, or fewer. The result is of the
-        same kind; bytes are as many as the modulus has. Raises InputError, OperationError, ProviderClosedError.
+        same kind; bytes are as many as the modulus has.
+
+        Or many at once, with one key or with a sequence of as many: a uint64 array [n, limbs] or [limbs], least
+        significant limb first, each row below its modulus. Returns [n, limbs of the longest modulus]. Such a call does
+        not go through the queue; TLS connections are served meanwhile, because it is computed in pieces of at most
+        ``max_delay`` seconds.
+
+        Raises InputError, OperationError, ProviderClosedError.
         """
         self._check_may_wait()
+        if isinstance(x, np.ndarray):
+            return self._private_rows(key, x)
+        if not isinstance(key, Key):
+            raise InputError("several keys take an array of as many rows; an int or bytes take one key")
         return self._submit(key, x, wait_for_room=True).result()
 
     def submit(self, key: Key, x: int | BytesLike) -> Future[Result]:
@@ -225,6 +242,18 @@ class BatchingProvider:
         if key.client is not self._client:
             raise InputError("the key was loaded by another provider; load it with this one")
         return self._futures.submit(key, x, wait_for_room)
+
+    def _private_rows(self, keys: Keys, x: NDArray[np.uint64]) -> NDArray[np.uint64]:
+        self._check_running()
+        inputs = array_to_rows(x, "input")
+        of_rows = keys_of_rows(self._client, keys, len(inputs))
+        calls = private_calls(self._client, of_rows, inputs)
+        outputs = np.zeros((len(inputs), of_rows.bytes), np.uint8)
+        self._engine.submit(call for _, call in calls)
+        for rows, call in calls:
+            results = call.result.result()[:, : of_rows.bytes]
+            outputs[rows, : results.shape[1]] = results
+        return limbs_of(outputs)
 
     # ---- modular exponentiation ----
 
@@ -252,10 +281,10 @@ class BatchingProvider:
         self._check_running()
         self._check_may_wait()
         call = modexp_call(bases, exponents, moduli)
-        self._engine.submit_modexp(call)
+        self._engine.submit([call])
         rows = call.result.result()
         if isinstance(bases, np.ndarray):
-            return rows.view("<u8").astype(np.uint64, copy=False)
+            return limbs_of(rows)
         numbers = [int.from_bytes(row.tobytes(), "little") for row in rows]
         return numbers[0] if all(isinstance(operand, int) for operand in (bases, exponents, moduli)) else numbers
 

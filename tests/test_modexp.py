@@ -11,14 +11,13 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import dh
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from limb_arrays import limbs, numbers
 from rsa_keys import private_key
 
 from gpu_provider import BatchingProvider, InputError, ProviderClosedError, ProviderConfig
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-    from numpy.typing import NDArray
 
     from gpu_provider.testing import HeldBackend
 
@@ -27,15 +26,6 @@ if TYPE_CHECKING:
 def provider() -> Iterator[BatchingProvider]:
     with BatchingProvider() as provider:
         yield provider
-
-
-def limbs(numbers: list[int], count: int) -> NDArray[np.uint64]:
-    data = b"".join(number.to_bytes(count * 8, "little") for number in numbers)
-    return np.frombuffer(data, "<u8").reshape(len(numbers), count).astype(np.uint64)
-
-
-def numbers(array: NDArray[np.uint64]) -> list[int]:
-    return [int.from_bytes(row.astype("<u8").tobytes(), "little") for row in array]
 
 
 odd_moduli = st.integers(1, (1 << 2100) - 1).map(lambda half: 2 * half + 1)
@@ -108,7 +98,7 @@ class TestRefused:
             (([2, 1.5], 2, 7), "base 1 is of type float"),
             ((True, 2, 7), "is of type bool"),
             ((np.zeros((1, 2), np.int64), 2, 7), "dtype int64"),
-            ((np.zeros((1, 1, 1), np.uint64), 2, 7), "3 dimensions"),
+            ((np.zeros((1, 1, 1), np.uint64), 2, 7), r"shape \(1, 1, 1\)"),
             ((np.zeros((0, 4), np.uint64), 2, 7), "shape"),
             ((np.zeros((1, 129), np.uint64), 2, 7), "1 to 128 limbs"),
         ],

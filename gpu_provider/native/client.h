@@ -64,6 +64,10 @@ void gp_client_get_small_stats(gp_client *client, struct gp_small_stats *stats);
 uint64_t gp_client_add_key(gp_client *client, gp_key *key);
 void gp_client_remove_key(gp_client *client, uint64_t handle);
 gp_key *gp_client_get_key(gp_client *client, uint64_t handle); /* a new reference, or NULL */
+/* Pins a key for one request or call: it stays in the table, removed or not. 0 if there is no such key. bytes: of its
+ * modulus. */
+int gp_client_pin_key(gp_client *client, uint64_t handle, uint32_t *bytes);
+void gp_client_unpin_key(gp_client *client, uint64_t handle, uint32_t pins);
 
 /* Reads an unencrypted private key (PEM or DER), checks it and adds it to the table: the library's load_key(). */
 typedef struct gp_key_info {

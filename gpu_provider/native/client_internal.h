@@ -134,8 +134,6 @@ uint32_t gp_client_poll(const gp_client *client, uint64_t handle);
 /* Sleeps until the request is done. */
 void gp_client_sleep_until_done(gp_client *client, uint64_t handle);
 
-/* Pins a key for one request; 0 if there is no such key. bytes: of its modulus. */
-int gp_client_pin_key(gp_client *client, uint64_t handle, uint32_t *bytes);
 void gp_client_count_keys(gp_client *client, struct gp_client_stats *stats);
 /* A key's numbers as the kernels take them: n, e, p, q, dP, dQ, qInv. One block, wiped after use. */
 struct gp_key_numbers {
@@ -149,7 +147,6 @@ int gp_key_read_numbers(const EVP_PKEY *pkey, struct gp_key_numbers *numbers);
 void gp_client_prepare_keys(gp_client *client);
 /* Gives the key its constants for the kernels, unless it was tried before, they can't take it, or would never be faster. */
 void gp_cpu_prepare(gp_client *client, gp_key *key);
-void gp_client_unpin_key(gp_client *client, uint64_t handle, uint32_t pins);
 
 /* wait.c: fires the callback of a job's connection, or signals its wait fd. Hold no lock. */
 void gp_wait_notify(struct gp_wait *wait);

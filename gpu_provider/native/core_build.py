@@ -129,6 +129,8 @@ int gp_libcrypto_modexp(uint32_t count, const uint8_t *bases, const uint8_t *exp
 
 typedef struct gp_key gp_key;
 gp_key *gp_client_get_key(gp_client *client, uint64_t handle);
+int gp_client_pin_key(gp_client *client, uint64_t handle, uint32_t *bytes);
+void gp_client_unpin_key(gp_client *client, uint64_t handle, uint32_t pins);
 void gp_key_free(gp_key *key);
 int gp_client_private_op(gp_client *client, gp_key *key, uint64_t handle, const uint8_t *input, uint8_t *output);
 

@@ -1,0 +1,125 @@
+"""The private operation as a library call over arrays: many rows, with one key or with a key for each."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeAlias
+
+import numpy as np
+
+from gpu_provider.backends.base import Batch
+from gpu_provider.calls import Call
+from gpu_provider.client import class_bytes
+from gpu_provider.errors import InputError, ProviderClosedError
+from gpu_provider.keys import Key
+from gpu_provider.lanes import MODEXP
+from gpu_provider.native import ffi, lib
+from gpu_provider.operands import not_less, widen
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from concurrent.futures import Future
+
+    from numpy.typing import NDArray
+
+    from gpu_provider.backends.base import Backend
+    from gpu_provider.calls import Rows
+    from gpu_provider.client import Client
+
+__all__ = ["Keys", "KeysOfRows", "PrivateCall", "keys_of_rows", "private_calls"]
+
+Keys: TypeAlias = "Key | Sequence[Key]"
+
+
+@dataclass(frozen=True, slots=True)
+class KeysOfRows:
+    """Which row of a call has which key."""
+
+    keys: list[Key]
+    """Each once."""
+    of_row: NDArray[np.intp]
+    """[n] index into ``keys``."""
+
+    @property
+    def bytes(self) -> int:
+        """Of a result: those of the longest modulus, in whole limbs."""
+        return max(-(-key.bytes // 8) * 8 for key in self.keys)
+
+    def handles(self) -> NDArray[np.uint64]:
+        """[n]."""
+        return np.array([key.handle for key in self.keys], np.uint64)[self.of_row]
+
+    def moduli(self, width: int) -> NDArray[np.uint8]:
+        """[n, width], least significant byte first."""
+        data = b"".join(key.n.to_bytes(width, "little") for key in self.keys)
+        return np.frombuffer(data, np.uint8).reshape(len(self.keys), width)[self.of_row]
+
+
+class PrivateCall(Call):
+    """Rows of one size class. Its keys stay in the key table until its result is there, also if they are closed."""
+
+    def __init__(
+        self, client: Client, class_index: int, handles: NDArray[np.uint64], inputs: NDArray[np.uint8]
+    ) -> None:
+        """``handles`` is [n], ``inputs`` is [n, bytes of the class], each below its modulus. With a key that is
+        closed already, the call has failed from the beginning."""
+        rows, row_bytes = inputs.shape
+        work = MODEXP + 1 + class_index
+        super().__init__(kind=class_index, work=work, rows=rows, row_bytes=row_bytes, units_per_row=1)
+        self._client = client
+        self._handles = handles
+        self._inputs = inputs
+        # A backend that used them as scratch space would have its results verified against the wrong numbers.
+        handles.flags.writeable = inputs.flags.writeable = False
+        size = ffi.new("uint32_t *")
+        for handle in np.unique(handles).tolist():
+            if lib.gp_client_pin_key(client.pointer, handle, size):
+                self.result.add_done_callback(functools.partial(_unpin, client, handle))
+            else:
+                self.fail(ProviderClosedError("a key is closed; load it again"))
+
+    def compute(self, backend: Backend, rows: Rows, outputs: NDArray[np.uint8], ok: NDArray[np.uint8]) -> int:
+        batch = Batch(self.row_bytes, self._handles[rows], self._inputs[rows], outputs, ok)
+        backend.private_op(batch)
+        return 0 if backend.verifies else self._client.verify(batch)
+
+
+def _unpin(client: Client, handle: int, _: Future[NDArray[np.uint8]]) -> None:
+    lib.gp_client_unpin_key(client.pointer, handle, 1)
+
+
+def keys_of_rows(client: Client, keys: Keys, rows: int) -> KeysOfRows:
+    """Raises InputError unless there is one key for all rows, or one for each."""
+    of_rows = [keys] if isinstance(keys, Key) else list(keys)
+    for key in of_rows:
+        if not isinstance(key, Key):
+            raise InputError(f"a key is of type {type(key).__name__}; it must be one that load_key() returned")
+        if key.client is not client:
+            raise InputError("the key was loaded by another provider; load it with this one")
+    if len(of_rows) not in {1, rows}:
+        raise InputError(f"there are {len(of_rows)} keys for {rows} rows; give one for all, or one for each")
+    places = {key: place for place, key in enumerate(dict.fromkeys(of_rows))}
+    of_row = np.fromiter((places[key] for key in of_rows), np.intp, len(of_rows))
+    return KeysOfRows(list(places), np.broadcast_to(of_row, (rows,)))
+
+
+def private_calls(
+    client: Client, keys: KeysOfRows, inputs: NDArray[np.uint8]
+) -> list[tuple[NDArray[np.intp], PrivateCall]]:
+    """A call for each size class among the keys, and the rows that it has. ``inputs``: [n, bytes], least significant
+    byte first. Raises InputError for a row that is not below its modulus."""
+    width = max(inputs.shape[1], keys.bytes)
+    wide = widen(inputs, len(inputs), width)
+    too_large = not_less(wide, keys.moduli(width))
+    if too_large.size:
+        raise InputError(f"input {too_large[0]} is not less than its key's modulus; reduce it or pad it first")
+    class_of_key = np.array([-(-key.bytes // 64) - 4 for key in keys.keys])
+    class_of_row, handles = class_of_key[keys.of_row], keys.handles()
+    calls = []
+    for class_index in np.unique(class_of_row).tolist():
+        rows = np.flatnonzero(class_of_row == class_index)
+        size = class_bytes(class_index)
+        numbers = widen(wide[rows, :size], len(rows), size)
+        calls.append((rows, PrivateCall(client, class_index, handles[rows], numbers)))
+    return calls
