@@ -88,6 +88,9 @@ class NothingStream:
     def copy(self, to: int, source: int, size: int) -> None:
         pass
 
+    def copy_rows(self, to: tuple[int, int], source: tuple[int, int], size: int, rows: int) -> None:
+        pass
+
     def clear(self, address: int, size: int) -> None:
         pass
 

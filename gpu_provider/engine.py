@@ -143,6 +143,11 @@ class Engine:
                     self._calls.add(call)
         self._client.wake()
 
+    def rows_at_a_time(self, backend: Backend, kind: int, units_per_row: int, most: int) -> int:
+        """So many rows of a call, at most ``most``, take a backend no longer than ``max_delay``; at least 1."""
+        costs = next(lanes.costs for lanes in self._backends if lanes.backend is backend)
+        return max(1, min(most, costs[kind].largest(self._limits.max_delay) // units_per_row))
+
     def close(self) -> None:
         """Completes what was submitted, then ends the threads. A lane whose backend hangs is left behind."""
         if not self._client.in_own_process:
@@ -171,6 +176,10 @@ class Engine:
     def in_use(self) -> str:
         """The name of the backend that gets the next batch."""
         return self._preferred().name
+
+    def backends(self) -> list[Backend]:
+        """The preferred one first."""
+        return [lanes.backend for lanes in self._backends]
 
     def gpus(self) -> dict[str, str]:
         """The GPUs' PCI bus ids, by the name of the backend that computes there."""

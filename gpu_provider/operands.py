@@ -12,12 +12,25 @@ from gpu_provider.errors import InputError
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["MAX_BITS", "Operand", "array_to_rows", "check_shape", "limbs_of", "not_less", "to_rows", "widen"]
+    from gpu_provider.backends.device import CudaArray
+
+__all__ = [
+    "MAX_BITS",
+    "AnyOperand",
+    "Operand",
+    "array_to_rows",
+    "check_shape",
+    "limbs_of",
+    "not_less",
+    "to_rows",
+    "widen",
+]
 
 MAX_BITS = 8192
 """Of a modulus or exponent: the largest group of RFC 7919."""
 
 Operand: TypeAlias = "int | Sequence[int] | NDArray[np.uint64]"
+AnyOperand: TypeAlias = "Operand | CudaArray"
 
 
 def to_rows(operand: Operand, name: str) -> NDArray[np.uint8]:

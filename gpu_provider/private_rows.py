@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
@@ -18,7 +19,7 @@ from gpu_provider.native import ffi, lib
 from gpu_provider.operands import not_less, widen
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
     from concurrent.futures import Future
 
     from numpy.typing import NDArray
@@ -42,9 +43,10 @@ class KeysOfRows:
     """[n] index into ``keys``."""
 
     @property
-    def bytes(self) -> int:
-        """Of a result: those of the longest modulus, in whole limbs."""
-        return max(-(-key.bytes // 8) * 8 for key in self.keys)
+    def sizes(self) -> tuple[int, int]:
+        """The bytes of the shortest and the longest modulus, in whole limbs. A result has as many as the longest."""
+        sizes = [-(-key.bytes // 8) * 8 for key in self.keys]
+        return min(sizes), max(sizes)
 
     def handles(self) -> NDArray[np.uint64]:
         """[n]."""
@@ -54,6 +56,17 @@ class KeysOfRows:
         """[n, width], least significant byte first."""
         data = b"".join(key.n.to_bytes(width, "little") for key in self.keys)
         return np.frombuffer(data, np.uint8).reshape(len(self.keys), width)[self.of_row]
+
+    @contextlib.contextmanager
+    def pinned(self) -> Iterator[None]:
+        """The keys stay in the key table meanwhile, also if they are closed. Raises ProviderClosedError for one that is
+        closed already."""
+        with contextlib.ExitStack() as unpin:
+            for key in self.keys:
+                if not _pin(key.client, key.handle):
+                    raise ProviderClosedError(f"this {key.bits}-bit key is closed; load it again")
+                unpin.callback(_unpin, key.client, key.handle)
+            yield
 
 
 class PrivateCall(Call):
@@ -72,9 +85,8 @@ class PrivateCall(Call):
         self._inputs = inputs
         # A backend that used them as scratch space would have its results verified against the wrong numbers.
         handles.flags.writeable = inputs.flags.writeable = False
-        size = ffi.new("uint32_t *")
         for handle in np.unique(handles).tolist():
-            if lib.gp_client_pin_key(client.pointer, handle, size):
+            if _pin(client, handle):
                 self.result.add_done_callback(functools.partial(_unpin, client, handle))
             else:
                 self.fail(ProviderClosedError("a key is closed; load it again"))
@@ -85,7 +97,11 @@ class PrivateCall(Call):
         return 0 if backend.verifies else self._client.verify(batch)
 
 
-def _unpin(client: Client, handle: int, _: Future[NDArray[np.uint8]]) -> None:
+def _pin(client: Client, handle: int) -> bool:
+    return bool(lib.gp_client_pin_key(client.pointer, handle, ffi.new("uint32_t *")))
+
+
+def _unpin(client: Client, handle: int, _: Future[NDArray[np.uint8]] | None = None) -> None:
     lib.gp_client_unpin_key(client.pointer, handle, 1)
 
 
@@ -109,7 +125,7 @@ def private_calls(
 ) -> list[tuple[NDArray[np.intp], PrivateCall]]:
     """A call for each size class among the keys, and the rows that it has. ``inputs``: [n, bytes], least significant
     byte first. Raises InputError for a row that is not below its modulus."""
-    width = max(inputs.shape[1], keys.bytes)
+    width = max(inputs.shape[1], keys.sizes[1])
     wide = widen(inputs, len(inputs), width)
     too_large = not_less(wide, keys.moduli(width))
     if too_large.size:

@@ -16,9 +16,11 @@ from prometheus_client import CollectorRegistry
 from gpu_provider import keys
 from gpu_provider.backends.choice import open_gpus
 from gpu_provider.backends.cpu import CpuBackend
+from gpu_provider.backends.device import CudaArray
 from gpu_provider.backends.libcrypto import LibcryptoBackend
 from gpu_provider.client import Client, openssl_error
 from gpu_provider.config import ProviderConfig, load_config
+from gpu_provider.device_arrays import DeviceArrays
 from gpu_provider.engine import Engine
 from gpu_provider.errors import BackendError, GpuProviderError, InputError, ProviderClosedError
 from gpu_provider.futures import PendingFutures
@@ -41,7 +43,7 @@ if TYPE_CHECKING:
     from gpu_provider.backends.base import Backend
     from gpu_provider.futures import Result
     from gpu_provider.keys import BytesLike
-    from gpu_provider.operands import Operand
+    from gpu_provider.operands import AnyOperand, Operand
     from gpu_provider.private_rows import Keys
 
 __all__ = ["BatchingProvider", "LibraryContext", "ProviderStats"]
@@ -128,6 +130,7 @@ class BatchingProvider:
         self.registry.register(
             ProviderCollector(self._client, self._statistics, self.config.queue_depth, self._engine.gpus)
         )
+        self._device_arrays = DeviceArrays(self._engine, self.config.backend_timeout)
         self._lock = threading.Lock()
         self._started = False
         self._library_context: LibraryContext | None = None
@@ -199,7 +202,11 @@ class BatchingProvider:
     def private_op(self, key: Key, x: BytesLike) -> bytes: ...
     @overload
     def private_op(self, key: Keys, x: NDArray[np.uint64]) -> NDArray[np.uint64]: ...
-    def private_op(self, key: Keys, x: int | BytesLike | NDArray[np.uint64]) -> int | bytes | NDArray[np.uint64]:
+    @overload
+    def private_op(self, key: Keys, x: CudaArray) -> CudaArray: ...
+    def private_op(
+        self, key: Keys, x: int | BytesLike | NDArray[np.uint64] | CudaArray
+    ) -> int | bytes | NDArray[np.uint64] | CudaArray:
         """x^d mod n: the RSA private operation without any padding. Waits for the result, and for room in the queue.
 
         ``x``: an int from 0 to n - 1, or as many big-endian bytes as the modulus has, or fewer. The result is of the
@@ -210,11 +217,18 @@ class BatchingProvider:
         not go through the queue; TLS connections are served meanwhile, because it is computed in pieces of at most
         ``max_delay`` seconds.
 
+        The array may be a CuPy array, or another one with ``__cuda_array_interface__``, in the memory of a GPU that the
+        provider computes with. The result is a CuPy array on that GPU then, and the numbers do not pass through the
+        host, provided that the keys are all of up to 2048 bits, of up to 3072, or of more. The call waits for the
+        array's stream and for the thread's current one; its result is there when it returns.
+
         Raises InputError, OperationError, ProviderClosedError.
         """
         self._check_may_wait()
         if isinstance(x, np.ndarray):
             return self._private_rows(key, x)
+        if isinstance(x, CudaArray):
+            return self._device_private_rows(key, x)
         if not isinstance(key, Key):
             raise InputError("several keys take an array of as many rows; an int or bytes take one key")
         return self._submit(key, x, wait_for_room=True).result()
@@ -248,22 +262,34 @@ class BatchingProvider:
         inputs = array_to_rows(x, "input")
         of_rows = keys_of_rows(self._client, keys, len(inputs))
         calls = private_calls(self._client, of_rows, inputs)
-        outputs = np.zeros((len(inputs), of_rows.bytes), np.uint8)
+        size = of_rows.sizes[1]
+        outputs = np.zeros((len(inputs), size), np.uint8)
         self._engine.submit(call for _, call in calls)
         for rows, call in calls:
-            results = call.result.result()[:, : of_rows.bytes]
+            results = call.result.result()[:, :size]
             outputs[rows, : results.shape[1]] = results
         return limbs_of(outputs)
+
+    def _device_private_rows(self, keys: Keys, x: CudaArray) -> CudaArray:
+        self._check_running()
+        inputs, backend = self._device_arrays.find(x, "input")
+        of_rows = keys_of_rows(self._client, keys, inputs.rows)
+        on_host = functools.partial(self._private_rows, keys)
+        return self._device_arrays.private_op(backend, of_rows, inputs, on_host)
 
     # ---- modular exponentiation ----
 
     @overload
     def modexp(self, bases: int, exponents: int, moduli: int) -> int: ...
     @overload
-    def modexp(self, bases: NDArray[np.uint64], exponents: Operand, moduli: Operand) -> NDArray[np.uint64]: ...
+    def modexp(self, bases: NDArray[np.uint64], exponents: AnyOperand, moduli: AnyOperand) -> NDArray[np.uint64]: ...
     @overload
-    def modexp(self, bases: Sequence[int], exponents: Operand, moduli: Operand) -> list[int]: ...
-    def modexp(self, bases: Operand, exponents: Operand, moduli: Operand) -> int | list[int] | NDArray[np.uint64]:
+    def modexp(self, bases: Sequence[int], exponents: AnyOperand, moduli: AnyOperand) -> list[int]: ...
+    @overload
+    def modexp(self, bases: CudaArray, exponents: AnyOperand, moduli: AnyOperand) -> CudaArray: ...
+    def modexp(
+        self, bases: AnyOperand, exponents: AnyOperand, moduli: AnyOperand
+    ) -> int | list[int] | NDArray[np.uint64] | CudaArray:
         """bases[i]^exponents[i] mod moduli[i], for RSA and finite-field Diffie-Hellman. Waits for the results.
 
         Each operand is an int (one for all operations), a sequence of ints, or a uint64 array [n, limbs] or [limbs],
@@ -276,17 +302,28 @@ class BatchingProvider:
         The time depends on the width of exponents (the longest of them, or the array's limbs) but not on their
         values: to hide the length of secret exponents as well, give them as arrays of a fixed width.
 
+        Arrays may be on a GPU, as for :meth:`private_op`; the result is there if ``bases`` is. Bases and exponents do
+        not pass through the host then (moduli do), provided that no number has more than 4096 bits and that there are
+        at least eight bases to a modulus. Bases there are not compared with their moduli: see that they are less.
+
         TLS connections are served meanwhile: a call is computed in pieces of at most ``max_delay`` seconds.
         """
         self._check_running()
         self._check_may_wait()
+        if isinstance(bases, CudaArray):
+            return self._device_arrays.modexp(bases, exponents, moduli, self._modexp_rows)
+        on_host = self._device_arrays.on_host
+        exponents, moduli = on_host(exponents, "exponent"), on_host(moduli, "modulus")
+        rows = self._modexp_rows(bases, exponents, moduli)
+        if isinstance(bases, np.ndarray):
+            return rows
+        numbers = [int.from_bytes(row.astype("<u8").tobytes(), "little") for row in rows]
+        return numbers[0] if all(isinstance(operand, int) for operand in (bases, exponents, moduli)) else numbers
+
+    def _modexp_rows(self, bases: Operand, exponents: Operand, moduli: Operand) -> NDArray[np.uint64]:
         call = modexp_call(bases, exponents, moduli)
         self._engine.submit([call])
-        rows = call.result.result()
-        if isinstance(bases, np.ndarray):
-            return limbs_of(rows)
-        numbers = [int.from_bytes(row.tobytes(), "little") for row in rows]
-        return numbers[0] if all(isinstance(operand, int) for operand in (bases, exponents, moduli)) else numbers
+        return limbs_of(call.result.result())
 
     # ---- observation ----
 

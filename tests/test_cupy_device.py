@@ -3,6 +3,7 @@ arguments are CuPy's, the kernels are the host build. And what a user is told wh
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import logging
 import sys
@@ -11,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+from limb_arrays import limbs, numbers
 from rsa_keys import private_key
 
-from gpu_provider import BackendError, BatchingProvider, ProviderConfig
+from gpu_provider import BackendError, BatchingProvider, InputError, OperationError, ProviderConfig
 from gpu_provider.backends import cupy_device
 from gpu_provider.backends.cuda import CudaBackend
 from gpu_provider.backends.cupy_device import CupyDevice
@@ -35,6 +37,18 @@ class CudaError(RuntimeError):
         self.status = status
 
 
+class CupyArray:
+    """What ``cupy.empty()`` returns."""
+
+    def __init__(self, array: Any, stream: int | None = None) -> None:
+        self.array = array
+        self._stream = stream
+
+    @property
+    def __cuda_array_interface__(self) -> dict[str, Any]:
+        return {**self.array.__array_interface__, "version": 3, "stream": self._stream}
+
+
 class Cuda:
     """``cupy.cuda.runtime`` and ``cupy.cuda.driver`` in one. A cubin is the unit's name, a function its entry's."""
 
@@ -50,6 +64,29 @@ class Cuda:
         self.shared: dict[int, int] = {}
         self.streams: set[int] = set()
         self.events: set[int] = set()
+        self.arrays: list[CupyArray] = []
+        self.waited_for: list[int] = []
+
+    def empty(self, shape: tuple[int, int], dtype: Any) -> CupyArray:
+        self._call("empty")
+        self.arrays.append(CupyArray(np.full(shape, 0xA5, dtype)))
+        return self.arrays[-1]
+
+    def pointerGetAttributes(self, address: int) -> SimpleNamespace:  # noqa: N802
+        if any(array.array.ctypes.data == address for array in self.arrays):
+            return SimpleNamespace(device=GPU.index, devicePointer=address)
+        raise CudaError(1)
+
+    def streamSynchronize(self, stream: int) -> None:  # noqa: N802
+        self._call("streamSynchronize")
+        self.waited_for.append(stream)
+
+    def memcpy2DAsync(self, to: int, to_pitch: int, *rest: int) -> None:  # noqa: N802
+        source, source_pitch, size, rows, kind, stream = rest
+        assert kind == self.memcpyDeviceToDevice
+        assert stream in self.streams
+        for row in range(rows):
+            ctypes.memmove(to + row * to_pitch, source + row * source_pitch, size)
 
     def _call(self, name: str) -> None:
         if name in self.fail:
@@ -146,8 +183,14 @@ class Cuda:
 @pytest.fixture
 def cuda(monkeypatch: pytest.MonkeyPatch) -> Cuda:
     cuda = Cuda()
-    module = SimpleNamespace(runtime=cuda, driver=cuda)
-    monkeypatch.setitem(sys.modules, "cupy", SimpleNamespace(cuda=module))
+    module = SimpleNamespace(
+        runtime=cuda,
+        driver=cuda,
+        Device=lambda index: contextlib.nullcontext(cuda.setDevice(index)),
+        get_current_stream=lambda: SimpleNamespace(synchronize=lambda: cuda.streamSynchronize(0)),
+        memory=SimpleNamespace(OutOfMemoryError=MemoryError),
+    )
+    monkeypatch.setitem(sys.modules, "cupy", SimpleNamespace(cuda=module, empty=cuda.empty))
     monkeypatch.setitem(sys.modules, "cupy.cuda", module)
     monkeypatch.setattr(cubins, "architecture_for", lambda major, minor: f"sm_{major}{minor}")
     monkeypatch.setattr(cubins, "load_cubins", lambda units, *_, **__: {unit: str(unit).encode() for unit in units})
@@ -220,6 +263,26 @@ def test_a_device_without_memory_stays_in_use(cuda: Cuda, device: CupyDevice) ->
         check(provider, 3072, 4)
         assert provider.stats().backend == "cuda"
         assert provider.stats().fallbacks == 2
+
+
+def test_arrays_of_the_caller(cuda: Cuda, device: CupyDevice) -> None:
+    with BatchingProvider(ProviderConfig(), backends=[CudaBackend(device)]) as provider:
+        key = provider.load_key(private_key(2048))
+        x = cuda.empty((3, 32), np.uint64)
+        x.array[:] = limbs([5, 6, 7], 32)
+        result = provider.private_op(key, CupyArray(x.array, stream=77))
+        assert isinstance(result, CupyArray)
+        assert [pow(y, key.e, key.n) for y in numbers(result.array)] == [5, 6, 7]
+        assert {0, 77} <= set(cuda.waited_for)  # the thread's own stream and the array's
+        powers = provider.modexp(x, 3, key.n)
+        assert numbers(powers.array) == [125, 216, 343]  # type: ignore[attr-defined]
+        elsewhere = CupyArray(limbs([5], 32))
+        with pytest.raises(InputError, match="on a GPU that this provider does not compute with"):
+            provider.private_op(key, elsewhere)
+        cuda.fail["streamSynchronize"] = 700
+        with pytest.raises(OperationError, match=r"Test GPU \(1\): waiting for the caller's stream: cudaError700"):
+            provider.private_op(key, x)
+    assert not cuda.memory
 
 
 def test_all_gpus_are_used_and_the_processor_with_them(

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from gpu_provider.backends.device import DeviceError
+from gpu_provider.backends.device import DeviceError, DeviceMemoryError
 from gpu_provider.backends.device_kernels import KernelChoice
 from gpu_provider.backends.device_keys import DeviceKeys
 from gpu_provider.backends.device_lane import DeviceLane
@@ -26,12 +26,12 @@ from gpu_provider.errors import BackendError
 from gpu_provider.scheduler import CostCurve
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from numpy.typing import NDArray
 
     from gpu_provider.backends.base import Batch
-    from gpu_provider.backends.device import Device
+    from gpu_provider.backends.device import Device, DeviceRows
     from gpu_provider.client import Client
 
 __all__ = ["CudaBackend"]
@@ -63,12 +63,24 @@ class _State:
         self.lanes: SimpleQueue[DeviceLane] = SimpleQueue()
         for _ in range(lanes):
             self.lanes.put(DeviceLane(device, self.keys, choice))
+        self.array_lock = threading.Lock()
+        self.array_lane: DeviceLane | None = None  # with array_lock
 
     def wipe(self) -> None:
         """Everything secret on it, while no batch is under way. Raises DeviceError."""
         while not self.lanes.empty():
             self.lanes.get().close()
+        if self.array_lane is not None:
+            self.array_lane.close()
         self.keys.close()
+
+
+def _sampled(lane: DeviceLane, operand: NDArray[np.uint8] | DeviceRows, rows: Sequence[int]) -> NDArray[np.uint8]:
+    """A copy of some rows of an operand, of which one row serves all."""
+    if isinstance(operand, np.ndarray):
+        return operand[rows if len(operand) > 1 else [0] * len(rows)]
+    places = rows if operand.rows > 1 else [0] * len(rows)
+    return np.concatenate([lane.read(operand.part(place, place + 1)) for place in places])
 
 
 class CudaBackend:
@@ -148,22 +160,77 @@ class CudaBackend:
         random, are computed again on libcrypto. That finds a device that is broken, not a fault in a single row."""
         with self._lane() as lane:
             if lane.modexp(bases, exponents, moduli, outputs):
-                self._check_samples(bases, exponents, moduli, outputs)
+                rows = [secrets.randbelow(len(bases)) for _ in range(_SAMPLES)]
+                self._check_powers(*(operand[rows] for operand in (bases, exponents, moduli, outputs)))
                 return
         libcrypto_modexp(bases, exponents, moduli, outputs)
 
-    def _check_samples(
+    def _check_powers(
         self,
         bases: NDArray[np.uint8],
         exponents: NDArray[np.uint8],
         moduli: NDArray[np.uint8],
         outputs: NDArray[np.uint8],
     ) -> None:
-        rows = [secrets.randbelow(len(bases)) for _ in range(_SAMPLES)]
-        again = np.empty_like(outputs[rows])
-        libcrypto_modexp(bases[rows], exponents[rows], moduli[rows], again)
-        if not np.array_equal(again, outputs[rows]):
+        again = np.empty_like(outputs)
+        wide = np.zeros_like(outputs)
+        wide[:, : bases.shape[1]] = bases
+        libcrypto_modexp(wide, exponents, moduli, again)
+        exponents.fill(0)  # may be secrets; the rows are copies
+        if not np.array_equal(again, outputs):
             raise DeviceError(f"device {self._device.name}: a result of an exponentiation is wrong")
+
+    # ---- the callers' own arrays on the device (``gpu_provider/device_arrays.py``) ----
+
+    @property
+    def device(self) -> Device:
+        """Whose arrays these are."""
+        return self._device
+
+    def private_rows(
+        self, keys: NDArray[np.uint64], sizes: tuple[int, int], inputs: DeviceRows, outputs: DeviceRows
+    ) -> NDArray[np.uint8] | None:
+        """``DeviceLane.private_rows``; None also if the device has no memory for it. Raises BackendError."""
+        with self._array_lane() as lane:
+            try:
+                return lane.private_rows(keys, sizes, inputs, outputs)
+            except DeviceMemoryError as error:
+                _log.warning("%s; the processor computes %d operations in its place", error, len(keys))
+                return None
+
+    def modexp_rows(
+        self,
+        bases: DeviceRows,
+        exponents: NDArray[np.uint8] | DeviceRows,
+        moduli: NDArray[np.uint8],
+        outputs: DeviceRows,
+    ) -> bool:
+        """``DeviceLane.modexp``, and two rows of it checked like those of :meth:`modexp`. Raises BackendError."""
+        with self._array_lane() as lane:
+            try:
+                if not lane.modexp(bases, exponents, moduli, outputs):
+                    return False
+            except DeviceMemoryError as error:
+                _log.warning("%s; the processor computes %d exponentiations in its place", error, bases.rows)
+                return False
+            rows = [secrets.randbelow(bases.rows) for _ in range(_SAMPLES)]
+            self._check_powers(*(_sampled(lane, operand, rows) for operand in (bases, exponents, moduli, outputs)))
+            return True
+
+    def read(self, rows: DeviceRows) -> NDArray[np.uint8]:
+        """[rows, bytes], least significant byte first. Raises BackendError."""
+        with self._array_lane() as lane:
+            return lane.read(rows)
+
+    def write(self, rows: DeviceRows, array: NDArray[np.uint8]) -> None:
+        """Raises BackendError."""
+        with self._array_lane() as lane:
+            lane.write(rows, array)
+
+    def distrust(self) -> None:
+        """A result of this device is wrong: its next call makes it anew."""
+        with contextlib.suppress(DeviceError), self._in_use():
+            raise DeviceError(f"device {self._device.name}: a result is wrong")
 
     def keys_removed(self) -> None:
         """Some keys have left the provider's table: theirs on the device are wiped soon. Returns at once."""
@@ -200,6 +267,14 @@ class CudaBackend:
                 yield lane
             finally:
                 state.lanes.put(lane)
+
+    @contextlib.contextmanager
+    def _array_lane(self) -> Iterator[DeviceLane]:
+        """The lane of the callers' arrays, one call at a time; beside those of the provider's batches."""
+        with self._in_use() as state, state.array_lock:
+            if state.array_lane is None:
+                state.array_lane = DeviceLane(self._device, state.keys, state.choice)
+            yield state.array_lane
 
     @contextlib.contextmanager
     def _in_use(self) -> Iterator[_State]:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from gpu_provider.backends.device import CudaArray
     from gpu_provider.devices import Device
     from gpu_provider.kernels.cubin_cache import CubinCache
     from gpu_provider.kernels.cubins import Arithmetic, Unit
@@ -94,6 +95,7 @@ class CupyDevice:
         self._device = device
         self._cache = cache
         self._arithmetic = arithmetic
+        self._cupy: Any = None
         self._runtime: Any = None
         self._driver: Any = None
         self._lock = threading.Lock()
@@ -189,13 +191,43 @@ class CupyDevice:
         except RuntimeError as error:
             raise _error(self.name, "choosing the device", error) from None
 
+    def owns(self, address: int) -> bool:
+        self._import()
+        try:
+            attributes = self._runtime.pointerGetAttributes(address)
+        except RuntimeError:  # memory that CUDA does not know
+            return False
+        return bool(attributes.devicePointer and attributes.device == self._device.index)
+
+    def new_array(self, rows: int, limbs: int) -> CudaArray:
+        cupy = self._cupy
+        try:
+            with cupy.cuda.Device(self._device.index):
+                array: CudaArray = cupy.empty((rows, limbs), np.uint64)
+        except cupy.cuda.memory.OutOfMemoryError as error:
+            raise DeviceMemoryError(f"device {self.name}: an array of {rows} rows: {error}") from None
+        except RuntimeError as error:
+            raise _error(self.name, f"an array of {rows} rows", error) from None
+        return array
+
+    def settle(self, stream: int | None) -> None:
+        # CuPy gives memory that was freed to the next array of the same stream, where earlier work may still use it.
+        try:
+            with self._cupy.cuda.Device(self._device.index):
+                self._cupy.cuda.get_current_stream().synchronize()
+                if stream is not None:
+                    self._runtime.streamSynchronize(stream)
+        except RuntimeError as error:
+            raise _error(self.name, "waiting for the caller's stream", error) from None
+
     def _import(self) -> None:
         if self._runtime is None:
             try:
-                from cupy.cuda import driver, runtime  # noqa: PLC0415 - optional, and takes half a second
+                import cupy  # noqa: PLC0415 - optional, and takes half a second
+                from cupy.cuda import driver, runtime  # noqa: PLC0415
             except ImportError as error:
                 raise CompilerMissingError.of_cupy(error) from None
-            self._driver, self._runtime = driver, runtime
+            self._cupy, self._driver, self._runtime = cupy, driver, runtime
 
     def _recover(self) -> None:
         """Raises RuntimeError if the device does not work, not even after a reset."""
@@ -262,6 +294,13 @@ class _CupyStream:
             runtime.memcpyAsync(to, source, size, runtime.memcpyDeviceToDevice, self._stream)
         except RuntimeError as error:
             raise _error(self._device, "copying on the device", error) from None
+
+    def copy_rows(self, to: tuple[int, int], source: tuple[int, int], size: int, rows: int) -> None:
+        runtime = self._runtime
+        try:
+            runtime.memcpy2DAsync(*to, *source, size, rows, runtime.memcpyDeviceToDevice, self._stream)
+        except RuntimeError as error:
+            raise _error(self._device, "copying rows on the device", error) from None
 
     def clear(self, address: int, size: int) -> None:
         try:

@@ -6,7 +6,8 @@ address is an int, and so is what a kernel's arguments hold (``kernels/launch.h`
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -19,7 +20,16 @@ if TYPE_CHECKING:
 
     from gpu_provider.kernels.warp import Kernel
 
-__all__ = ["MODEXP_LAUNCH", "PRIVATE_LAUNCH", "Device", "DeviceError", "DeviceMemoryError", "Stream"]
+__all__ = [
+    "MODEXP_LAUNCH",
+    "PRIVATE_LAUNCH",
+    "CudaArray",
+    "Device",
+    "DeviceError",
+    "DeviceMemoryError",
+    "DeviceRows",
+    "Stream",
+]
 
 PRIVATE_LAUNCH = np.dtype(
     [
@@ -60,6 +70,38 @@ class DeviceMemoryError(DeviceError):
     """The device, or the host, has no memory of the kind that was asked for. The device works on."""
 
 
+@runtime_checkable
+class CudaArray(Protocol):
+    """An array in a device's memory, of whichever library: CuPy, Numba, PyTorch (the CUDA Array Interface of Numba's
+    manual, version 3)."""
+
+    @property
+    def __cuda_array_interface__(self) -> dict[str, Any]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceRows:
+    """Numbers in a device's memory that belongs to the caller: 64-bit limbs, the least significant first."""
+
+    address: int
+    rows: int
+    limbs: int
+    pitch: int
+    """Bytes from one row to the next."""
+    owner: CudaArray
+    """Kept alive as long as somebody knows the address."""
+
+    @property
+    def bytes(self) -> int:
+        """Of a row's limbs."""
+        return 8 * self.limbs
+
+    def part(self, start: int, stop: int) -> DeviceRows:
+        """The rows from ``start`` to before ``stop``, or to the last one."""
+        first = self.address + start * self.pitch
+        return DeviceRows(first, min(stop, self.rows) - start, self.limbs, self.pitch, self.owner)
+
+
 class Stream(Protocol):
     """Work that a device does in the order in which it was given. One thread at a time; calls return at once.
 
@@ -77,6 +119,11 @@ class Stream(Protocol):
 
     def copy(self, to: int, source: int, size: int) -> None:
         """From the device's memory to the device's memory."""
+        ...
+
+    def copy_rows(self, to: tuple[int, int], source: tuple[int, int], size: int, rows: int) -> None:
+        """The same for ``rows`` rows of ``size`` bytes each. ``to``, ``source``: where the first one begins, and how
+        many bytes after it the next one does."""
         ...
 
     def clear(self, address: int, size: int) -> None:
@@ -141,4 +188,19 @@ class Device(Protocol):
 
     def use(self) -> None:
         """Makes it the device of the calling thread, as each thread must before it calls anything else here."""
+        ...
+
+    # ---- the callers' own arrays: on the caller's thread, whose device stays what it is ----
+
+    def owns(self, address: int) -> bool:
+        """Whether this is an address in the device's memory."""
+        ...
+
+    def new_array(self, rows: int, limbs: int) -> CudaArray:
+        """A C-contiguous uint64 array [rows, limbs] for the caller. Raises DeviceMemoryError."""
+        ...
+
+    def settle(self, stream: int | None) -> None:
+        """Sleeps until all is done that the calling thread has given to its own stream, and what is in ``stream``, by
+        its number in the CUDA Array Interface. Raises DeviceError."""
         ...

@@ -22,10 +22,13 @@ from gpu_provider.kernels.warp import Operation
 from gpu_provider.native import ffi, lib
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from _cffi_backend import FFI
     from numpy.typing import NDArray
 
     from gpu_provider.backends.base import Batch
-    from gpu_provider.backends.device import Device
+    from gpu_provider.backends.device import Device, DeviceRows
     from gpu_provider.backends.device_kernels import KernelChoice
     from gpu_provider.backends.device_keys import DeviceKeys
     from gpu_provider.kernels.warp import Kernel
@@ -50,6 +53,13 @@ def _distinct(moduli: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], NDArray[np.
     if (moduli == moduli[0]).all():
         return moduli[:1], 0
     return np.unique(moduli, axis=0, return_inverse=True)
+
+
+def _shape(rows: NDArray[np.uint8] | DeviceRows) -> tuple[int, int]:
+    """Rows, and bytes of each."""
+    if isinstance(rows, np.ndarray):
+        return rows.shape[0], rows.shape[1]
+    return rows.rows, rows.bytes
 
 
 def _fill_rows(to: NDArray[np.uint8], rows: NDArray[np.uint8]) -> None:
@@ -84,7 +94,7 @@ class DeviceLane:
         pairs = self._pairs[width]
         try:
             self._reserve(len(batch))
-            self._stage(batch, width, pairs)
+            self._stage(batch.keys, u8(batch.inputs), stride, width)
         except DeviceMemoryError as error:
             if not self._rows:
                 raise
@@ -94,57 +104,121 @@ class DeviceLane:
         if not count:
             return
         with self._keys.in_use(width) as records:
-            self._start(width, records, pairs)
+            self._start(width, records)
             self._stream.wait()
         failed = lib.gp_unstage(self._staging, pairs.struct, u8(batch.outputs), u8(batch.ok), stride, width)
         if failed:
             raise DeviceError(f"device {self._device.name}: {failed} of {count} results are wrong")
 
+    def private_rows(
+        self, keys: NDArray[np.uint64], sizes: tuple[int, int], inputs: DeviceRows, outputs: DeviceRows
+    ) -> NDArray[np.uint8] | None:
+        """Private operations over arrays on the device: ``keys`` [n] handles, ``sizes`` the bytes of the shortest and
+        the longest modulus among them. Returns [n], 1 where ``outputs`` has a result, 0 where it has zeros: the input
+        is not below its modulus, or the result did not pass the device's check. None if not all of it can be done at
+        once here: keys of several widths, or one that the kernels do not take. Raises DeviceError."""
+        count = len(keys)
+        width, other = (self._kernels.width(Operation.PRIVATE, size) for size in sizes)
+        if width is None or width != other or max(inputs.bytes, outputs.bytes) > width:
+            return None
+        self._reserve(count)
+        self._stage(keys, ffi.NULL, width, width)
+        ok = np.zeros(count, np.uint8)
+        with self._keys.in_use(width) as records:
+            if self._staging.count == count:
+                self._start(width, records, inputs, outputs)
+                self._stream.wait()
+            lib.gp_unstage(self._staging, self._pairs[width].struct, ffi.NULL, u8(ok), width, width)
+        return ok if self._staging.count == count else None
+
     def modexp(
         self,
-        bases: NDArray[np.uint8],
-        exponents: NDArray[np.uint8],
+        bases: NDArray[np.uint8] | DeviceRows,
+        exponents: NDArray[np.uint8] | DeviceRows,
         moduli: NDArray[np.uint8],
-        outputs: NDArray[np.uint8],
+        outputs: NDArray[np.uint8] | DeviceRows,
     ) -> bool:
-        """``Backend.modexp``. False if these are better computed elsewhere: numbers that are too wide, or so many
-        moduli that preparing them would cost more than it saves. Raises DeviceError."""
-        count, stride = bases.shape
-        width = self._kernels.width(Operation.MODEXP, stride)
-        if width is None or exponents.shape[1] > MAX_BYTES:
+        """``Backend.modexp``, also for arrays on the device; one row of exponents or moduli serves all. False if these
+        are better computed elsewhere: numbers that are too wide, or so many moduli that preparing them would cost more
+        than it saves. Raises DeviceError."""
+        stride = moduli.shape[1]
+        (count, base_bytes), (exponent_rows, exponent_bytes) = _shape(bases), _shape(exponents)
+        width = self._kernels.width(Operation.MODEXP, max(stride, base_bytes))
+        if width is None or exponent_bytes > MAX_BYTES:
             return False
         distinct, modulus_of_row = _distinct(moduli)
         if len(distinct) > max(1, count // _ROWS_PER_MODULUS):
             return False
         kernel = self._kernels.choose(Operation.MODEXP, width, count)
-        exponent_bytes = -(-exponents.shape[1] // 16) * 16
+        exponent_width = -(-exponent_bytes // 16) * 16
         index_bytes = _aligned(count) * _INDEX_BYTES
-        sizes = (count * width, count * exponent_bytes, index_bytes, len(distinct) * kernel.record_bytes)
+        sizes = (count * width, exponent_rows * exponent_width, index_bytes, len(distinct) * kernel.record_bytes)
         self._reserve(-(-sum(sizes) // _UPLOAD_BYTES))
-        (up, down, _), (inputs, results, _) = self._pinned, self._memory
+        (up, down, _), (inputs, results, _), stream = self._pinned, self._memory, self._stream
         ends = np.cumsum(sizes).tolist()
-        up_bases, up_exponents, up_index, up_records = np.split(up[: ends[-1]], ends[:-1])
-        _fill_rows(up_bases, bases)
-        _fill_rows(up_exponents, exponents)
+        up_index, up_records = np.split(up[ends[1] : ends[3]], [index_bytes])
         up_index.view(np.uint32)[:count] = modulus_of_row
         for record, modulus in zip(up_records.reshape(len(distinct), kernel.record_bytes), distinct, strict=True):
             warp.modulus_record(record, kernel.radix_bits, width, int.from_bytes(modulus.tobytes(), "little"))
 
         launch = np.zeros(1, MODEXP_LAUNCH)
         launch[0] = (
-            *(count, 8 * exponents.shape[1], exponent_bytes, 0),
+            *(count, 8 * exponent_bytes, exponent_width if exponent_rows > 1 else 0, 0),
             *(inputs + ends[1], inputs + ends[2], inputs, inputs + ends[0], results),
         )
-        self._stream.upload(inputs, up[: ends[-1]])
-        self._stream.launch(kernel, launch)
-        self._stream.download(down[: count * width], results)
-        self._stream.clear(inputs, ends[1])
-        self._stream.clear(results, count * width)
-        self._stream.wait()
-        outputs[:] = down[: count * width].reshape(count, width)[:, :stride]
+        for operand, start, stop, wide in ((bases, 0, ends[0], width), (exponents, ends[0], ends[1], exponent_width)):
+            if isinstance(operand, np.ndarray):
+                _fill_rows(up[start:stop], operand)
+                stream.upload(inputs + start, up[start:stop])
+            else:
+                self._copy_in(inputs + start, wide, operand)
+        stream.upload(inputs + ends[1], up[ends[1] : ends[3]])
+        stream.launch(kernel, launch)
+        if isinstance(outputs, np.ndarray):
+            stream.download(down[: count * width], results)
+        else:
+            stream.copy_rows((outputs.address, outputs.pitch), (results, width), outputs.bytes, count)
+        stream.clear(inputs, ends[1])
+        stream.clear(results, count * width)
+        stream.wait()
+        if isinstance(outputs, np.ndarray):
+            outputs[:] = down[: count * width].reshape(count, width)[:, :stride]
+            down[: count * width] = 0
         up[: ends[1]] = 0
-        down[: count * width] = 0
         return True
+
+    def read(self, rows: DeviceRows) -> NDArray[np.uint8]:
+        """The caller's array, [rows, bytes], least significant byte first. Raises DeviceError."""
+        array = np.empty((rows.rows, rows.bytes), np.uint8)
+        for start, part in self._parts(rows):
+            down, memory = self._pinned[1], self._memory[1]
+            size = part.rows * rows.bytes
+            self._stream.copy_rows((memory, rows.bytes), (part.address, part.pitch), rows.bytes, part.rows)
+            self._stream.download(down[:size], memory)
+            self._stream.clear(memory, size)
+            self._stream.wait()
+            array[start : start + part.rows] = down[:size].reshape(part.rows, rows.bytes)
+            down[:size] = 0
+        return array
+
+    def write(self, rows: DeviceRows, array: NDArray[np.uint8]) -> None:
+        """The other way. Raises DeviceError."""
+        for start, part in self._parts(rows):
+            up, memory = self._pinned[0], self._memory[0]
+            size = part.rows * rows.bytes
+            _fill_rows(up[:size], array[start : start + part.rows])
+            self._stream.upload(memory, up[:size])
+            self._stream.copy_rows((part.address, part.pitch), (memory, rows.bytes), rows.bytes, part.rows)
+            self._stream.clear(memory, size)
+            self._stream.wait()
+            up[:size] = 0
+
+    def _parts(self, rows: DeviceRows) -> Iterator[tuple[int, DeviceRows]]:
+        """Where each begins, and as much as the staging takes."""
+        self._reserve(_FIRST_ROWS)
+        step = max(1, self._rows * MAX_BYTES // rows.bytes)
+        for start in range(0, rows.rows, step):
+            yield start, rows.part(start, start + step)
 
     def measure(self, kernel: Kernel, rows: int) -> float:
         """The seconds that private operations of so many rows take, copies and all. No key is needed: what the kernel
@@ -184,11 +258,11 @@ class DeviceLane:
         for array in self._pinned:
             array.fill(0)
 
-    def _stage(self, batch: Batch, width: int, pairs: DevicePairs) -> None:
-        staging, stride = self._staging, batch.class_bytes
-        keys, inputs = u64(batch.keys), u8(batch.inputs)
+    def _stage(self, keys: NDArray[np.uint64], inputs: FFI.CData, stride: int, width: int) -> None:
+        """``inputs`` NULL: they are on the device."""
+        staging, pairs, handles = self._staging, self._pairs[width], u64(keys)
         while True:
-            lacks = lib.gp_stage(staging, self._keys.pointer, pairs.struct, len(batch), keys, inputs, stride, width)
+            lacks = lib.gp_stage(staging, self._keys.pointer, pairs.struct, len(keys), handles, inputs, stride, width)
             if lacks == lib.GP_STAGED:
                 return
             if lacks == lib.GP_LACKS_RECORDS:
@@ -199,9 +273,11 @@ class DeviceLane:
                 for i in range(staging.lacking_count):
                     pairs.extend(staging.lacking_record[i], staging.lacking[i], staging.lacking_pairs[i])
 
-    def _start(self, width: int, records: int, pairs: DevicePairs) -> None:
-        """Hands all of it to the stream."""
-        staging, stream, launch = self._staging, self._stream, self._launch
+    def _start(
+        self, width: int, records: int, source: DeviceRows | None = None, target: DeviceRows | None = None
+    ) -> None:
+        """Hands all of it to the stream. ``source``, ``target``: where inputs and outputs are, if not on the host."""
+        staging, stream, launch, pairs = self._staging, self._stream, self._launch, self._pairs[width]
         (up, down, fresh), (inputs, outputs, randoms) = self._pinned, self._memory
         rows, count, made = staging.rows, staging.count, staging.fresh_count
         common = (staging.prime_bits, staging.any_e)
@@ -214,16 +290,31 @@ class DeviceLane:
             launch[0] = (made, *common, index, index + index_bytes, records, pairs.address, randoms, 0, 0)
             stream.launch(self._kernels.choose(Operation.MAKE_PAIRS, width, made), launch)
             stream.clear(randoms, made * width)
-        index = inputs + rows * width
+        numbers = rows * width
+        index = inputs + numbers
         index_bytes = _aligned(rows) * _INDEX_BYTES
         ok = outputs + count * width
-        stream.upload(inputs, up[: rows * width + 2 * index_bytes])
+        if source is None:
+            stream.upload(inputs, up[: numbers + 2 * index_bytes])
+        else:
+            stream.upload(index, up[numbers : numbers + 2 * index_bytes])
+            self._copy_in(inputs, width, source)
         launch[0] = (count, *common, index, index + index_bytes, records, pairs.address, inputs, outputs, ok)
         stream.launch(self._kernels.choose(Operation.PRIVATE, width, count), launch)
         size = count * (width + 1)
-        stream.download(down[:size], outputs)
-        stream.clear(inputs, rows * width)
+        if target is None:
+            stream.download(down[:size], outputs)
+        else:
+            stream.copy_rows((target.address, target.pitch), (outputs, width), target.bytes, count)
+            stream.download(down[count * width : size], ok)
+        stream.clear(inputs, numbers)
         stream.clear(outputs, size)  # may be decrypted secrets
+
+    def _copy_in(self, to: int, width: int, source: DeviceRows) -> None:
+        """Into rows of ``width`` bytes, which end in zeros."""
+        if source.bytes < width:
+            self._stream.clear(to, source.rows * width)
+        self._stream.copy_rows((to, width), (source.address, source.pitch), source.bytes, source.rows)
 
     def _reserve(self, rows: int) -> None:
         """Staging for so many rows of any class, on both sides. Raises DeviceMemoryError; then it is as before."""

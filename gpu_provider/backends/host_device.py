@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import ctypes
 import threading
+import weakref
 from queue import SimpleQueue
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
     from gpu_provider.kernels.warp import Kernel
 
-__all__ = ["HostDevice", "HostKernels"]
+__all__ = ["HostArray", "HostDevice", "HostKernels"]
 
 _ALIGNMENT = 16
 
@@ -47,6 +48,17 @@ class HostKernels:
 
 def _nothing(call: str) -> None:
     """What happens before a call, unless a test wants something else."""
+
+
+class HostArray:
+    """A caller's array in the memory of a :class:`HostDevice`."""
+
+    def __init__(self, array: NDArray[np.uint64]) -> None:
+        self.array = array
+
+    @property
+    def __cuda_array_interface__(self) -> dict[str, Any]:
+        return {**self.array.__array_interface__, "version": 3, "stream": None}
 
 
 class HostDevice:
@@ -74,6 +86,7 @@ class HostDevice:
         self.limit = limit
         self._before = before
         self._streams: list[_HostStream] = []
+        self._arrays: weakref.WeakSet[HostArray] = weakref.WeakSet()
         self._lock = threading.Lock()
 
     def open(self) -> Sequence[Kernel]:
@@ -119,6 +132,19 @@ class HostDevice:
     def use(self) -> None:
         self._before("use")
 
+    def owns(self, address: int) -> bool:
+        held = (array.array for array in self._arrays)
+        return any(array.ctypes.data <= address < array.ctypes.data + array.nbytes for array in held)
+
+    def new_array(self, rows: int, limbs: int) -> HostArray:
+        self._before("new_array")
+        array = HostArray(np.zeros((rows, limbs), np.uint64))
+        self._arrays.add(array)
+        return array
+
+    def settle(self, stream: int | None) -> None:
+        self._before("settle")
+
 
 def _add(arrays: dict[int, NDArray[np.uint8]], size: int) -> int:
     array = np.zeros(size + _ALIGNMENT, np.uint8)
@@ -147,6 +173,13 @@ class _HostStream:
 
     def copy(self, to: int, source: int, size: int) -> None:
         self._give("copy", lambda: ctypes.memmove(to, source, size))
+
+    def copy_rows(self, to: tuple[int, int], source: tuple[int, int], size: int, rows: int) -> None:
+        def copy() -> None:
+            for row in range(rows):
+                ctypes.memmove(to[0] + row * to[1], source[0] + row * source[1], size)
+
+        self._give("copy_rows", copy)
 
     def clear(self, address: int, size: int) -> None:
         self._give("clear", lambda: ctypes.memset(address, 0, size))

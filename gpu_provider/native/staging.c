@@ -150,7 +150,7 @@ enum gp_staged gp_stage(struct gp_staging *staging, const gp_records *records, c
     if (lacking != GP_STAGED)
         return lacking;
     assign_pairs(staging, pairs, record_of, record_of + aligned(rows));
-    for (uint32_t i = 0; i < staging->count; i++)
+    for (uint32_t i = 0; inputs != NULL && i < staging->count; i++)
         widen(staging->upload + (size_t)i * width, inputs + (size_t)staging->row[i] * stride, stride, width);
     return GP_STAGED;
 }
@@ -195,7 +195,8 @@ uint32_t gp_unstage(struct gp_staging *staging, const struct gp_pairs *pairs, ui
         const uint32_t row = staging->row[i];
 
         if (verdicts[i] == 1) {
-            memcpy(outputs + (size_t)row * stride, staging->download + (size_t)i * width, stride);
+            if (outputs != NULL)
+                memcpy(outputs + (size_t)row * stride, staging->download + (size_t)i * width, stride);
             ok[row] = 1;
         } else {
             pairs->uses[pair_of[i]] = GP_PAIR_USES;

@@ -60,7 +60,8 @@ enum gp_staged {
     GP_LACKS_PAIRS,   /* records whose block is too small, or another key's; each once */
 };
 
-/* Fills the upload from a batch of rows of `stride` bytes, at most `width`. Rows whose key has GP_NO_RECORD are left out. */
+/* Fills the upload from a batch of rows of `stride` bytes, at most `width`. Rows whose key has GP_NO_RECORD are left out.
+ * inputs NULL: they are on the device already. */
 enum gp_staged gp_stage(struct gp_staging *staging, const gp_records *records, const struct gp_pairs *pairs, uint32_t rows,
                         const uint64_t *keys, const uint8_t *inputs, uint32_t stride, uint32_t width);
 
@@ -68,7 +69,7 @@ enum gp_staged gp_stage(struct gp_staging *staging, const gp_records *records, c
 int gp_stage_fresh(struct gp_staging *staging, uint32_t width);
 
 /* Takes the results out of the download, and wipes the staging. Returns how many rows failed the device's check; their
- * pairs will be made anew. */
+ * pairs will be made anew. outputs NULL: only the verdicts were downloaded. */
 uint32_t gp_unstage(struct gp_staging *staging, const struct gp_pairs *pairs, uint8_t *outputs, uint8_t *ok,
                     uint32_t stride, uint32_t width);
 

@@ -1,0 +1,219 @@
+"""Library calls over arrays in a GPU's memory, CuPy's and those of others: computed where they are.
+
+Inputs and outputs do not pass through the host. What does are the moduli, to prepare their constants, and whatever the
+kernels do not take: keys of more than one kernel size in a call, keys with three primes, exponents above 4096 bits, a
+device that fails. That is computed as if it had come from the host.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from concurrent.futures import Future
+from typing import TYPE_CHECKING, TypeVar
+
+import numpy as np
+
+from gpu_provider.backends.cuda import CudaBackend
+from gpu_provider.backends.device import CudaArray, DeviceRows
+from gpu_provider.errors import BackendError, InputError, OperationError
+from gpu_provider.lanes import MODEXP
+from gpu_provider.modexp import check_moduli, rows_of_all, units_per_row
+from gpu_provider.operands import check_shape, limbs_of, to_rows
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from numpy.typing import NDArray
+
+    from gpu_provider.engine import Engine
+    from gpu_provider.operands import Operand
+    from gpu_provider.private_rows import KeysOfRows
+
+__all__ = ["DeviceArrays"]
+
+_log = logging.getLogger(__name__)
+_MOST_ROWS = 16384  # at a time: what the staging has room for
+_T = TypeVar("_T")
+
+
+class DeviceArrays:
+    """Any thread. What the methods take is CudaArray; what they return is an array of CuPy's."""
+
+    def __init__(self, engine: Engine, timeout: float) -> None:
+        """``timeout``: seconds that a piece of a call may take."""
+        self._engine = engine
+        self._timeout = timeout
+
+    def private_op(
+        self,
+        backend: CudaBackend,
+        keys: KeysOfRows,
+        inputs: DeviceRows,
+        on_host: Callable[[NDArray[np.uint64]], NDArray[np.uint64]],
+    ) -> CudaArray:
+        """``inputs``, ``backend``: by :meth:`find`. ``on_host``: the same call for an array on the host. Raises
+        InputError, OperationError and what ``on_host`` raises."""
+        longest = keys.sizes[1]
+        limbs = longest // 8
+        if inputs.limbs > limbs:
+            raise InputError(f"the input has {inputs.limbs} limbs, and the longest modulus has {limbs}; slice it")
+        result, outputs = self._new_array(backend, inputs.rows, limbs)
+        handles = keys.handles()
+        piece = self._engine.rows_at_a_time(backend, -(-longest // 64) - 4, 1, _MOST_ROWS)
+
+        def compute() -> bool | None:
+            with keys.pinned():
+                for start in range(0, inputs.rows, piece):
+                    some = slice(start, start + piece)
+                    parts = (rows.part(start, start + piece) for rows in (inputs, outputs))
+                    ok = backend.private_rows(handles[some], keys.sizes, *parts)
+                    if ok is None or not ok.all():
+                        return None if ok is None else False
+                return True
+
+        done = self._run(backend, compute, inputs.rows // piece + 1)
+        if not done:
+            answer = on_host(limbs_of(self._read(backend, inputs)))
+            if done is False:
+                backend.distrust()  # the inputs were right
+            self._write(backend, outputs, answer)
+        return result
+
+    def modexp(
+        self,
+        bases: CudaArray,
+        exponents: Operand | CudaArray,
+        moduli: Operand | CudaArray,
+        on_host: Callable[[NDArray[np.uint64], Operand, Operand], NDArray[np.uint64]],
+    ) -> CudaArray:
+        """As :meth:`private_op`. Bases that are not below their moduli are not noticed."""
+        base_rows, backend = self.find(bases, "base")
+        moduli_on_host = self.on_host(moduli, "modulus")
+        modulus_rows = to_rows(moduli_on_host, "modulus")
+        check_moduli(modulus_rows)
+        limbs = modulus_rows.shape[1] // 8
+        if base_rows.limbs > limbs:
+            raise InputError(f"the base has {base_rows.limbs} limbs, and the longest modulus has {limbs}; slice it")
+        exponent_rows: DeviceRows | NDArray[np.uint8]
+        if isinstance(exponents, CudaArray):
+            exponent_rows, other = self.find(exponents, "exponent")
+            if other is not backend:
+                raise InputError("bases and exponents are on different devices; copy one of them")
+            exponent_count, exponent_bytes = exponent_rows.rows, exponent_rows.bytes
+        else:
+            exponent_rows = to_rows(exponents, "exponent")
+            exponent_count, exponent_bytes = exponent_rows.shape
+        count = rows_of_all(base_rows.rows, exponent_count, len(modulus_rows))
+        if base_rows.rows != count:
+            raise InputError(f"there is 1 base on a device for {count} operations; give one for each")
+        result, outputs = self._new_array(backend, count, limbs)
+        units = units_per_row(8 * limbs, exponent_bytes)
+        piece = self._engine.rows_at_a_time(backend, MODEXP, units, _MOST_ROWS)
+
+        def compute() -> bool:
+            for start in range(0, count, piece):
+                stop = start + piece
+                powers = exponent_rows
+                if exponent_count > 1:
+                    powers = powers.part(start, stop) if isinstance(powers, DeviceRows) else powers[start:stop]
+                some = modulus_rows[start:stop] if len(modulus_rows) > 1 else modulus_rows
+                if not backend.modexp_rows(base_rows.part(start, stop), powers, some, outputs.part(start, stop)):
+                    return False
+            return True
+
+        if not self._run(backend, compute, count // piece + 1):
+            on_the_host = limbs_of(self._read(backend, base_rows))
+            answer = on_host(on_the_host, self.on_host(exponents, "exponent"), moduli_on_host)
+            self._write(backend, outputs, answer)
+        return result
+
+    def on_host(self, operand: Operand | CudaArray, name: str) -> Operand:
+        """The operand, copied to the host if it is on a device."""
+        if isinstance(operand, CudaArray):
+            rows, backend = self.find(operand, name)
+            return limbs_of(self._read(backend, rows))
+        return operand
+
+    def find(self, array: CudaArray, name: str) -> tuple[DeviceRows, CudaBackend]:
+        """Where an array is, and whose memory that is; when all is done that was to fill it. Raises InputError,
+        OperationError."""
+        try:
+            described = array.__cuda_array_interface__
+        except (AttributeError, TypeError, RuntimeError) as error:  # PyTorch's reasons not to have it just now
+            raise InputError(f"the {name} array does not say where on a GPU it is: {error}") from None
+        shape, address, strides = described["shape"], described["data"][0], described.get("strides")
+        if described["typestr"] != "<u8":
+            raise InputError(
+                f"the {name} array has the type {described['typestr']!r}; it must be uint64, least significant limb "
+                "first"
+            )
+        if described.get("mask") is not None:
+            raise InputError(f"the {name} array has a mask; give one without")
+        check_shape(shape, name)
+        limbs = shape[-1]
+        rows = shape[0] if len(shape) > 1 else 1
+        pitch, step = (8 * limbs, 8) if strides is None else (strides[0] if len(shape) > 1 else 8 * limbs, strides[-1])
+        if (limbs > 1 and step != 8) or (rows > 1 and pitch < 8 * limbs):
+            raise InputError(f"the {name} array has strides {strides}; each row must be contiguous: copy it")
+        backends = (backend for backend in self._engine.backends() if isinstance(backend, CudaBackend))
+        backend = next((backend for backend in backends if backend.device.owns(address)), None)
+        if backend is None:
+            raise InputError(
+                f"the {name} array is on a GPU that this provider does not compute with; copy it to the host, or set "
+                'backend to "cuda"'
+            )
+        self._settle(backend, described.get("stream"))
+        return DeviceRows(address, rows, limbs, max(pitch, 8 * limbs), array), backend
+
+    def _settle(self, backend: CudaBackend, stream: int | None) -> None:
+        try:
+            backend.device.settle(stream)
+        except BackendError as error:
+            raise OperationError(str(error)) from error
+
+    def _new_array(self, backend: CudaBackend, rows: int, limbs: int) -> tuple[CudaArray, DeviceRows]:
+        try:
+            array = backend.device.new_array(rows, limbs)
+        except BackendError as error:
+            raise OperationError(str(error)) from error
+        self._settle(backend, None)
+        return array, DeviceRows(array.__cuda_array_interface__["data"][0], rows, limbs, 8 * limbs, array)
+
+    def _read(self, backend: CudaBackend, rows: DeviceRows) -> NDArray[np.uint8]:
+        array = self._run(backend, lambda: backend.read(rows), 1)
+        if array is None:
+            raise OperationError(f"{backend.name}: the array can't be read from the device")
+        return array
+
+    def _write(self, backend: CudaBackend, rows: DeviceRows, answer: NDArray[np.uint64]) -> None:
+        numbers = np.ascontiguousarray(answer, "<u8").view(np.uint8)
+
+        def write() -> bool:
+            backend.write(rows, numbers)
+            return True
+
+        if not self._run(backend, write, 1):
+            raise OperationError(f"{backend.name}: the results can't be copied to the device")
+
+    def _run(self, backend: CudaBackend, work: Callable[[], _T], pieces: int) -> _T | None:
+        """What ``work`` returns; None if the device failed. Raises OperationError if it hangs: what is in its memory
+        is out of reach then."""
+        # On a thread of its own, because a wait for a device can't be interrupted.
+        outcome: Future[_T] = Future()
+
+        def run() -> None:
+            try:
+                outcome.set_result(work())
+            except Exception as error:  # noqa: BLE001 - handed to the caller
+                outcome.set_exception(error)
+
+        threading.Thread(target=run, name=f"gpu-provider-{backend.name}-arrays", daemon=True).start()
+        seconds = self._timeout * pieces
+        try:
+            return outcome.result(seconds)
+        except BackendError as error:
+            _log.warning("backend %s: %s", backend.name, error)
+            return None
+        except TimeoutError:
+            raise OperationError(f"backend {backend.name}: no result within {seconds:g} s") from None
