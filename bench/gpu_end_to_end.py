@@ -23,10 +23,12 @@ from gpu_provider.backends.cupy_device import CupyDevice
 from gpu_provider.backends.device import Device
 from gpu_provider.backends.host_device import HostDevice
 from gpu_provider.client import Client
+from gpu_provider.device_arrays import locate
 from gpu_provider.errors import BackendError
 from gpu_provider.kernels.cubin_cache import CubinCache
 from gpu_provider.keys import load
 from gpu_provider.native import ffi, lib
+from gpu_provider.operands import limbs_of
 
 from .gpu_batches import to_rows
 from .gpu_device import find_device
@@ -61,6 +63,7 @@ def measure(device: str, cache: str, tiny: bool, report: Report) -> None:
         key = provider.load_key(rsa.generate_private_key(65537, SIZES[0]))
         provider.private_op(key, 2)  # compiles, if anything is left to be compiled, and uploads the key
         futures(provider, key, 4 if tiny else 4096, total, report)
+        arrays(provider, backend, key, 8 if tiny else 65536, report)
         report.progress("requests by the C feeder", total)
         try:
             feed(provider, key, (4,) if tiny else IN_FLIGHT, 8 if tiny else 200_000, report)
@@ -162,6 +165,25 @@ def futures(provider: BatchingProvider, key: Key, requests: int, total: int, rep
     report.sample(
         section="end-to-end", by="futures", in_flight=requests, rate=requests / seconds, **percentiles(taken)
     )  # fmt: skip
+
+
+def arrays(provider: BatchingProvider, backend: CudaBackend, key: Key, rows: int, report: Report) -> None:
+    """One call of private_op() over an array: of the host, and of the device, where it stays."""
+    on_host = np.arange(rows * key.bytes // 8, dtype=np.uint64).reshape(rows, -1)  # below the modulus
+    on_device = backend.device.new_array(rows, on_host.shape[1])
+    placed, _ = locate(on_device, "input")
+    backend.write(placed, on_host.view(np.uint8))
+    for by, array in (("a NumPy array", on_host), ("an array on the device", on_device)):
+        started = time.perf_counter()
+        result: Any = provider.private_op(key, array)
+        seconds = time.perf_counter() - started
+        if by == "an array on the device":
+            result = limbs_of(backend.read(locate(result, "result")[0]))
+        for row in range(0, rows, max(1, rows // CHECKED)):
+            x, y = (int.from_bytes(numbers[row].tobytes(), "little") for numbers in (on_host, result))
+            if pow(y, key.e, key.n) != x:
+                raise BackendError(f"row {row} of {by} is wrong")
+        report.sample(section="end-to-end", by=by, in_flight=rows, rate=rows / seconds)
 
 
 def note_end(taken: list[float], since: float, _future: object) -> None:

@@ -30,11 +30,34 @@ if TYPE_CHECKING:
     from gpu_provider.operands import Operand
     from gpu_provider.private_rows import KeysOfRows
 
-__all__ = ["DeviceArrays"]
+__all__ = ["DeviceArrays", "locate"]
 
 _log = logging.getLogger(__name__)
 _MOST_ROWS = 16384  # at a time: what the staging has room for
 _T = TypeVar("_T")
+
+
+def locate(array: CudaArray, name: str) -> tuple[DeviceRows, int | None]:
+    """Where an array is, and the stream that fills it (None: it is filled). Raises InputError."""
+    try:
+        described = array.__cuda_array_interface__
+    except (AttributeError, TypeError, RuntimeError) as error:  # PyTorch's reasons not to have it just now
+        raise InputError(f"the {name} array does not say where on a GPU it is: {error}") from None
+    shape, strides = described["shape"], described.get("strides")
+    if described["typestr"] != "<u8":
+        raise InputError(
+            f"the {name} array has the type {described['typestr']!r}; it must be uint64, least significant limb first"
+        )
+    if described.get("mask") is not None:
+        raise InputError(f"the {name} array has a mask; give one without")
+    check_shape(shape, name)
+    rows, limbs = shape if len(shape) > 1 else (1, shape[0])
+    pitch, step = (8 * limbs, 8) if strides is None else (8 * limbs, *strides)[-2:]
+    if (limbs > 1 and step != 8) or (rows > 1 and pitch < 8 * limbs):
+        raise InputError(f"the {name} array has strides {strides}; each row must be contiguous: copy it")
+    return DeviceRows(described["data"][0], rows, limbs, pitch if rows > 1 else 8 * limbs, array), described.get(
+        "stream"
+    )
 
 
 class DeviceArrays:
@@ -138,33 +161,16 @@ class DeviceArrays:
     def find(self, array: CudaArray, name: str) -> tuple[DeviceRows, CudaBackend]:
         """Where an array is, and whose memory that is; when all is done that was to fill it. Raises InputError,
         OperationError."""
-        try:
-            described = array.__cuda_array_interface__
-        except (AttributeError, TypeError, RuntimeError) as error:  # PyTorch's reasons not to have it just now
-            raise InputError(f"the {name} array does not say where on a GPU it is: {error}") from None
-        shape, address, strides = described["shape"], described["data"][0], described.get("strides")
-        if described["typestr"] != "<u8":
-            raise InputError(
-                f"the {name} array has the type {described['typestr']!r}; it must be uint64, least significant limb "
-                "first"
-            )
-        if described.get("mask") is not None:
-            raise InputError(f"the {name} array has a mask; give one without")
-        check_shape(shape, name)
-        limbs = shape[-1]
-        rows = shape[0] if len(shape) > 1 else 1
-        pitch, step = (8 * limbs, 8) if strides is None else (strides[0] if len(shape) > 1 else 8 * limbs, strides[-1])
-        if (limbs > 1 and step != 8) or (rows > 1 and pitch < 8 * limbs):
-            raise InputError(f"the {name} array has strides {strides}; each row must be contiguous: copy it")
+        rows, stream = locate(array, name)
         backends = (backend for backend in self._engine.backends() if isinstance(backend, CudaBackend))
-        backend = next((backend for backend in backends if backend.device.owns(address)), None)
+        backend = next((backend for backend in backends if backend.device.owns(rows.address)), None)
         if backend is None:
             raise InputError(
                 f"the {name} array is on a GPU that this provider does not compute with; copy it to the host, or set "
                 'backend to "cuda"'
             )
-        self._settle(backend, described.get("stream"))
-        return DeviceRows(address, rows, limbs, max(pitch, 8 * limbs), array), backend
+        self._settle(backend, stream)
+        return rows, backend
 
     def _settle(self, backend: CudaBackend, stream: int | None) -> None:
         try:
@@ -178,7 +184,7 @@ class DeviceArrays:
         except BackendError as error:
             raise OperationError(str(error)) from error
         self._settle(backend, None)
-        return array, DeviceRows(array.__cuda_array_interface__["data"][0], rows, limbs, 8 * limbs, array)
+        return array, locate(array, "result")[0]
 
     def _read(self, backend: CudaBackend, rows: DeviceRows) -> NDArray[np.uint8]:
         array = self._run(backend, lambda: backend.read(rows), 1)
