@@ -1,46 +1,49 @@
-"""``gpu-provider devices``: what there is to compute on, and what is compiled for it."""
+"""``gpu-provider devices``: what there is to compute on, what is compiled for it, and how fast it is."""
 
 from __future__ import annotations
 
 import json
 import os
 import sys
-from dataclasses import dataclass
-from pathlib import Path  # noqa: TC003 - the settings are read from the annotations
-from typing import TYPE_CHECKING, Annotated
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
 
-from msgspec import Meta
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from gpu_provider.config import Settings, load_config
+from gpu_provider.backends.cupy_device import CupyDevice
+from gpu_provider.config import ProviderConfig, load_config
 from gpu_provider.devices import find_devices
 from gpu_provider.errors import BackendError, ConfigError
 from gpu_provider.kernels import cubins, nvrtc
 from gpu_provider.kernels.cubin_cache import CubinCache, default_directory
+from gpu_provider.rates import measure_device, measure_processor
 
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Sequence
+    from pathlib import Path
+
+    from rich.status import Status
 
     from gpu_provider.devices import Device
+    from gpu_provider.rates import Rate
 
 __all__ = ["DESCRIPTION", "add_arguments", "run"]
 
 DESCRIPTION = """\
-List the GPUs, the arithmetic that each would use, and the kernels that are compiled for it. With --precompile, compile
-what is missing into the cache: in a container's build, where there is no GPU, name the architectures with --arch."""
+List the GPUs, the arithmetic that each would use, and the kernels that are compiled for it. With --measure, compile
+what is missing and measure the private operations per second of each, and of the processor, for some seconds. With
+--precompile, compile what is missing into the cache: in a container's build, where there is no GPU, name the
+architectures with --arch."""
 
-
-class DevicesConfig(Settings, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Where compiled kernels are kept."""
-
-    kernel_cache: Annotated[Path, Meta(description="a directory")] | None = None
-    """None: ``gpu-provider/cubins`` in ``$XDG_CACHE_HOME`` or ``~/.cache``."""
+_MEASURED_ROWS = 8192
+"""More than the GPUs of today compute at a time."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--measure", action="store_true", help="measure how fast GPUs and the processor are")
     parser.add_argument("--precompile", action="store_true", help="compile the kernels that the cache lacks")
     parser.add_argument(
         "--arch",
@@ -68,13 +71,19 @@ def run(args: argparse.Namespace) -> int:
     """0 also where there is no device. Raises ConfigError, and BackendError if something can't be compiled."""
     if args.arch and not args.precompile:
         raise ConfigError("--arch says what to compile for: it needs --precompile")
-    config = load_config(DevicesConfig, environ=os.environ, overrides={"kernel_cache": args.kernel_cache})
+    if args.measure and args.precompile:
+        raise ConfigError("--measure compiles what is missing: it does not go with --precompile")
+    config = load_config(ProviderConfig, environ=os.environ, overrides={"kernel_cache": args.kernel_cache})
     cache = CubinCache(config.kernel_cache or default_directory(os.environ))
-    report = _Report(args.output)
+    report = _Report(args.output, args.measure)
     if args.precompile:
         _precompile(args.arch, cache, report)
-    else:
-        _list(cache, report)
+        return 0
+    found = _list(cache, report)
+    if args.measure:
+        if found:
+            _precompile([], cache, report)
+        return _measure(found, cache, config, report)
     return 0
 
 
@@ -127,11 +136,40 @@ class _Listed:
     """Why there can't be kernels for it."""
 
 
-def _list(cache: CubinCache, report: _Report) -> None:
+def _list(cache: CubinCache, report: _Report) -> list[Device]:
     try:
-        report.listed([_listed(device, cache) for device in find_devices()], None, cache.directory)
+        found = find_devices()
     except BackendError as error:
         report.listed([], str(error), cache.directory)
+        return []
+    report.listed([_listed(device, cache) for device in found], None, cache.directory)
+    return found
+
+
+def _measure(found: Sequence[Device], cache: CubinCache, config: ProviderConfig, report: _Report) -> int:
+    """1 if a device can't be measured; the others are, and the processor."""
+    arithmetic = None if config.arithmetic == "auto" else cubins.Arithmetic(config.arithmetic)
+    failures, measured = [], []
+    with report.status() as status:
+        for device in found:
+            name = f"{device.index} {device.name}"
+            status.update(f"measuring {name}")
+            try:
+                rates = measure_device(CupyDevice(device, cache, arithmetic), _MEASURED_ROWS)
+            except BackendError as error:
+                failures.append(str(error))
+                continue
+            for rate in rates:
+                report.rate(device.index, name, rate)
+                measured.append((name, rate))
+        status.update("measuring the processor")
+        for rate in measure_processor(config):
+            report.rate(None, "processor", rate)
+            measured.append(("processor", rate))
+    report.rates(measured)
+    for failure in failures:
+        print(f"gpu-provider devices: error: {failure}", file=sys.stderr)
+    return 1 if failures else 0
 
 
 def _listed(device: Device, cache: CubinCache) -> _Listed:
@@ -148,7 +186,8 @@ def _listed(device: Device, cache: CubinCache) -> _Listed:
 class _Report:
     """A table for people, JSON lines for programs."""
 
-    def __init__(self, output: str) -> None:
+    def __init__(self, output: str, measure: bool) -> None:
+        self._measure = measure
         self._console = Console()
         self._as_table = output == "table" or (output == "auto" and self._console.is_terminal)
 
@@ -174,6 +213,33 @@ class _Report:
             self.event("precompiled", architecture=name, units=units, kernel_cache=str(directory))
             if self._as_table:
                 self._console.print(f"{name}: {units} units of kernels in {directory}", markup=False, soft_wrap=True)
+
+    def status(self) -> Status:
+        """A line that says what is going on, at a terminal."""
+        console = self._console if self._as_table else Console(quiet=True)
+        return console.status("")
+
+    def rate(self, index: int | None, name: str, rate: Rate) -> None:
+        """``index`` None: the processor."""
+        self.event("rate", index=index, name=name, **asdict(rate))
+
+    def rates(self, measured: Sequence[tuple[str, Rate]]) -> None:
+        if not self._as_table:
+            return
+        table = Table(
+            "", "key", "ops/s", "at a time", "which takes", "one alone",
+            title="Private operations, blinded and verified",
+        )  # fmt: skip
+        for name, rate in measured:
+            table.add_row(
+                name,
+                f"RSA-{rate.bits}",
+                f"{rate.per_second:,.0f}",
+                f"{rate.batch:,}",
+                f"{1e3 * rate.batch_seconds:.2f} ms",
+                f"{1e3 * rate.single_seconds:.2f} ms",
+            )
+        self._console.print(table)
 
     def listed(self, rows: Sequence[_Listed], none_because: str | None, directory: Path) -> None:
         compiler = _compiler()
@@ -214,6 +280,8 @@ class _Report:
             self._console.print(f"no device: {none_because}", markup=False, soft_wrap=True)
         self._console.print(f"compiler: {compiler or 'none'}", markup=False)
         self._console.print(f"kernel cache: {directory}", markup=False, soft_wrap=True)
+        if not self._measure:
+            self._console.print("--measure says how fast they are")
 
 
 def _compiler() -> str | None:

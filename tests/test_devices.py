@@ -1,4 +1,4 @@
-"""``gpu-provider devices``, where there is no GPU."""
+"""``gpu-provider devices``, where there is no GPU, and with what stands in for some."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ from typing import TYPE_CHECKING
 import pytest
 from terminator_process import COMMAND, TIMEOUT, environment, run_command
 
-from gpu_provider import devices
+from gpu_provider import cli, devices, devices_command, rates
+from gpu_provider.backends.device import DeviceError
+from gpu_provider.backends.host_device import HostDevice
+from gpu_provider.devices import Device
 from gpu_provider.errors import BackendError
 from gpu_provider.kernels import nvrtc
 
@@ -102,5 +105,76 @@ def test_precompile_into_a_directory_that_cannot_be_used_is_an_error(tmp_path: P
     assert "chmod go-w" in result.stderr
 
 
+def test_measure_without_a_device_measures_the_processor() -> None:
+    result = run("--measure")
+    assert result.returncode == 0
+    listed, *measured = map(json.loads, result.stdout.splitlines())
+    assert listed["count"] == 0
+    assert [(line["name"], line["bits"]) for line in measured] == [("processor", bits) for bits in rates.SIZES]
+    assert all(line["per_second"] > 0 for line in measured)
+
+
+def test_measure_beside_precompile_is_a_mistake() -> None:
+    result = run("--measure", "--precompile")
+    assert result.returncode == 2
+    assert "--measure compiles what is missing" in result.stderr
+
+
+def test_a_device_is_measured_by_batches_without_a_key() -> None:
+    measured = rates.measure_device(HostDevice(), largest=2)
+    assert [rate.bits for rate in measured] == list(rates.SIZES)
+    for rate in measured:
+        assert rate.batch in {1, 2}
+        assert rate.per_second == rate.batch / rate.batch_seconds
+
+
+class TestWithDevices:
+    """The command in this process, with the host device in place of a GPU."""
+
+    @pytest.fixture
+    def compiled(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
+        gpus = [Device(index, f"GPU {index}", 9, 0, 4, 1 << 30, f"0000:0{index}:00.0") for index in (0, 1)]
+        wanted: list[str] = []
+        monkeypatch.setenv("GPU_PROVIDER_KERNEL_CACHE", str(tmp_path))
+        monkeypatch.setattr(devices_command, "find_devices", lambda: gpus)
+        monkeypatch.setattr(devices_command, "_MEASURED_ROWS", 2)
+        monkeypatch.setattr(devices_command.cubins, "architecture_for", lambda major, minor: f"sm_{major}{minor}")
+        monkeypatch.setattr(devices_command.cubins, "cached_cubins", lambda *_: {})
+        monkeypatch.setattr(devices_command.cubins, "load_cubins", lambda _, name, *__, **___: wanted.append(name))
+        monkeypatch.setattr(nvrtc, "architectures", lambda: ["sm_90"])
+        return wanted
+
+    def test_all_are_measured(
+        self, compiled: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        monkeypatch.setattr(devices_command, "CupyDevice", lambda device, *_: HostDevice(name=device.name))
+        assert cli.main(["devices", "--measure"]) == 0
+        lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+        rows = [(line["index"], line["name"]) for line in lines if line["event"] == "rate" and line["bits"] == 3072]
+        assert rows == [(0, "0 GPU 0"), (1, "1 GPU 1"), (None, "processor")]
+        assert compiled == ["sm_90"]  # before it is measured, with progress
+
+    def test_one_that_fails_is_named_and_the_others_are_measured(
+        self, compiled: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        def device(found: Device, *_: object) -> HostDevice:
+            def before(call: str) -> None:
+                if found.index == 0 and call == "launch":
+                    raise DeviceError("device GPU 0: launching: no")
+
+            return HostDevice(before=before)
+
+        monkeypatch.setattr(devices_command, "CupyDevice", device)
+        assert cli.main(["devices", "--measure", "--output", "table"]) == 1
+        shown = capsys.readouterr()
+        assert shown.err == "gpu-provider devices: error: device GPU 0: launching: no\n"
+        assert "1 GPU 1" in shown.out
+        assert "processor" in shown.out
+        assert "RSA-4096" in shown.out
+        assert compiled
+
+
 def test_help_tells_of_it() -> None:
-    assert "--precompile" in run_command("devices", "--help").stdout
+    shown = run_command("devices", "--help").stdout
+    assert "--precompile" in shown
+    assert "--measure" in shown

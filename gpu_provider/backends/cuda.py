@@ -111,7 +111,8 @@ class CudaBackend:
         self._device = device
         self._measured = measured
         self._choice: KernelChoice | None = None
-        self._curves: dict[int, list[tuple[int, float]]] = {}
+        self.measurements: dict[int, list[tuple[int, float]]] = {}
+        """What open() has measured: by bytes of the kernels' rows, rows of a batch and the seconds that it took."""
         self._client: Client | None = None
         self._state: _State | None = None
         self._lock = threading.Lock()  # of the state's change, never held while a batch is computed
@@ -124,7 +125,7 @@ class CudaBackend:
             self._state = self._make_state()
             if self._measured:
                 lane = self._state.lanes.get()
-                self._curves = self._state.choice.measure(lane.measure, self._measured)
+                self.measurements = self._state.choice.measure(lane.measure, self._measured)
                 self._state.lanes.put(lane)
         except BackendError:
             self._device.close()
@@ -140,8 +141,8 @@ class CudaBackend:
         rows = max(1, self._device.parallel_threads // _THREADS_PER_ROW)
         curves = []
         for kind, (few, full) in enumerate(_FIRST_GUESSES):
-            widths = [width for width in self._curves if width >= class_bytes(kind)]
-            points = self._curves[min(widths)] if widths else [(1, few), (rows, full)]
+            widths = [width for width in self.measurements if width >= class_bytes(kind)]
+            points = self.measurements[min(widths)] if widths else [(1, few), (rows, full)]
             curves.append(CostCurve(points, rows))
         return [*curves, CostCurve([(1, _FIRST_GUESS_MODEXP)], rows)]
 
