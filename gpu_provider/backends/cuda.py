@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from gpu_provider.backends.cpu import CpuBackend
 from gpu_provider.backends.device import DeviceError, DeviceMemoryError
 from gpu_provider.backends.device_kernels import KernelChoice
 from gpu_provider.backends.device_keys import DeviceKeys
@@ -109,6 +110,7 @@ class CudaBackend:
         self.name = name
         self.lanes = lanes
         self._device = device
+        self._processor = CpuBackend()
         self._measured = measured
         self._choice: KernelChoice | None = None
         self.measurements: dict[int, list[tuple[int, float]]] = {}
@@ -164,7 +166,7 @@ class CudaBackend:
                 rows = [secrets.randbelow(len(bases)) for _ in range(_SAMPLES)]
                 self._check_powers(*(operand[rows] for operand in (bases, exponents, moduli, outputs)))
                 return
-        libcrypto_modexp(bases, exponents, moduli, outputs)
+        self._processor.modexp(bases, exponents, moduli, outputs)
 
     def _check_powers(
         self,
