@@ -1,7 +1,7 @@
 """``python -m bench.kernel_code``: compiles every CUDA kernel for every architecture and looks at its machine code.
 
-Needs neither a GPU nor a driver. Fails on local memory (spills) in the hot loop, on exchanges between threads where a
-warp may have parted, and on counts that are not those of the table in the repository; ``--update`` writes it anew.
+Needs neither a GPU nor a driver. Fails on local memory, which is where spilled registers go, on exchanges between
+threads where a warp may have parted, and on counts that are not those of the table in the repository; ``--update`` writes it anew.
 """
 
 import argparse
@@ -72,9 +72,7 @@ class Row:
     iadd3: int
     shfl: int
     local: int
-    """LDL and STL: what is spilled where it is rare."""
-    product_local: int
-    """The same in the hot loop: must be 0."""
+    """LDL and STL: must be 0."""
     bra: int
     bssy: int
     product_multiply_adds: int
@@ -165,7 +163,6 @@ def describe(architecture: str, unit: cubins.Unit, code: Code) -> Row:
         iadd3=code.count("IADD3"),
         shfl=code.count("SHFL"),
         local=code.count("LDL", "STL"),
-        product_local=product.local if product else 0,
         bra=code.count("BRA"),
         bssy=code.count("BSSY"),
         product_multiply_adds=product.multiply_adds if product else 0,
@@ -177,8 +174,8 @@ def describe(architecture: str, unit: cubins.Unit, code: Code) -> Row:
 
 def find_faults(code: Code, row: Row) -> Iterator[str]:
     """What no kernel may have."""
-    if row.product_local:
-        yield f"{row.product_local} accesses to local memory in the hot loop: registers are spilled"
+    if row.local:
+        yield f"{row.local} accesses to local memory: registers are spilled"
     if apart := code.exchanges_apart():
         yield f"{apart[0].name} at {apart[0].address:#x} stands where a warp may have parted"
     if row.product_multiply_adds == 0:

@@ -101,8 +101,6 @@ class Product:
 
     multiply_adds: int
     instructions: int
-    local: int
-    """Accesses to local memory, which is where spilled registers go."""
     cycles: float
     digit_cycles: float
     """What a digit of the exponent costs beside its products: the scan of the table."""
@@ -122,7 +120,6 @@ def hot_product(code: Code, architecture: str, trips: int) -> Product | None:
     return Product(
         multiply_adds=sum(instruction.is_multiply_add for instruction in once + trips * each),
         instructions=len(once) + trips * len(each),
-        local=sum(instruction.kind in {"LDL", "STL"} for instruction in once + each),
         cycles=_cycles(once, architecture) + trips * _cycles(each, architecture),
         digit_cycles=_cycles(beside, architecture),
     )

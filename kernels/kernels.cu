@@ -11,7 +11,11 @@ using namespace gpk;
 namespace {
 
 constexpr int RADIX = GPK_CUDA_RADIX, CLASS = GPK_CUDA_CLASS, LIMBS = GPK_CUDA_LIMBS, THREADS = GPK_CUDA_THREADS;
-constexpr int WINDOW = GPK_CUDA_WINDOW, BLOCK = 4 * WARP;
+constexpr int WINDOW = GPK_CUDA_WINDOW;
+
+/* Of what registers allow, two such blocks to a multiprocessor are enough: the tables' shared memory allows fewer still. For
+ * more, the compiler would spill registers. */
+#define GPK_BOUNDS __launch_bounds__(4 * WARP, 2)
 
 extern __shared__ uint4 tables[];
 
@@ -26,20 +30,20 @@ GPK_INLINE void *own_table()
 
 } // namespace
 
-extern "C" __global__ void __launch_bounds__(BLOCK) gpk_private(gpk_private_launch launch)
+extern "C" __global__ void GPK_BOUNDS gpk_private(gpk_private_launch launch)
 {
     if (has_rows(launch.count))
         private_warp<RADIX, CLASS, LIMBS, THREADS, WINDOW>(launch, warp_of_grid(), own_table());
 }
 
-extern "C" __global__ void __launch_bounds__(BLOCK) gpk_make_pairs(gpk_private_launch launch)
+extern "C" __global__ void GPK_BOUNDS gpk_make_pairs(gpk_private_launch launch)
 {
     if (has_rows(launch.count))
         make_pairs_warp<RADIX, CLASS, LIMBS, THREADS, WINDOW>(launch, warp_of_grid(), own_table());
 }
 
 #if GPK_CUDA_MODEXP
-extern "C" __global__ void __launch_bounds__(BLOCK) gpk_modexp(gpk_modexp_launch launch)
+extern "C" __global__ void GPK_BOUNDS gpk_modexp(gpk_modexp_launch launch)
 {
     if (has_rows(launch.count))
         modexp_warp<RADIX, CLASS, LIMBS, THREADS, WINDOW>(launch, warp_of_grid(), own_table());

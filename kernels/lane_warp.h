@@ -570,6 +570,16 @@ template <int T> GPK_INLINE Mask all_of(Mask mask)
     return mask;
 }
 
+/* The same address, which the compiler does not know again: or it would load but once what is needed at the beginning and
+ * at the end, and spill it in between. */
+template <class E> GPK_INLINE E *once_more(E *memory)
+{
+#ifdef __CUDACC__
+    asm volatile("" : "+l"(memory));
+#endif
+    return memory;
+}
+
 /* Memory, by public indices in elements. A thread left out by `where` does not touch memory. */
 struct Memory {
     static GPK_INLINE Word32 load(const uint32_t *from, Public index, Where where) { return any<Word32>(from, index, where); }
@@ -635,7 +645,8 @@ template <class V> class WarpTable {
         GPK_INLINE operator V() const
         {
             V r;
-            Inside::of(r)[0] = *at;
+            /* volatile: or the compiler would load what fits into registers ahead of a loop of scans, and spill it. */
+            Inside::of(r)[0] = *(volatile const Element *)at;
             return r;
         }
         GPK_INLINE void operator=(V a) const { *at = Inside::of(a)[0]; }

@@ -61,7 +61,6 @@ template <class Rows> class RsaPrivate {
      * blinding pair is squared. */
     GPK_FUNCTION void private_operation()
     {
-        rows.load(half);
         rows.load(full);
         rows.load_input(number);
         rows.load_factor(constant);
@@ -88,7 +87,6 @@ template <class Rows> class RsaPrivate {
     /* Each row's pair, (r^-e, r) in Montgomery form, from a random input r below R_n. */
     GPK_FUNCTION void make_pair()
     {
-        rows.load(half);
         rows.load(full);
         rows.load_input(number);
         rows.load(constant, FullNumber::r2);
@@ -116,6 +114,7 @@ template <class Rows> class RsaPrivate {
     /* number = number^d mod n with the exponents named, an operand; number below R_n. */
     GPK_FUNCTION void crt(HalfExponent exponents)
     {
+        rows.load(half);
         Rows::halves(x, y, number);
         rows.load(factor, HalfNumber::r2);
         half.multiply(x, x, factor);
@@ -137,6 +136,7 @@ template <class Rows> class RsaPrivate {
         half.reduce(y, y);
         half.subtract(y, x, y);
 
+        rows.load(full);
         Rows::join(number, base, y, x); /* h, sq */
         rows.load(constant, FullNumber::q_r);
         full.multiply(number, number, constant);
@@ -149,7 +149,6 @@ template <class Rows> class RsaPrivate {
         const uint64_t any = rows.any_e();
         int position = 63 - leading_zeros(any);
 
-        rows.load(constant, FullNumber::one);
         choose(power, position);
         GPK_LOOP
         while (position-- > 0) {
@@ -168,6 +167,7 @@ template <class Rows> class RsaPrivate {
     {
         const auto bit = rows.e_has(position);
 
+        rows.load(constant, FullNumber::one);
         GPK_UNROLL
         for (int i = 0; i < Full::limbs; i++)
             r[i] = blend(bit, constant[i], base[i]);

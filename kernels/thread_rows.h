@@ -124,10 +124,8 @@ template <int BITS, int CLASS, int L, int PRIME_THREADS, int WINDOW_BITS> class 
     static constexpr int ROWS = WARP / (2 * T); /* of a warp */
 
     GPK_INLINE ThreadRows(const gpk_private_launch &launch, uint32_t warp, void *table)
-        : launch(launch), table_memory(table), row((Public::thread() / (2 * T) + warp * ROWS).at_most(launch.count - 1)),
-          real_row(Where::less(Public::thread() / (2 * T) + warp * ROWS, launch.count)),
-          record(Public::load(launch.record_of_row, row) * (Layout::words * 4 / sizeof(Limb))),
-          pair(Public::load(launch.pair_of_row, row) * Layout::pair_limbs + Public::thread() % (2 * T) * L)
+        : launch(launch), table_memory(table), place(Public::thread() / (2 * T) + warp * ROWS),
+          record(Public::load(launch.record_of_row, row()) * (Layout::words * 4 / sizeof(Limb)))
     {
     }
 
@@ -148,7 +146,7 @@ template <int BITS, int CLASS, int L, int PRIME_THREADS, int WINDOW_BITS> class 
 
     GPK_NOINLINE void load_input(V *to) const
     {
-        Bytes::load(to, reinterpret_cast<const uint32_t *>(launch.inputs), row, WORDS);
+        Bytes::load(to, once_more(reinterpret_cast<const uint32_t *>(launch.inputs)), row(), WORDS);
     }
 
     GPK_INLINE void load_factor(V *to) const { load_pair(to, 0); }
@@ -165,8 +163,8 @@ template <int BITS, int CLASS, int L, int PRIME_THREADS, int WINDOW_BITS> class 
         GPK_UNROLL
         for (int i = 0; i < L; i++)
             input[i] = blend(right, Splat<V>::of(0), number[i]);
-        Bytes::store(reinterpret_cast<uint32_t *>(launch.outputs), row, WORDS, input, real_row, table_memory);
-        Memory::store(launch.ok, row, right, real_row & Where::less(Public::thread() % (2 * T), 1));
+        Bytes::store(reinterpret_cast<uint32_t *>(launch.outputs), row(), WORDS, input, real_row(), table_memory);
+        Memory::store(launch.ok, row(), right, real_row() & Where::less(Public::thread() % (2 * T), 1));
     }
 
     GPK_INLINE ThreadExponent exponent(HalfExponent which) const
@@ -219,33 +217,47 @@ template <int BITS, int CLASS, int L, int PRIME_THREADS, int WINDOW_BITS> class 
   private:
     const gpk_private_launch &launch;
     void *table_memory;
-    Public row;
-    Where real_row;
-    Public record, pair; /* where they begin, in limbs; the pair's, for each thread */
+    Public place; /* of the row in the launch; in the last warp there may be places without a row */
+    Public record; /* where it begins, in limbs */
 
-    GPK_INLINE const Limb *limbs() const { return static_cast<const Limb *>(launch.records); }
+    GPK_INLINE Public row() const { return place.at_most(launch.count - 1); }
+    GPK_INLINE Where real_row() const { return Where::less(place, launch.count); }
+
+    GPK_INLINE const Limb *limbs() const { return once_more(static_cast<const Limb *>(launch.records)); }
+
+    /* Where the thread's part of the row's pair begins, in limbs. */
+    GPK_INLINE Public pair() const
+    {
+        return Public::load(once_more(launch.pair_of_row), row()) * Layout::pair_limbs + Public::thread() % (2 * T) * L;
+    }
 
     GPK_NOINLINE void load(V *to, int offset) const
     {
         const Public begin = record + (uint32_t)offset + Public::thread() % (2 * T) * L;
+        const Limb *from = limbs();
 
         GPK_UNROLL
         for (int i = 0; i < L; i++)
-            to[i] = Memory::load(limbs(), begin + (uint32_t)i);
+            to[i] = Memory::load(from, begin + (uint32_t)i);
     }
 
     GPK_NOINLINE void load_pair(V *to, int offset) const
     {
+        const Limb *from = once_more(static_cast<const Limb *>(launch.pairs));
+        const Public begin = pair() + (uint32_t)offset;
+
         GPK_UNROLL
         for (int i = 0; i < L; i++)
-            to[i] = Memory::load(static_cast<const Limb *>(launch.pairs), pair + (uint32_t)(offset + i));
+            to[i] = Memory::load(from, begin + (uint32_t)i);
     }
 
     GPK_NOINLINE void store_pair(const V *from, int offset) const
     {
+        const Public begin = pair() + (uint32_t)offset;
+
         GPK_UNROLL
         for (int i = 0; i < L; i++)
-            Memory::store(static_cast<Limb *>(launch.pairs), pair + (uint32_t)(offset + i), from[i], real_row);
+            Memory::store(static_cast<Limb *>(launch.pairs), begin + (uint32_t)i, from[i], real_row());
     }
 
     /* Whether a thread's limbs are the same. */
