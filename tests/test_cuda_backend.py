@@ -41,11 +41,29 @@ class NothingKernels(HostKernels):
             ctypes.memset(int(arguments[0]["ok"]), 1, int(arguments[0]["count"]))
 
 
+class PairKernels(HostKernels):
+    """In radix 2^32. Tell where the blinding pairs are."""
+
+    def __init__(self) -> None:
+        super().__init__(32)
+        self.made: list[tuple[int, int]] = []
+        """Bytes of a number, and the address of the pairs of that size: each time that some are made."""
+
+    def run(self, kernel: Kernel, arguments: NDArray[np.void]) -> None:
+        super().run(kernel, arguments)
+        if kernel.operation is Operation.MAKE_PAIRS:
+            self.made.append((kernel.class_bytes, int(arguments[0]["pairs"])))
+
+    def pairs(self, class_bytes: int) -> set[int]:
+        return {pairs for size, pairs in self.made if size == class_bytes}
+
+
 class SpyingDevice(HostDevice):
     """Remembers what was freed with something in it."""
 
     def __init__(self) -> None:
-        super().__init__(HostKernels(32))  # in radix 2^52 a record is not the bytes of the number
+        self.kernels = PairKernels()
+        super().__init__(self.kernels)  # in radix 2^52 a record is not the bytes of the number
         self.freed_dirty = 0
         self.freed = 0
 
@@ -53,6 +71,10 @@ class SpyingDevice(HostDevice):
         self.freed += 1
         self.freed_dirty += bool(self.memory[address].any())
         super().free(address)
+
+    def holds_pairs(self, pairs: int) -> bool:
+        """Whether anything is in these pairs, by their address."""
+        return pairs in self.memory and bool(self.memory[pairs].any())
 
     def holds(self, number: int) -> bool:
         """Whether a number is anywhere in its memory, or in pinned memory."""
@@ -173,6 +195,27 @@ def test_a_removed_key_is_wiped_from_the_device(device: SpyingDevice) -> None:
         wait_until(lambda: not any(device.holds(secret) for secret in secrets_of(2048)))
         assert all(device.holds(secret) for secret in secrets_of(2056))
         assert pow(provider.private_op(stays, 3), stays.e, stays.n) == 3
+
+
+def test_the_blinding_pairs_of_a_removed_key_are_wiped_in_every_lane(device: SpyingDevice) -> None:
+    """With them, whoever reads the device's memory later undoes the blinding of what he recorded."""
+    pairs = device.kernels.pairs
+    with BatchingProvider(ProviderConfig(), backends=[CudaBackend(device)]) as provider:
+        gone, stays = (provider.load_key(private_key(bits)) for bits in (2048, 3072))
+        for rows in (1, 5, 40):  # the block grows and leaves smaller ones behind
+            array = device.new_array(rows, 32)
+            array.array[:, 0] = 2
+            provider.private_op(gone, array)
+        for future in [provider.submit(key, x) for x in range(2, 60) for key in (gone, stays)]:
+            future.result(timeout=30)
+        assert len(pairs(256)) > 1
+        assert all(map(device.holds_pairs, pairs(256)))
+        gone.close()
+        wait_until(lambda: not any(map(device.holds_pairs, pairs(256))))
+        assert all(map(device.holds_pairs, pairs(384)))
+        made = len(device.kernels.made)
+        assert pow(provider.private_op(stays, 3), stays.e, stays.n) == 3
+        assert len(device.kernels.made) == made
 
 
 def wait_until(condition: object) -> None:

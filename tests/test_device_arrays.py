@@ -290,7 +290,7 @@ class TestErrors:
 class TestDeviceFails:
     """Hazard: the device fails in the middle of a call. The result is right, or the call says that there is none."""
 
-    @pytest.mark.parametrize("call", ["allocate", "allocate_pinned", "stream"])
+    @pytest.mark.parametrize("call", ["allocate", "allocate_pinned"])
     @pytest.mark.parametrize("error", [DeviceError("no"), DeviceMemoryError("full")])
     def test_before_anything_is_computed(
         self, provider: BatchingProvider, device: HostDevice, faults: Faults, call: str, error: BackendError

@@ -131,6 +131,55 @@ def test_a_call_hangs(faults: Faults, call: str) -> None:
         assert provider.stats().failed == 0
 
 
+def test_a_lane_hangs_while_a_key_is_removed(faults: Faults) -> None:
+    """The key's numbers are wiped at once, its blinding pairs in that lane when the lane comes back."""
+    device = HostDevice(HostKernels(32), before=faults.before)
+    backend = CudaBackend(device, lanes=2)
+
+    def holds(prime: int) -> bool:
+        needle = prime.to_bytes(128, "little")
+        return any(needle in array.tobytes() for array in list(device.memory.values()))
+
+    with BatchingProvider(config(backend_timeout=0.5), backends=[backend]) as provider:
+        gone, stays = (provider.load_key(private_key(bits)) for bits in (2048, 2056))
+        check(provider, gone, range(2, 4))
+        prime = private_key(2048).private_numbers().p
+        assert holds(prime)
+        faults.hang.add("launch")
+        check(provider, stays, range(2, 4))
+        faults.hang.clear()
+        gone.close()
+        pause = threading.Event()
+        while holds(prime):
+            assert not pause.wait(0.005)
+        check(provider, stays, range(4, 8))
+        faults.hangs_over.set()
+        come_back(provider, stays)
+
+
+@pytest.mark.parametrize("call", ["upload", "launch"])
+def test_a_device_that_failed_is_wiped_at_once(faults: Faults, call: str) -> None:
+    """Not when it is tried again: that may be an hour later, or never."""
+    left: list[bool] = []
+
+    class Device(HostDevice):
+        def close(self) -> None:
+            left.extend(bool(array.any()) for array in (*self.memory.values(), *self.pinned.values()))
+            super().close()
+
+    device = Device(before=faults.before)
+    with BatchingProvider(config(backend_retry=3600), backends=[CudaBackend(device, lanes=2)]) as provider:
+        key = provider.load_key(private_key(2048))
+        check(provider, key, range(2, 8))
+        assert not left
+        faults.fail.add(call)
+        check(provider, key, range(8, 10))
+        assert provider.stats().backend == "libcrypto"
+        assert len(left) > 5
+        assert not any(left)
+        assert not device.memory
+
+
 class WrongKernels(HostKernels):
     """Computes with a key that changed in the device's memory."""
 

@@ -54,7 +54,8 @@ class _State:
     def __init__(self, device: Device, client: Client, lanes: int, choice: KernelChoice | None) -> None:
         """``choice``: of the state before."""
         self.users = 0
-        self.failed = False
+        self.ended = False
+        """No more users; the last one discards it."""
         device.use()
         kernels = device.open()
         if choice is None or choice.kernels != kernels:
@@ -62,18 +63,28 @@ class _State:
         self.choice = choice
         self.keys = DeviceKeys(device, client, choice.radix_bits, choice.record_bytes)
         self.lanes: SimpleQueue[DeviceLane] = SimpleQueue()
-        for _ in range(lanes):
-            self.lanes.put(DeviceLane(device, self.keys, choice))
-        self.array_lock = threading.Lock()
-        self.array_lane: DeviceLane | None = None  # with array_lock
+        """The provider's, while they are free."""
+        self.array_lane = DeviceLane(device, self.keys, choice)
+        """Of the callers' arrays."""
+        self.all_lanes = [*(DeviceLane(device, self.keys, choice) for _ in range(lanes)), self.array_lane]
+        for lane in self.all_lanes[:lanes]:
+            self.lanes.put(lane)
+
+    def remove_gone(self) -> None:
+        """Wipes all that is here of keys that have left the provider, in each lane between its batches. Raises
+        DeviceError."""
+        with self.keys.remove_gone() as handles:
+            if len(handles):
+                for lane in self.all_lanes:
+                    with lane.lock:
+                        lane.forget(handles)
 
     def wipe(self) -> None:
-        """Everything secret on it, while no batch is under way. Raises DeviceError."""
-        while not self.lanes.empty():
-            self.lanes.get().close()
-        if self.array_lane is not None:
-            self.array_lane.close()
-        self.keys.close()
+        """Everything secret on it that can be wiped, while nobody uses it."""
+        parts: list[DeviceLane | DeviceKeys] = [*self.all_lanes, self.keys]
+        for part in parts:
+            with contextlib.suppress(DeviceError):
+                part.close()
 
 
 def _sampled(lane: DeviceLane, operand: NDArray[np.uint8] | DeviceRows, rows: Sequence[int]) -> NDArray[np.uint8]:
@@ -123,15 +134,10 @@ class CudaBackend:
 
     def open(self, client: Client) -> None:
         self._client = client
-        try:
-            self._state = self._make_state()
-            if self._measured:
-                lane = self._state.lanes.get()
+        self._state = self._make_state()
+        if self._measured:
+            with self._lane() as lane:
                 self.measurements = self._state.choice.measure(lane.measure, self._measured)
-                self._state.lanes.put(lane)
-        except BackendError:
-            self._device.close()
-            raise
         self._remover = threading.Thread(target=self._remove_keys, name=f"gpu-provider-{self.name}-keys", daemon=True)
         self._remover.start()
 
@@ -240,43 +246,35 @@ class CudaBackend:
         self._removals.put(True)
 
     def close(self) -> None:
+        """What a caller's array still uses is wiped and given back when that call ends."""
         self._removals.put(False)
         if self._remover is not None:
             self._remover.join(_CLOSE_SECONDS)
-        with self._lock:
-            state, self._state, self._client = self._state, None, None
-        if state is not None:
-            self._discard(state)
-        self._device.close()
-
-    def _make_state(self) -> _State:
-        if self._client is None:
-            raise BackendError(f"{self.name}: the backend is not open")
-        state = _State(self._device, self._client, self.lanes, self._choice)
-        self._choice = state.choice
-        return state
-
-    def _discard(self, state: _State) -> None:
-        """Of a device that has failed, what can't be wiped goes with the device's context."""
-        with contextlib.suppress(DeviceError):
-            self._device.use()
-            state.wipe()
+        if not self._lock.acquire(timeout=_CLOSE_SECONDS):
+            _log.warning("backend %s: the device hangs and can't be closed", self.name)
+            return
+        try:
+            self._client = None
+            if self._state is not None:
+                self._state.ended = True
+                self._discard_unused(self._state)
+        finally:
+            self._lock.release()
 
     @contextlib.contextmanager
     def _lane(self) -> Iterator[DeviceLane]:
         with self._in_use() as state:
             lane = state.lanes.get()
             try:
-                yield lane
+                with lane.lock:
+                    yield lane
             finally:
                 state.lanes.put(lane)
 
     @contextlib.contextmanager
     def _array_lane(self) -> Iterator[DeviceLane]:
         """The lane of the callers' arrays, one call at a time; beside those of the provider's batches."""
-        with self._in_use() as state, state.array_lock:
-            if state.array_lane is None:
-                state.array_lane = DeviceLane(self._device, state.keys, state.choice)
+        with self._in_use() as state, state.array_lane.lock:
             yield state.array_lane
 
     @contextlib.contextmanager
@@ -286,35 +284,53 @@ class CudaBackend:
             self._device.use()
             yield state
         except BaseException:
-            state.failed = True
+            state.ended = True
             raise
         finally:
             with self._lock:
                 state.users -= 1
+                self._discard_unused(state)
 
     def _enter(self) -> _State:
         """The state, made anew if the one before has failed."""
         with self._lock:
-            state = self._state
-            if state is not None and state.failed:
-                if state.users:
-                    raise BackendError(f"{self.name}: {state.users} calls from before its failure still run")
-                self._state = None
-                self._discard(state)
-                state = None
-            if state is None:
-                self._state = state = self._make_state()
-            state.users += 1
-            return state
+            if self._state is None:
+                self._state = self._make_state()
+            if self._state.ended:
+                raise BackendError(f"{self.name}: {self._state.users} calls from before its failure still run")
+            self._state.users += 1
+            return self._state
+
+    # ---- with the lock ----
+
+    def _make_state(self) -> _State:
+        if self._client is None:
+            raise BackendError(f"{self.name}: the backend is not open")
+        try:
+            state = _State(self._device, self._client, self.lanes, self._choice)
+        except BaseException:
+            self._device.close()
+            raise
+        self._choice = state.choice
+        return state
+
+    def _discard_unused(self, state: _State) -> None:
+        """A state that has ended, when its last user leaves it: at once, because it holds keys."""
+        if state.ended and not state.users:
+            self._state = None
+            with contextlib.suppress(DeviceError):
+                self._device.use()
+                state.wipe()
+            self._device.close()
 
     # ---- the thread that wipes keys ----
 
     def _remove_keys(self) -> None:
         while self._removals.get():
-            if self._state is None or self._state.failed:
+            if self._state is None or self._state.ended:
                 continue  # made anew, it begins without keys
             try:
                 with self._in_use() as state:
-                    state.keys.remove_gone()
+                    state.remove_gone()
             except BackendError as error:
                 _log.warning("backend %s: the keys that were removed can't be wiped now: %s", self.name, error)

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from _cffi_backend import FFI
+    from numpy.typing import NDArray
 
     from gpu_provider.backends.device import Device
     from gpu_provider.client import Client
@@ -98,18 +99,28 @@ class DeviceKeys:
         """How many records a class has room for now."""
         return self._tables[class_bytes].memory.records
 
-    def remove_gone(self) -> None:
-        """Wipes the records of keys that have left the provider's key table. Raises DeviceError."""
+    @contextlib.contextmanager
+    def remove_gone(self) -> Iterator[NDArray[np.uint64]]:
+        """Wipes the records of keys that have left the provider's key table, whose handles the block gets: other keys
+        are given these records once it has ended, and nothing else may remain then that goes by them. Raises
+        DeviceError."""
+        removed: list[tuple[_Table, int]] = []
         with self._lock:
+            handles = np.fromiter((handle for table in self._tables.values() for handle in table.records), np.uint64)
+            gone = np.zeros(len(handles), np.uint8)
+            if len(handles):
+                lib.gp_client_find_removed(self._client.pointer, len(handles), u64(handles), u8(gone))
+            handles = handles[gone != 0]
             for table in self._tables.values():
-                handles = np.fromiter(table.records, np.uint64)
-                gone = np.zeros(len(handles), np.uint8)
-                if len(handles) and lib.gp_client_find_removed(
-                    self._client.pointer, len(handles), u64(handles), u8(gone)
-                ):
-                    for handle in handles[gone != 0].tolist():
-                        self._remove(table, handle)
+                removed += [
+                    (table, self._remove(table, handle)) for handle in handles.tolist() if handle in table.records
+                ]
             self._stream.wait()
+        yield handles
+        with self._lock:
+            for table, number in removed:
+                if number != lib.GP_NO_RECORD:
+                    table.unused.append(number)
 
     def close(self) -> None:
         """Wipes every record, while no batch is under way. Raises DeviceError."""
@@ -175,9 +186,9 @@ class DeviceKeys:
             self._device.free(memory.address)
         table.left_behind.remove(memory)
 
-    def _remove(self, table: _Table, handle: int) -> None:
+    def _remove(self, table: _Table, handle: int) -> int:
         number = table.records.pop(handle)
         lib.gp_records_remove(self.pointer, handle)
         if number != lib.GP_NO_RECORD:
             self._stream.clear(table.memory.address + number * table.record_bytes, table.record_bytes)
-            table.unused.append(number)
+        return number

@@ -9,6 +9,7 @@ Inputs, records and pairs go up in one copy, results and verdicts come down in o
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -70,9 +71,10 @@ def _fill_rows(to: NDArray[np.uint8], rows: NDArray[np.uint8]) -> None:
 
 
 class DeviceLane:
-    """One thread at a time."""
+    """One thread at a time: the one that holds ``lock``."""
 
     def __init__(self, device: Device, keys: DeviceKeys, kernels: KernelChoice) -> None:
+        self.lock = threading.Lock()
         self._device = device
         self._keys = keys
         self._kernels = kernels
@@ -248,15 +250,23 @@ class DeviceLane:
             self._device.free(address)
         return took
 
-    def close(self) -> None:
-        """Wipes the device's side and the staging. Raises DeviceError."""
+    def forget(self, handles: NDArray[np.uint64]) -> None:
+        """Wipes what is here of keys that no request will use again: their blinding pairs. Raises DeviceError."""
         for pairs in self._pairs.values():
-            pairs.clear()
-        for address, array in zip(self._memory, self._pinned, strict=True):
-            self._stream.clear(address, len(array))
+            pairs.forget(handles)
         self._stream.wait()
-        for array in self._pinned:
-            array.fill(0)
+
+    def close(self) -> None:
+        """Wipes the device's side and the staging. Raises DeviceError; the staging is wiped all the same."""
+        try:
+            for pairs in self._pairs.values():
+                pairs.clear()
+            for address, array in zip(self._memory, self._pinned, strict=True):
+                self._stream.clear(address, len(array))
+            self._stream.wait()
+        finally:
+            for array in self._pinned:
+                array.fill(0)
 
     def _stage(self, keys: NDArray[np.uint64], inputs: FFI.CData, stride: int, width: int) -> None:
         """``inputs`` NULL: they are on the device."""

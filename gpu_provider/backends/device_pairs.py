@@ -1,7 +1,7 @@
 """The blinding pairs of one lane and size class: a block of them for each key, which grows with its rows in a batch.
 
-No two rows in flight share a pair, because a lane has one batch at a time and each row of a key another pair of its
-block.
+A block that its key no longer needs is wiped before another key gets it. No two rows in flight share a pair, because a
+lane has one batch at a time and each row of a key another pair of its block.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ from gpu_provider.client import u16, u32, u64
 from gpu_provider.native import ffi, lib
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from gpu_provider.backends.device import Device, Stream
 
 __all__ = ["DevicePairs"]
@@ -39,7 +41,7 @@ class DevicePairs:
         """For ``gp_stage``."""
 
     def make_room(self, records: int) -> None:
-        """For as many records; none has pairs yet."""
+        """For as many records; the new ones have no pairs yet."""
         more = records - len(self._owner)
         if more > 0:
             self._owner = np.concatenate([self._owner, np.zeros(more, np.uint64)])
@@ -49,23 +51,30 @@ class DevicePairs:
             self._describe()
 
     def extend(self, record: int, handle: int, wanted: int) -> None:
-        """A block of at least ``wanted`` pairs, all to be made, for the key in a record. Raises DeviceMemoryError."""
-        size = int(self._count[record])
-        if wanted > size:
-            new = 1 << (wanted - 1).bit_length()
-            spare = self._spare.get(new)
-            first = spare.pop() if spare else self._take(new)
-            if size:
-                self._spare.setdefault(size, []).append(int(self._first[record]))
-            self._first[record], self._count[record], size = first, new, new
-        self._owner[record] = handle
-        first = int(self._first[record])
+        """A block of at least ``wanted`` pairs, all to be made, for the key in a record. Raises DeviceError."""
+        size = 1 << (wanted - 1).bit_length()
+        spare = self._spare.get(size)
+        first = spare.pop() if spare else self._take(size)
+        self._give_up(record)
+        self._owner[record], self._first[record], self._count[record] = handle, first, size
         self._uses[first : first + size] = lib.GP_PAIR_USES
+
+    def forget(self, handles: NDArray[np.uint64]) -> None:
+        """Has the device wipe the pairs of these keys."""
+        for record in np.flatnonzero(np.isin(self._owner, handles)).tolist():
+            self._give_up(record)
 
     def clear(self) -> None:
         """Has the device wipe all of them."""
         if len(self._uses):
             self._stream.clear(self.address, len(self._uses) * self._pair_bytes)
+
+    def _give_up(self, record: int) -> None:
+        first, size = int(self._first[record]), int(self._count[record])
+        if size:
+            self._stream.clear(self.address + first * self._pair_bytes, size * self._pair_bytes)
+            self._spare.setdefault(size, []).append(first)
+        self._owner[record] = self._count[record] = 0
 
     def _take(self, pairs: int) -> int:
         first, capacity = self._taken, len(self._uses)
