@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
+from batches import batch_of, results
 from rsa_keys import private_key, program_key
 
 from gpu_provider import BackendError, Key, keys
-from gpu_provider.backends.base import Batch
 from gpu_provider.backends.cpu import CpuBackend
 from gpu_provider.backends.libcrypto import LibcryptoBackend
 from gpu_provider.client import Client
@@ -42,23 +42,6 @@ def backend(client: Client, request: pytest.FixtureRequest) -> Iterator[Libcrypt
     backend.open(client)
     yield backend
     backend.close()
-
-
-def batch_of(requests: list[tuple[Key, int]], class_bytes: int) -> Batch:
-    inputs = np.zeros((len(requests), class_bytes), np.uint8)
-    for row, (_, x) in zip(inputs, requests, strict=True):
-        row[:] = np.frombuffer(x.to_bytes(class_bytes, "little"), np.uint8)
-    return Batch(
-        class_bytes=class_bytes,
-        keys=np.array([key.handle for key, _ in requests], np.uint64),
-        inputs=inputs,
-        outputs=np.full_like(inputs, 0xAA),
-        ok=np.zeros(len(requests), np.uint8),
-    )
-
-
-def results(batch: Batch) -> list[int]:
-    return [int.from_bytes(row.tobytes(), "little") for row in batch.outputs]
 
 
 def mixed(client: Client) -> tuple[list[tuple[Key, int]], list[int]]:

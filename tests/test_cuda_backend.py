@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING
 import evp
 import numpy as np
 import pytest
+from batches import batch_of, results
 from rsa_keys import private_der, private_key, program_key
 from tls_peers import converse, finish, pause, server_context
 
 from gpu_provider import BackendError, BatchingProvider, Key, ProviderConfig, keys, tls
-from gpu_provider.backends.base import Batch
 from gpu_provider.backends.cuda import CudaBackend
 from gpu_provider.backends.host_device import HostDevice, HostKernels
 from gpu_provider.client import Client
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from numpy.typing import NDArray
+
+    from gpu_provider.backends.base import Batch
 
 
 class NothingKernels(HostKernels):
@@ -105,23 +107,6 @@ def backend(client: Client, device: SpyingDevice) -> Iterator[CudaBackend]:
     backend.open(client)
     yield backend
     backend.close()
-
-
-def batch_of(requests: list[tuple[Key, int]], class_bytes: int = 256) -> Batch:
-    inputs = np.zeros((len(requests), class_bytes), np.uint8)
-    for row, (_, x) in zip(inputs, requests, strict=True):
-        row[:] = np.frombuffer(x.to_bytes(class_bytes, "little"), np.uint8)
-    return Batch(
-        class_bytes=class_bytes,
-        keys=np.array([key.handle for key, _ in requests], np.uint64),
-        inputs=inputs,
-        outputs=np.full_like(inputs, 0xAA),
-        ok=np.zeros(len(requests), np.uint8),
-    )
-
-
-def results(batch: Batch) -> list[int]:
-    return [int.from_bytes(row.tobytes(), "little") for row in batch.outputs]
 
 
 def check(backend: CudaBackend, requests: list[tuple[Key, int]], class_bytes: int = 256) -> Batch:

@@ -61,6 +61,9 @@ class Cuda:
         self.modules: list[str] = []
         self.functions: list[tuple[str, str]] = []
         self.fail: dict[str, int] = {}
+        self.stuck = False
+        """As after a kernel's fault: every call returns its error."""
+        self.asked = 0
         self.shared: dict[int, int] = {}
         self.streams: set[int] = set()
         self.events: set[int] = set()
@@ -89,14 +92,18 @@ class Cuda:
             ctypes.memmove(to + row * to_pitch, source + row * source_pitch, size)
 
     def _call(self, name: str) -> None:
+        if self.stuck:
+            raise CudaError(700)
         if name in self.fail:
             raise CudaError(self.fail[name])
 
     def setDevice(self, device: int) -> None:  # noqa: N802
-        self._call("setDevice")
+        if "setDevice" in self.fail:
+            raise CudaError(self.fail["setDevice"])
         assert device == GPU.index
 
     def deviceSynchronize(self) -> None:  # noqa: N802
+        self.asked += 1
         self._call("deviceSynchronize")
 
     def malloc(self, size: int) -> int:
@@ -190,7 +197,7 @@ def cuda(monkeypatch: pytest.MonkeyPatch) -> Cuda:
         get_current_stream=lambda: SimpleNamespace(synchronize=lambda: cuda.streamSynchronize(0)),
         memory=SimpleNamespace(OutOfMemoryError=MemoryError),
     )
-    monkeypatch.setitem(sys.modules, "cupy", SimpleNamespace(cuda=module, empty=cuda.empty))
+    monkeypatch.setitem(sys.modules, "cupy", SimpleNamespace(cuda=module, empty=cuda.empty, __version__="0.1"))
     monkeypatch.setitem(sys.modules, "cupy.cuda", module)
     monkeypatch.setattr(cubins, "architecture_for", lambda major, minor: f"sm_{major}{minor}")
     monkeypatch.setattr(cubins, "load_cubins", lambda units, *_, **__: {unit: str(unit).encode() for unit in units})
@@ -252,6 +259,49 @@ def test_a_call_that_fails_is_named(
             check(provider, 2048, 3)
         assert provider.stats().failed == 0
     assert not cuda.memory
+
+
+def test_an_error_that_stays_is_told_once_and_nothing_is_reset(
+    cuda: Cuda, device: CupyDevice, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whatever else the process has on the GPU is there still: the driver is not asked to end it."""
+    with BatchingProvider(ProviderConfig(backend_retry=0.001), backends=[CudaBackend(device)]) as provider:
+        check(provider, 2048, 4)
+        modules, asked = list(cuda.modules), cuda.asked
+        cuda.stuck = True
+        while cuda.asked < asked + 4:
+            check(provider, 2048, 3)
+        assert provider.stats().backend == "libcrypto"
+        assert caplog.text.count("Test GPU (1) does not work in this process: cudaError700") == 1
+        assert len(cuda.modules) == len(modules)  # nothing was loaded
+        cuda.stuck = False  # it was not one of those errors
+        while provider.stats().backend != "cuda":
+            check(provider, 2048, 3)
+        assert provider.stats().failed == 0
+
+
+def test_memory_that_a_launch_lacks_is_not_taken_for_staging_that_is_lacking(cuda: Cuda, device: CupyDevice) -> None:
+    """The blinding pairs of a batch count as made once it is launched: a launch that fails fails the device."""
+    with BatchingProvider(ProviderConfig(backend_retry=3600), backends=[CudaBackend(device)]) as provider:
+        key = provider.load_key(private_key(2048))
+        x = cuda.empty((2, 32), np.uint64)
+        x.array[:] = limbs([5, 6], 32)
+        cuda.fail["launchKernel"] = 2
+        result = provider.private_op(key, x)
+        assert isinstance(result, CupyArray)
+        assert [pow(y, key.e, key.n) for y in numbers(result.array)] == [5, 6]
+        assert provider.stats().backend == "libcrypto"
+
+
+@pytest.mark.parametrize("name", ["moduleLoadData", "funcSetAttribute"])
+def test_another_cupy_is_an_error_that_names_it(
+    cuda: Cuda, device: CupyDevice, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setattr(Cuda, name, property())
+    provider = BatchingProvider(ProviderConfig(), backends=[CudaBackend(device)])
+    with pytest.raises(BackendError, match=r"CuPy 0\.1 is not one that this works with"):
+        provider.start()
+    provider.close()
 
 
 def test_a_device_without_memory_stays_in_use(cuda: Cuda, device: CupyDevice) -> None:

@@ -3,9 +3,12 @@
 Memory, streams and launches are ours alone: CuPy's pools, which may keep what is freed, have no part in it. CuPy is
 imported when a device is opened, not before.
 
-A kernel that faults leaves an error in the process's context on the GPU that every later call returns. Only a reset
-ends it, which takes all that the process has on that GPU, and CUDA promises no more than that a new process helps. So
-it is tried when nothing else works; if it does not help, the device stays out of use until the program is restarted.
+A kernel that faults (an illegal address), memory that fails (ECC) or a GPU that falls off the bus leaves an error that
+every later call in this process returns: CUDA's manual has the process restarted. Destroying the process's context on
+that GPU might do too, but it is everybody's: it would take the arrays of the application and of other libraries, and
+what CuPy keeps (memory pools, modules) would point nowhere. So nothing is reset. The device stays out of use, and each
+time that it is tried again it is asked whether it works. What could not be wiped is out of reach, also of this process,
+until the driver takes the memory back when the process ends.
 """
 
 from __future__ import annotations
@@ -80,8 +83,13 @@ def _kernel(index: int, unit: Unit, entry: str) -> Kernel:
 
 
 def _error(device: str, call: str, error: Exception) -> DeviceError:
-    text = f"device {device}: {call}: {error}"
-    return DeviceMemoryError(text) if getattr(error, "status", None) == _OUT_OF_MEMORY else DeviceError(text)
+    return DeviceError(f"device {device}: {call}: {error}")
+
+
+def _allocation_error(device: str, call: str, error: Exception) -> DeviceError:
+    if getattr(error, "status", None) == _OUT_OF_MEMORY:
+        return DeviceMemoryError(f"device {device}: {call}: {error}")
+    return _error(device, call, error)
 
 
 class CupyDevice:
@@ -98,6 +106,7 @@ class CupyDevice:
         self._cupy: Any = None
         self._runtime: Any = None
         self._driver: Any = None
+        self._told = False  # that it does not work any more
         self._lock = threading.Lock()
         self._modules: list[int] = []
         self._functions: list[int] = []
@@ -108,11 +117,11 @@ class CupyDevice:
     def open(self) -> Sequence[Kernel]:
         self._import()
         self.close()
+        self._check_that_it_works()
         architecture = cubins.architecture_for(self._device.major, self._device.minor)
         arithmetic = self._arithmetic or cubins.arithmetics(architecture)[0]
         compiled = cubins.load_cubins(cubins.units([arithmetic]), architecture, self._cache, loaded=self._tell)
         try:
-            self._recover()
             return [
                 self._load(module, unit, entry)
                 for unit, cubin in compiled.items()
@@ -121,6 +130,9 @@ class CupyDevice:
             ]
         except RuntimeError as error:
             raise _error(self.name, "loading the kernels", error) from None
+        except (AttributeError, TypeError) as error:
+            version = self._cupy.__version__
+            raise DeviceError(f"device {self.name}: CuPy {version} is not one that this works with: {error}") from None
 
     def close(self) -> None:
         if self._runtime is None:
@@ -142,7 +154,7 @@ class CupyDevice:
         try:
             address: int = self._runtime.malloc(size)
         except RuntimeError as error:
-            raise _error(self.name, f"allocating {size} bytes", error) from None
+            raise _allocation_error(self.name, f"allocating {size} bytes", error) from None
         with self._lock:
             self._memory.add(address)
         return address
@@ -159,7 +171,7 @@ class CupyDevice:
         try:
             address: int = self._runtime.hostAlloc(size, self._runtime.hostAllocPortable)
         except RuntimeError as error:
-            raise _error(self.name, f"allocating {size} pinned bytes", error) from None
+            raise _allocation_error(self.name, f"allocating {size} pinned bytes", error) from None
         array = np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(address))
         array.fill(0)
         with self._lock:
@@ -227,17 +239,24 @@ class CupyDevice:
                 from cupy.cuda import driver, runtime  # noqa: PLC0415
             except ImportError as error:
                 raise CompilerMissingError.of_cupy(error) from None
+            except (AttributeError, OSError, RuntimeError, ValueError) as error:  # not made for this NumPy, or broken
+                raise _error(self.name, "CuPy can't be imported", error) from None
             self._cupy, self._driver, self._runtime = cupy, driver, runtime
 
-    def _recover(self) -> None:
-        """Raises RuntimeError if the device does not work, not even after a reset."""
+    def _check_that_it_works(self) -> None:
         try:
-            self._runtime.deviceSynchronize()
-        except RuntimeError as error:
-            _log.warning("device %s is reset: %s", self.name, error)
-            ctypes.CDLL("libcuda.so.1").cuDevicePrimaryCtxReset_v2(self._device.index)
             self._runtime.setDevice(self._device.index)
             self._runtime.deviceSynchronize()
+        except RuntimeError as error:
+            if not self._told:
+                _log.error(
+                    "device %s does not work in this process: %s. If that comes from a kernel's fault, an ECC error "
+                    "or a lost GPU, only a restart of the process ends it",
+                    *(self.name, error),
+                )
+            self._told = True
+            raise _error(self.name, "it does not work in this process", error) from None
+        self._told = False
 
     def _module(self, cubin: bytes) -> int:
         module: int = self._driver.moduleLoadData(cubin)
@@ -329,5 +348,7 @@ class _CupyStream:
             raise _error(self._device, "waiting for the device", error) from None
 
     def destroy(self) -> None:
-        self._runtime.eventDestroy(self._event)
-        self._runtime.streamDestroy(self._stream)
+        try:
+            self._runtime.eventDestroy(self._event)
+        finally:
+            self._runtime.streamDestroy(self._stream)
