@@ -7,6 +7,7 @@
 #define _GNU_SOURCE
 #include <openssl/async.h>
 #include <pthread.h>
+#include <stdatomic.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <time.h>
@@ -18,8 +19,9 @@ typedef int private_op_fn(void *client, void *key, uint64_t handle, const uint8_
 struct job {
     struct feeder *feeder;
     ASYNC_JOB *job;
-    ASYNC_WAIT_CTX *context; /* NULL: not in flight */
-    int is_ready;            /* is in feeder->ready */
+    ASYNC_WAIT_CTX *context;   /* NULL: not in flight */
+    atomic_int is_ready;       /* is in feeder->ready */
+    struct job *next;          /* there */
 };
 
 struct feeder {
@@ -33,26 +35,29 @@ struct feeder {
     uint32_t *taken;    /* [size] jobs being resumed */
     uint32_t free_count;
     uint64_t failed;
-    /* written by whoever completes a batch */
+    /* Written by whoever completes a batch, without a lock, as a server's event loop would take it: several threads complete
+     * at once, and what is to be measured is not how they wait for one another here. */
+    _Atomic(struct job *) ready; /* a stack of the jobs whose callback has fired, each once; some have ended meanwhile,
+                                  * because they found their request done before they paused */
+    _Atomic uint32_t ready_count;
+    _Atomic uint32_t awaited; /* wake the feeder when so many are ready */
     pthread_mutex_t lock;
     pthread_cond_t woken;
-    uint32_t *ready; /* [size] jobs whose callback has fired, each once; some have ended meanwhile, because they found their
-                      * request done before they paused */
-    uint32_t ready_count;
-    uint32_t awaited; /* wake the feeder when so many are ready */
 };
 
 static int on_ready(void *argument) {
     struct job *job = argument;
     struct feeder *feeder = job->feeder;
-    pthread_mutex_lock(&feeder->lock);
-    if (!job->is_ready) {
-        job->is_ready = 1;
-        feeder->ready[feeder->ready_count++] = (uint32_t)(job - feeder->jobs);
-        if (feeder->ready_count == feeder->awaited)
-            pthread_cond_signal(&feeder->woken);
+    if (atomic_exchange(&job->is_ready, 1))
+        return 1;
+    job->next = atomic_load(&feeder->ready);
+    while (!atomic_compare_exchange_weak(&feeder->ready, &job->next, job))
+        ;
+    if (atomic_fetch_add(&feeder->ready_count, 1) + 1 == atomic_load(&feeder->awaited)) {
+        pthread_mutex_lock(&feeder->lock);
+        pthread_cond_signal(&feeder->woken);
+        pthread_mutex_unlock(&feeder->lock);
     }
-    pthread_mutex_unlock(&feeder->lock);
     return 1;
 }
 
@@ -72,10 +77,10 @@ struct feeder *feeder_new(private_op_fn *private_op, void *client, void *key, ui
     *feeder = (struct feeder){.private_op = private_op, .client = client, .key = key, .handle = handle, .input = input,
                               .size = size, .jobs = calloc(size, sizeof *feeder->jobs),
                               .free = calloc(size, sizeof *feeder->free),
-                              .taken = calloc(size, sizeof *feeder->taken), .ready = calloc(size, sizeof *feeder->ready)};
+                              .taken = calloc(size, sizeof *feeder->taken)};
     pthread_mutex_init(&feeder->lock, NULL);
     pthread_cond_init(&feeder->woken, NULL);
-    if (feeder->jobs == NULL || feeder->free == NULL || feeder->taken == NULL || feeder->ready == NULL)
+    if (feeder->jobs == NULL || feeder->free == NULL || feeder->taken == NULL)
         abort();
     while (feeder->free_count < size) {
         feeder->jobs[feeder->free_count].feeder = feeder;
@@ -92,7 +97,6 @@ void feeder_free(struct feeder *feeder) {
     free(feeder->jobs);
     free(feeder->free);
     free(feeder->taken);
-    free(feeder->ready);
     free(feeder);
 }
 
@@ -135,23 +139,28 @@ static uint32_t start(struct feeder *feeder, uint64_t count, uint64_t *ended) {
 /* Sleeps until `count` jobs are ready. */
 static void await(struct feeder *feeder, uint32_t count) {
     pthread_mutex_lock(&feeder->lock);
-    feeder->awaited = count;
-    while (feeder->ready_count < count)
+    atomic_store(&feeder->awaited, count); /* before the count is looked at: it can't be reached unseen in between */
+    while (atomic_load(&feeder->ready_count) < count)
         pthread_cond_wait(&feeder->woken, &feeder->lock);
-    feeder->awaited = 0;
+    atomic_store(&feeder->awaited, 0);
     pthread_mutex_unlock(&feeder->lock);
 }
 
-/* Empties the list of ready jobs into `indices`, [size]; returns how many. */
+/* Empties the stack of ready jobs into `indices`, [size], the first one first; returns how many. */
 static uint32_t take_ready(struct feeder *feeder, uint32_t *indices) {
-    pthread_mutex_lock(&feeder->lock);
-    uint32_t count = feeder->ready_count;
-    for (uint32_t i = 0; i < count; i++) {
-        indices[i] = feeder->ready[i];
-        feeder->jobs[indices[i]].is_ready = 0;
+    uint32_t count = 0;
+    for (struct job *job = atomic_exchange(&feeder->ready, NULL); job != NULL;) {
+        struct job *next = job->next; /* from when is_ready is cleared, it may be pushed again */
+        indices[count++] = (uint32_t)(job - feeder->jobs);
+        atomic_store(&job->is_ready, 0);
+        job = next;
     }
-    feeder->ready_count = 0;
-    pthread_mutex_unlock(&feeder->lock);
+    atomic_fetch_sub(&feeder->ready_count, count);
+    for (uint32_t i = 0; i < count / 2; i++) {
+        const uint32_t last = indices[i];
+        indices[i] = indices[count - 1 - i];
+        indices[count - 1 - i] = last;
+    }
     return count;
 }
 

@@ -108,6 +108,7 @@ class Engine:
         self._oldest_ns = ffi.new("uint64_t[]", CLASSES)
         self._decide_again_ns = 0  # 0: not before something changes
         self._small = ffi.new("uint32_t[]", CLASSES)
+        self._small_outdated = True  # since a cost curve or a backend's health has changed
         self._thread = threading.Thread(target=self._run, name="gpu-provider-batching", daemon=True)
 
     # ---- any thread ----
@@ -276,17 +277,21 @@ class Engine:
     def _small_batches(self) -> FFI.CData:
         """The largest batch of each size class that may be computed by this thread, inside the wait: none, unless
         nothing else is computed now, and the processor's backend would get it."""
+        if self._again or self._calls or any(backend.is_busy for backend in self._all()):
+            return ffi.NULL
+        if self._small_outdated:
+            self._small_outdated = False
+            self._limit_small_batches()
+        return self._small
+
+    def _limit_small_batches(self) -> None:
         in_use = [backend for backend in self._backends if backend.in_use] or [self._last_resort]
-        if self._inline not in in_use or self._again or self._calls:
-            return ffi.NULL
-        if any(lane.job is not None for backend in in_use for lane in backend.lanes):
-            return ffi.NULL
         for kind in range(CLASSES):
             cost = self._inline.costs[kind]
             others = [backend.costs[kind].seconds(1) for backend in in_use if backend is not self._inline]
             longest = min([_SMALL_BATCH_SECONDS, *others])
-            self._small[kind] = cost.largest(longest) if cost.seconds(1) <= longest else 0
-        return self._small
+            allowed = self._inline in in_use and cost.seconds(1) <= longest
+            self._small[kind] = cost.largest(longest) if allowed else 0
 
     def _fail_waiting(self) -> None:
         """After a bug, or without memory: rather ERR for what waits than connections that wait for ever."""
@@ -313,6 +318,7 @@ class Engine:
     def _take_back(self, done: _Return) -> None:
         lane, owner = done.lane, done.lane.owner
         lane.take_back()
+        self._small_outdated = True
         if done.late:
             return
         if done.broken is None:
@@ -327,6 +333,7 @@ class Engine:
             self._out_of_use(owner, done.broken)
 
     def _out_of_use(self, backend: BackendLanes, reason: str) -> None:
+        self._small_outdated = True
         if backend.health is not None:
             backend.health.failed(reason, time.monotonic())
             self._statistics.backend_state(backend.name, in_use=False)

@@ -148,7 +148,9 @@ void gp_client_prepare_keys(gp_client *client);
 /* Gives the key its constants for the kernels, unless it was tried before, they can't take it, or would never be faster. */
 void gp_cpu_prepare(gp_client *client, gp_key *key);
 
-/* wait.c: fires the callback of a job's connection, or signals its wait fd. Hold no lock. */
+/* wait.c: fetches from memory what gp_wait_notify() will need soon. */
+void gp_wait_prefetch(const struct gp_wait *wait);
+/* Fires the callback of a job's connection, or signals its wait fd. Hold no lock. */
 void gp_wait_notify(struct gp_wait *wait);
 /* The request failed: to be called before it is published as done, since afterwards the job may have gone on. */
 void gp_wait_set_error(struct gp_wait *wait);

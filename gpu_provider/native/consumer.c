@@ -187,6 +187,19 @@ void gp_consumer_wait(gp_client *client, int64_t timeout_ns, int watch_submissio
     }
 }
 
+/* The slots of a large batch are cold, and so are the connections that wait for them: they are fetched some requests
+ * ahead. */
+enum { AHEAD = 24, WAITER_AHEAD = 16, CONTEXT_AHEAD = 8 };
+
+static void prefetch_input(const gp_queue *queue, const struct gp_slot_list *list, uint32_t stride)
+{
+    const uint32_t slot = list->slots[(list->first + AHEAD) % queue->depth];
+
+    __builtin_prefetch(&queue->word[slot], 1);
+    for (uint32_t byte = 0; byte < stride; byte += 64)
+        __builtin_prefetch(queue->input + (size_t)slot * GP_MAX_BYTES + byte);
+}
+
 uint32_t gp_consumer_take(gp_client *client, uint32_t class_index, uint32_t count, uint64_t *handles, uint64_t *keys,
                           uint8_t *inputs, uint64_t *submitted_ns)
 {
@@ -195,6 +208,8 @@ uint32_t gp_consumer_take(gp_client *client, uint32_t class_index, uint32_t coun
     uint32_t stride = GP_CLASS_BYTES(class_index), taken = 0;
 
     while (taken < count && list->count > 0) {
+        if (list->count > AHEAD)
+            prefetch_input(queue, list, stride);
         uint32_t slot = gp_slot_list_pop(list, queue->depth);
         uint32_t generation = GP_GENERATION(atomic_load_explicit(&queue->word[slot], memory_order_acquire));
         uint32_t bytes = queue->bytes[slot];
@@ -284,30 +299,40 @@ static void complete(gp_client *client, uint64_t handle, const uint8_t *output, 
     wake(client, slot, &waiter);
 }
 
-/* The slots of a large batch are cold: they are fetched some requests ahead. */
-static void prefetch(const gp_client *client, uint64_t handle)
+static void prefetch_slot(const gp_client *client, uint64_t handle, uint32_t stride)
 {
-    uint32_t slot = gp_handle_slot(handle);
-    const uint8_t *output;
+    const uint32_t slot = gp_handle_slot(handle);
 
     if (slot >= client->queue.depth)
         return;
-    output = client->queue.output + (size_t)slot * GP_MAX_BYTES;
     __builtin_prefetch(&client->queue.word[slot], 1);
     __builtin_prefetch(&client->waiters[slot]);
-    for (uint32_t line = 0; line < 4; line++)
-        __builtin_prefetch(output + (size_t)line * 64, 1);
+    for (uint32_t byte = 0; byte < stride; byte += 64)
+        __builtin_prefetch(client->queue.output + (size_t)slot * GP_MAX_BYTES + byte, 1);
+}
+
+/* Who waits for a slot; NULL if that is no job. The slot is RUNNING, so nobody changes it. */
+static struct gp_wait *wait_of(const gp_client *client, uint64_t handle)
+{
+    const uint32_t slot = gp_handle_slot(handle);
+
+    if (slot >= client->queue.depth || client->waiters[slot].kind != GP_WAITER_JOB)
+        return NULL;
+    return client->waiters[slot].wait;
 }
 
 void gp_consumer_complete(gp_client *client, uint32_t count, const uint64_t *handles, const uint8_t *outputs,
                           uint32_t stride, const uint8_t *ok)
 {
-    enum { AHEAD = 8 };
     struct pinned pinned = {0};
 
     for (uint32_t i = 0; i < count; i++) {
         if (i + AHEAD < count)
-            prefetch(client, handles[i + AHEAD]);
+            prefetch_slot(client, handles[i + AHEAD], stride);
+        if (i + WAITER_AHEAD < count)
+            __builtin_prefetch(wait_of(client, handles[i + WAITER_AHEAD]), 1);
+        if (i + CONTEXT_AHEAD < count && wait_of(client, handles[i + CONTEXT_AHEAD]) != NULL)
+            gp_wait_prefetch(wait_of(client, handles[i + CONTEXT_AHEAD]));
         complete(client, handles[i], outputs + (size_t)i * stride, stride, ok[i], &pinned);
     }
     if (pinned.pins > 0)

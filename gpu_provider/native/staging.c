@@ -193,17 +193,18 @@ uint32_t gp_unstage(struct gp_staging *staging, const struct gp_pairs *pairs, ui
 
     for (uint32_t i = 0; i < staging->count; i++) {
         const uint32_t row = staging->row[i];
+        uint8_t *result = staging->download + (size_t)i * width;
 
         if (verdicts[i] == 1) {
             if (outputs != NULL)
-                memcpy(outputs + (size_t)row * stride, staging->download + (size_t)i * width, stride);
+                memcpy(outputs + (size_t)row * stride, result, stride);
             ok[row] = 1;
         } else {
             pairs->uses[pair_of[i]] = GP_PAIR_USES;
             failed++;
         }
+        OPENSSL_cleanse(result, width); /* now, while it is in the cache */
     }
-    OPENSSL_cleanse(staging->download, (size_t)staging->count * (width + 1));
     OPENSSL_cleanse(staging->upload, (size_t)staging->count * width);
     OPENSSL_cleanse(staging->fresh, (size_t)staging->fresh_count * width);
     return failed;

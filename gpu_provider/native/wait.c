@@ -26,7 +26,7 @@ struct gp_wait {
     _Alignas(64) atomic_int references;
     int fd; /* -1: callback mode */
     pthread_mutex_t lock;
-    ASYNC_WAIT_CTX *context; /* NULL once OpenSSL has freed it */
+    _Atomic(ASYNC_WAIT_CTX *) context; /* NULL once OpenSSL has freed it; changed under the lock */
     unsigned firing;         /* callbacks under way */
 
     pthread_cond_t fired;
@@ -148,6 +148,11 @@ static struct gp_wait *wait_of(gp_client *client, ASYNC_WAIT_CTX *context)
     pthread_mutex_init(&wait->lock, NULL);
     pthread_cond_init(&wait->fired, NULL);
     return wait;
+}
+
+void gp_wait_prefetch(const struct gp_wait *wait)
+{
+    __builtin_prefetch(atomic_load_explicit(&wait->context, memory_order_relaxed));
 }
 
 void gp_wait_notify(struct gp_wait *wait)
