@@ -1,8 +1,8 @@
 """``python -m bench.kernel_code``: compiles every CUDA kernel for every architecture and looks at its machine code.
 
 Needs neither a GPU nor a driver. Fails on local memory, which is where spilled registers go, on exchanges between
-threads where a warp may have parted, and on counts that are not those of the table in the repository; ``--update`` writes
-it anew.
+threads where a warp may have parted, and on counts that are not those of the table in the repository; ``--update``
+writes it anew.
 """
 
 import argparse
