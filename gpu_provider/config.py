@@ -61,8 +61,8 @@ class ProviderConfig(Settings, frozen=True, kw_only=True, forbid_unknown_fields=
     queue_depth: Annotated[int, Meta(ge=1, le=65536, description="a number of requests from 1 to 65536")] = 4096
     """Requests that can wait or be computed at a time. When all are in use, further ones get RETRY."""
 
-    max_batch: Annotated[int, Meta(ge=1, le=65536, description="a number of requests from 1 to 65536")] = 1024
-    """Most requests in one batch."""
+    max_batch: Annotated[int, Meta(ge=1, le=65536, description="a number of requests from 1 to 65536")] = 4096
+    """Most requests in one batch, however many ``max_delay`` would allow."""
 
     max_delay: Annotated[float, Meta(gt=0, le=3600, description="seconds, more than 0 and at most 3600")] = 0.010
     """Seconds that one batch may be expected to take, which bounds how long a request waits for a busy lane. No request
