@@ -1,11 +1,11 @@
 # make demo | test | test-long | lint | sanitize | fuzz | bench | wheel | container | clean
 # PYTHON=… names the interpreter (3.11 or later); CC=…, CXX=… and CFLAGS=… reach the compiler. FUZZ_SECONDS=… and
-# LONG_CASES=… say how long to fuzz, and how many cases a long test takes.
+# LONG_CASES=… say how long each fuzzer runs, and how many cases a long test takes.
 
 PYTHON ?= python3
 PYTEST_ARGS ?=
 CLANGXX ?= clang++
-FUZZ_SECONDS ?= 45
+FUZZ_SECONDS ?= 30
 LONG_CASES ?= 1000000
 BIN := .venv/bin
 comma := ,
@@ -84,9 +84,13 @@ KERNELS_FLAGS := -std=c++17 -O1 -g1 -fno-omit-frame-pointer -Wall -Wextra -Werro
 KERNELS_OBJECTS := $(patsubst kernels/%.cpp,%.o,$(filter-out %/_kernels.cpp kernels/thread%,$(wildcard kernels/*.cpp)))
 SANITIZER_address := -fsanitize=address,undefined,fuzzer-no-link -fno-sanitize-recover=all
 SANITIZER_thread := -fsanitize=thread
-build/sanitize/address/batch_%.o: KERNELS_FLAGS += -fno-sanitize=null,alignment,pointer-overflow,object-size
+UNROLLED := -fno-sanitize=null,alignment,pointer-overflow,object-size
+build/sanitize/address/batch_%.o: KERNELS_FLAGS += $(UNROLLED)
+THREADS_OBJECTS := $(addprefix build/sanitize/address/,threads.o threads32.o threads52.o thread_record.o memory.o)
+build/sanitize/address/threads%.o: KERNELS_FLAGS += $(UNROLLED) -ffp-contract=off -frounding-math
 ifeq ($(shell uname -m),x86_64)
 %/batch_ifma.o: KERNELS_FLAGS += -mavx512f -mavx512dq -mavx512ifma
+%/threads32.o %/threads52.o: KERNELS_FLAGS += -mavx2 -mfma
 endif
 define sanitized_kernels
 build/sanitize/$(1)/%.o: kernels/%.cpp $(wildcard kernels/*.h)
@@ -97,19 +101,24 @@ build/sanitize/kernels_stress-$(1): tests/native/kernels_stress.cpp $(addprefix 
 sanitize: build/sanitize/kernels_stress-$(1)
 endef
 $(foreach sanitizer,address thread,$(eval $(call sanitized_kernels,$(sanitizer))))
-build/sanitize/kernels_fuzz: tests/native/kernels_fuzz.cpp $(addprefix build/sanitize/address/,$(KERNELS_OBJECTS))
-	@$(CLANGXX) -fsanitize=fuzzer $(SANITIZER_address) $(KERNELS_FLAGS) $^ -o $@ -lcrypto
+build/sanitize/kernels_fuzz: $(addprefix build/sanitize/address/,$(KERNELS_OBJECTS))
+build/sanitize/threads_fuzz: $(THREADS_OBJECTS)
+build/sanitize/%_fuzz: tests/native/%_fuzz.cpp tests/native/fuzz_input.h
+	@$(CLANGXX) -fsanitize=fuzzer $(SANITIZER_address) $(KERNELS_FLAGS) $(filter-out %.h,$^) -o $@ -lcrypto
 
-# It begins with noise, of which every byte means something to it. What it finds new joins that in build/fuzz/corpus; an input
-# that fails lies beside it, as crash-…: give it to build/sanitize/kernels_fuzz as its argument.
-fuzz: build/sanitize/kernels_fuzz
-	@mkdir -p build/fuzz/corpus
+# They begin with noise, of which every byte means something to them. What one finds new joins that in build/fuzz/…/corpus; an
+# input that fails lies beside it, as crash-…: give it to build/sanitize/…_fuzz as its argument.
+FUZZERS := fuzz-kernels fuzz-threads
+.PHONY: $(FUZZERS)
+fuzz: $(FUZZERS)
+$(FUZZERS): fuzz-%: build/sanitize/%_fuzz
+	@mkdir -p build/fuzz/$*/corpus
 	@for seed in $$(seq 32); do \
-		[ -f build/fuzz/corpus/seed-$$seed ] || head -c 256 /dev/urandom >build/fuzz/corpus/seed-$$seed; \
+		[ -f build/fuzz/$*/corpus/seed-$$seed ] || head -c 256 /dev/urandom >build/fuzz/$*/corpus/seed-$$seed; \
 	done
-	@echo "fuzzing the kernels for $(FUZZ_SECONDS) s"
-	@$< -max_total_time=$(FUZZ_SECONDS) -timeout=60 -len_control=0 -max_len=512 -artifact_prefix=build/fuzz/ -verbosity=0 \
-		-print_final_stats=1 build/fuzz/corpus
+	@echo "$<, for $(FUZZ_SECONDS) s"
+	@$< -max_total_time=$(FUZZ_SECONDS) -timeout=60 -len_control=0 -max_len=512 -artifact_prefix=build/fuzz/$*/ -verbosity=0 \
+		-print_final_stats=1 build/fuzz/$*/corpus
 
 sanitize:
 	@for program in $^; do \
