@@ -53,9 +53,12 @@ class KeysOfRows:
         return np.array([key.handle for key in self.keys], np.uint64)[self.of_row]
 
     def moduli(self, width: int) -> NDArray[np.uint8]:
-        """[n, width], least significant byte first."""
+        """[n, width], least significant byte first; read-only."""
         data = b"".join(key.n.to_bytes(width, "little") for key in self.keys)
-        return np.frombuffer(data, np.uint8).reshape(len(self.keys), width)[self.of_row]
+        moduli = np.frombuffer(data, np.uint8).reshape(len(self.keys), width)
+        if len(moduli) == 1:
+            return np.broadcast_to(moduli, (len(self.of_row), width))
+        return moduli[self.of_row]
 
     @contextlib.contextmanager
     def pinned(self) -> Iterator[None]:
