@@ -126,6 +126,7 @@ class Cuda:
 
     def streamCreateWithFlags(self, flags: int) -> int:  # noqa: N802
         assert flags == self.streamNonBlocking
+        self._call("streamCreateWithFlags")
         self.streams.add(1000 + len(self.streams))
         return max(self.streams)
 
@@ -241,6 +242,19 @@ def test_batches_on_it(cuda: Cuda, device: CupyDevice) -> None:
     assert not cuda.memory
     assert not cuda.streams
     assert not cuda.events
+    assert not any(cuda.modules)
+
+
+def test_a_device_without_room_for_a_stream_leaves_nothing_behind(cuda: Cuda, device: CupyDevice) -> None:
+    """It is tried again for as long as the process runs."""
+    cuda.fail["streamCreateWithFlags"] = 2
+    with (
+        pytest.raises(BackendError, match="making a stream: cudaError2"),
+        BatchingProvider(ProviderConfig(), backends=[CudaBackend(device)]),
+    ):
+        pass
+    assert not cuda.events
+    assert not cuda.memory
     assert not any(cuda.modules)
 
 

@@ -289,7 +289,11 @@ class _CupyStream:
         self._driver = driver
         self._functions = functions
         self._event = runtime.eventCreateWithFlags(runtime.eventBlockingSync | runtime.eventDisableTiming)
-        self._stream = runtime.streamCreateWithFlags(runtime.streamNonBlocking)
+        try:
+            self._stream = runtime.streamCreateWithFlags(runtime.streamNonBlocking)
+        except RuntimeError:
+            runtime.eventDestroy(self._event)
+            raise
         self._parameters = np.zeros(1, np.uint64)
         self._parameters_address = self._parameters.ctypes.data
 
