@@ -7,8 +7,10 @@ device that fails. That is computed as if it had come from the host.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
+import time
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, TypeVar
 
@@ -22,13 +24,14 @@ from gpu_provider.modexp import check_moduli, rows_of_all, units_per_row
 from gpu_provider.operands import check_shape, limbs_of, to_rows
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from numpy.typing import NDArray
 
     from gpu_provider.engine import Engine
     from gpu_provider.operands import Operand
     from gpu_provider.private_rows import KeysOfRows
+    from gpu_provider.stats import Statistics
 
 __all__ = ["DeviceArrays", "locate"]
 
@@ -60,12 +63,31 @@ def locate(array: CudaArray, name: str) -> tuple[DeviceRows, int | None]:
     )
 
 
+class _Pieces:
+    """Of a call that is computed in pieces, what they took. They count when all of it is done: after a failure the host
+    computes the whole call again, and counts it."""
+
+    def __init__(self) -> None:
+        self._took: list[tuple[int, float]] = []
+
+    @contextlib.contextmanager
+    def timed(self, rows: int) -> Iterator[None]:
+        started = time.monotonic()
+        yield
+        self._took.append((rows, time.monotonic() - started))
+
+    def count(self, statistics: Statistics, backend: CudaBackend, kind: int) -> None:
+        for rows, seconds in self._took:
+            statistics.batch(backend.name, kind, rows, rows, seconds)
+
+
 class DeviceArrays:
     """Any thread. What the methods take is CudaArray; what they return is an array of CuPy's."""
 
-    def __init__(self, engine: Engine, timeout: float) -> None:
+    def __init__(self, engine: Engine, statistics: Statistics, timeout: float) -> None:
         """``timeout``: seconds that a piece of a call may take."""
         self._engine = engine
+        self._statistics = statistics
         self._timeout = timeout
 
     def private_op(
@@ -83,23 +105,34 @@ class DeviceArrays:
             raise InputError(f"the input has {inputs.limbs} limbs, and the longest modulus has {limbs}; slice it")
         result, outputs = self._new_array(backend, inputs.rows, limbs)
         handles = keys.handles()
-        piece = self._engine.rows_at_a_time(backend, -(-longest // 64) - 4, 1, _MOST_ROWS)
+        kind = -(-longest // 64) - 4
+        piece = self._engine.rows_at_a_time(backend, kind, 1, _MOST_ROWS)
 
-        def compute() -> bool | None:
+        done = _Pieces()
+        wrong = 0
+
+        def compute() -> bool:
+            nonlocal wrong
             with keys.pinned():
                 for start in range(0, inputs.rows, piece):
                     some = slice(start, start + piece)
                     parts = (rows.part(start, start + piece) for rows in (inputs, outputs))
-                    ok = backend.private_rows(handles[some], keys.sizes, *parts)
-                    if ok is None or not ok.all():
-                        return None if ok is None else False
+                    with done.timed(len(handles[some])):
+                        ok = backend.private_rows(handles[some], keys.sizes, *parts)
+                    if ok is None:
+                        return False
+                    wrong = len(ok) - int(np.count_nonzero(ok))
+                    if wrong:
+                        return False
                 return True
 
-        done = self._run(backend, compute, inputs.rows // piece + 1)
-        if not done:
+        if self._run(backend, compute, inputs.rows // piece + 1, inputs.rows):
+            done.count(self._statistics, backend, kind)
+        else:
             answer = on_host(limbs_of(self._read(backend, inputs)))
-            if done is False:
-                backend.distrust()  # the inputs were right
+            if wrong:  # although the inputs were right, or on_host() had not taken them
+                self._statistics.fallback(backend.name, "wrong_result", wrong)
+                backend.distrust()
             self._write(backend, outputs, answer)
         return result
 
@@ -134,6 +167,8 @@ class DeviceArrays:
         units = units_per_row(8 * limbs, exponent_bytes)
         piece = self._engine.rows_at_a_time(backend, MODEXP, units, _MOST_ROWS)
 
+        done = _Pieces()
+
         def compute() -> bool:
             for start in range(0, count, piece):
                 stop = start + piece
@@ -141,11 +176,15 @@ class DeviceArrays:
                 if exponent_count > 1:
                     powers = powers.part(start, stop) if isinstance(powers, DeviceRows) else powers[start:stop]
                 some = modulus_rows[start:stop] if len(modulus_rows) > 1 else modulus_rows
-                if not backend.modexp_rows(base_rows.part(start, stop), powers, some, outputs.part(start, stop)):
-                    return False
+                part = base_rows.part(start, stop)
+                with done.timed(part.rows):
+                    if not backend.modexp_rows(part, powers, some, outputs.part(start, stop)):
+                        return False
             return True
 
-        if not self._run(backend, compute, count // piece + 1):
+        if self._run(backend, compute, count // piece + 1, count):
+            done.count(self._statistics, backend, MODEXP)
+        else:
             on_the_host = limbs_of(self._read(backend, base_rows))
             answer = on_host(on_the_host, self.on_host(exponents, "exponent"), moduli_on_host)
             self._write(backend, outputs, answer)
@@ -202,9 +241,9 @@ class DeviceArrays:
         if not self._run(backend, write, 1):
             raise OperationError(f"{backend.name}: the results can't be copied to the device")
 
-    def _run(self, backend: CudaBackend, work: Callable[[], _T], pieces: int) -> _T | None:
-        """What ``work`` returns; None if the device failed. Raises OperationError if it hangs: what is in its memory
-        is out of reach then."""
+    def _run(self, backend: CudaBackend, work: Callable[[], _T], pieces: int, rows: int = 0) -> _T | None:
+        """What ``work`` returns; None if the device failed ``rows`` operations. Raises OperationError if it hangs: what
+        is in its memory is out of reach then."""
         # On a thread of its own, because a wait for a device can't be interrupted.
         outcome: Future[_T] = Future()
 
@@ -220,6 +259,8 @@ class DeviceArrays:
             return outcome.result(seconds)
         except BackendError as error:
             _log.warning("backend %s: %s", backend.name, error)
+            if rows:
+                self._statistics.fallback(backend.name, "error", rows)
             return None
         except TimeoutError:
             raise OperationError(f"backend {backend.name}: no result within {seconds:g} s") from None

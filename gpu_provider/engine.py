@@ -206,7 +206,8 @@ class Engine:
             self._return(_Return(lane, job, seconds, late=True))
             return
         buffers, succeeded = job.buffers, job.succeeded()
-        self._statistics.batch(lane.owner.name, job, succeeded, seconds, last_resort=lane.owner.health is None)
+        last_resort = lane.owner.health is None
+        self._statistics.batch(lane.owner.name, job.kind, job.count, succeeded, seconds, last_resort=last_resort)
         if succeeded == job.count:
             # First, so that the batching thread takes the next batch while this thread delivers.
             self._return(_Return(lane, job, seconds))

@@ -113,7 +113,7 @@ def _batches(counts: BatchCounts) -> Iterable[Metric]:
     )
     fallbacks = CounterMetricFamily(
         "gpu_provider_fallbacks",
-        "Requests computed again on libcrypto, by the backend that failed them and why",
+        "Requests computed again elsewhere, by the backend that failed them and why",
         labels=["backend", "reason"],
     )
     for labels, count in counts.fallbacks.items():

@@ -130,7 +130,7 @@ class BatchingProvider:
         self.registry.register(
             ProviderCollector(self._client, self._statistics, self.config.queue_depth, self._engine.gpus)
         )
-        self._device_arrays = DeviceArrays(self._engine, self.config.backend_timeout)
+        self._device_arrays = DeviceArrays(self._engine, self._statistics, self.config.backend_timeout)
         self._lock = threading.Lock()
         self._started = False
         self._library_context: LibraryContext | None = None

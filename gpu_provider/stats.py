@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from gpu_provider.client import Client
-    from gpu_provider.jobs import Job
 
 __all__ = ["BatchCounts", "Distribution", "ProviderStats", "Statistics"]
 
@@ -53,7 +52,7 @@ class ProviderStats:
     """Requests per batch."""
     largest_batch: int
     fallbacks: int
-    """Requests computed again on libcrypto."""
+    """Requests that a backend failed, which were computed again elsewhere."""
     by_backend: dict[str, int]
     """Requests that each backend computed, modexp() rows included."""
     backend: str
@@ -130,21 +129,23 @@ class Statistics:
         with self._lock:
             self._counts.queue_seconds[kind].observe(waited / 1e9)
 
-    def batch(self, backend: str, job: Job, succeeded: int, seconds: float, last_resort: bool) -> None:
-        """A lane is done with a batch. Called before the results are delivered, so that who gets a result sees it
-        counted."""
+    def batch(
+        self, backend: str, kind: int, requests: int, succeeded: int, seconds: float, *, last_resort: bool = False
+    ) -> None:
+        """A backend is done with a batch. Called before the results are delivered, so that who gets a result sees it
+        counted. ``last_resort``: what has not succeeded has failed for good."""
         with self._lock:
             counts = self._counts
             counts.batches += 1
-            counts.requests += job.count
-            counts.largest = max(counts.largest, job.count)
+            counts.requests += requests
+            counts.largest = max(counts.largest, requests)
             counts.by_backend[backend] += succeeded
-            counts.execute_seconds[backend, job.kind].observe(seconds)
-            counts.sizes[backend].observe(job.count)
+            counts.execute_seconds[backend, kind].observe(seconds)
+            counts.sizes[backend].observe(requests)
             if succeeded:
-                counts.results[job.kind, True] += succeeded
-            if last_resort and succeeded < job.count:
-                counts.results[job.kind, False] += job.count - succeeded
+                counts.results[kind, True] += succeeded
+            if last_resort and succeeded < requests:
+                counts.results[kind, False] += requests - succeeded
 
     def fallback(self, backend: str, reason: str, count: int) -> None:
         with self._lock:

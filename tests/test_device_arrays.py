@@ -139,6 +139,9 @@ class TestPrivateOperation:
         result = provider.private_op(key, place(device, xs, bits // 64))
         check(result, [key] * 6, xs)
         assert kernels.rows["PRIVATE"] == 6
+        size = str(-(-bits // 512) * 512)
+        assert provider.stats().by_backend == {"cuda": 6}
+        assert provider.registry.get_sample_value("gpu_provider_requests_total", {"size": size, "result": "ok"}) == 6
 
     def test_keys_of_one_width_mixed_narrow_rows_and_one_row(
         self, provider: BatchingProvider, device: HostDevice, kernels: CountingKernels
@@ -322,6 +325,8 @@ class TestDeviceFails:
         key, array = provider.load_key(private_key(2048)), place(device, [2, 3], 32)
         kernels.wrong = True
         check(provider.private_op(key, array), [key] * 2, [2, 3])
+        wrong = {"backend": "cuda", "reason": "wrong_result"}
+        assert provider.registry.get_sample_value("gpu_provider_fallbacks_total", wrong) == 2
         assert values(provider.modexp(array, 3, MODULUS)) == [8, 27]
         kernels.wrong = False
         before = kernels.rows["PRIVATE"]
