@@ -11,6 +11,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import ptx_units
 import pytest
 from limb_arrays import limbs, numbers
 from rsa_keys import private_key
@@ -19,6 +20,7 @@ from gpu_provider import BackendError, BatchingProvider, InputError, OperationEr
 from gpu_provider.backends import cupy_device
 from gpu_provider.backends.cuda import CudaBackend
 from gpu_provider.backends.cupy_device import CupyDevice
+from gpu_provider.backends.device import MODEXP_LAUNCH, PRIVATE_LAUNCH
 from gpu_provider.devices import Device
 from gpu_provider.kernels import cubins, warp
 from gpu_provider.kernels.cubin_cache import CubinCache
@@ -63,6 +65,8 @@ class Cuda:
         self.fail: dict[str, int] = {}
         self.stuck = False
         """As after a kernel's fault: every call returns its error."""
+        self.on_ptx = False
+        """Executes what NVRTC made of the kernels, slowly, and not their host build."""
         self.asked = 0
         self.shared: dict[int, int] = {}
         self.streams: set[int] = set()
@@ -109,9 +113,9 @@ class Cuda:
     def malloc(self, size: int) -> int:
         self._call("malloc")
         array = np.full(size + 16, 0xA5, np.uint8)
-        address = (array.ctypes.data + 15) // 16 * 16
-        self.memory[address] = array
-        return address
+        start = -array.ctypes.data % 16
+        self.memory[array.ctypes.data + start] = array[start : start + size]
+        return array.ctypes.data + start
 
     def free(self, address: int) -> None:
         self._call("free")
@@ -184,8 +188,12 @@ class Cuda:
         unit, name = self.functions[function]
         (found,) = [one for one in cubins.units(Arithmetic) if str(one) == unit]
         assert blocks == -(-ctypes.c_uint32.from_address(address).value // found.rows)
-        operation = cupy_device._OPERATIONS[name]
-        warp.launch(HOST[operation, found.arithmetic.radix_bits, found.bytes], address)
+        if self.on_ptx:
+            size = MODEXP_LAUNCH.itemsize if name == "gpk_modexp" else PRIVATE_LAUNCH.itemsize
+            ptx_units.run(found, name, ctypes.string_at(address, size), blocks, list(self.memory.values()))
+        else:
+            operation = cupy_device._OPERATIONS[name]
+            warp.launch(HOST[operation, found.arithmetic.radix_bits, found.bytes], address)
 
 
 @pytest.fixture
@@ -243,6 +251,19 @@ def test_batches_on_it(cuda: Cuda, device: CupyDevice) -> None:
     assert not cuda.streams
     assert not cuda.events
     assert not any(cuda.modules)
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("arithmetic", Arithmetic)
+def test_a_batch_by_the_kernels_that_a_gpu_gets(cuda: Cuda, tmp_path: Path, arithmetic: Arithmetic) -> None:
+    device = CupyDevice(GPU, CubinCache(tmp_path), arithmetic)
+    with BatchingProvider(ProviderConfig(backend_timeout=250), backends=[CudaBackend(device)]) as provider:
+        cuda.on_ptx = True
+        key = provider.load_key(private_key(2048))
+        x = [key.n - 1, 2, key.n // 3]
+        y = provider.private_op(key, limbs(x, 32))
+        assert [pow(one, key.e, key.n) for one in numbers(y)] == x
+        assert provider.stats().by_backend == {"cuda": 3}
 
 
 def test_a_device_without_room_for_a_stream_leaves_nothing_behind(cuda: Cuda, device: CupyDevice) -> None:

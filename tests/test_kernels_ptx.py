@@ -1,0 +1,116 @@
+"""The CUDA kernels as NVRTC compiles them, without a GPU: their PTX, executed by ``ptx_machine.py``, against Python's
+``pow``. Every unit, with keys of small primes and short exponents; ``test_cupy_device.py`` has whole keys."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+from kernel_oracle import Numbers, integers, prime, rows
+from ptx_machine import FaultError
+from ptx_units import run
+
+from gpu_provider.backends.cupy_device import pair_bytes, record_bytes
+from gpu_provider.backends.device import MODEXP_LAUNCH, PRIVATE_LAUNCH
+from gpu_provider.kernels import cubins, warp
+from gpu_provider.kernels.cubins import Arithmetic, Unit
+from gpu_provider.kernels.warp import Operation
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+UNITS = cubins.units(Arithmetic)
+pytestmark = pytest.mark.timeout(300)
+every_unit = pytest.mark.parametrize("unit", UNITS, ids=str)
+
+
+def readonly(array: NDArray[Any]) -> NDArray[Any]:
+    array.flags.writeable = False
+    return array
+
+
+class Launch:
+    """Keys with their records, and a pair for each row, in memory as a device would have it."""
+
+    def __init__(self, unit: Unit, keys: list[Numbers], key_of_row: list[int]) -> None:
+        self.unit, self.keys = unit, keys
+        limbs = unit.limbs * unit.threads // 2
+        self.records = np.zeros((len(keys), record_bytes(unit.arithmetic, Operation.PRIVATE, limbs)), np.uint8)
+        for record, key in zip(self.records, keys, strict=True):
+            numbers = {"n": key.n, "e": key.e, "p": key.p, "q": key.q, "dp": key.dp, "dq": key.dq, "qinv": key.qinv}
+            warp.key_record(record, unit.arithmetic.radix_bits, unit.bytes, **numbers)
+        self.count = len(key_of_row)
+        self.key_of_row = readonly(np.array(key_of_row, np.uint32))
+        self.pair_of_row = readonly(np.arange(self.count, dtype=np.uint32)[::-1].copy())
+        self.pairs = np.zeros((self.count, pair_bytes(unit.arithmetic, limbs)), np.uint8)
+        noise = np.random.default_rng(5).integers(0, 256, (self.count, unit.bytes), np.uint8)
+        self._run("gpk_make_pairs", readonly(noise))
+
+    def private_op(self, inputs: list[int]) -> tuple[list[int], list[int]]:
+        outputs, ok = np.full((self.count, self.unit.bytes), 0xA5, np.uint8), np.full(self.count, 7, np.uint8)
+        self._run("gpk_private", readonly(rows(inputs, self.unit.bytes)), outputs, ok)
+        return integers(outputs), ok.tolist()
+
+    def _run(self, entry: str, inputs: NDArray[np.uint8], *results: NDArray[np.uint8]) -> None:
+        read = self.key_of_row, self.pair_of_row, readonly(self.records)
+        launch = np.zeros(1, PRIVATE_LAUNCH)
+        exponent_bits = max(max(key.p, key.q).bit_length() for key in self.keys)
+        any_e = int(np.bitwise_or.reduce([key.e for key in self.keys]))
+        addresses = [array.ctypes.data for array in (*read, self.pairs, inputs, *results)]
+        launch[0] = (self.count, exponent_bits, any_e, *addresses, *(2 - len(results)) * [0])
+        warps = -(-self.count // self.unit.rows)
+        run(self.unit, entry, launch.tobytes(), warps, [*read, self.pairs, inputs, *results])
+
+
+@every_unit
+def test_exponentiations(unit: Unit) -> None:
+    source = random.Random(7)  # noqa: S311 (test data)
+    bits = 8 * unit.bytes
+    moduli = [2**bits - 1, source.getrandbits(bits) | 1 | 1 << bits - 1, source.getrandbits(700) | 1, 3]
+    limbs = unit.limbs * unit.threads
+    records = np.zeros((len(moduli), record_bytes(unit.arithmetic, Operation.MODEXP, limbs)), np.uint8)
+    for record, modulus in zip(records, moduli, strict=True):
+        warp.modulus_record(record, unit.arithmetic.radix_bits, unit.bytes, modulus)
+    count = 4 * unit.rows - 1
+    modulus_of_row = [i % len(moduli) for i in range(count)]
+    edges = [2**bits - 2, 2**bits - 1, 0, 1]
+    bases = [edges[i] if i < len(edges) else source.getrandbits(bits) for i in range(count)]
+    powers = [source.getrandbits(18) for _ in range(count)]
+
+    arrays = [np.array(modulus_of_row, np.uint32), records, rows(bases, unit.bytes), rows(powers, 4)]
+    outputs = np.full((count, unit.bytes), 0xA5, np.uint8)
+    launch = np.zeros(1, MODEXP_LAUNCH)
+    launch[0] = (count, 18, 4, 0, *(array.ctypes.data for array in (*arrays, outputs)))
+    run(unit, "gpk_modexp", launch.tobytes(), 5, [*map(readonly, arrays), outputs])  # the last warp has no row
+    expected = [pow(base, power, moduli[i]) for base, power, i in zip(bases, powers, modulus_of_row, strict=True)]
+    assert integers(outputs) == expected
+
+
+@every_unit
+def test_private_operations(unit: Unit) -> None:
+    """Small primes: every step of the operation, in a fraction of the time."""
+    keys = [
+        Numbers.from_primes(prime(bits, e), prime(bits, e, seed=1), e) for bits, e in ((40, 65537), (36, 3), (40, 17))
+    ]
+    keys[2] = replace(keys[2], dp=keys[2].dp ^ 2)  # its results must not come out
+    key_of_row = [i % 3 for i in range(max(6, unit.rows + 1))]
+    launch = Launch(unit, keys, key_of_row)
+    source = random.Random(8)  # noqa: S311 (test data)
+    for _ in range(2):  # the second time with the pairs squared
+        inputs = [0, 1, 5, keys[0].n - 1, keys[1].n, keys[2].n - 1]  # the fifth is not below its modulus
+        inputs += [source.randrange(keys[i].n) for i in key_of_row[6:]]
+        outputs, ok = launch.private_op(inputs)
+        right = [i != 4 and key != 2 for i, key in enumerate(key_of_row)]
+        assert ok == right
+        assert outputs == [keys[i].private(x) * r for x, i, r in zip(inputs, key_of_row, right, strict=True)]
+
+
+def test_a_buffer_that_is_too_short_is_seen() -> None:
+    """Or the tests above would prove less than they say."""
+    launch = Launch(UNITS[0], [Numbers.from_primes(prime(64, 3), prime(64, 3, seed=1), 3)], [0])
+    launch.pairs = launch.pairs[:, :-4].copy()
+    with pytest.raises(FaultError, match="in no buffer"):
+        launch.private_op([5])
