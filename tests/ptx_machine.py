@@ -4,8 +4,8 @@ once. Every register is a NumPy array with an element for each thread.
 What the kernels' host build can't show is seen here: the device's own branches of the source (carry chains and other
 inline assembly, shuffles and ballots, fused multiply-adds, the table in shared memory), and the loads and stores that
 the compiler makes of the rest. An address outside the buffers of a launch, an exchange among threads that are not all
-there, and a register that nobody has written are errors. Not seen: what the assembler makes of PTX, and a missing
-__syncwarp(), because the threads of a warp go in step here.
+there, threads that use the same word of shared memory without a __syncwarp() in between, and a register that nobody
+has written are errors. Not seen: what the assembler makes of PTX.
 
 Only the instructions that the kernels use are known; another one is an error that names it.
 """
@@ -77,6 +77,38 @@ class _Parameter:
         return self.stored[at] if self.stored else np.uint64(int.from_bytes(self.given[at : at + size], "little"))
 
 
+class _Uses:
+    """Of each word of shared memory, the thread that stored there last, the one that loaded it last, and when: how many
+    times the thread's warp had synchronized by then."""
+
+    def __init__(self, threads: int, size: int) -> None:
+        self._threads = np.arange(threads)
+        self._now = np.ones(threads, np.int64)
+        self._stored_by, self._stored_at, self._loaded_by, self._loaded_at = np.zeros((4, size // 4), np.int64)
+
+    def load(self, place: NDArray[np.uint64], size: int, where: Any) -> None:
+        for word in self._words(place, size):
+            self._check(self._stored_by[word], self._stored_at[word], where)
+            self._loaded_by[word], self._loaded_at[word] = self._threads[where], self._now[where]
+
+    def store(self, place: NDArray[np.uint64], size: int, where: Any) -> None:
+        for word in self._words(place, size):
+            self._check(self._stored_by[word], self._stored_at[word], where)
+            self._check(self._loaded_by[word], self._loaded_at[word], where)
+            self._stored_by[word], self._stored_at[word] = self._threads[where], self._now[where]
+
+    def synchronize(self, where: Any) -> None:
+        self._now[where] += 1
+
+    def _words(self, place: NDArray[np.uint64], size: int) -> list[NDArray[np.uint64]]:
+        first = place * np.uint64(size // 4)
+        return [first + np.uint64(i) for i in range(size // 4)]
+
+    def _check(self, thread: NDArray[np.int64], at: NDArray[np.int64], where: Any) -> None:
+        if ((thread != self._threads[where]) & (at == self._now[where])).any():
+            raise FaultError("a word of shared memory is used by two threads that have not synchronized")
+
+
 class _Run:
     """What the threads of a launch share."""
 
@@ -93,6 +125,7 @@ class _Run:
             "%laneid": self.lane,
         }
         self.shared = np.zeros((warps, table_bytes), np.uint8)
+        self._uses = _Uses(self.threads, self.shared.size)
         self.carry: Any = None
         self._buffers = sorted(
             ((array.ctypes.data, array.nbytes, array.reshape(-1).view(np.uint8)) for array in buffers),
@@ -101,12 +134,16 @@ class _Run:
 
     def load(self, space: str, address: Any, size: int, active: NDArray[np.bool_] | None) -> NDArray[np.uint64]:
         memory, place, where = self._find(space, address, size, active)
+        if space == "shared":
+            self._uses.load(place, size, where)
         loaded = np.zeros(self.threads, np.uint64)
         loaded[where] = memory.view(f"<u{size}")[place]
         return loaded
 
     def store(self, space: str, address: Any, size: int, value: Any, active: NDArray[np.bool_] | None) -> None:
         memory, place, where = self._find(space, address, size, active)
+        if space == "shared":
+            self._uses.store(place, size, where)
         if not memory.flags.writeable:
             raise FaultError("a store to memory that is only read")
         memory.view(f"<u{size}")[place] = np.broadcast_to(value, self.threads)[where].astype(f"<u{size}")
@@ -162,6 +199,7 @@ class _Run:
 
     def synchronize(self, members: Any, active: Any) -> None:
         self._exchange(members, active)
+        self._uses.synchronize(slice(None) if active is None else active)
 
     def _exchange(self, members: Any, active: Any) -> None:
         self._whole_warps(active)
