@@ -256,6 +256,7 @@ def test_batches_on_it(cuda: Cuda, device: CupyDevice) -> None:
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("arithmetic", Arithmetic)
 def test_a_batch_by_the_kernels_that_a_gpu_gets(cuda: Cuda, tmp_path: Path, arithmetic: Arithmetic) -> None:
+    ptx_units.skip_without_compiler()
     device = CupyDevice(GPU, CubinCache(tmp_path), arithmetic)
     with BatchingProvider(ProviderConfig(backend_timeout=250), backends=[CudaBackend(device)]) as provider:
         cuda.on_ptx = True
