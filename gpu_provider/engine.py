@@ -383,7 +383,9 @@ class Engine:
     def _launch_new(self, free: list[tuple[BackendLanes, list[Lane]]]) -> None:
         """Takes the lanes that it uses out of ``free``."""
         # A backend on trial is not compared with the others: it gets the first batch, and they the rest.
-        self._launch([entry for entry in free if not entry[0].in_use])
+        on_trial = [entry for entry in free if not entry[0].in_use]
+        if on_trial:
+            self._launch(on_trial)
         self._launch([entry for entry in free if entry[0].in_use])
 
     def _launch(self, free: list[tuple[BackendLanes, list[Lane]]]) -> None:

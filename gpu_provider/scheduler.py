@@ -26,7 +26,6 @@ filling up the lanes to a common level.
 
 from __future__ import annotations
 
-import math
 from bisect import bisect_left, bisect_right
 from dataclasses import dataclass
 from operator import attrgetter
@@ -70,7 +69,8 @@ class CostCurve:
         self._measured: list[int] = []  # knots, rising
         self._seconds = [max(_interpolate(points, 1 << knot), _LEAST * (1 << knot)) for knot in range(_KNOTS)]
         for knot in range(1, _KNOTS):
-            self._seconds[knot] = max(self._seconds[knot - 1 : knot + 1])
+            before = self._seconds[knot - 1]
+            self._seconds[knot] = min(max(before, self._seconds[knot]), 2 * before)
 
     def seconds(self, count: int) -> float:
         """The time that a batch of ``count`` operations (at least 1) should take."""
@@ -107,6 +107,8 @@ class CostCurve:
         if self._measured:
             factor = min(factor, _MOST)
         if knot in self._measured:
+            if factor == 1:
+                return
             factor = 1 + _WEIGHT * (factor - 1)
         self._scale(knot, factor)
 
@@ -119,19 +121,37 @@ class CostCurve:
     def _scale(self, knot: int, factor: float) -> None:
         """Multiplies a knot, and its neighbours without measurements with it, and keeps the curve from falling."""
         curve, measured = self._seconds, self._measured
-        curve[knot] = value = curve[knot] * factor
+        curve[knot] *= factor
         place = bisect_left(measured, knot)
         if measured[place : place + 1] != [knot]:
             measured.insert(place, knot)
-        below = measured[place - 1] if place else -1
-        above = measured[place + 1] if place + 1 < len(measured) else _KNOTS
-        least = min(value, curve[below]) if below >= 0 else 0.0
-        most = max(value, curve[above]) if above < _KNOTS else math.inf
+        if place:
+            self._scale_down_to(measured[place - 1], knot, factor)
+        else:
+            curve[:knot] = [old * factor for old in curve[:knot]]
+        if place + 1 < len(measured):
+            self._scale_up_to(measured[place + 1], knot, factor)
+        else:
+            curve[knot + 1 :] = [old * factor for old in curve[knot + 1 :]]
+
+    def _scale_down_to(self, below: int, knot: int, factor: float) -> None:
+        """The knots between a measured one and ``knot``, which was scaled; then whatever lies too high or too low."""
+        curve, value = self._seconds, self._seconds[knot]
+        least = min(value, curve[below])
         curve[below + 1 : knot] = [max(least, old * factor) for old in curve[below + 1 : knot]]
-        curve[knot + 1 : above] = [min(most, old * factor) for old in curve[knot + 1 : above]]
         while below >= 0 and curve[below] > value:
             curve[below] = value
             below -= 1
+        for lower in range(knot - 1, -1, -1):
+            if curve[lower] < curve[lower + 1] / 2:
+                curve[lower] = curve[lower + 1] / 2
+            elif lower < below:
+                break  # nothing has changed from there on
+
+    def _scale_up_to(self, above: int, knot: int, factor: float) -> None:
+        curve, value = self._seconds, self._seconds[knot]
+        most = max(value, curve[above])
+        curve[knot + 1 : above] = [min(most, old * factor) for old in curve[knot + 1 : above]]
         while above < _KNOTS and curve[above] < value:
             curve[above] = value
             above += 1
@@ -139,11 +159,6 @@ class CostCurve:
             if curve[upper] > 2 * curve[upper - 1]:
                 curve[upper] = 2 * curve[upper - 1]
             elif upper > above:
-                break  # nothing has changed from there on
-        for lower in range(knot - 1, -1, -1):
-            if curve[lower] < curve[lower + 1] / 2:
-                curve[lower] = curve[lower + 1] / 2
-            elif lower < below:
                 break
 
 
