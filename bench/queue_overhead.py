@@ -23,6 +23,8 @@ from .report import Result, Row, Spread, Target
 from .servers import RSA_BITS, Bench, BenchError
 
 IN_FLIGHT = (1, 64, 1024, 4096)
+ROWS_OF_A_CALL = 8  # few: what each row costs is not meant
+CALLS = 1000
 WITH_TARGET = (64, 1024, 4096)  # one at a time, a request pays alone for three threads to wake: shown, not judged
 DEPTH = 16384
 
@@ -144,7 +146,7 @@ def measure(bench: Bench, *, rounds: int, requests: int, advance: Callable[[str,
         "Queue and batching provider with a backend that does nothing",
         {"rounds": rounds, "requests": requests, "in_flight": IN_FLIGHT, "depth": DEPTH, "rsa_bits": RSA_BITS},
     )
-    steps = rounds * len(IN_FLIGHT) + 2 * (rounds + 1)
+    steps = rounds * len(IN_FLIGHT) + 2 * (rounds + 1) + rounds
     library: Any = FEEDER.dlopen(str(bench.compile("queue_jobs", "-shared", "-fPIC", "-lcrypto")))
     backend = NullBackend()
     before = set(threading.enumerate())
@@ -174,17 +176,7 @@ def measure(bench: Bench, *, rounds: int, requests: int, advance: Callable[[str,
             sample = burst(backend.gate, feeder, threads)
             if turn > 0:  # the first one touches every page for the first time
                 result.samples.append({"round": turn - 1, **sample})
-    device = NothingDevice()
-    before = set(threading.enumerate())
-    with BatchingProvider(ProviderConfig(queue_depth=DEPTH), backends=[CudaBackend(device)]) as provider:
-        threads = set(threading.enumerate()) - before
-        key = provider.load_key(rsa.generate_private_key(65537, RSA_BITS))
-        feeder = Feeder(library, operation_of(key), DEPTH)
-        for turn in range(rounds + 1):
-            advance("full batches, device", steps)
-            sample = burst(device.gate, feeder, threads)
-            if turn > 0:
-                result.samples.append({"round": turn - 1, "device": True, "device_rate": sample["burst_rate"]})
+    result.samples += samples_of_device(library, rounds, lambda what: advance(what, steps))
     for size in IN_FLIGHT:
         cpu = Spread.of(result.values("cpu_us", in_flight=size))
         target = Target(5.0) if size in WITH_TARGET else None
@@ -195,11 +187,35 @@ def measure(bench: Bench, *, rounds: int, requests: int, advance: Callable[[str,
     result.rows.append(
         Row("full batches", "CUDA backend, idle device", "requests/s", rate, target=Target(2e6, at_most=False))
     )
+    cpu = Spread.of(result.values("call_us", calls=True))
+    case = f"a batch of {ROWS_OF_A_CALL}"
+    result.rows.append(Row(case, "CUDA backend's call, idle device", "µs of CPU", cpu, target=Target(60.0)))
     for thread in names:
         cpu = Spread.of(result.values(thread, burst=True))
         if cpu.high > 0:
             result.rows.append(Row("full batches", f"thread {thread}", "µs of CPU", cpu))
     return result
+
+
+def samples_of_device(library: Any, rounds: int, advance: Callable[[str], None]) -> list[dict[str, Any]]:
+    """The CUDA backend on a device that costs nothing: full batches through the queue, then calls of the backend."""
+    samples: list[dict[str, Any]] = []
+    device = NothingDevice()
+    cuda = CudaBackend(device)
+    before = set(threading.enumerate())
+    with BatchingProvider(ProviderConfig(queue_depth=DEPTH), backends=[cuda]) as provider:
+        threads = set(threading.enumerate()) - before
+        key = provider.load_key(rsa.generate_private_key(65537, RSA_BITS))
+        feeder = Feeder(library, operation_of(key), DEPTH)
+        for turn in range(rounds + 1):
+            advance("full batches, device")
+            sample = burst(device.gate, feeder, threads)
+            if turn > 0:
+                samples.append({"round": turn - 1, "device": True, "device_rate": sample["burst_rate"]})
+        for turn in range(rounds):
+            advance("calls of the CUDA backend")
+            samples.append({"round": turn, "calls": True, "call_us": call_of(cuda, key)})
+    return samples
 
 
 def operation_of(key: Key) -> tuple[Any, Any, Any, int]:
@@ -227,6 +243,18 @@ def burst(gate: threading.Event, feeder: Feeder, threads: set[threading.Thread])
     used = {thread.name: (thread_cpu(thread) - before[thread.name]) / DEPTH * 1e6 for thread in threads}
     feeder.finish()
     return {"burst": True, "burst_rate": DEPTH / ((ended - started) / 1e9), **used}
+
+
+def call_of(backend: CudaBackend, key: Key) -> float:
+    """Microseconds of CPU time that the backend takes for a small batch, on this thread: nearly all of it is Python."""
+    size = RSA_BITS // 8
+    inputs = np.zeros((ROWS_OF_A_CALL, size), np.uint8)
+    handles = np.full(ROWS_OF_A_CALL, key.handle, np.uint64)
+    batch = Batch(size, handles, inputs, np.empty_like(inputs), np.zeros(ROWS_OF_A_CALL, np.uint8))
+    before = time.thread_time()
+    for _ in range(CALLS):
+        backend.private_op(batch)
+    return (time.thread_time() - before) / CALLS * 1e6
 
 
 def thread_cpu(thread: threading.Thread) -> float:
