@@ -199,7 +199,7 @@ class CudaDevice:
     def __init__(self, index: int, cache: CubinCache) -> None:
         """Loads what the cache has. Raises BackendError where there is no CuPy."""
         self._index = index
-        self._cupy = cupy()
+        self._cupy = nvrtc.import_cupy()
         self._cupy.cuda.runtime.setDevice(index)
         self._properties = self._cupy.cuda.runtime.getDeviceProperties(index)
         self.name: str = self._properties["name"].decode()
@@ -333,15 +333,6 @@ def find_device(number: str) -> devices.Device:
     if number not in found:
         raise BackendError(f"--device {number}: CUDA has {', '.join(found)}")
     return found[number]
-
-
-def cupy() -> Any:
-    """Raises CompilerMissingError, which says what to install."""
-    try:
-        import cupy  # noqa: PLC0415 - optional, and takes half a second
-    except ImportError as error:
-        raise nvrtc.CompilerMissingError.of_cupy(error) from None
-    return cupy
 
 
 def all_units(windows: Sequence[int] = WINDOWS) -> list[cubins.Unit]:

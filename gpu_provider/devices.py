@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Any
 
 from gpu_provider.errors import BackendError
-from gpu_provider.kernels.nvrtc import CompilerMissingError
-
-if TYPE_CHECKING:
-    from types import ModuleType
+from gpu_provider.kernels.nvrtc import import_cupy
 
 __all__ = ["Device", "find_devices"]
 
@@ -34,7 +31,7 @@ class Device:
 def find_devices() -> list[Device]:
     """At least one device. Raises BackendError that says why there is none. Starts CUDA in this process: no fork after
     it."""
-    runtime = _runtime()
+    runtime = import_cupy().cuda.runtime
     try:
         return [_device(index, runtime) for index in range(runtime.getDeviceCount())]
     except runtime.CUDARuntimeError as error:
@@ -43,16 +40,7 @@ def find_devices() -> list[Device]:
         raise BackendError(f"CUDA lists no device: {error}") from None
 
 
-def _runtime() -> ModuleType:
-    try:
-        from cupy.cuda import runtime  # noqa: PLC0415 - optional, and takes half a second
-    except ImportError as error:
-        raise CompilerMissingError.of_cupy(error) from None
-    module: ModuleType = runtime
-    return module
-
-
-def _device(index: int, runtime: ModuleType) -> Device:
+def _device(index: int, runtime: Any) -> Device:
     properties = runtime.getDeviceProperties(index)
     return Device(
         index=index,

@@ -287,5 +287,5 @@ class _Report:
 def _compiler() -> str | None:
     try:
         return f"NVRTC {nvrtc.version()}"
-    except nvrtc.CompilerMissingError:
+    except BackendError:
         return None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn, Self
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from gpu_provider.errors import BackendError
 
@@ -13,7 +13,15 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from types import ModuleType
 
-__all__ = ["CompileError", "CompilerMissingError", "architectures", "compile_cubin", "source_files", "version"]
+__all__ = [
+    "CompileError",
+    "CompilerMissingError",
+    "architectures",
+    "compile_cubin",
+    "import_cupy",
+    "source_files",
+    "version",
+]
 
 DIRECTORY = Path(__file__).parent
 _INCLUDE = re.compile(r'^#include "([^"]+)"', re.MULTILINE)
@@ -23,28 +31,32 @@ _EXTRAS = "pip install 'gpu-provider[cuda13]' (driver 580 or later) or 'gpu-prov
 class CompilerMissingError(BackendError):
     """CuPy or NVRTC is not installed. The message names what to install."""
 
-    @classmethod
-    def of_cupy(cls, error: ImportError) -> Self:
-        return cls(f"CuPy is not installed ({error}): {_EXTRAS}")
-
 
 class CompileError(BackendError):
     """NVRTC does not know the architecture, or does not take the source."""
 
 
+def import_cupy() -> Any:
+    """CuPy, which is optional and takes half a second. Raises CompilerMissingError, and BackendError if it is installed
+    but broken, or not made for this NumPy."""
+    try:
+        import cupy  # noqa: PLC0415
+    except ImportError as error:
+        raise CompilerMissingError(f"CuPy is not installed ({error}): {_EXTRAS}") from None
+    except (AttributeError, OSError, RuntimeError, ValueError) as error:
+        raise BackendError(f"CuPy can't be imported: {error}") from None
+    return cupy
+
+
 @cache
 def _nvrtc() -> ModuleType:
-    try:
-        from cupy.cuda import nvrtc  # noqa: PLC0415 - optional, and takes half a second
-    except ImportError as error:
-        raise CompilerMissingError.of_cupy(error) from None
+    nvrtc: ModuleType = import_cupy().cuda.nvrtc
     try:
         nvrtc.getVersion()  # loads the library, which CuPy looks for only now
     except RuntimeError as error:
         reason = str(error).partition("\n")[0]
         raise CompilerMissingError(f"CuPy finds no NVRTC ({reason}): {_EXTRAS}") from None
-    module: ModuleType = nvrtc
-    return module
+    return nvrtc
 
 
 def version() -> str:

@@ -282,7 +282,7 @@ class Cupy:
 
 def test_a_gpu_is_measured_through_cupy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cupy = Cupy()
-    monkeypatch.setattr(gpu_device, "cupy", lambda: cupy)
+    monkeypatch.setattr(nvrtc, "import_cupy", lambda: cupy)
     monkeypatch.setattr(cubins, "architecture_for", lambda major, minor: f"sm_{major}{minor}")
     monkeypatch.setattr(nvrtc, "version", lambda: "13.0")
     names = {unit: str(unit).encode() for unit in gpu_device.all_units([4, 5]) if unit.bytes == 256}

@@ -65,12 +65,19 @@ def test_the_table_says_the_same() -> None:
     assert "kernel cache: /y" in result.stdout
 
 
-def test_without_cupy_the_command_says_what_to_install(tmp_path: Path) -> None:
-    (tmp_path / "cupy.py").write_text("raise ImportError('not here')\n")
+@pytest.mark.parametrize(
+    ("raised", "told"),
+    [
+        ("ImportError('not here')", "gpu-provider[cuda13]"),
+        ("ValueError('numpy.dtype size changed')", "CuPy can't be imported: numpy.dtype size changed"),
+    ],
+)
+def test_without_cupy_or_with_a_broken_one_the_command_says_so(tmp_path: Path, raised: str, told: str) -> None:
+    (tmp_path / "cupy.py").write_text(f"raise {raised}\n")
     for arguments, code in (((), 0), (("--precompile", "--arch", "sm_90"), 1)):
         result = run(*arguments, PYTHONPATH=str(tmp_path))
         assert result.returncode == code
-        assert "gpu-provider[cuda13]" in result.stdout + result.stderr
+        assert told in result.stdout + result.stderr
         assert "Traceback" not in result.stderr
 
 

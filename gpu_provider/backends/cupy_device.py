@@ -23,7 +23,7 @@ import numpy as np
 
 from gpu_provider.backends.device import DeviceError, DeviceMemoryError
 from gpu_provider.kernels import cubins
-from gpu_provider.kernels.nvrtc import CompilerMissingError
+from gpu_provider.kernels.nvrtc import import_cupy
 from gpu_provider.kernels.warp import Kernel, Operation
 
 if TYPE_CHECKING:
@@ -234,14 +234,8 @@ class CupyDevice:
 
     def _import(self) -> None:
         if self._runtime is None:
-            try:
-                import cupy  # noqa: PLC0415 - optional, and takes half a second
-                from cupy.cuda import driver, runtime  # noqa: PLC0415
-            except ImportError as error:
-                raise CompilerMissingError.of_cupy(error) from None
-            except (AttributeError, OSError, RuntimeError, ValueError) as error:  # not made for this NumPy, or broken
-                raise _error(self.name, "CuPy can't be imported", error) from None
-            self._cupy, self._driver, self._runtime = cupy, driver, runtime
+            self._cupy = import_cupy()
+            self._driver, self._runtime = self._cupy.cuda.driver, self._cupy.cuda.runtime
 
     def _check_that_it_works(self) -> None:
         try:
