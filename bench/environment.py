@@ -37,7 +37,8 @@ def package_version(name: str) -> str | None:
 
 def describe() -> dict[str, Any]:
     """Machine, versions and commit, as JSON can hold them; None where something is not installed."""
-    changed = first_line("git", "status", "--porcelain", "--untracked-files=no")
+    # But for what a run saves: the next one that it takes would count it.
+    changed = first_line("git", "status", "--porcelain", "--untracked-files=no", "--", ".", ":!bench/results")
     return {
         "machine": {
             "cpu": cpu_model(),
