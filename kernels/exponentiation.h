@@ -114,12 +114,11 @@ GPK_FUNCTION void exponentiate(Arithmetic &arithmetic, V *result, const V *base,
     for (int digit = digits - 2; digit >= 0; digit--) {
         Scan scan(factor, table, exponent.template select<WINDOW, V>(digit));
 
-        GPK_LOOP
-        for (int i = 0; i < WINDOW; i++) {
-            if constexpr (Arithmetic::takes_asides)
+        if constexpr (Arithmetic::takes_asides) {
+            for (int i = 0; i < WINDOW; i++)
                 arithmetic.square(result, result, scan);
-            else
-                arithmetic.square_here(result, result);
+        } else {
+            arithmetic.square(result, result, WINDOW);
         }
         scan.finish();
         arithmetic.multiply(result, result, factor);

@@ -277,6 +277,7 @@ class Public {
     friend class Where;
     friend struct Memory;
     friend Word64 shift_right(Word64 low, Word64 high, Public count);
+    friend Public once_more(Public number);
     uint32_t element[ELEMENTS];
 };
 
@@ -578,6 +579,16 @@ template <class E> GPK_INLINE E *once_more(E *memory)
     asm volatile("" : "+l"(memory));
 #endif
     return memory;
+}
+
+/* The same number, likewise: or what is computed of it for addresses would take a register each from the beginning to the
+ * end. */
+GPK_INLINE Public once_more(Public number)
+{
+#ifdef __CUDACC__
+    asm volatile("" : "+r"(number.element[0]));
+#endif
+    return number;
 }
 
 /* Memory, by public indices in elements. A thread left out by `where` does not touch memory. */

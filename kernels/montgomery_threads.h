@@ -6,7 +6,6 @@
  * modulus m < R, since a product that reaches R has m taken off once: it is below R + m. Radix 2^52 asks for m < R / 16, and
  * there products of operands below 4 m are below 2 m. reduce() makes any product canonical.
  *
- * Squaring is multiplication: the half that repeats lies in other threads.
  * Unit of cost: see the radix. Constant time.
  */
 #ifndef GPK_MONTGOMERY_THREADS_H
@@ -58,10 +57,27 @@ template <template <int, int> class RADIX, int L, int T> struct MontgomeryThread
 #endif
     }
 
-    GPK_INLINE void square(Lane *r, const Lane *a) const { multiply(r, a, a); }
+    /* r = a^(2^times) / R^(2^times - 1), as if by multiply; times is public, and at least 1. r may be a. */
+    GPK_INLINE void square(Lane *r, const Lane *a, int times = 1) const
+    {
+#ifdef __CUDACC__
+        Number x, m;
 
-    /* The same without a call, for the one place where most of the time goes. */
-    GPK_INLINE void square_here(Lane *r, const Lane *a) const { multiply_here(r, a, a, modulus, k0); }
+        GPK_UNROLL
+        for (int i = 0; i < L; i++) {
+            x.limb[i] = a[i];
+            m.limb[i] = modulus[i];
+        }
+        x = square_apart(x, m, k0, times);
+        GPK_UNROLL
+        for (int i = 0; i < L; i++)
+            r[i] = x.limb[i];
+#else
+        square_here(r, a, modulus, k0);
+        for (int i = 1; i < times; i++)
+            square_here(r, r, modulus, k0);
+#endif
+    }
 
     /* r = a mod modulus, canonical, for a product a. r may be a. In radix 2^32 a product is below 2 m if m < R / 4, and
      * otherwise below R <= 4 m. */
@@ -119,6 +135,14 @@ template <template <int, int> class RADIX, int L, int T> struct MontgomeryThread
         multiply_here(a.limb, a.limb, b.limb, m.limb, k0);
         return a;
     }
+
+    static __device__ __noinline__ Number square_apart(Number a, Number m, Lane k0, int times)
+    {
+        GPK_LOOP
+        for (int i = 0; i < times; i++)
+            square_here(a.limb, a.limb, m.limb, k0);
+        return a;
+    }
 #endif
 
     static GPK_NOINLINE void multiply_here(Lane *r, const Lane *a, const Lane *b, const Lane *m, Lane k0)
@@ -127,6 +151,14 @@ template <template <int, int> class RADIX, int L, int T> struct MontgomeryThread
             subtract_modulus(r, m, Radix::multiply(r, a, b, m, k0));
         else
             Radix::multiply(r, a, b, m, k0);
+    }
+
+    static GPK_NOINLINE void square_here(Lane *r, const Lane *a, const Lane *m, Lane k0)
+    {
+        if constexpr (exact)
+            multiply_here(r, a, a, m, k0);
+        else
+            Radix::square(r, a, m, k0);
     }
 
     /* r + R -= modulus where the mask is set; returns where it still reaches R. */

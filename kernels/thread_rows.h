@@ -51,11 +51,11 @@ template <int BITS, int L, int THREADS> struct ByteRows;
 template <int L, int THREADS> struct ByteRows<32, L, THREADS> {
     static GPK_NOINLINE void load(Word32 *to, const uint32_t *rows, Public row, int words)
     {
-        const Public first = Public::thread() % THREADS * L;
+        const Public first = once_more(Public::thread()) % THREADS * L, begin = once_more(row) * (uint32_t)words;
 
         GPK_UNROLL
         for (int i = 0; i < L; i++)
-            to[i] = Memory::load(rows, row * (uint32_t)words + first + (uint32_t)i,
+            to[i] = Memory::load(rows, begin + first + (uint32_t)i,
                                  Where::less(first + (uint32_t)i, (uint32_t)words));
     }
 
@@ -73,14 +73,16 @@ template <int L, int THREADS> struct ByteRows<32, L, THREADS> {
 template <int L, int THREADS> struct ByteRows<52, L, THREADS> {
     static GPK_NOINLINE void load(Real *to, const uint32_t *rows, Public row, int words)
     {
+        const Public first = once_more(Public::thread()) % THREADS * L, begin = once_more(row) * (uint32_t)words;
+
         GPK_UNROLL
         for (int i = 0; i < L; i++) {
-            const Public bit = (Public::thread() % THREADS * L + (uint32_t)i) * 52, shift = bit % 32;
+            const Public bit = (first + (uint32_t)i) * 52, shift = bit % 32;
             Word32 word[3];
             GPK_UNROLL
             for (int j = 0; j < 3; j++) {
                 const Public at = bit / 32 + (uint32_t)j;
-                word[j] = Memory::load(rows, row * (uint32_t)words + at, Where::less(at, (uint32_t)words));
+                word[j] = Memory::load(rows, begin + at, Where::less(at, (uint32_t)words));
             }
             to[i] = Threads52<L, THREADS>::real(shift_right(join(word[0], word[1]), widen(word[2]), shift));
         }

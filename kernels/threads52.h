@@ -9,9 +9,14 @@
  * column begins with: until it leaves the thread as the lowest it gets 2 L of each. Their low 52 bits are zero.
  * Each kind of operation has a loop of its own, so that the chains of a limb's four do not wait for one another.
  *
- * A column holds at most 4 L T + T terms below 2^52: below 2^61.
+ * A square needs every product of two different limbs once, and twice of it: limb i of any thread and limb k of any thread,
+ * k > i, meet when the former is handed round, in columns of their own which count twice; limbs of the same place i meet
+ * when either is handed round, and count once each time. So every thread always works on its limbs from i on, and none
+ * waits for another that has more to do.
+ *
+ * A column holds at most 4 L T + T terms below 2^52, those that count twice as two: below 2^61.
  * Cost of a product, per thread: 4 L^2 T multiply-adds, 2 L^2 T subtractions and 4 L^2 T additions of 64 bits, 5 L T
- * exchanges of 32 bits. Constant time.
+ * exchanges of 32 bits; of a square, (3 L^2 + L) T, half as many, and as many. Constant time.
  */
 #ifndef GPK_THREADS52_H
 #define GPK_THREADS52_H
@@ -68,6 +73,26 @@ template <int L, int T> struct Threads52 {
         normalize(r, column);
     }
 
+    /* r = multiply(a, a). r may be a. */
+    static GPK_INLINE void square(Real *r, const Real *a, const Real *m, Real k0)
+    {
+        Word64 column[L], twice[L];
+
+        unroll<0, L>(GPK_EACH(i) {
+            constexpr uint64_t ADDED = bits_squared(i, 0);
+            column[i] = Splat<Word64>::of(0 - ADDED);
+            twice[i] = Splat<Word64>::of(0);
+        });
+        GPK_LOOP
+        for (int t = 0; t < T; t++)
+            unroll<0, L>(GPK_EACH(i) { square_step<i>(column, twice, a, from_thread<T>(a[i], t), m, k0); });
+        unroll<0, L>(GPK_EACH(i) {
+            constexpr uint64_t ADDED = bits_squared(i, 0);
+            column[i] = column[i] + (twice[i] << 1) + Splat<Word64>::of(ADDED);
+        });
+        normalize(r, column);
+    }
+
   private:
     static constexpr uint64_t LIMB = (UINT64_C(1) << 52) - 1;
     static constexpr uint64_t BITS_OF_2_52 = UINT64_C(0x433) << 52, BITS_OF_2_104 = UINT64_C(0x467) << 52;
@@ -79,29 +104,45 @@ template <int L, int T> struct Threads52 {
         return 2 * (uint64_t)(i + 1) * BITS_OF_2_52 + 2 * (uint64_t)i * BITS_OF_2_104;
     }
 
+    /* The same in a square, for a column at index k (of L too, the one that begins) before a step whose limb is at i; what counts
+     * twice included. */
+    static constexpr uint64_t bits_squared(int k, int i)
+    {
+        uint64_t bits = 0;
+
+        for (; k >= 0; k--, i = (i + 1) % L) {
+            if (k < L)
+                bits += (k < i ? 1 : k == i ? 2 : 3) * BITS_OF_2_52;
+            if (k > 0)
+                bits += (k - 1 < i ? 1 : k - 1 == i ? 2 : 3) * BITS_OF_2_104;
+        }
+        return bits;
+    }
+
     static GPK_INLINE Word64 low_bits(Word64 a) { return a & Splat<Word64>::of(LIMB); }
 
-    /* column[0 .. L - 1] and top += x y */
-    static GPK_NOINLINE void add_products(Word64 *column, Word64 &top, const Real *x, Real y)
+    /* column[FROM .. TO - 1] and after += x[FROM .. TO - 1] y, where after is column[TO]. */
+    template <int FROM, int TO>
+    static GPK_NOINLINE void add_products(Word64 *column, Word64 &after, const Real *x, Real y)
     {
         Real high[L], low[L];
 
         GPK_UNROLL
-        for (int i = 0; i < L; i++)
+        for (int i = FROM; i < TO; i++)
             high[i] = fma_toward_zero(x[i], y, Splat<Real>::of(TWO_104));
         GPK_UNROLL
-        for (int i = 0; i < L; i++)
+        for (int i = FROM; i < TO; i++)
             low[i] = Splat<Real>::of(TWO_104 + TWO_52) - high[i];
         GPK_UNROLL
-        for (int i = 0; i < L; i++)
+        for (int i = FROM; i < TO; i++)
             low[i] = fma_toward_zero(x[i], y, low[i]);
         GPK_UNROLL
-        for (int i = 0; i < L; i++)
+        for (int i = FROM; i < TO; i++)
             column[i] = column[i] + bits_of_real(low[i]);
         GPK_UNROLL
-        for (int i = 1; i < L; i++)
+        for (int i = FROM + 1; i < TO; i++)
             column[i] = column[i] + bits_of_real(high[i - 1]);
-        top = top + bits_of_real(high[L - 1]);
+        after = after + bits_of_real(high[TO - 1]);
     }
 
     /* column = (column + a b + q m) / 2^52 with the q that makes the lowest limb zero. */
@@ -109,13 +150,40 @@ template <int L, int T> struct Threads52 {
     {
         Word64 top = Splat<Word64>::of(0 - bits_added(L - 1) - 2 * BITS_OF_2_104);
 
-        add_products(column, top, a, b);
+        add_products<0, L>(column, top, a, b);
+        move_down(column, top, m, k0);
+    }
+
+    /* The same of a square, b being some thread's a[I]. */
+    template <int I>
+    static GPK_NOINLINE void square_step(Word64 *column, Word64 *twice, const Real *a, Real b, const Real *m, Real k0)
+    {
+        constexpr uint64_t ADDED = bits_squared(L, I);
+        Word64 top = Splat<Word64>::of(0 - ADDED), twice_top = Splat<Word64>::of(0);
+
+        if constexpr (I < L - 1) {
+            add_products<I, I + 1>(column, column[I + 1], a, b);
+            add_products<I + 1, L>(twice, twice_top, a, b);
+        } else {
+            add_products<I, I + 1>(column, top, a, b);
+        }
+        column[0] = column[0] + (twice[0] << 1);
+        move_down(column, top, m, k0);
+        GPK_UNROLL
+        for (int i = 0; i < L - 1; i++)
+            twice[i] = twice[i + 1];
+        twice[L - 1] = twice_top;
+    }
+
+    /* column = (column + q m) / 2^52, with top as the next one. */
+    static GPK_NOINLINE void move_down(Word64 *column, Word64 top, const Real *m, Real k0)
+    {
         const Real lowest = real(column[0]);
         const Real high = fma_toward_zero(lowest, k0, Splat<Real>::of(TWO_104));
-        const Real low = fma_toward_zero(lowest, k0, Splat<Real>::of(TWO_104 + TWO_52) - high);
-        add_products(column, top, m, from_thread<T>(low - Splat<Real>::of(TWO_52), 0));
+        const Real q = fma_toward_zero(lowest, k0, Splat<Real>::of(TWO_104) - high);
+        add_products<0, L>(column, top, m, from_thread<T>(q, 0));
 
-        const Word64 carry = column[0] >> 52, next = from_next<T>(low_bits(column[0]));
+        const Word64 carry = column[0] >> 52, next = low_bits(from_next<T>(column[0]));
         GPK_UNROLL
         for (int i = 0; i < L - 1; i++)
             column[i] = column[i + 1];
