@@ -24,6 +24,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from gpu_provider.errors import BackendError
+from gpu_provider.kernels import cubins
 from gpu_provider.kernels.cubin_cache import default_directory
 from gpu_provider.nvml import GpuFigures, Nvml
 
@@ -44,7 +45,7 @@ SECTIONS = {
 }
 WATCH_SECONDS = 0.25
 SANITIZERS = {"memcheck": 50.0, "racecheck": 50.0, "synccheck": 50.0}
-SANITIZED = [f"{kind}-w4" for kind in ("int32-2048-t8", "int32-2048-t16", "fp64-2048-t4", "fp64-2048-t8")]
+SANITIZED = [str(unit) for unit in cubins.units(cubins.Arithmetic) if unit.bytes == 256]
 SANITIZED_ROWS = 9
 SANITIZER_FOUND_ERRORS = 66
 CUDA = Path("/usr/local/cuda/bin")

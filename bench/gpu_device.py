@@ -7,7 +7,7 @@ import ctypes
 import dataclasses
 import itertools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import numpy as np
@@ -19,7 +19,7 @@ from gpu_provider.kernels import cubins, nvrtc, warp
 from gpu_provider.kernels.cubin_cache import CubinCache
 from gpu_provider.kernels.warp import Operation
 
-WINDOWS = (4, 5, 3)  # the default first
+WINDOWS = (3, 4, 5)
 ENTRIES = {
     Operation.PRIVATE: "gpk_private",
     Operation.MAKE_PAIRS: "gpk_make_pairs",
@@ -130,7 +130,7 @@ class Device(Protocol):
 
 
 class HostDevice:
-    """The processor; at most one window, and not every number of threads."""
+    """The processor; one window to a kernel, and not every number of threads."""
 
     name = "host"
     parallel_threads = 32
@@ -335,6 +335,7 @@ def find_device(number: str) -> devices.Device:
     return found[number]
 
 
-def all_units(windows: Sequence[int] = WINDOWS) -> list[cubins.Unit]:
-    """Both arithmetics, whatever the GPU: to compare them is the point."""
-    return [unit for window in windows for unit in cubins.units(cubins.Arithmetic, window)]
+def all_units() -> list[cubins.Unit]:
+    """Both arithmetics, whatever the GPU, and every window: to compare them is the point. The backend's come first."""
+    others = (unit for window in WINDOWS for unit in cubins.units(cubins.Arithmetic, window))
+    return list(dict.fromkeys([*cubins.units(cubins.Arithmetic), *others]))

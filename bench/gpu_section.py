@@ -16,7 +16,7 @@ from gpu_provider.kernels.cubin_cache import CubinCache
 from gpu_provider.kernels.warp import Operation
 
 from . import gpu_correctness, gpu_end_to_end, gpu_pipes, gpu_sweep
-from .gpu_device import ARITHMETIC, WINDOWS, CudaDevice, Device, HostDevice, Variant, all_units, find_device
+from .gpu_device import ARITHMETIC, CudaDevice, Device, HostDevice, Variant, all_units, find_device
 from .gpu_report import Report
 
 
@@ -39,17 +39,18 @@ class Options:
 
 
 def compile_kernels(options: Options, report: Report) -> None:
-    """Into the cache: the default windows first, in case there is no time for all. Then what can be launched."""
+    """Into the cache: what the backend takes first, in case there is no time for all."""
     if options.device != "host":
         device = find_device(options.device)
         architecture = cubins.architecture_for(device.major, device.minor)
-        total, cache = len(all_units()), CubinCache(Path(options.cache))
-        for window in WINDOWS:
+        units, cache = all_units(), CubinCache(Path(options.cache))
+        backends = len(cubins.units(cubins.Arithmetic))
+        for some in (units[:backends], units[backends:]):
             cubins.load_cubins(
-                all_units([window]),
+                some,
                 architecture,
                 cache,
-                loaded=lambda unit, _cached: report.progress(f"compiling {unit}", total),
+                loaded=lambda unit, _cached: report.progress(f"compiling {unit}", len(units)),
                 cache_failed=_fail,
             )
 

@@ -4,6 +4,8 @@ import statistics
 from collections.abc import Sequence
 from functools import partial
 
+from gpu_provider.kernels import cubins
+
 from .gpu_batches import PrivateBatch
 from .gpu_device import Device, Variant
 from .gpu_report import Report
@@ -16,9 +18,10 @@ LATENCY_ENOUGH = 0.1  # a larger batch takes longer than any handshake should
 
 
 def measure(device: Device, variants: Sequence[Variant], tiny: bool, report: Report) -> None:
-    """The windows that are used by default come first, should there be no time for all."""
+    """What the backend takes comes first, should there be no time for all."""
     total = len(variants) * len(TINY if tiny else BATCHES)
-    for variant in sorted(variants, key=lambda variant: (variant.window != 4, variant.bits)):
+    own = {str(unit) for unit in cubins.units(cubins.Arithmetic)}
+    for variant in sorted(variants, key=lambda variant: (str(variant) not in own, variant.bits)):
         full = device.full_rows(variant)
         sizes = TINY if tiny else sorted({*BATCHES, *(full * waves for waves in (1, 2, 3) if full * waves <= 32768)})
         batch = PrivateBatch(device, variant, max(sizes), (variant.bits,))

@@ -2,15 +2,16 @@
 
 Needs neither a GPU nor a driver. Fails on local memory, which is where spilled registers go, on exchanges between
 threads where a warp may have parted, and on counts that are not those of the table in the repository; ``--update``
-writes it anew.
+writes it anew, with estimates of what a private operation costs.
 """
 
 import argparse
 import csv
+import re
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 import msgspec
@@ -22,14 +23,17 @@ from gpu_provider.errors import BackendError
 from gpu_provider.kernels import cubins, nvrtc
 from gpu_provider.kernels.cubin_cache import CubinCache
 
-from .machine_code import Code, MissingToolError, hot_product, read_cubin
+from .issue_model import Digit, digit_of, warp_cycles
+from .machine_code import Code, MissingToolError, read_cubin
 
 ROOT = Path(__file__).resolve().parent.parent
 TABLE = ROOT / "kernels" / "machine_code.csv"
 CACHE = ROOT / "build" / "cubins"
 SKIPPED = 77
 
-SHARE = 0.8  # of the model's rate: facts from kernels of this kind elsewhere
+SCHEDULERS = 4  # of a multiprocessor, each with a quarter of its registers
+REGISTERS = 65536 // SCHEDULERS
+BLOCK_BYTES = 1024  # of shared memory that a block costs beside its own
 
 
 @dataclass(frozen=True)
@@ -76,12 +80,18 @@ class Row:
     """LDL and STL: must be 0."""
     bra: int
     bssy: int
-    product_multiply_adds: int
-    """Of one product in the hot loop, as one warp executes it; 0 in a kernel without the hot loop."""
+    digit_multiply_adds: int
+    """As one warp executes them for a digit of the exponents: ``window`` squarings, a product and the table's scan."""
+    digit_instructions: int
+    square_instructions: int
     product_instructions: int
-    product_cycles: int
-    operation_cycles: int
-    """Estimate for a whole private operation, for as many rows as a warp holds; 0 in other kernels."""
+    warps: int
+    """That a multiprocessor of the architecture's GPU (``GPUS``) holds at a time. This and what follows: of private
+    operations, 0 in other kernels."""
+    digit_cycles: int
+    """Estimate: until such a warp is done with a digit, where all of them compute."""
+    lone_digit_cycles: int
+    """The same for a warp that has its scheduler for itself."""
 
 
 def main() -> int:
@@ -106,13 +116,16 @@ def check(wanted: Sequence[str], update: bool, console: Console) -> int:
         console.print(f"NVRTC {nvrtc.version()} does not know {' '.join(unknown)}")
     rows, faults = [], []
     for architecture, unit, code in compiled(known, console):
-        rows.append(row := describe(architecture, unit, code))
+        digit = digit_of(code, unit.threads if code.name == "gpk_modexp" else unit.threads // 2, unit.window)
+        rows.append(row := describe(architecture, unit, code, digit))
         faults += [f"{architecture} {unit} {code.name}: {fault}" for fault in find_faults(code, row)]
-    show(rows, console)
+        if update and digit is not None and code.name == "gpk_private":
+            rows[-1] = estimate(row, digit)
     if update:
         write_table(rows, [row for row in read_table()[1] if row.architecture not in known])
     else:
         faults += compare(rows, known, console)
+    show([row for row in read_table()[1] if row.architecture in known], console)
     for fault in faults:
         console.print(fault, style="red", markup=False, soft_wrap=True)
     console.print(f"{len(rows)} kernels for {len(known)} architectures, {len(faults)} faults")
@@ -142,16 +155,8 @@ def compiled(architectures: Sequence[str], console: Console) -> Iterator[tuple[s
                     yield name, unit, code
 
 
-def describe(architecture: str, unit: cubins.Unit, code: Code) -> Row:
-    private = code.name == "gpk_private"
-    product = hot_product(code, architecture, unit.threads // 2 if code.name != "gpk_modexp" else unit.threads)
-    cycles = 0.0
-    if product is not None and private:
-        digits = -(-4 * unit.bytes // unit.window)
-        squarings, products = (digits - 1) * unit.window, digits - 1 + (1 << unit.window) - 2
-        # Mod n there are twice as many threads, and so trips, for 17 products of the check and 8 others; mod p and q,
-        # 6 around the exponentiation.
-        cycles = product.cycles * (squarings + products + 6 + 2 * 25) + product.digit_cycles * digits
+def describe(architecture: str, unit: cubins.Unit, code: Code, digit: Digit | None) -> Row:
+    """Without what :func:`estimate` says."""
     return Row(
         architecture=architecture,
         unit=str(unit),
@@ -166,11 +171,39 @@ def describe(architecture: str, unit: cubins.Unit, code: Code) -> Row:
         local=code.count("LDL", "STL"),
         bra=code.count("BRA"),
         bssy=code.count("BSSY"),
-        product_multiply_adds=product.multiply_adds if product else 0,
-        product_instructions=product.instructions if product else 0,
-        product_cycles=round(product.cycles) if product else 0,
-        operation_cycles=round(cycles),
+        digit_multiply_adds=sum(each.is_multiply_add for each in digit.instructions) if digit else 0,
+        digit_instructions=len(digit.instructions) if digit else 0,
+        square_instructions=digit.square if digit else 0,
+        product_instructions=digit.product if digit else 0,
+        warps=0,
+        digit_cycles=0,
+        lone_digit_cycles=0,
     )
+
+
+def estimate(row: Row, digit: Digit) -> Row:
+    registers = -(-row.registers // 8) * 8 * 32
+    shared = GPUS[row.architecture].shared
+    warps = min(shared // (row.table_bytes + BLOCK_BYTES), SCHEDULERS * (REGISTERS // registers))
+    # The first schedulers have a warp more than the last ones.
+    rate = sum(
+        each / warp_cycles(digit.instructions, each, row.architecture)
+        for scheduler in range(SCHEDULERS)
+        if (each := (warps + SCHEDULERS - 1 - scheduler) // SCHEDULERS)
+    )
+    lone = warp_cycles(digit.instructions, 1, row.architecture)
+    return replace(row, warps=warps, digit_cycles=round(warps / rate), lone_digit_cycles=round(lone))
+
+
+def digits_of(row: Row) -> float:
+    """The digits of a private operation's exponents, and what the rest of it costs as digits."""
+    bits, window = (int(part) for part in re.findall(r"-(\d+)-t\d+-w(\d+)", row.unit)[0])
+    digits = -(-bits // 2 // window)
+    # Mod p and q, the table and 6 products around the exponentiation; mod n there are twice as many threads, and so
+    # trips, for 17 squarings and 8 products: of the check, and of blinding.
+    squares, products = 2 * 17, (1 << window) - 2 + 6 + 2 * 8
+    rest = squares * row.square_instructions + products * row.product_instructions
+    return digits + rest / row.digit_instructions
 
 
 def find_faults(code: Code, row: Row) -> Iterator[str]:
@@ -179,27 +212,36 @@ def find_faults(code: Code, row: Row) -> Iterator[str]:
         yield f"{row.local} accesses to local memory: registers are spilled"
     if apart := code.exchanges_apart():
         yield f"{apart[0].name} at {apart[0].address:#x} stands where a warp may have parted"
-    if row.product_multiply_adds == 0:
-        yield "no nest of three loops was found: the hot loop is not what bench/machine_code.py takes it for"
+    if row.digit_multiply_adds == 0:
+        yield "the loop over digits was not found: the code is not what bench/issue_model.py takes it for"
 
 
 def show(rows: Sequence[Row], console: Console) -> None:
-    table = Table(
-        "", "unit", "registers", "warps / SM", "instructions / product", "cycles / product", "1/s, SM", "1/s, GPU",
-        title=f"Private operations, estimated and not measured: {SHARE} of what the busiest pipe allows",
-    )  # fmt: skip
+    columns = (
+        "unit",
+        "registers",
+        "warps/SM",
+        "instructions/digit",
+        "ms, lone warps",
+        "ms, all",
+        "1/s, SM",
+        "1/s, GPU",
+    )
+    title = "Private operations, estimated from the machine code and not measured (bench/issue_model.py)"
+    table = Table("", *columns, title=title)
     for row in rows:
-        if row.operation_cycles:
+        if row.warps:
             gpu = GPUS[row.architecture]
-            warps = min(gpu.shared // row.table_bytes, 65536 // (32 * row.registers))
-            rate = SHARE * 4 * row.rows * gpu.clock / row.operation_cycles
+            cycles, lone = (each * digits_of(row) for each in (row.digit_cycles, row.lone_digit_cycles))
+            rate = row.warps * row.rows * gpu.clock / cycles
             table.add_row(
                 row.architecture,
                 row.unit,
                 str(row.registers),
-                str(warps),
-                str(row.product_instructions),
-                str(row.product_cycles),
+                str(row.warps),
+                f"{row.digit_instructions:,}",
+                f"{1e3 * lone / gpu.clock:.2f}",
+                f"{1e3 * cycles / gpu.clock:.2f}",
                 f"{rate:,.0f}",
                 f"{rate * gpu.multiprocessors:,.0f} ({gpu.name})",
             )
@@ -237,9 +279,11 @@ def compare(rows: Sequence[Row], architectures: Sequence[str], console: Console)
         before = kept.pop((row.architecture, row.unit, row.kernel), None)
         if before is None:
             yield f"{row.architecture} {row.unit} {row.kernel} is not in {TABLE.name}: {remedy}"
-        elif before != row:
+        elif replace(before, warps=0, digit_cycles=0, lone_digit_cycles=0) != row:
             now = asdict(row)
-            moved = (f"{name} {old} -> {now[name]}" for name, old in asdict(before).items() if old != now[name])
+            moved = (
+                f"{name} {old} -> {now[name]}" for name, old in asdict(before).items() if old != now[name] and now[name]
+            )
             yield f"{row.architecture} {row.unit} {row.kernel} moved ({', '.join(moved)}): {remedy}"
     for name in kept:
         yield f"{' '.join(name)} is in {TABLE.name}, but there is no such kernel: {remedy}"

@@ -1,29 +1,23 @@
-"""Reads the CUDA kernels' machine code with nvdisasm and cuobjdump (from PyPI), counts it, and models its cost.
-
-The cycles are a model, not a measurement: what the busiest pipe of a scheduler has to do, as if no instruction ever
-waited for data or for memory.
-"""
+"""Reads the CUDA kernels' machine code with nvdisasm and cuobjdump (from PyPI), and counts what is in it."""
 
 import importlib.metadata
 import re
 import shutil
 import subprocess
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-__all__ = ["Code", "Instruction", "MissingToolError", "Product", "hot_product", "read_cubin"]
+__all__ = ["Code", "Instruction", "MissingToolError", "read_cubin"]
 
 _SECTION = re.compile(r"^\s*\.section\s+\.text\.(\w+),.*\n", re.MULTILINE)
-_LABEL = re.compile(r"^(\.L_\w+):")
+_LABEL = re.compile(r"^([.$][\w.$]+):")
 _INSTRUCTION = re.compile(r"^\s+/\*([0-9a-f]{4,})\*/\s+(@!?U?P[0-9T]+ )?([A-Z][A-Z0-9_.]*)(.*?);")
-_TARGET = re.compile(r"\.L_\w+")
+_UPPER_HALF = re.compile(r"^\s+/\* 0x([0-9a-f]{16}) \*/")
+_CONTROL = 41  # the first of the 17 bits in an instruction's upper half that are for the scheduler
+_PLACE, _FUNCTION = re.compile(r"\.L_\w+"), re.compile(r"\$[\w$]+")
 _RESOURCES = re.compile(r"Function (\w+):\s+REG:(\d+)")
-
-# Cycles of a scheduler for one instruction of a warp. IMAD.WIDE has half the rate of other 32-bit operations.
-_WIDE, _INTEGER, _MEMORY = 4, 2, 4
-_FP64 = {"sm_80": 4, "sm_90": 2, "sm_100": 2}
 
 
 class MissingToolError(Exception):
@@ -36,11 +30,19 @@ class Instruction(NamedTuple):
     """With its suffixes: IMAD.WIDE.U32."""
     conditional: bool
     target: int | None
-    """Where a branch goes, if it is in the same kernel."""
+    """Where a branch goes, or the call of a function."""
+    control: int
+    """From bit 0: the cycles before the next instruction (4 bits), a hint (1), the barriers that it sets when its
+    result is there and when its operands have been read (3 each; 7: none), and those it waits for (6)."""
 
     @property
     def kind(self) -> str:
         return self.name.partition(".")[0]
+
+    @property
+    def is_call(self) -> bool:
+        """Of a function: before sm_90 the compiler leaves some loops by a CALL that never returns."""
+        return self.kind == "CALL" and self.target is not None
 
     @property
     def is_multiply_add(self) -> bool:
@@ -86,66 +88,21 @@ class Code:
                 ends[instruction.target] = max(instruction.address, ends.get(instruction.target, 0))
         return sorted((range(begin, end + 1) for begin, end in ends.items()), key=len)
 
-    def within(self, loop: range, but: Iterable[range] = ()) -> list[Instruction]:
-        """The instructions of a loop without those of loops in it."""
-        return [
-            instruction
-            for instruction in self.instructions
-            if instruction.address in loop and not any(instruction.address in other for other in but)
-        ]
+    def functions(self) -> dict[int, range]:
+        """Addresses of the functions that the kernel calls, by the first one. They lie behind the kernel."""
+        starts = sorted({call.target for call in self.instructions if call.is_call and call.target is not None})
+        ends = [*starts[1:], self.instructions[-1].address + 1]
+        return {start: range(start, end) for start, end in zip(starts, ends, strict=True)}
 
-
-@dataclass(frozen=True)
-class Product:
-    """A Montgomery product as one warp computes it, for all rows that it holds, in the loop that runs most."""
-
-    multiply_adds: int
-    instructions: int
-    cycles: float
-    digit_cycles: float
-    """What a digit of the exponent costs beside its products: the scan of the table."""
-
-
-def hot_product(code: Code, architecture: str, trips: int) -> Product | None:
-    """The product in the one nest of three loops (digits, squarings, threads), of which the innermost runs ``trips``
-    times; None if the code has no such nest."""
-    loops = code.loops()
-    nests = [[loop for loop in loops if inner.start in loop] for inner in loops]
-    deepest = [nest for nest in nests if len(nest) == 3]
-    if len(deepest) != 1:
-        return None
-    threads, squarings, digits = deepest[0]
-    each, once = code.within(threads), code.within(squarings, [threads])
-    beside = code.within(digits, [loop for loop in loops if len(loop) < len(digits) and loop.start in digits])
-    return Product(
-        multiply_adds=sum(instruction.is_multiply_add for instruction in once + trips * each),
-        instructions=len(once) + trips * len(each),
-        cycles=_cycles(once, architecture) + trips * _cycles(each, architecture),
-        digit_cycles=_cycles(beside, architecture),
-    )
-
-
-def _cycles(instructions: Sequence[Instruction], architecture: str) -> float:
-    """Of the busiest of a scheduler's pipes; it also issues one instruction in a cycle at most."""
-    multiply = integer = floating = memory = 0
-    for instruction in instructions:
-        if instruction.name.startswith("IMAD.WIDE"):
-            multiply += _WIDE
-        elif instruction.kind == "IMAD":
-            multiply += _INTEGER
-        elif instruction.kind in {"DFMA", "DADD", "DMUL"}:
-            floating += _FP64.get(architecture, 64)
-        elif instruction.kind in {"LDS", "STS", "LDG", "STG", "SHFL"}:
-            memory += _MEMORY
-        elif instruction.kind not in {"BRA", "CALL", "RET", "NOP"} and not instruction.kind.startswith("U"):
-            integer += _INTEGER
-    return max(multiply, integer, floating, memory, len(instructions))
+    def within(self, addresses: range) -> list[Instruction]:
+        """The instructions there."""
+        return [instruction for instruction in self.instructions if instruction.address in addresses]
 
 
 def read_cubin(path: Path) -> list[Code]:
     """The kernels of a file. Raises MissingToolError."""
     registers = dict(_RESOURCES.findall(_run("cuobjdump", "--dump-resource-usage", str(path))))
-    text = _run("nvdisasm", "--print-code", str(path))
+    text = _run("nvdisasm", "--print-code", "--print-instruction-encoding", str(path))
     sections = list(_SECTION.finditer(text))
     ends = [section.start() for section in sections[1:]] + [len(text)]
     return [
@@ -157,7 +114,8 @@ def read_cubin(path: Path) -> list[Code]:
 def _instructions(text: str) -> list[Instruction]:
     labels: dict[str, int] = {}
     waiting: list[str] = []
-    found: list[tuple[int, str, bool, str]] = []
+    found: list[tuple[int, str, bool, str | None]] = []
+    control: list[int] = []
     for line in text.splitlines():
         if label := _LABEL.match(line):
             waiting.append(label[1])
@@ -165,10 +123,14 @@ def _instructions(text: str) -> list[Instruction]:
             address = int(instruction[1], 16)
             labels |= dict.fromkeys(waiting, address)
             waiting.clear()
-            found.append((address, instruction[3], instruction[2] is not None, instruction[4]))
+            targets = _FUNCTION if instruction[3].startswith("CALL") else _PLACE
+            target = targets.search(instruction[4])
+            found.append((address, instruction[3], instruction[2] is not None, target[0] if target else None))
+        elif half := _UPPER_HALF.match(line):
+            control.append(int(half[1], 16) >> _CONTROL & 0x1FFFF)
     return [
-        Instruction(address, name, conditional, labels.get(target[0]) if (target := _TARGET.search(operands)) else None)
-        for address, name, conditional, operands in found
+        Instruction(address, name, conditional, None if target is None else labels.get(target), bits)
+        for (address, name, conditional, target), bits in zip(found, control, strict=True)
     ]
 
 

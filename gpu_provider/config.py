@@ -51,8 +51,8 @@ class ProviderConfig(Settings, frozen=True, kw_only=True, forbid_unknown_fields=
     that works here, else "cpu"; the choice is logged once."""
 
     arithmetic: Annotated[str, Meta(description="'auto', 'fp64' or 'int32'")] = "auto"
-    """How GPUs multiply. "fp64": by floating-point multiply-adds. "int32": by integers. "auto": "fp64" where the GPU
-    has them at full rate."""
+    """How GPUs multiply. "fp64": by floating-point multiply-adds. "int32": by integers. "auto": whichever is
+    the faster on that GPU."""
 
     kernel_cache: Annotated[Path, Meta(description="a directory")] | None = None
     """Where the kernels that are compiled for a GPU are kept. None: ``gpu-provider/cubins`` in ``$XDG_CACHE_HOME`` or

@@ -32,17 +32,15 @@ _log = logging.getLogger(__name__)
 SOURCE = "kernels.cu"
 # -default-device: what is not marked is the device's, so that the headers are the same for every compiler.
 _OPTIONS = ("--std=c++17", "-default-device")
-_FULL_RATE_FP64 = frozenset({"sm_80", "sm_90", "sm_100"})
 _RSA, _MODEXP = ("gpk_private", "gpk_make_pairs"), ("gpk_modexp",)
 _COMPILE_SECONDS = 600.0
-_WINDOW = 4
 
 
 class Arithmetic(enum.StrEnum):
     """How numbers are multiplied."""
 
     FP64 = "fp64"
-    """Radix 2^52 by floating-point multiply-adds, for GPUs that issue them at full rate."""
+    """Radix 2^52 by floating-point multiply-adds, for data-centre GPUs."""
     INT32 = "int32"
     """Radix 2^32 by carry chains, for every GPU."""
 
@@ -53,6 +51,14 @@ class Arithmetic(enum.StrEnum):
     @property
     def limb_bytes(self) -> int:
         return 8 if self is Arithmetic.FP64 else 4
+
+
+# By the estimates of bench/kernel_code.py. A multiprocessor of an A100 has half the FP64 units of an H100's.
+_ARITHMETICS = {
+    "sm_80": (Arithmetic.INT32, Arithmetic.FP64),
+    "sm_90": (Arithmetic.FP64, Arithmetic.INT32),
+    "sm_100": (Arithmetic.FP64, Arithmetic.INT32),
+}
 
 
 @dataclass(frozen=True, order=True, slots=True)
@@ -66,10 +72,10 @@ class Unit:
     """That work on one row."""
     limbs: int
     """In each thread."""
+    window: int
+    """Bits of an exponent's digit."""
     entries: tuple[str, ...]
     """Names of the kernels."""
-    window: int = _WINDOW
-    """Bits of an exponent's digit."""
 
     def __str__(self) -> str:
         return f"{self.arithmetic}-{8 * self.bytes}-t{self.threads}-w{self.window}"
@@ -100,24 +106,25 @@ class Unit:
 
 def arithmetics(architecture: str) -> tuple[Arithmetic, ...]:
     """What is compiled for an architecture such as "sm_90" unless something else is asked for, the preferred first."""
-    return (Arithmetic.FP64, Arithmetic.INT32) if architecture in _FULL_RATE_FP64 else (Arithmetic.INT32,)
+    return _ARITHMETICS.get(architecture, (Arithmetic.INT32,))
 
 
-def units(wanted: Iterable[Arithmetic], window: int = _WINDOW) -> list[Unit]:
-    """All units of these arithmetics, as ``launch.h`` lists them. ``window``: of the backend, or to measure."""
+def units(wanted: Iterable[Arithmetic], window: int | None = None) -> list[Unit]:
+    """All units of these arithmetics, as ``launch.h`` lists them. ``window``: of all of them, in place of their own."""
     text = (nvrtc.DIRECTORY / "launch.h").read_text(encoding="utf-8")
     by_radix = {arithmetic.radix_bits: arithmetic for arithmetic in wanted}
     modexp = _listed(text, "GPK_MODEXP_KERNELS")
     return [
-        Unit(by_radix[kernel[0]], kernel[1], kernel[3], kernel[2], _RSA + _MODEXP * (kernel in modexp), window)
+        Unit(by_radix[radix], size, threads, limbs, window or own, _RSA + _MODEXP * (kernel in modexp))
         for kernel in _listed(text, "GPK_PRIVATE_KERNELS")
-        if kernel[0] in by_radix
+        for radix, size, limbs, threads, own in [kernel]
+        if radix in by_radix
     ]
 
 
 def _listed(text: str, macro: str) -> list[tuple[int, ...]]:
     (body,) = re.findall(rf"#define {macro}\(X\)(.*?)\n\n", text, re.DOTALL)
-    return [tuple(map(int, numbers)) for numbers in re.findall(r"X\((\d+), (\d+), (\d+), (\d+)\)", body)]
+    return [tuple(map(int, numbers)) for numbers in re.findall(r"X\((\d+), (\d+), (\d+), (\d+), (\d+)\)", body)]
 
 
 def architecture_for(major: int, minor: int) -> str:

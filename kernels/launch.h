@@ -77,36 +77,37 @@ template <int BITS, int N> struct ModulusLayout {
     static constexpr int modulus = 0, one = N, r2 = 2 * N, k0 = 3 * N, limbs = 3 * N + 4;
 };
 
-/* The kernels: X(BITS, class in bytes, limbs per thread L, threads per row). Two numbers of threads to a class: more limbs
- * in each for throughput, fewer for latency. All of a class and radix have the same N (of RSA: L times
- * half the threads), so that they share records. */
+/* The kernels: X(BITS, class in bytes, limbs per thread L, threads per row, window). Two numbers of threads to a class: more
+ * limbs in each for throughput, fewer for latency. All of a class and radix have the same N (of RSA: L times half the
+ * threads), so that they share records. A window of 3 costs 6 % more products than one of 4, and half the table: where a
+ * scheduler's registers hold two warps, the shared memory of an H100 holds the tables of two warps as well, not of one. */
 #define GPK_PRIVATE_KERNELS(X) \
-    X(32, 256, 8, 8)           \
-    X(32, 256, 4, 16)          \
-    X(32, 384, 12, 8)          \
-    X(32, 384, 6, 16)          \
-    X(32, 512, 8, 16)          \
-    X(32, 512, 4, 32)          \
-    X(52, 256, 10, 4)          \
-    X(52, 256, 5, 8)           \
-    X(52, 384, 8, 8)           \
-    X(52, 384, 4, 16)          \
-    X(52, 512, 10, 8)          \
-    X(52, 512, 5, 16)
+    X(32, 256, 8, 8, 4)        \
+    X(32, 256, 4, 16, 4)       \
+    X(32, 384, 12, 8, 4)       \
+    X(32, 384, 6, 16, 4)       \
+    X(32, 512, 8, 16, 4)       \
+    X(32, 512, 4, 32, 4)       \
+    X(52, 256, 10, 4, 3)       \
+    X(52, 256, 5, 8, 4)        \
+    X(52, 384, 8, 8, 3)        \
+    X(52, 384, 4, 16, 4)       \
+    X(52, 512, 10, 8, 3)       \
+    X(52, 512, 5, 16, 4)
 
 #define GPK_MODEXP_KERNELS(X) \
-    X(32, 256, 8, 8)          \
-    X(32, 256, 4, 16)         \
-    X(32, 384, 12, 8)         \
-    X(32, 384, 6, 16)         \
-    X(32, 512, 8, 16)         \
-    X(32, 512, 4, 32)         \
-    X(52, 256, 10, 4)         \
-    X(52, 256, 5, 8)          \
-    X(52, 384, 8, 8)          \
-    X(52, 384, 4, 16)         \
-    X(52, 512, 10, 8)         \
-    X(52, 512, 5, 16)
+    X(32, 256, 8, 8, 4)       \
+    X(32, 256, 4, 16, 4)      \
+    X(32, 384, 12, 8, 4)      \
+    X(32, 384, 6, 16, 4)      \
+    X(32, 512, 8, 16, 4)      \
+    X(32, 512, 4, 32, 4)      \
+    X(52, 256, 10, 4, 3)      \
+    X(52, 256, 5, 8, 4)       \
+    X(52, 384, 8, 8, 3)       \
+    X(52, 384, 4, 16, 4)      \
+    X(52, 512, 10, 8, 3)      \
+    X(52, 512, 5, 16, 4)
 
 /* Bytes of a warp's window table, in shared memory on a device (a processor's elements of 32 bits take 64). */
 template <int BITS, int L, int WINDOW> constexpr int table_bytes()

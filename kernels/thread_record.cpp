@@ -189,8 +189,8 @@ enum gpk_status gpk_thread_record(int radix_bits, int class_bytes, void *record,
 {
     enum gpk_status status = GPK_UNSUPPORTED;
 
-#define TRY(bits, bytes, l, threads)                                                                               \
-    if (radix_bits == bits && class_bytes == bytes)                                                                \
+#define TRY(bits, bytes, l, threads, window)                                                                                \
+    if (radix_bits == bits && class_bytes == bytes)                                                                         \
         status = KeyRecord<bits, l * threads / 2>::write(bytes, static_cast<uint32_t *>(record), n, e, p, q, dp, dq, qinv); \
     else
     GPK_PRIVATE_KERNELS(TRY) {}
@@ -201,7 +201,7 @@ enum gpk_status gpk_thread_record(int radix_bits, int class_bytes, void *record,
 
 enum gpk_status gpk_thread_modulus(int radix_bits, int class_bytes, void *record, gpk_number modulus)
 {
-#define TRY(bits, bytes, l, threads)                \
+#define TRY(bits, bytes, l, threads, window)        \
     if (radix_bits == bits && class_bytes == bytes) \
         return write_modulus<bits, l * threads>(bytes, record, modulus);
     GPK_MODEXP_KERNELS(TRY)

@@ -21,7 +21,7 @@ enum gpk_operation {
 };
 
 struct gpk_thread_kernel {
-    const char *name; /* gpk_private_r52_256_t4_w4: operation, radix, class in bytes, threads of a row, window */
+    const char *name; /* gpk_private_r52_256_t4_w3: operation, radix, class in bytes, threads of a row, window */
     enum gpk_operation operation;
     int radix_bits;   /* 32 or 52 */
     int class_bytes;  /* of a row of numbers */

@@ -4,13 +4,13 @@
 namespace gpk {
 
 static constexpr HostKernel kernels[] = {
-    GPK_HOST_PRIVATE(52, 256, 10, 4)
-    GPK_HOST_PRIVATE(52, 256, 5, 8)
-    GPK_HOST_PRIVATE(52, 384, 8, 8)
-    GPK_HOST_PRIVATE(52, 512, 10, 8)
-    GPK_HOST_MODEXP(52, 256, 10, 4)
-    GPK_HOST_MODEXP(52, 384, 8, 8)
-    GPK_HOST_MODEXP(52, 512, 10, 8)
+    GPK_HOST_PRIVATE(52, 256, 10, 4, 3)
+    GPK_HOST_PRIVATE(52, 256, 5, 8, 4)
+    GPK_HOST_PRIVATE(52, 384, 8, 8, 3)
+    GPK_HOST_PRIVATE(52, 512, 10, 8, 3)
+    GPK_HOST_MODEXP(52, 256, 10, 4, 3)
+    GPK_HOST_MODEXP(52, 384, 8, 8, 3)
+    GPK_HOST_MODEXP(52, 512, 10, 8, 3)
 };
 
 HostKernels host_kernels52() { return {kernels, (int)(sizeof(kernels) / sizeof(kernels[0]))}; }

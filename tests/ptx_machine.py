@@ -434,7 +434,7 @@ class _Function:
             return f"run.special[{text!r}]"
         if any(text in scope for scope in self._scopes):
             return f"R[{self._number(text)}]"
-        if re.fullmatch(r"[\w$]*tables\w*", text):  # the one array in shared memory
+        if re.fullmatch(r"[\w$]*table\w*", text):  # the one array in shared memory
             return self._constant(_SHARED)
         raise FaultError(f"{self.name}: an operand {text}")
 

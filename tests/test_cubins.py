@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 ARCHITECTURE = "sm_90"
-UNIT = cubins.Unit(Arithmetic.INT32, 256, 16, 4, ("gpk_private", "gpk_make_pairs"))
+UNIT = cubins.Unit(Arithmetic.INT32, 256, 16, 4, 4, ("gpk_private", "gpk_make_pairs"))
 
 
 @pytest.fixture
@@ -41,8 +41,9 @@ def fake_compiler(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return compiled
 
 
-def test_radix_2_52_is_for_gpus_that_multiply_doubles_at_full_rate() -> None:
+def test_radix_2_52_is_for_gpus_that_have_many_units_for_doubles() -> None:
     assert cubins.arithmetics("sm_90") == (Arithmetic.FP64, Arithmetic.INT32)
+    assert cubins.arithmetics("sm_80") == (Arithmetic.INT32, Arithmetic.FP64)
     assert cubins.arithmetics("sm_86") == (Arithmetic.INT32,)
 
 

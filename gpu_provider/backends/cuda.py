@@ -42,9 +42,9 @@ _CLOSE_SECONDS = 10.0
 _SAMPLES = 2
 _THREADS_PER_ROW = 8
 
-# Seconds for a batch that does not fill the device, and for one that does, until batches have been measured: an H100,
-# by size class; then for a unit of modexp().
-_FIRST_GUESSES = ((0.001, 0.002), (0.002, 0.004), (0.003, 0.006), (0.004, 0.009), (0.006, 0.014))
+# Seconds for a batch that does not fill the device, and for one that does, until batches have been measured: an H100 by
+# the estimates of bench/kernel_code.py, by size class; then for a unit of modexp().
+_FIRST_GUESSES = ((0.0026, 0.003), (0.006, 0.0065), (0.006, 0.0065), (0.0095, 0.011), (0.0095, 0.011))
 _FIRST_GUESS_MODEXP = 1e-10
 
 
