@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpu_provider import devices
+from gpu_provider.backends.cupy_device import allow_table
 from gpu_provider.errors import BackendError
 from gpu_provider.kernels import cubins, nvrtc, warp
 from gpu_provider.kernels.cubin_cache import CubinCache
@@ -226,9 +227,7 @@ class CudaDevice:
             for operation, entry in ENTRIES.items():
                 if entry in unit.entries:
                     functions[variant, operation] = function = module.get_function(entry)
-                    driver.funcSetAttribute(
-                        function.ptr, driver.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, unit.table_bytes
-                    )
+                    allow_table(driver, function.ptr, unit.table_bytes)
         except driver.CUDADriverError as error:
             self._missing[str(unit)] = f"{error} ({unit.table_bytes} bytes of shared memory a warp)"
             return

@@ -189,6 +189,7 @@ class Cupy:
         self.functions: list[tuple[str, str]] = []
         self.CUDADriverError = RuntimeError
         self.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES = 8
+        self.CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT = 9
         self.CU_FUNC_ATTRIBUTE_NUM_REGS = 4
         self.memcpyHostToDevice, self.memcpyDeviceToHost = 1, 2
         self.clock = 0.0
@@ -256,8 +257,8 @@ class Cupy:
     def funcSetAttribute(self, function: int, attribute: int, value: int) -> None:  # noqa: N802
         if value > 64 << 10:
             raise RuntimeError("CUDA_ERROR_INVALID_VALUE")
-        assert attribute == self.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
-        self.shared[function] = value
+        if attribute == self.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES:
+            self.shared[function] = value
 
     def funcGetAttribute(self, attribute: int, _function: int) -> int:  # noqa: N802
         assert attribute == self.CU_FUNC_ATTRIBUTE_NUM_REGS

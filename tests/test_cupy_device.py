@@ -56,7 +56,7 @@ class Cuda:
 
     hostAllocPortable, eventBlockingSync, eventDisableTiming, streamNonBlocking = 1, 1, 2, 1  # noqa: N815
     memcpyHostToDevice, memcpyDeviceToHost, memcpyDeviceToDevice = 1, 2, 3  # noqa: N815
-    CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES = 8
+    CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT = 8, 9
 
     def __init__(self) -> None:
         self.memory: dict[int, Any] = {}
@@ -175,8 +175,10 @@ class Cuda:
         return len(self.functions) - 1
 
     def funcSetAttribute(self, function: int, attribute: int, value: int) -> None:  # noqa: N802
-        assert attribute == self.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
-        self.shared[function] = value
+        if attribute == self.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES:
+            self.shared[function] = value
+        else:
+            assert (attribute, value) == (self.CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT, 100)
 
     def launchKernel(self, function: int, *rest: int) -> None:  # noqa: N802
         self._call("launchKernel")

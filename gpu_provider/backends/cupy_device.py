@@ -36,12 +36,13 @@ if TYPE_CHECKING:
     from gpu_provider.kernels.cubin_cache import CubinCache
     from gpu_provider.kernels.cubins import Arithmetic, Unit
 
-__all__ = ["CupyDevice", "pair_bytes", "record_bytes"]
+__all__ = ["CupyDevice", "allow_table", "pair_bytes", "record_bytes"]
 
 _log = logging.getLogger(__name__)
 _WARP = 32
 _WARPS_PER_PROCESSOR = 4
 _OUT_OF_MEMORY = 2  # cudaErrorMemoryAllocation
+_ALL_PERCENT = 100
 _OPERATIONS = {
     "gpk_private": Operation.PRIVATE,
     "gpk_make_pairs": Operation.MAKE_PAIRS,
@@ -80,6 +81,16 @@ def _kernel(index: int, unit: Unit, entry: str) -> Kernel:
         record_bytes=record_bytes(unit.arithmetic, operation, limbs),
         pair_bytes=0 if operation is Operation.MODEXP else pair_bytes(unit.arithmetic, limbs),
     )
+
+
+def allow_table(driver: Any, function: int, table_bytes: int) -> None:
+    """Allows a kernel its window table in shared memory. ``driver``: CuPy's, whose errors this raises.
+
+    All that a multiprocessor has is to be shared memory, so that as many blocks as possible run at a time: the driver
+    might leave part of it to the L1 cache. And so for every kernel: to divide it anew, a multiprocessor must be idle.
+    """
+    driver.funcSetAttribute(function, driver.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, table_bytes)
+    driver.funcSetAttribute(function, driver.CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT, _ALL_PERCENT)
 
 
 def _error(device: str, call: str, error: Exception) -> DeviceError:
@@ -259,8 +270,7 @@ class CupyDevice:
 
     def _load(self, module: int, unit: Unit, entry: str) -> Kernel:
         function = self._driver.moduleGetFunction(module, entry)
-        attribute = self._driver.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
-        self._driver.funcSetAttribute(function, attribute, unit.table_bytes)
+        allow_table(self._driver, function, unit.table_bytes)
         self._functions.append(function)
         return _kernel(len(self._functions) - 1, unit, entry)
 
