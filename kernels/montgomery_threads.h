@@ -156,7 +156,7 @@ template <template <int, int> class RADIX, int L, int T> struct MontgomeryThread
     static GPK_NOINLINE void square_here(Lane *r, const Lane *a, const Lane *m, Lane k0)
     {
         if constexpr (exact)
-            multiply_here(r, a, a, m, k0);
+            subtract_modulus(r, m, Radix::square(r, a, m, k0));
         else
             Radix::square(r, a, m, k0);
     }

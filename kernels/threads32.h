@@ -6,8 +6,11 @@
  * chain of carries; when the number moves down a limb, the rows change places (Emmart and Zheng, "Pushing the
  * performance envelope of modular exponentiation across multiple generations of GPUs", 2015, describe such rows).
  *
+ * A square needs every product of two different limbs once, and twice of it: threads52.h says which thread computes which.
+ * Here what counts twice is doubled beforehand, as a number of L limbs and a bit.
+ *
  * Cost of a product, per thread: 2 L^2 T multiply-adds of 32 x 32 + 64 bits, about 12 L T other instructions, 3 L T
- * exchanges. Constant time.
+ * exchanges; of a square, (3 L^2 + L) T / 2 multiply-adds, L^2 T / 2 additions more, and as many exchanges. Constant time.
  */
 #ifndef GPK_THREADS32_H
 #define GPK_THREADS32_H
@@ -61,6 +64,40 @@ template <int L, int T> struct Threads32 {
                 step(odd, even, next, top, a, from_thread<T>(b[i + 1], t), m, k0);
             }
         }
+        return finish(r, even, odd, next, top);
+    }
+
+    /* multiply(r, a, a, m, k0) */
+    static GPK_INLINE Mask square(Word32 *r, const Word32 *a, const Word32 *m, Word32 k0)
+    {
+        Word64 even[H], odd[H];
+        Word32 twice[L], next = Splat<Word32>::of(0), top = next;
+        const Mask overflow = bit_of(a[L - 1], 31);
+
+        twice[0] = high_half(join(next, a[0]) << 1);
+        GPK_UNROLL
+        for (int i = 1; i < L; i++)
+            twice[i] = high_half(join(a[i - 1], a[i]) << 1);
+        GPK_UNROLL
+        for (int i = 0; i < H; i++)
+            even[i] = odd[i] = Splat<Word64>::of(0);
+        GPK_LOOP
+        for (int t = 0; t < T; t++) {
+            unroll<0, H>(GPK_EACH(j) {
+                constexpr int I = 2 * j;
+                square_step<I>(even, odd, next, top, a, twice, overflow, from_thread<T>(a[I], t), m, k0);
+                square_step<I + 1>(odd, even, next, top, a, twice, overflow, from_thread<T>(a[I + 1], t), m, k0);
+            });
+        }
+        return finish(r, even, odd, next, top);
+    }
+
+  private:
+    static constexpr int H = L / 2;
+
+    /* The columns as one number: r, and whether it reaches R. */
+    static GPK_NOINLINE Mask finish(Word32 *r, const Word64 *even, const Word64 *odd, Word32 next, Word32 top)
+    {
         /* The last step's even row is `odd`; its lowest word has been handed on. */
         CarryChain chain;
         Word32 sum[L];
@@ -75,11 +112,8 @@ template <int L, int T> struct Threads32 {
         return resolve(r, sum, carry, top);
     }
 
-  private:
-    static constexpr int H = L / 2;
-
     /* One limb b. In: odd is the even row of the step before (columns 0 to L - 1, not yet moved down), even its odd
-     * row (columns 1 to L), next the limb from the thread above, top the carries out of column L, at most 3. Out: the same of
+     * row (columns 1 to L), next the limb from the thread above, top the carries out of column L, at most 4. Out: the same of
      * this step, with the rows' names exchanged. */
     static GPK_NOINLINE void step(Word64 *even, Word64 *odd, Word32 &next, Word32 &top, const Word32 *a, Word32 b,
                                 const Word32 *m, Word32 k0)
@@ -94,7 +128,45 @@ template <int L, int T> struct Threads32 {
             odd[i] = chain.madc(i == H - 1 ? join(next, top) : odd[(i + 1) % H], a[2 * i + 1], b);
         top = chain.addc(zero, zero);
         add_even(even, odd, top, a, b);
+        reduce(even, odd, next, top, m, k0);
+    }
 
+    /* The same of a square, b being some thread's a[I], with the products of this thread's limbs from I on. */
+    template <int I>
+    static GPK_NOINLINE void square_step(Word64 *even, Word64 *odd, Word32 &next, Word32 &top, const Word32 *a,
+                                         const Word32 *twice, Mask overflow, Word32 b, const Word32 *m, Word32 k0)
+    {
+        CarryChain chain;
+        const Word32 zero = Splat<Word32>::of(0);
+        Word32 x[L];
+
+        /* Twice the limbs beyond I, without what limb I would carry into them. */
+        x[I] = a[I];
+        GPK_UNROLL
+        for (int k = I + 1; k < L; k++)
+            x[k] = k == I + 1 ? twice[k] & Splat<Word32>::of(0xfffffffe) : twice[k];
+        even[0] = join(chain.add(low_half(even[0]), high_half(odd[0])), high_half(even[0]));
+        GPK_UNROLL
+        for (int i = 0; i < H; i++) {
+            const Word64 old = i == H - 1 ? join(next, top) : odd[(i + 1) % H];
+            if (2 * i + 1 < I) {
+                const Word32 low = chain.addc(low_half(old), zero);
+                odd[i] = join(low, chain.addc(high_half(old), zero));
+            } else {
+                odd[i] = chain.madc(old, x[2 * i + 1], b);
+            }
+        }
+        top = chain.addc(zero, zero);
+        if constexpr (I < L - 1)
+            add_even<(I + 1) / 2>(even, odd, top, x, b, blend(overflow, zero, b));
+        reduce(even, odd, next, top, m, k0);
+    }
+
+    /* Adds q m, with the q that makes the lowest column zero, and hands the next limb on. */
+    static GPK_INLINE void reduce(Word64 *even, Word64 *odd, Word32 &next, Word32 &top, const Word32 *m, Word32 k0)
+    {
+        CarryChain chain;
+        const Word32 zero = Splat<Word32>::of(0);
         const Word32 q = from_thread<T>(multiply_low(low_half(even[0]), k0), 0);
         odd[0] = chain.mad(odd[0], m[1], q);
         GPK_UNROLL
@@ -105,17 +177,20 @@ template <int L, int T> struct Threads32 {
         next = from_next<T>(low_half(even[0]));
     }
 
-    /* even += the even limbs of x times y; what it carries goes into column L, which is the odd row's. */
-    static GPK_INLINE void add_even(Word64 *even, Word64 *odd, Word32 &top, const Word32 *x, Word32 y)
+    /* even += the even limbs of x, from 2 FROM on, times y; what it carries goes into column L, which is the odd row's, and
+     * so does `above`. */
+    template <int FROM = 0>
+    static GPK_INLINE void add_even(Word64 *even, Word64 *odd, Word32 &top, const Word32 *x, Word32 y,
+                                    Word32 above = Splat<Word32>::of(0))
     {
         CarryChain chain;
         const Word32 zero = Splat<Word32>::of(0);
 
-        even[0] = chain.mad(even[0], x[0], y);
+        even[FROM] = chain.mad(even[FROM], x[2 * FROM], y);
         GPK_UNROLL
-        for (int i = 1; i < H; i++)
+        for (int i = FROM + 1; i < H; i++)
             even[i] = chain.madc(even[i], x[2 * i], y);
-        odd[H - 1] = join(low_half(odd[H - 1]), chain.addc(high_half(odd[H - 1]), zero));
+        odd[H - 1] = join(low_half(odd[H - 1]), chain.addc(high_half(odd[H - 1]), above));
         top = chain.addc(top, zero);
     }
 

@@ -243,6 +243,11 @@ def _multiply_high(a: Any, b: Any) -> Any:
     return a_high * b_high + (middle >> low) + (a_low * b_high + (middle & mask) >> low)
 
 
+def _multiply_high_signed(a: Any, b: Any) -> Any:
+    """Of 32 bits."""
+    return _unsigned(_signed(a, 32) * _signed(b, 32) >> 32, 32)
+
+
 def _leading_zeros(a: Any) -> Any:
     a = np.asarray(a)
     return np.array([64 - int(x).bit_length() for x in a.ravel()], np.uint64).reshape(a.shape)
@@ -264,6 +269,7 @@ _HELPERS = {
     "unsigned": _unsigned,
     "shift": _shift,
     "multiply_high": _multiply_high,
+    "multiply_high_signed": _multiply_high_signed,
     "leading_zeros": _leading_zeros,
     "insert": _insert,
     "number": _number,
@@ -484,6 +490,9 @@ class _Function:
                 direction = "left" if name == "shl" else "arithmetic" if kind[0] == "s" else "right"
                 a, b = self._source(operands[1], bits), self._source(operands[2], 32)
                 return [f"{self._target(operands[0])} = shift({a}, {b}, {bits}, {direction!r})"]
+        if name == "mul.hi" and kind == "s32":
+            a, b = self._source(operands[1], bits), self._source(operands[2], bits)
+            return [f"{self._target(operands[0])} = multiply_high_signed({a}, {b})"]
         if name not in forms or (name.startswith("mul.") and kind[0] == "s" and not name.endswith("lo")):
             raise FaultError(f"{self.name}: the instruction {name}.{kind} is not known")
         sources = [self._source(text, bits) for text in operands[1:]]

@@ -232,6 +232,22 @@ def test_exponent_length(kernel: warp.Kernel, bits: int) -> None:
     assert exponentiate(kernel, [3], [exponent], [modulus], bits) == [pow(3, exponent % (1 << bits), modulus)]
 
 
+@pytest.mark.parametrize("kernel", MODEXP, ids=named)
+def test_squares_of_the_largest_limbs(kernel: warp.Kernel) -> None:
+    """What counts twice in a square is added apart, or doubled beforehand: there it may overflow first. The bases are
+    chosen by what the kernel squares, which is their Montgomery form."""
+    bits, source = 8 * kernel.class_bytes, random.Random(5)  # noqa: S311
+    limbs = (kernel.record_bytes // (8 if kernel.radix_bits == 52 else 4) - 4) // 3
+    full = (1 << kernel.radix_bits) - 1
+    kinds = [[full], [0, full], [full >> 1 ^ full], [full - 1, 1], [full, full, 0, 1 << kernel.radix_bits - 1]]
+    numbers = [sum(source.choice(kind) << kernel.radix_bits * i for i in range(limbs)) for kind in kinds * 12]
+    moduli = [(1 << bits) - source.choice((1, 3, 105, (1 << bits // 2) - 1, (1 << bits - 2) + 1)) for _ in numbers]
+    r = 1 << kernel.radix_bits * limbs
+    bases = [number % modulus * pow(r, -1, modulus) % modulus for number, modulus in zip(numbers, moduli, strict=True)]
+    exponents = [1 << source.randrange(kernel.window, 3 * kernel.window) for _ in numbers]
+    assert exponentiate(kernel, bases, exponents, moduli, 3 * kernel.window) == list(map(pow, bases, exponents, moduli))
+
+
 def test_full_length_exponents() -> None:
     for kernel in MODEXP:
         modulus = (1 << 8 * kernel.class_bytes) - 189
