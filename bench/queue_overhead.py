@@ -190,6 +190,8 @@ def measure(bench: Bench, *, rounds: int, requests: int, advance: Callable[[str,
     cpu = Spread.of(result.values("call_us", calls=True))
     case = f"a batch of {ROWS_OF_A_CALL}"
     result.rows.append(Row(case, "CUDA backend's call, idle device", "µs of CPU", cpu, target=Target(60.0)))
+    cpu = Spread.of(result.values("threads_us", calls=True))
+    result.rows.append(Row(case, "all threads of the provider, idle device", "µs of CPU", cpu))
     for thread in names:
         cpu = Spread.of(result.values(thread, burst=True))
         if cpu.high > 0:
@@ -212,9 +214,11 @@ def samples_of_device(library: Any, rounds: int, advance: Callable[[str], None])
             sample = burst(device.gate, feeder, threads)
             if turn > 0:
                 samples.append({"round": turn - 1, "device": True, "device_rate": sample["burst_rate"]})
+        few = Feeder(library, operation_of(key), ROWS_OF_A_CALL)
         for turn in range(rounds):
             advance("calls of the CUDA backend")
-            samples.append({"round": turn, "calls": True, "call_us": call_of(cuda, key)})
+            sample = {"call_us": call_of(cuda, key), "threads_us": threads_of(provider, few, threads)}
+            samples.append({"round": turn, "calls": True, **sample})
     return samples
 
 
@@ -255,6 +259,17 @@ def call_of(backend: CudaBackend, key: Key) -> float:
     for _ in range(CALLS):
         backend.private_op(batch)
     return (time.thread_time() - before) / CALLS * 1e6
+
+
+def threads_of(provider: BatchingProvider, feeder: Feeder, threads: set[threading.Thread]) -> float:
+    """Microseconds of CPU time of the provider's threads for a small batch, from its submission to its callbacks:
+    Python, the C core, and the system's part in waking three threads."""
+    before, batches = sum(map(thread_cpu, threads)), provider.stats().batches
+    for _ in range(CALLS):
+        feeder.fill()
+        feeder.await_all()
+        feeder.finish()
+    return (sum(map(thread_cpu, threads)) - before) / (provider.stats().batches - batches) * 1e6
 
 
 def thread_cpu(thread: threading.Thread) -> float:

@@ -250,10 +250,12 @@ class Engine:
                 closing = self._closing
             timeout_ns = 0 if closing and self._idle() else self._timeout_until_ns()
             # While no lane is free a submission can't be served: it need not wake this thread, the lane will.
-            lib.gp_consumer_wait(
+            removed_keys = lib.gp_consumer_wait(
                 self._client.pointer, timeout_ns, lanes_free, self._small_batches(), self._waiting, self._oldest_ns
             )
-            self._announce_removed_keys()
+            if removed_keys != self._removed_keys:
+                self._removed_keys = removed_keys
+                self._announce_removed_keys()
             while self._returned:
                 self._take_back(self._returned.popleft())
             self._claim_from_hung()
@@ -268,12 +270,9 @@ class Engine:
         self._end_lanes()
 
     def _announce_removed_keys(self) -> None:
-        removed = lib.gp_client_removed_keys(self._client.pointer)
-        if removed != self._removed_keys:
-            self._removed_keys = removed
-            for backend in self._backends:
-                if isinstance(backend.backend, KeyHolder):
-                    backend.backend.keys_removed()
+        for backend in self._backends:
+            if isinstance(backend.backend, KeyHolder):
+                backend.backend.keys_removed()
 
     def _small_batches(self) -> FFI.CData:
         """The largest batch of each size class that may be computed by this thread, inside the wait: none, unless

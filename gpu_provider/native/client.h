@@ -109,14 +109,14 @@ enum gp_submit gp_client_submit(gp_client *client, uint64_t handle, const uint8_
  * `watch_submissions`, something new is submitted; pass 0 for that while no lane is free, or every submission of a busy
  * moment would wake the thread for nothing. Then moves what was submitted into the size classes. waiting[GP_CLASSES]: requests
  * not yet taken; oldest_ns: when the first of them was submitted (CLOCK_MONOTONIC), 0 if none. Also fires the callbacks of
- * those that the full queue turned away.
+ * those that the full queue turned away. Returns how many keys have left the key table for good, each of which wakes it.
  *
  * small[GP_CLASSES]: a batch of class i of at most small[i] requests (and GP_SMALL_BATCH) is computed here, by gp_cpu_private(), before
  * anything is returned, if nothing else waits: to hand a few short operations to another thread costs about as much as to
  * compute them. NULL unless the processor's backend is in use and idle. What arrives meanwhile waits for that batch. Requests of
  * gp_client_submit() are never computed here. */
-void gp_consumer_wait(gp_client *client, int64_t timeout_ns, int watch_submissions, const uint32_t *small,
-                      uint32_t *waiting, uint64_t *oldest_ns);
+uint64_t gp_consumer_wait(gp_client *client, int64_t timeout_ns, int watch_submissions, const uint32_t *small,
+                          uint32_t *waiting, uint64_t *oldest_ns);
 void gp_consumer_wake(gp_client *client); /* any thread */
 
 /* Takes up to `count` requests of a class, first come first served, and copies them out: words[i] is the request's

@@ -157,8 +157,8 @@ static int serve_small(gp_client *client, const uint32_t *small)
     return 1;
 }
 
-void gp_consumer_wait(gp_client *client, int64_t timeout_ns, int watch_submissions, const uint32_t *small,
-                      uint32_t *waiting, uint64_t *oldest_ns)
+uint64_t gp_consumer_wait(gp_client *client, int64_t timeout_ns, int watch_submissions, const uint32_t *small,
+                          uint32_t *waiting, uint64_t *oldest_ns)
 {
     uint64_t deadline = timeout_ns < 0 ? UINT64_MAX : gp_now_ns() + (uint64_t)timeout_ns;
     uint32_t drained = drain_ring(client);
@@ -185,6 +185,7 @@ void gp_consumer_wait(gp_client *client, int64_t timeout_ns, int watch_submissio
         waiting[i] = list->count;
         oldest_ns[i] = list->count > 0 ? client->queue.submitted_ns[list->slots[list->first]] : 0;
     }
+    return atomic_load(&client->removed_keys);
 }
 
 /* The slots of a large batch are cold, and so are the connections that wait for them: they are fetched some requests

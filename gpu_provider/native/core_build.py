@@ -56,8 +56,8 @@ enum gp_submit { GP_SUBMIT_FAILED, GP_SUBMIT_OK, GP_SUBMIT_FULL, GP_SUBMIT_CLOSE
 enum gp_submit gp_client_submit(gp_client *client, uint64_t handle, const uint8_t *input, uint64_t tag,
                                 int wait_for_room);
 
-void gp_consumer_wait(gp_client *client, int64_t timeout_ns, int watch_submissions, const uint32_t *small,
-                      uint32_t *waiting, uint64_t *oldest_ns);
+uint64_t gp_consumer_wait(gp_client *client, int64_t timeout_ns, int watch_submissions, const uint32_t *small,
+                          uint32_t *waiting, uint64_t *oldest_ns);
 void gp_consumer_wake(gp_client *client);
 uint32_t gp_consumer_take(gp_client *client, uint32_t class_index, uint32_t count, uint64_t *handles, uint64_t *keys,
                           uint8_t *inputs, uint64_t *submitted_ns);
@@ -118,7 +118,6 @@ typedef enum gpk_status gp_fill_record(int radix_bits, int class_bytes, void *re
                                        struct gpk_number dp, struct gpk_number dq, struct gpk_number qinv);
 enum gpk_status gp_client_fill_record(gp_client *client, uint64_t handle, gp_fill_record *fill, int radix_bits,
                                       int class_bytes, void *memory, struct gp_record *record);
-uint64_t gp_client_removed_keys(const gp_client *client);
 uint32_t gp_client_find_removed(gp_client *client, uint32_t count, const uint64_t *handles, uint8_t *gone);
 void gp_libcrypto_private(gp_client *client, uint32_t count, const uint64_t *keys, const uint8_t *inputs,
                           uint8_t *outputs, uint32_t stride, uint8_t *ok);

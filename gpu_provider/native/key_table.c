@@ -165,11 +165,6 @@ void gp_client_unpin_key(gp_client *client, uint64_t handle, uint32_t pins)
     let_go(client, unused);
 }
 
-uint64_t gp_client_removed_keys(const gp_client *client)
-{
-    return atomic_load(&client->removed_keys);
-}
-
 uint32_t gp_client_find_removed(gp_client *client, uint32_t count, const uint64_t *handles, uint8_t *gone)
 {
     uint32_t found = 0;

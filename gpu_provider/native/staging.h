@@ -83,8 +83,6 @@ typedef enum gpk_status gp_fill_record(int radix_bits, int class_bytes, void *re
 enum gpk_status gp_client_fill_record(gp_client *client, uint64_t handle, gp_fill_record *fill, int radix_bits,
                                       int class_bytes, void *memory, struct gp_record *record);
 
-/* How many keys have left the table for good. The batching thread is woken by each. */
-uint64_t gp_client_removed_keys(const gp_client *client);
 /* gone[i] = 1 where the key with handles[i] has left the table. Returns how many have. */
 uint32_t gp_client_find_removed(gp_client *client, uint32_t count, const uint64_t *handles, uint8_t *gone);
 
