@@ -10,7 +10,7 @@ import struct
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from tls_peers import authority, client_ssl_context, credentials, server_context
+from tls_peers import accept, authority, client_ssl_context, credentials, pause_connection, server_context
 
 from gpu_provider import AsyncStatus, tls
 from gpu_provider.tls import aio
@@ -351,6 +351,44 @@ async def test_a_handshake_that_finds_no_free_job_goes_on_when_one_is_free(
             held_backend.release_all()
             for transport, _ in await asyncio.gather(*clients):
                 transport.abort()
+
+        asyncio.run(run())
+
+    await asyncio.to_thread(on_a_loop_of_its_own)
+
+
+async def test_a_handshake_that_finds_no_free_job_just_before_the_last_one_ends_is_not_forgotten(
+    held_backend: HeldBackend, held_provider: BatchingProvider
+) -> None:
+    """The connection that holds the job has been woken already, so no further wake-up comes."""
+
+    def on_a_loop_of_its_own() -> None:
+        async def run() -> None:
+            tls.set_async_job_limit(1)
+            loop = asyncio.get_running_loop()
+            notifier = tls.LoopNotifier.of(loop)
+            retried = loop.create_future()
+            starved = False
+            context = server_context(held_provider)
+            first, second = accept(context), accept(context)
+
+            def resume_first() -> None:
+                nonlocal starved
+                if not starved:
+                    try:
+                        second.do_handshake()
+                    except tls.WantAsyncJobError:
+                        starved = True
+                        notifier.when_job_ends(lambda: retried.set_result(None))
+                with contextlib.suppress(tls.WantReadError, tls.WantAsyncError):
+                    first.do_handshake()
+
+            notifier.attach(first, resume_first)
+            pause_connection(first)
+            held_backend.release_all()
+            await asyncio.wait_for(retried, 30)
+            with contextlib.suppress(tls.WantReadError, tls.WantAsyncError):
+                second.do_handshake()
 
         asyncio.run(run())
 

@@ -154,6 +154,14 @@ class LoopNotifier(Notifier):
         # One loop callback for each, so that what one raises is reported by the loop and does not hold up the others.
         for waiter in self.take():
             loop.call_soon(waiter.wake)
+        loop.call_soon(self._retry_starved)
+
+    def _retry_starved(self) -> None:
+        """Behind the connections that were woken, and not before: what starves while these still hold their jobs would
+        otherwise wait for a wake-up that nobody has left to give."""
+        loop = self._loop()
+        if loop is None:
+            return
         starved, self._starved = self._starved, []
         for retry in starved:
             loop.call_soon(retry)
