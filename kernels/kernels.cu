@@ -12,9 +12,9 @@ namespace {
 constexpr int RADIX = GPK_CUDA_RADIX, CLASS = GPK_CUDA_CLASS, LIMBS = GPK_CUDA_LIMBS, THREADS = GPK_CUDA_THREADS;
 constexpr int WINDOW = GPK_CUDA_WINDOW;
 
-/* Blocks to a multiprocessor, whose four schedulers have registers for two, three or four warps each: as many as the tables
- * leave room for on a data-centre GPU. For more, the compiler would spill registers. */
-constexpr int BLOCKS = RADIX == 32 ? 16 : LIMBS < 8 ? 12 : 8;
+/* Blocks to a multiprocessor, whose four schedulers have registers for two, three or four warps each: about as many as the
+ * tables leave room for on a data-centre GPU. For more, the compiler would spill registers. */
+constexpr int BLOCKS = RADIX == 52 && LIMBS >= 8 ? 8 : RADIX == 52 || LIMBS > 8 ? 12 : 16;
 #define GPK_BOUNDS __launch_bounds__(WARP, BLOCKS)
 
 extern __shared__ uint4 table[];
