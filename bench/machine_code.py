@@ -1,6 +1,7 @@
 """Reads the CUDA kernels' machine code with nvdisasm and cuobjdump (from PyPI), and counts what is in it."""
 
 import importlib.metadata
+import itertools
 import re
 import shutil
 import subprocess
@@ -91,8 +92,8 @@ class Code:
     def functions(self) -> dict[int, range]:
         """Addresses of the functions that the kernel calls, by the first one. They lie behind the kernel."""
         starts = sorted({call.target for call in self.instructions if call.is_call and call.target is not None})
-        ends = [*starts[1:], self.instructions[-1].address + 1]
-        return {start: range(start, end) for start, end in zip(starts, ends, strict=True)}
+        ends = [*starts, self.instructions[-1].address + 1]
+        return {start: range(start, end) for start, end in itertools.pairwise(ends)}
 
     def within(self, addresses: range) -> list[Instruction]:
         """The instructions there."""
