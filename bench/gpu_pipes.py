@@ -108,8 +108,9 @@ def run(device: CudaDevice, cubin: bytes, instructions: int) -> tuple[float, flo
 def multiply_adds(arithmetic: str, bits: int, window: int) -> int:
     """Of one private operation's two exponentiations, which are most of it: of IMAD.WIDE, or DFMA. Each digit of the
     exponent takes ``window`` squarings and a product; a product of N limbs is N^2 terms of it and N^2 of the reduction,
-    in radix 2^52 with two instructions for each."""
+    a squaring (N^2 + N) / 2 and N^2, in radix 2^52 with two instructions for each."""
     digits = -(-bits // 2 // window)
-    products = (digits - 1) * (window + 1) + (1 << window) - 2
+    squares, products = (digits - 1) * window, digits - 1 + (1 << window) - 2
     limbs = -(-(bits // 2 + 4) // 52) if arithmetic == "fp64" else bits // 64
-    return 2 * products * 2 * limbs**2 * (2 if arithmetic == "fp64" else 1)
+    terms = squares * limbs * (3 * limbs + 1) // 2 + products * 2 * limbs**2
+    return 2 * terms * (2 if arithmetic == "fp64" else 1)

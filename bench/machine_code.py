@@ -92,8 +92,8 @@ class Code:
     def functions(self) -> dict[int, range]:
         """Addresses of the functions that the kernel calls, by the first one. They lie behind the kernel."""
         starts = sorted({call.target for call in self.instructions if call.is_call and call.target is not None})
-        ends = [*starts, self.instructions[-1].address + 1]
-        return {start: range(start, end) for start, end in itertools.pairwise(ends)}
+        bounds = [*starts, self.instructions[-1].address + 1]
+        return {start: range(start, end) for start, end in itertools.pairwise(bounds)}
 
     def within(self, addresses: range) -> list[Instruction]:
         """The instructions there."""
