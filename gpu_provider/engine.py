@@ -13,8 +13,7 @@ import logging
 import threading
 import time
 from collections import deque
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from gpu_provider.backends.base import KeyHolder, OnGpu
 from gpu_provider.calls import CallQueue
@@ -51,8 +50,7 @@ _SMALL_BATCH_SECONDS = 0.001
 comes while the batching thread computes waits for half of this on average, at worst for all of it."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Return:
+class _Return(NamedTuple):
     """A lane can take another job; what is left to do for ``job`` is done on the lane's thread before that, unless the
     watchdog has claimed it (``late``)."""
 
@@ -106,6 +104,7 @@ class Engine:
         self._returned: deque[_Return] = deque()  # appended to by lanes
         self._waiting = ffi.new("uint32_t[]", CLASSES)
         self._oldest_ns = ffi.new("uint64_t[]", CLASSES)
+        self._computing = 0  # lanes with a job, but for those that hang
         self._decide_again_ns = 0  # 0: not before something changes
         self._small = ffi.new("uint32_t[]", CLASSES)
         self._small_outdated = True  # since a cost curve or a backend's health has changed
@@ -277,7 +276,7 @@ class Engine:
     def _small_batches(self) -> FFI.CData:
         """The largest batch of each size class that may be computed by this thread, inside the wait: none, unless
         nothing else is computed now, and the processor's backend would get it."""
-        if self._again or self._calls or any(backend.is_busy for backend in self._all()):
+        if self._computing or self._again or self._calls:
             return ffi.NULL
         if self._small_outdated:
             self._small_outdated = False
@@ -312,11 +311,11 @@ class Engine:
     def _idle(self) -> bool:
         with self._lock:
             calls = bool(self._calls)
-        busy = any(lane.job is not None and not lane.hung for backend in self._all() for lane in backend.lanes)
-        return not (busy or calls or self._again or self._returned)
+        return not (self._computing or calls or self._again or self._returned)
 
     def _take_back(self, done: _Return) -> None:
         lane, owner = done.lane, done.lane.owner
+        self._computing -= not lane.hung
         lane.take_back()
         self._small_outdated = True
         if done.late:
@@ -356,6 +355,7 @@ class Engine:
                 if job is None or not job.claim():  # it returned just now
                     continue
                 lane.give_up()
+                self._computing -= 1
                 self._statistics.fallback(backend.name, "timeout", job.count)
                 self._compute_again(job, whole=True)
                 self._out_of_use(backend, f"no result within {self._timeout_ns / 1e9:g} s")
@@ -370,6 +370,7 @@ class Engine:
             return
         for lane in self._last_resort.free_lanes(time.monotonic()):
             if self._again:
+                self._computing += 1
                 lane.launch(self._again.popleft(), 0)
 
     def _free_lanes(self, now: float) -> list[tuple[BackendLanes, list[Lane]]]:
@@ -411,6 +412,7 @@ class Engine:
                 job = self._next_batch(launch.kind, launch.count, lane)
                 self._waiting[launch.kind] -= launch.count
             if job is not None:
+                self._computing += 1
                 lane.launch(job, 0 if backend.health is None else self._timeout_ns)
                 lanes.pop()
         if any(lanes for _, lanes in free) and (self._calls or any(self._waiting)):

@@ -122,11 +122,6 @@ class BackendLanes:
     def in_use(self) -> bool:
         return self.health is None or self.health.state is BackendState.IN_USE
 
-    @property
-    def is_busy(self) -> bool:
-        """Whether any lane computes."""
-        return any(lane.job is not None and not lane.hung for lane in self.lanes)
-
     def free_lanes(self, now: float) -> list[Lane]:
         """Those that may take a job now."""
         free = [lane for lane in self.lanes if lane.job is None]
