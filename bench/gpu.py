@@ -29,6 +29,7 @@ from gpu_provider.kernels.cubin_cache import default_directory
 from gpu_provider.nvml import GpuFigures, Nvml
 
 from . import environment, report
+from .gpu_device import find_device
 from .gpu_report import read_line
 from .gpu_section import Options
 from .gpu_summary import summarise
@@ -248,7 +249,10 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def run(given: argparse.Namespace, names: list[str]) -> int:
-    """0 if every section ran to its end, or was not possible here, and no result was wrong."""
+    """0 if every section ran to its end, or was not possible here, and no result was wrong. Raises
+    BackendError without the device."""
+    if given.device != "host":
+        find_device(given.device)
     cache = given.kernel_cache or str(default_directory(os.environ))
     errors = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
