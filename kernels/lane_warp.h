@@ -456,6 +456,13 @@ GPK_INLINE Word32 multiply_low(Word32 a, Word32 b)
     return r;
 }
 
+/* a b mod 2^64. */
+GPK_INLINE Word64 multiply_low(Word64 a, Word64 b)
+{
+    GPK_EACH_PART(Inside::of(a)[k] *= Inside::of(b)[k])
+    return a;
+}
+
 /* a b + c, rounded once, toward zero. */
 GPK_INLINE Real fma_toward_zero(Real a, Real b, Real c)
 {

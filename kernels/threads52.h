@@ -56,6 +56,7 @@ template <int L, int T> struct Threads52 {
      * or b. */
     static GPK_INLINE void multiply(Real *r, const Real *a, const Real *b, const Real *m, Real k0)
     {
+        const Word64 k = integer(k0);
         Word64 column[L];
 
         GPK_UNROLL
@@ -65,7 +66,7 @@ template <int L, int T> struct Threads52 {
         for (int t = 0; t < T; t++) {
             GPK_UNROLL
             for (int i = 0; i < L; i++)
-                step(column, a, from_thread<T>(b[i], t), m, k0);
+                step(column, a, from_thread<T>(b[i], t), m, k);
         }
         GPK_UNROLL
         for (int i = 0; i < L; i++)
@@ -76,6 +77,7 @@ template <int L, int T> struct Threads52 {
     /* r = multiply(a, a). r may be a. */
     static GPK_INLINE void square(Real *r, const Real *a, const Real *m, Real k0)
     {
+        const Word64 k = integer(k0);
         Word64 column[L], twice[L];
 
         unroll<0, L>(GPK_EACH(i) {
@@ -85,7 +87,7 @@ template <int L, int T> struct Threads52 {
         });
         GPK_LOOP
         for (int t = 0; t < T; t++)
-            unroll<0, L>(GPK_EACH(i) { square_step<i>(column, twice, a, from_thread<T>(a[i], t), m, k0); });
+            unroll<0, L>(GPK_EACH(i) { square_step<i>(column, twice, a, from_thread<T>(a[i], t), m, k); });
         unroll<0, L>(GPK_EACH(i) {
             constexpr uint64_t ADDED = bits_squared(i, 0);
             column[i] = column[i] + (twice[i] << 1) + Splat<Word64>::of(ADDED);
@@ -146,7 +148,7 @@ template <int L, int T> struct Threads52 {
     }
 
     /* column = (column + a b + q m) / 2^52 with the q that makes the lowest limb zero. */
-    static GPK_NOINLINE void step(Word64 *column, const Real *a, Real b, const Real *m, Real k0)
+    static GPK_NOINLINE void step(Word64 *column, const Real *a, Real b, const Real *m, Word64 k0)
     {
         Word64 top = Splat<Word64>::of(0 - bits_added(L - 1) - 2 * BITS_OF_2_104);
 
@@ -156,7 +158,7 @@ template <int L, int T> struct Threads52 {
 
     /* The same of a square, b being some thread's a[I]. */
     template <int I>
-    static GPK_NOINLINE void square_step(Word64 *column, Word64 *twice, const Real *a, Real b, const Real *m, Real k0)
+    static GPK_NOINLINE void square_step(Word64 *column, Word64 *twice, const Real *a, Real b, const Real *m, Word64 k0)
     {
         constexpr uint64_t ADDED = bits_squared(L, I);
         Word64 top = Splat<Word64>::of(0 - ADDED), twice_top = Splat<Word64>::of(0);
@@ -175,13 +177,11 @@ template <int L, int T> struct Threads52 {
         twice[L - 1] = twice_top;
     }
 
-    /* column = (column + q m) / 2^52, with top as the next one. */
-    static GPK_NOINLINE void move_down(Word64 *column, Word64 top, const Real *m, Real k0)
+    /* column = (column + q m) / 2^52, with top as the next one. The quotient's limb is an integer product: a device has those
+     * units to spare, and the next step waits for it. */
+    static GPK_NOINLINE void move_down(Word64 *column, Word64 top, const Real *m, Word64 k0)
     {
-        const Real lowest = real(column[0]);
-        const Real high = fma_toward_zero(lowest, k0, Splat<Real>::of(TWO_104));
-        const Real q = fma_toward_zero(lowest, k0, Splat<Real>::of(TWO_104) - high);
-        add_products<0, L>(column, top, m, from_thread<T>(q, 0));
+        add_products<0, L>(column, top, m, from_thread<T>(real(multiply_low(column[0], k0)), 0));
 
         const Word64 carry = column[0] >> 52, next = low_bits(from_next<T>(column[0]));
         GPK_UNROLL
