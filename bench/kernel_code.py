@@ -157,6 +157,7 @@ def compiled(architectures: Sequence[str], console: Console) -> Iterator[tuple[s
 
 def describe(architecture: str, unit: cubins.Unit, code: Code, digit: Digit | None) -> Row:
     """Without what :func:`estimate` says."""
+    private = code.name == "gpk_private"
     return Row(
         architecture=architecture,
         unit=str(unit),
@@ -177,7 +178,7 @@ def describe(architecture: str, unit: cubins.Unit, code: Code, digit: Digit | No
         product_instructions=digit.product if digit else 0,
         warps=0,
         digit_cycles=0,
-        lone_digit_cycles=0,
+        lone_digit_cycles=round(warp_cycles(digit.instructions, 1, architecture)) if digit and private else 0,
     )
 
 
@@ -191,8 +192,7 @@ def estimate(row: Row, digit: Digit) -> Row:
         for scheduler in range(SCHEDULERS)
         if (each := (warps + SCHEDULERS - 1 - scheduler) // SCHEDULERS)
     )
-    lone = warp_cycles(digit.instructions, 1, row.architecture)
-    return replace(row, warps=warps, digit_cycles=round(warps / rate), lone_digit_cycles=round(lone))
+    return replace(row, warps=warps, digit_cycles=round(warps / rate))
 
 
 def digits_of(row: Row) -> float:
@@ -279,7 +279,7 @@ def compare(rows: Sequence[Row], architectures: Sequence[str], console: Console)
         before = kept.pop((row.architecture, row.unit, row.kernel), None)
         if before is None:
             yield f"{row.architecture} {row.unit} {row.kernel} is not in {TABLE.name}: {remedy}"
-        elif replace(before, warps=0, digit_cycles=0, lone_digit_cycles=0) != row:
+        elif replace(before, warps=0, digit_cycles=0) != row:
             now = asdict(row)
             moved = (
                 f"{name} {old} -> {now[name]}" for name, old in asdict(before).items() if old != now[name] and now[name]
