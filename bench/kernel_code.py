@@ -183,6 +183,7 @@ def describe(architecture: str, unit: cubins.Unit, code: Code, digit: Digit | No
 
 
 def estimate(row: Row, digit: Digit) -> Row:
+    """With as many warps as a multiprocessor of the architecture's GPU has registers and shared memory for."""
     registers = -(-row.registers // 8) * 8 * 32
     shared = GPUS[row.architecture].shared
     warps = min(shared // (row.table_bytes + BLOCK_BYTES), SCHEDULERS * (REGISTERS // registers))
@@ -279,11 +280,9 @@ def compare(rows: Sequence[Row], architectures: Sequence[str], console: Console)
         before = kept.pop((row.architecture, row.unit, row.kernel), None)
         if before is None:
             yield f"{row.architecture} {row.unit} {row.kernel} is not in {TABLE.name}: {remedy}"
-        elif replace(before, warps=0, digit_cycles=0) != row:
+        elif (counted := replace(before, warps=0, digit_cycles=0)) != row:
             now = asdict(row)
-            moved = (
-                f"{name} {old} -> {now[name]}" for name, old in asdict(before).items() if old != now[name] and now[name]
-            )
+            moved = (f"{name} {old} -> {now[name]}" for name, old in asdict(counted).items() if old != now[name])
             yield f"{row.architecture} {row.unit} {row.kernel} moved ({', '.join(moved)}): {remedy}"
     for name in kept:
         yield f"{' '.join(name)} is in {TABLE.name}, but there is no such kernel: {remedy}"

@@ -1,5 +1,5 @@
 /* The multi-thread kernels: what one warp of a launch computes. On a device the entry of each kernel calls it with the warp's
- * number in the grid; on a processor a loop does (host_kernels.h). `table` has table_bytes() for this warp alone. */
+ * number in the grid; on a processor a loop does (thread_host.h). `table` has table_bytes() for this warp alone. */
 #ifndef GPK_THREAD_KERNELS_H
 #define GPK_THREAD_KERNELS_H
 
