@@ -34,11 +34,12 @@ bench: .venv/ready-bench
 
 # One set-up per purpose, each complete, so that the demo does not fetch what only the tests need.
 .venv/ready-demo: EXTRAS = uvloop
-.venv/ready-test: EXTRAS = uvloop,test,bench
+# The last: CuPy and NVRTC, whose compiler needs no GPU. 130 MB, so that the kernels that a GPU would run are tested here too.
+.venv/ready-test: EXTRAS = uvloop,test,bench,cuda-check
 .venv/ready-lint: EXTRAS = lint,bench
 .venv/ready-bench: EXTRAS = uvloop,bench
 .venv/ready-cubins: EXTRAS = cuda-check
-.venv/ready-ci: EXTRAS = uvloop,test,bench,lint,cuda-check
+.venv/ready-ci: EXTRAS = uvloop,test,bench,cuda-check,lint
 .venv/ready-%: $(BUILT_FROM)
 	@sh tests/check_prerequisites.sh $(PYTHON)
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || \

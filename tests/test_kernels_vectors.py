@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-import json
-import os
-from pathlib import Path
 
 import cryptography_vectors
 import pytest
+import wycheproof
 from cryptography.hazmat.primitives.asymmetric import rsa
 from kernel_oracle import Numbers, lane_or_skip, private_op
 
 from gpu_provider import kernels
 
-WYCHEPROOF = Path(os.environ.get("WYCHEPROOF_DIR", Path(__file__).parents[2] / "shared/vectors/wycheproof"))
 LANES = [kernels.Lane.PORTABLE, kernels.Lane.IFMA]
 
 # DigestInfo before the digest: RFC 8017, 9.2, note 1.
@@ -74,14 +71,11 @@ def test_cavp_signatures(lane: kernels.Lane) -> None:
 
 @pytest.mark.parametrize("bits", [2048, 3072, 4096])
 def test_wycheproof_signatures(bits: int, lane: kernels.Lane) -> None:
-    path = WYCHEPROOF / f"rsa_pkcs1_{bits}_sig_gen_test.json"
-    if not path.exists():
-        pytest.skip(f"no Wycheproof vectors: {path} does not exist; set WYCHEPROOF_DIR")
-    vectors = []
-    for group in json.loads(path.read_text())["testGroups"]:
+    vectors, keys = [], {}
+    for group, test in wycheproof.cases(f"rsa_pkcs1_{bits}_sig_gen_test.json"):
         private = group["privateKey"]
-        key = recover(*(int(private[name], 16) for name in ("modulus", "publicExponent", "privateExponent")))
-        for test in group["tests"]:
-            encoded = encode(bytes.fromhex(test["msg"]), group["sha"], (key.n.bit_length() + 7) // 8)
-            vectors.append((key, encoded, int(test["sig"], 16)))
+        numbers = tuple(int(private[name], 16) for name in ("modulus", "publicExponent", "privateExponent"))
+        key = keys[numbers] if numbers in keys else keys.setdefault(numbers, recover(*numbers))
+        encoded = encode(bytes.fromhex(test["msg"]), group["sha"], (key.n.bit_length() + 7) // 8)
+        vectors.append((key, encoded, int(test["sig"], 16)))
     check(vectors, lane_or_skip(lane))
