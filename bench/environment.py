@@ -1,5 +1,6 @@
 """What a result depends on: machine, versions, commit. Saved in every result file."""
 
+import functools
 import importlib.metadata
 import os
 import platform
@@ -35,8 +36,10 @@ def package_version(name: str) -> str | None:
         return None
 
 
+@functools.cache
 def describe() -> dict[str, Any]:
-    """Machine, versions and commit, as JSON can hold them; None where something is not installed."""
+    """Machine, versions and commit, as JSON can hold them; None where something is not installed. Found out once: a
+    program that saves its results several times was started from one state."""
     # But for what a run saves: the next one that it takes would count it.
     changed = first_line("git", "status", "--porcelain", "--untracked-files=no", "--", ".", ":!bench/results")
     return {
