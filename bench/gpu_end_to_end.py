@@ -23,7 +23,7 @@ from gpu_provider.operands import limbs_of
 
 from .gpu_backend import CHECKED
 from .gpu_report import EndToEnd, Report
-from .queue_overhead import FEEDER, Feeder
+from .queue_overhead import FEEDER, Feeder, compile_feeder
 from .servers import RSA_BITS, Bench, BenchError
 
 CUDA = "cuda"
@@ -94,7 +94,7 @@ def note_end(taken: list[float], since: float, _future: object) -> None:
 def feed(provider: BatchingProvider, key: Key, in_flight: tuple[int, ...], requests: int, report: Report) -> None:
     """Always so many in flight, from ASYNC jobs in C."""
     with Bench() as bench:
-        library: Any = FEEDER.dlopen(str(bench.compile("queue_jobs", "-shared", "-fPIC", "-lcrypto")))
+        library: Any = FEEDER.dlopen(str(compile_feeder(bench)))
         core: Any = lib
         pointer = key.client.pointer
         native_key = ffi.gc(core.gp_client_get_key(pointer, key.handle), core.gp_key_free)

@@ -1,0 +1,126 @@
+"""``python -m bench.gpu_archive``: the GPU suite in one tar, for a machine with a GPU and CuPy, but no network.
+
+It has this project's wheel and those of all it needs, for the Python that is there, the kernels compiled for the GPU
+that is there, what ``bench`` would compile, and ``run.py``, which installs it all beside itself and runs the suite.
+"""
+
+import argparse
+import json
+import platform
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from gpu_provider.errors import BackendError
+from gpu_provider.kernels import cubins, nvrtc
+from gpu_provider.kernels.cubin_cache import CubinCache
+
+from .environment import ROOT, first_line
+from .gpu import DEFAULT_SECONDS
+from .kernel_code import CACHE
+from .queue_overhead import compile_feeder
+from .servers import Bench, BenchError
+
+NAME = "gpu-suite"
+OTHERS = ("nvidia-ml-py>=12.560,<14",)
+"""That the suite uses, and the wheel does not require."""
+# manylinux_2_28 is glibc's of 2018. pip takes each platform at its word, and no older one with it.
+PLATFORMS = [*(f"manylinux_2_{minor}" for minor in range(28, 16, -1)), "manylinux2014", "linux"]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m bench.gpu_archive", description=__doc__)
+    parser.add_argument("archive", type=Path, help="the tar to write")
+    parser.add_argument("--wheel", type=Path, required=True, help="this project's")
+    parser.add_argument("--python", required=True, metavar="X.Y", help="the version of Python there")
+    parser.add_argument("--arch", nargs="*", default=[], metavar="SM", help="compile the kernels for these")
+    given = parser.parse_args(arguments)
+    try:
+        with tempfile.TemporaryDirectory(prefix="gpu-suite-") as directory:
+            root = Path(directory) / NAME
+            lay_out(root)
+            download(given.wheel, given.python, root / "wheels")
+            compiled = compile_kernels(given.arch, root / "cubins")
+            suite = {"python": given.python, "commit": first_line("git", "rev-parse", "HEAD"), **compiled}
+            (root / "suite.json").write_text(json.dumps({**suite, "seconds": DEFAULT_SECONDS}) + "\n")
+            pack(root, given.archive)
+    except (BackendError, BenchError) as error:
+        print(error, file=sys.stderr)
+        return 1
+    print(f"{given.archive}: {given.archive.stat().st_size / 2**20:.0f} MiB, for Python {given.python}, {compiled}")
+    return 0
+
+
+def lay_out(root: Path) -> None:
+    """All but wheels and kernels. Raises BenchError if the feeder can't be compiled."""
+    bench = root / "bench"
+    (bench / "prebuilt").mkdir(parents=True)
+    for path in sorted((ROOT / "bench").glob("*.py")):
+        shutil.copyfile(path, bench / path.name)
+    shutil.copyfile(ROOT / "bench" / "gpu_archive_run.py", root / "run.py")
+    with Bench() as compiler:
+        feeder = compile_feeder(compiler)
+        shutil.copyfile(feeder, bench / "prebuilt" / feeder.name)
+
+
+def download(wheel: Path, python: str, target: Path) -> None:
+    """The wheel, and those of what it requires. Raises BenchError."""
+    platforms = [part for name in PLATFORMS for part in ("--platform", f"{name}_{platform.machine()}")]
+    done = subprocess.run(
+        [sys.executable, "-m", "pip", "download", "--quiet", "--dest", str(target), "--only-binary", ":all:",
+         "--implementation", "cp", "--python-version", python, *platforms, str(wheel), *OTHERS],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    if done.returncode:
+        raise BenchError(f"the wheels for Python {python} can't be fetched:\n{done.stderr.strip()}")
+
+
+class _Copied(CubinCache):
+    """A cache beside another: what is read or written there is here too."""
+
+    def __init__(self, directory: Path, other: CubinCache) -> None:
+        super().__init__(directory)
+        self._other = other
+
+    def read(self, name: str) -> bytes | None:
+        cubin = self._other.read(name)
+        if cubin is not None:
+            super().write(name, cubin)
+        return cubin
+
+    def write(self, name: str, cubin: bytes) -> None:
+        self._other.write(name, cubin)
+        super().write(name, cubin)
+
+
+def compile_kernels(architectures: Sequence[str], target: Path) -> dict[str, object]:
+    """What the backend uses. Only an NVRTC of the same version looks for them. Raises BackendError."""
+    target.mkdir()
+    if not architectures:
+        return {}
+    cache = _Copied(target, CubinCache(CACHE))
+    for architecture in architectures:
+        cubins.load_cubins(cubins.units(cubins.arithmetics(architecture)), architecture, cache)
+    return {"kernels": list(architectures), "nvrtc": nvrtc.version()}
+
+
+def pack(root: Path, archive: Path) -> None:
+    """Owned by root, and nobody else may write: root unpacks it so, and the kernel cache takes nothing else."""
+
+    def made_safe(member: tarfile.TarInfo) -> tarfile.TarInfo:
+        member.uid = member.gid = 0
+        member.uname = member.gname = "root"
+        member.mode = 0o755 if member.isdir() else 0o644
+        return member
+
+    archive.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(archive, "w") as tar:
+        tar.add(root, NAME, filter=made_safe)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
