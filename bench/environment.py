@@ -15,10 +15,13 @@ PACKAGES = ("gpu-provider", "cffi", "cryptography", "numpy", "uvloop")
 
 
 def first_line(*command: str) -> str | None:
-    """The first line that a program prints, or None if it is not installed or fails."""
+    """The first line that a program prints, or None if it is not installed, fails or hangs."""
     if shutil.which(command[0]) is None:
         return None
-    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT, timeout=30)
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT, timeout=10)
+    except subprocess.TimeoutExpired:
+        return None
     return done.stdout.partition("\n")[0].strip() if done.returncode == 0 else None
 
 

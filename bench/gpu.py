@@ -118,6 +118,8 @@ async def _until_a_signal(suite: Suite, names: list[str]) -> signal.Signals | No
     finally:
         for number in handled:
             loop.remove_signal_handler(number)
+            if stopped:  # once is enough: what follows takes no time
+                signal.signal(number, signal.SIG_IGN)
     if running.cancelled():
         return stopped[0]
     running.result()

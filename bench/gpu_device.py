@@ -205,7 +205,8 @@ class CudaDevice:
     """A GPU. Warps have nothing to do with one another, so each is a block of its own."""
 
     def __init__(self, index: int, cache: CubinCache, units: Sequence[cubins.Unit]) -> None:
-        """Loads what the cache has of these units. Raises BackendError where there is no CuPy."""
+        """Loads what the cache has of these units. Raises BackendError where there is no CuPy, and for a cache that
+        can't be used."""
         self._index = index
         self._cupy = nvrtc.import_cupy()
         self._cupy.cuda.runtime.setDevice(index)
@@ -217,12 +218,15 @@ class CudaDevice:
         self._units: dict[Variant, cubins.Unit] = {}
         self._missing: dict[str, str] = {}
         self._memory: list[Any] = []
-        found = cubins.cached_cubins(units, self.architecture, cache)
+        try:
+            found = cubins.cached_cubins(units, self.architecture, cache)
+        except OSError as error:
+            raise BackendError(f"the kernel cache can't be used: {error}") from None
         for unit in units:
             if unit in found:
                 self._load(unit, found[unit])
             else:
-                self._missing[str(unit)] = "not compiled in time"
+                self._missing[str(unit)] = "not compiled"
 
     def _load(self, unit: cubins.Unit, cubin: bytes) -> None:
         driver = self._cupy.cuda.driver

@@ -27,13 +27,20 @@ def describe() -> dict[str, Any]:
         "driver": Nvml().driver_version(),
         "nvrtc": _nvrtc_version(),
         "processor_features": _processor_features(("avx2", "fma", "avx512ifma")),
-        "system": platform.freedesktop_os_release().get("PRETTY_NAME"),
+        "system": _system(),
         "libc": " ".join(platform.libc_ver()),
         "tools": {name: find_tool(name) for name in TOOLS},
         "libraries": [name for name in LIBRARIES if _loads(name)],
         "packages": {name: _version(name) for name in PACKAGES},
         "user": os.geteuid(),
     }
+
+
+def _system() -> str | None:
+    try:
+        return platform.freedesktop_os_release().get("PRETTY_NAME")
+    except OSError:
+        return None
 
 
 def _nvrtc_version() -> str | None:

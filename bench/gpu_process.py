@@ -79,22 +79,26 @@ async def run_process(
     loop = asyncio.get_running_loop()
     if shutil.which(DIES_WITH_US[0]):
         command = [*DIES_WITH_US, *command]
-    transport, section = await loop.subprocess_exec(
-        lambda: _Section(read, log),
-        *command,
-        cwd=environment.ROOT,
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-        start_new_session=True,
+    starting = loop.create_task(
+        loop.subprocess_exec(
+            lambda: _Section(read, log),
+            *command,
+            cwd=environment.ROOT,
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+            start_new_session=True,
+        )
     )
     late = False
     try:
+        _, section = await asyncio.shield(starting)  # or a cancelled start would leave a process that nobody knows
         async with asyncio.timeout(seconds):
             await asyncio.shield(section.exited)
     except TimeoutError:
         late = True
     finally:
+        transport, section = await starting
         with contextlib.suppress(ProcessLookupError):
             os.killpg(transport.get_pid(), signal.SIGKILL)
         # A process that has left the group may hold the pipes open for ever.

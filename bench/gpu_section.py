@@ -71,11 +71,11 @@ def _fail(error: OSError) -> None:
 
 
 def backend_units(options: Options) -> list[cubins.Unit]:
-    """What the CUDA backend loads on this device."""
+    """What the CUDA backend can load on this device."""
     if options.device == "host":
         return []
     found = find_device(options.device)
-    return cubins.units(cubins.arithmetics(cubins.architecture_for(found.major, found.minor))[:1])
+    return cubins.units(cubins.arithmetics(cubins.architecture_for(found.major, found.minor)))
 
 
 def open_device(options: Options, units: Sequence[cubins.Unit]) -> Device:
@@ -87,11 +87,14 @@ def open_device(options: Options, units: Sequence[cubins.Unit]) -> Device:
 
 
 def open_variants(options: Options) -> tuple[Device, list[Variant]]:
-    """The device with the kernels that the options name."""
+    """The device with the kernels that the options name. Raises BackendError if there is none of them."""
     device = open_device(options, [unit for unit in all_units() if not options.names or str(unit) in options.names])
     variants = [variant for variant in device.variants() if not options.names or str(variant) in options.names]
-    if options.tiny:
+    if options.tiny and not options.names:
         variants = [variant for variant in variants if variant.bits == 2048 and variant.threads == 8]
+    if not variants:
+        reasons = "; ".join(f"{unit}: {reason}" for unit, reason in device.missing().items())
+        raise BackendError(f"no kernel can be loaded: {reasons or options.names}")
     return device, variants
 
 
@@ -123,15 +126,14 @@ def defaults(options: Options) -> dict[str, str]:
 def launch_for_profiler(options: Options) -> None:
     """Full batches of one kernel."""
     device, variants = open_variants(options)
-    for variant in variants[:1]:
-        rows = device.full_rows(variant)
-        batch = PrivateBatch(device, variant, rows, (variant.bits,))
-        batch.make_pairs()
-        for _ in range(PROFILED_BATCHES):
-            batch.upload(rows)
-            batch.launch(rows)
-            batch.download(rows)
-            device.wait()
+    rows = device.full_rows(variants[0])
+    batch = PrivateBatch(device, variants[0], rows, (variants[0].bits,))
+    batch.make_pairs()
+    for _ in range(PROFILED_BATCHES):
+        batch.upload(rows)
+        batch.launch(rows)
+        batch.download(rows)
+        device.wait()
 
 
 def _backend_device(options: Options) -> backends_device.Device:

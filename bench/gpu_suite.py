@@ -111,9 +111,9 @@ class Suite:
         return "-".join(["gpu", *re.findall("[a-z0-9]+", (self.device.name or "").lower())])
 
     async def run(self, names: Sequence[str]) -> None:
-        """The sections of these names, and the machine first. Raises BackendError if the device is not there; then
+        """The sections of these names, and what they need. Raises BackendError if the device is not there; then
         nothing is saved. When it is cancelled, the section that runs is ended, and the others are not run."""
-        plan = [section for section in gpu_plan.PLAN if section.name in {"machine", *names}]
+        plan = gpu_plan.chosen(names)
         try:
             for place, section in enumerate(plan):
                 self.outcomes[section.name] = Outcome("stopped", reason="by a signal")
@@ -155,7 +155,7 @@ class Suite:
 
     async def _run_section(self, section: Section, later: Sequence[Section]) -> Outcome:
         if section.name in SANITIZERS:
-            return await self._sanitize(section, later, sanitized_units())
+            return await self._sanitize(section, later, sanitized_units(self.device.architecture))
         if section.name == "ncu":
             return await self._profile(section, later)
         outcome, _ = await self._run_child(section, later, section.name, self._options)

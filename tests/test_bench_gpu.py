@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import ctypes
 import io
 import json
@@ -269,7 +270,7 @@ def test_nvidias_tools_are_given_the_kernels_that_they_look_at_and_their_text_is
     output = tmp_path / "output"
     assert "==PROF==" in next(output.glob("*-ncu.txt")).read_text()
     text = next(output.glob("*-sanitizer.txt")).read_text()
-    assert text.count("2048-t") == 2 * 4  # four units, in the title and in the command
+    assert text.count("2048-t") == 2 * 4  # of both arithmetics, in the title and in the command
     assert len(list(output.iterdir())) <= 8
 
 
@@ -312,6 +313,25 @@ def test_a_signal_ends_the_section_and_saves_what_there_is(tmp_path: Path, numbe
     assert saved["parameters"]["sections"]["machine"]["status"] == "done"
     assert saved["parameters"]["sections"]["pipes"]["status"] == "stopped"
     assert [sample["section"] for sample in saved["samples"]] == ["pipes"]
+
+
+@pytest.mark.parametrize("turns", range(1, 8))
+async def test_a_section_that_is_just_being_started_is_ended_too(turns: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    ended: list[int] = []
+    killpg = os.killpg
+
+    def kill(group: int, number: int) -> None:
+        ended.append(group)
+        killpg(group, number)
+
+    monkeypatch.setattr(os, "killpg", kill)
+    running = asyncio.ensure_future(gpu_process.run_process(["sleep", "60"], 60, lambda _: True, lambda _: None))
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+    assert len(ended) == 1
 
 
 def test_nohup_keeps_the_suite_running_when_its_terminal_goes(tmp_path: Path) -> None:
@@ -358,10 +378,18 @@ def test_all_is_over_in_the_time_that_was_given(tmp_path: Path, monkeypatch: pyt
     assert set(ends) <= {"out of time", "skipped"}
 
 
-@pytest.mark.parametrize("name", ["compile", "pipes", "kernels", "sweep"])
-def test_a_section_runs_without_the_others(name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["pipes", "sweep", "end-to-end"])
+def test_a_section_runs_with_nothing_but_what_it_needs(name: str, tmp_path: Path) -> None:
     assert gpu.main([name, "--device", "host", "--tiny", "--output", str(tmp_path)]) == 0
-    assert set(document(tmp_path)["parameters"]["sections"]) == {"machine", name}
+    needed = {"pipes": set(), "sweep": {"compile-all"}, "end-to-end": {"compile"}}[name]
+    assert set(document(tmp_path)["parameters"]["sections"]) == {"machine", name, *needed}
+
+
+def test_every_section_can_be_chosen_alone_and_comes_after_what_it_needs() -> None:
+    for section in gpu_plan.PLAN:
+        chosen = [each.name for each in gpu_plan.chosen([section.name])]
+        assert chosen == ["machine", *filter(None, [section.needs]), section.name][-len(chosen) :]
+        assert (section.name == "machine") == (len(chosen) == 1)
 
 
 @pytest.mark.parametrize("arguments", [["lane"], ["--device", "first"], ["--seconds", "0"], ["--seconds", "nan"]])
@@ -602,7 +630,7 @@ def test_a_gpu_is_measured_through_cupy(tmp_path: Path, monkeypatch: pytest.Monk
     names = {unit: str(unit).encode() for unit in units if str(unit) != "int32-2048-t8-w3"}
     monkeypatch.setattr(cubins, "cached_cubins", lambda *_: names)
     device = gpu_device.CudaDevice(0, CubinCache(tmp_path), units)
-    assert device.missing()["int32-2048-t8-w3"] == "not compiled in time"
+    assert device.missing()["int32-2048-t8-w3"] == "not compiled"
     assert "shared memory" in device.missing()["fp64-2048-t4-w5"]  # 80 KiB are more than this GPU has
     described = json.loads(json.dumps({**device.describe(), **device.describe_kernels()}))
     assert described["pci_bus_id"] == "0000:3b:00.0"
@@ -615,6 +643,10 @@ def test_a_gpu_is_measured_through_cupy(tmp_path: Path, monkeypatch: pytest.Monk
     assert not any("mismatch" in line for line in lines)
     samples = [line["sample"] for line in lines if "sample" in line]
     assert {sample["variant"] for sample in samples} == {str(variant) for variant in variants}
+    cupy.functions.clear()
+    (one,) = (unit for unit in units if str(unit) == "int32-2048-t8-w4")
+    assert gpu_device.CudaDevice(0, CubinCache(tmp_path), [one]).variants() == [VARIANT]
+    assert {unit for unit, _ in cupy.functions} == {"int32-2048-t8-w4"}  # nothing else was loaded
     assert all(
         sample["ok"] and sample["kernel_seconds"] == [1e-3] for sample in samples if sample["section"] == "sweep"
     )
