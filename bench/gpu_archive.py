@@ -1,12 +1,14 @@
 """``python -m bench.gpu_archive``: the GPU suite in one tar, for a machine with a GPU and CuPy, but no network.
 
-It has this project's wheel and those of all it needs, for the Python that is there, the kernels compiled for the GPU
-that is there, what ``bench`` would compile, and ``run.py``, which installs it all beside itself and runs the suite.
+It has this project's wheel and those of all it needs, for the Python that is there; the kernels, compiled for the GPU
+that is there; libcrypto; what ``bench`` would compile; and ``run.py``, which installs it all beside itself and runs the
+suite.
 """
 
 import argparse
 import json
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -43,10 +45,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with tempfile.TemporaryDirectory(prefix="gpu-suite-") as directory:
             root = Path(directory) / NAME
             lay_out(root)
+            libraries = copy_libraries(root / "lib")
             download(given.wheel, given.python, root / "wheels")
             compiled = compile_kernels(given.arch, root / "cubins")
-            suite = {"python": given.python, "commit": first_line("git", "rev-parse", "HEAD"), **compiled}
-            (root / "suite.json").write_text(json.dumps({**suite, "seconds": DEFAULT_SECONDS}) + "\n")
+            suite = {
+                "python": given.python,
+                "commit": first_line("git", "rev-parse", "HEAD"),
+                "seconds": DEFAULT_SECONDS,
+                "libraries": libraries,
+                **compiled,
+            }
+            (root / "suite.json").write_text(json.dumps(suite) + "\n")
             pack(root, given.archive)
     except (BackendError, BenchError) as error:
         print(error, file=sys.stderr)
@@ -65,6 +74,15 @@ def lay_out(root: Path) -> None:
     with Bench() as compiler:
         feeder = compile_feeder(compiler)
         shutil.copyfile(feeder, bench / "prebuilt" / feeder.name)
+
+
+def copy_libraries(target: Path) -> list[str]:
+    """The libcrypto that this process runs with, should there be none of its version."""
+    target.mkdir()
+    loaded = {Path(path) for path in re.findall(r"/\S*/libcrypto\.so\.\d+", Path("/proc/self/maps").read_text())}
+    for path in loaded:
+        shutil.copyfile(path, target / path.name)
+    return sorted(path.name for path in loaded)
 
 
 def download(wheel: Path, python: str, target: Path) -> None:

@@ -4,6 +4,7 @@ Needs pip and CuPy; no network, no compiler. The arguments are those of ``python
 """
 
 import argparse
+import ctypes
 import importlib.util
 import json
 import os
@@ -32,11 +33,26 @@ def main() -> NoReturn:
         install()
     left = given.seconds - (time.monotonic() - started)
     defaults = ["--kernel-cache", str(SITE / "cubins"), "--commit", suite["commit"] or "unknown"]
-    paths = [str(SITE), str(HERE), *filter(None, [os.environ.get("PYTHONPATH")])]
     # -P: whatever lies in the working directory stays out.
     command = [sys.executable, "-P", "-m", "bench.gpu", *defaults, *arguments, f"--seconds={left:.1f}"]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "PYTHONDONTWRITEBYTECODE": "1"}
-    os.execve(sys.executable, command, environment)  # noqa: S606 - this program itself
+    os.execve(sys.executable, command, environment(suite["libraries"]))  # noqa: S606 - this program itself
+
+
+def environment(libraries: list[str]) -> dict[str, str]:
+    """Where Python finds what was installed, and the loader those libraries that this machine lacks."""
+    added = {"PYTHONPATH": f"{SITE}{os.pathsep}{HERE}"}
+    if not all(map(is_there, libraries)):
+        added["LD_LIBRARY_PATH"] = str(HERE / "lib")
+    joined = {name: os.pathsep.join(filter(None, [path, os.environ.get(name)])) for name, path in added.items()}
+    return {**os.environ, **joined, "PYTHONDONTWRITEBYTECODE": "1"}
+
+
+def is_there(library: str) -> bool:
+    try:
+        ctypes.CDLL(library)
+    except OSError:
+        return False
+    return True
 
 
 def install() -> None:

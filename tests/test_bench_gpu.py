@@ -29,20 +29,29 @@ from bench import (  # noqa: E402
     gpu_correctness,
     gpu_device,
     gpu_files,
+    gpu_lanes,
     gpu_pipes,
     gpu_plan,
     gpu_process,
     gpu_report,
+    gpu_smoke,
     gpu_summary,
     gpu_sweep,
     report,
 )
 from bench.gpu_report import Report  # noqa: E402
+from bench.queue_overhead import NothingDevice  # noqa: E402
 from gpu_provider.kernels import cubins, nvrtc, warp  # noqa: E402
 from gpu_provider.kernels.cubin_cache import CubinCache  # noqa: E402
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from numpy.typing import NDArray
+
+    from gpu_provider import Key
+    from gpu_provider.backends.base import Batch
+    from gpu_provider.backends.cuda import CudaBackend
 
 VARIANT = gpu_device.Variant(cubins.Arithmetic.INT32, 256, 8, 4)
 
@@ -188,6 +197,27 @@ def test_a_section_that_dies_hangs_or_prints_rubbish_costs_no_other(
     log = next((tmp_path / "output").glob("*-gpu-nvidia-h100.log")).read_text()
     assert "illegal address" in log
     assert "rubbish" in log
+
+
+def test_such_sections_cost_nothing_on_a_device_that_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = f"""case $3 in
+        lanes) kill -KILL $$ ;;
+        pairs) exec sleep 60 ;;
+        pipes) echo rubbish ;;
+        *) exec {sys.executable} "$@" ;;
+    esac"""
+    monkeypatch.setattr(sys, "executable", str(write_script(tmp_path / "python", program)))
+    plan = [replace(section, most=1.0) if section.name == "pairs" else section for section in gpu_plan.PLAN]
+    monkeypatch.setattr(gpu_plan, "PLAN", plan)
+    wanted = ["smoke", "lanes", "pairs", "correctness", "pipes", "end-to-end"]
+    assert gpu.main([*wanted, "--device", "host", "--tiny", "--output", str(tmp_path / "output")]) == 1
+    saved = document(tmp_path / "output")
+    sections = saved["parameters"]["sections"]
+    assert {name: sections[name]["status"] for name in wanted} == {
+        "smoke": "done", "lanes": "failed", "pairs": "out of time", "correctness": "done", "pipes": "failed",
+        "end-to-end": "done",
+    }  # fmt: skip
+    assert {sample["section"] for sample in saved["samples"]} == {"opened", "smoke", "correctness", "end-to-end"}
 
 
 @pytest.mark.parametrize(
@@ -405,6 +435,32 @@ def test_an_output_that_is_no_directory_is_told_at_once(tmp_path: Path, capsys: 
     with pytest.raises(SystemExit):
         gpu.main(["--device", "host", "--output", str(tmp_path / "file")])
     assert str(tmp_path / "file") in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("measure", "samples"),
+    [(gpu_smoke.check, 13), (gpu_lanes.measure_lanes, 29), (gpu_lanes.measure_pairs, 2),
+     (gpu_lanes.measure_sustained, 1)],
+)  # fmt: skip
+def test_the_sizes_for_a_gpu_run_on_a_device_that_does_nothing(
+    measure: Callable[[Any, bool, Report], None], samples: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or they would run for the first time where time is short."""
+
+    def compute(backend: CudaBackend, _key: Key, batch: Batch) -> float:
+        started = time.perf_counter()
+        backend.private_op(batch)
+        return time.perf_counter() - started
+
+    for module in (gpu_smoke, gpu_lanes):
+        monkeypatch.setattr(module, "compute_checked", compute)  # nothing computes nothing that is right
+    for name in ("SECONDS", "WARM_UP_SECONDS", "PAIRS_SECONDS", "SUSTAINED_SECONDS"):
+        monkeypatch.setattr(gpu_lanes, name, 0.0)
+    pipe = io.StringIO()
+    measure(NothingDevice(), False, Report(pipe))
+    lines = [gpu_report.read_line(line.encode()) for line in pipe.getvalue().splitlines()]
+    assert None not in lines
+    assert len([line for line in lines if line is not None and line.sample is not None]) == samples
 
 
 def sweep_sample(variant: str, rows: int, kernel: float) -> gpu_report.Sweep:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import runpy
 import subprocess
 import sys
 import tarfile
 import zipfile
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -17,6 +18,9 @@ sys.path.insert(0, str(ROOT))  # bench/ is no installed package: it is run from 
 
 from bench import gpu, gpu_archive, servers  # noqa: E402
 from gpu_provider.kernels.cubin_cache import CubinCache  # noqa: E402
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
 
@@ -104,6 +108,20 @@ def test_what_is_unpacked_belongs_to_root_and_nobody_else_may_write_it(archive: 
     assert {(member.uid, member.gid) for member in members} == {(0, 0)}
     assert not any(member.mode & 0o022 for member in members)
     assert "gpu-suite/bench/prebuilt/queue_jobs" in {member.name for member in members}
+
+
+def test_a_library_that_the_machine_lacks_is_taken_from_the_archive(
+    archive: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    suite = unpack(archive)
+    (libcrypto,) = json.loads((suite / "suite.json").read_text())["libraries"]
+    assert (suite / "lib" / libcrypto).read_bytes()[:4] == b"\x7fELF"
+    monkeypatch.setenv("PYTHONPATH", "/mine")
+    monkeypatch.delenv("LD_LIBRARY_PATH", raising=False)
+    environment: Callable[[list[str]], dict[str, str]] = runpy.run_path(str(suite / "run.py"))["environment"]
+    assert "LD_LIBRARY_PATH" not in environment([libcrypto])
+    assert environment([libcrypto, "libabsent.so.9"])["LD_LIBRARY_PATH"] == str(suite / "lib")
+    assert environment([])["PYTHONPATH"].split(":") == [str(suite / "site"), str(suite), "/mine"]
 
 
 def test_what_was_compiled_before_needs_no_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
