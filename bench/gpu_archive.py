@@ -47,20 +47,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
             lay_out(root)
             libraries = copy_libraries(root / "lib")
             download(given.wheel, given.python, root / "wheels")
-            compiled = compile_kernels(given.arch, root / "cubins")
+            compile_kernels(given.arch, root / "cubins")
             suite = {
                 "python": given.python,
                 "commit": first_line("git", "rev-parse", "HEAD"),
                 "seconds": DEFAULT_SECONDS,
                 "libraries": libraries,
-                **compiled,
             }
             (root / "suite.json").write_text(json.dumps(suite) + "\n")
             pack(root, given.archive)
     except (BackendError, BenchError) as error:
         print(error, file=sys.stderr)
         return 1
-    print(f"{given.archive}: {given.archive.stat().st_size / 2**20:.0f} MiB, for Python {given.python}, {compiled}")
+    kernels = f"kernels of NVRTC {nvrtc.version()} for {' '.join(given.arch)}" if given.arch else "no kernels"
+    print(f"{given.archive}: {given.archive.stat().st_size / 2**20:.0f} MiB, Python {given.python}, {kernels}")
     return 0
 
 
@@ -115,15 +115,12 @@ class _Copied(CubinCache):
         super().write(name, cubin)
 
 
-def compile_kernels(architectures: Sequence[str], target: Path) -> dict[str, object]:
+def compile_kernels(architectures: Sequence[str], target: Path) -> None:
     """What the backend uses. Only an NVRTC of the same version looks for them. Raises BackendError."""
     target.mkdir()
-    if not architectures:
-        return {}
     cache = _Copied(target, CubinCache(CACHE))
     for architecture in architectures:
         cubins.load_cubins(cubins.units(cubins.arithmetics(architecture)), architecture, cache)
-    return {"kernels": list(architectures), "nvrtc": nvrtc.version()}
 
 
 def pack(root: Path, archive: Path) -> None:

@@ -39,13 +39,17 @@ class Files:
         self._logged = 0
         self._append(f"=== {title}")
 
-    def log(self, line: str) -> None:
-        size = len(line) + 1
-        if self._logged + size <= LOG_BYTES:
+    def end_section(self, outcome: str) -> None:
+        self._append(outcome)
+
+    def log(self, line: str) -> bool:
+        """False if the section has printed too much for this line to be kept."""
+        before, self._logged = self._logged, self._logged + len(line) + 1
+        if self._logged <= LOG_BYTES:
             self._append(line)
-        elif self._logged <= LOG_BYTES:
+        elif before <= LOG_BYTES:
             self._append("what this section printed after this is left out")
-        self._logged += size
+        return self._logged <= LOG_BYTES
 
     def save(self, result: report.Result) -> None:
         """Raises OSError."""

@@ -1,6 +1,6 @@
 """What a section of the GPU suite tells the suite: lines of JSON through a pipe, checked on both sides of it."""
 
-from typing import Annotated, Any, Literal, TextIO
+from typing import Annotated, Any, TextIO
 
 import msgspec
 from msgspec import Meta, Struct
@@ -54,8 +54,9 @@ class Lanes(Sample, tag="lanes"):
 class Pairs(Sample, tag="pairs"):
     """Batches one after the other for long enough that blinding pairs are renewed."""
 
-    sizes: Literal["uniform", "varied"]
-    """With batches of one size all pairs are due at once; with varied sizes a few are due in most batches."""
+    sizes: str
+    """Of the batches, and of those before. With one size all pairs are due at once; with varied sizes pairs come to
+    have different ages, and a few are due in most batches."""
     rate: Positive
     latency_seconds: Times
 

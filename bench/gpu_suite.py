@@ -138,7 +138,7 @@ class Suite:
         reason = f": {outcome.reason}" if outcome.reason else ""
         after = f" after {outcome.seconds:.1f} s" if outcome.seconds else ""
         line = f"{name}: {outcome.status}{after}{reason}"
-        self._files.log(line)
+        self._files.end_section(line)
         style = "red" if outcome.status in {"failed", "out of time"} else None
         self._progress.console.print(line, style=style, markup=False, highlight=False, soft_wrap=True)
 
@@ -174,8 +174,8 @@ class Suite:
         task = self._progress.add_task(section.name, total=None)
 
         def log(line: str) -> None:
-            printed.append(line)
-            self._files.log(line)
+            if self._files.log(line):
+                printed.append(line)
 
         self._files.begin_section(f"{section.name}, at most {seconds:.0f} s")
         command = [*before, sys.executable, "-m", "bench.gpu_section", program, json.dumps(asdict(options))]

@@ -173,7 +173,7 @@ def wiping(samples: list[Lanes]) -> Iterator[Row]:
 
 def pairs(samples: list[Pairs]) -> Iterator[Row]:
     for sample in samples:
-        case, subject = "RSA-2048, renewed blinding pairs", f"batches of {sample.sizes} sizes, one at a time"
+        case, subject = "RSA-2048, renewed blinding pairs", f"batches of {sample.sizes}, one at a time"
         yield Row(case, subject, UNIT, Spread.of([sample.rate]))
         yield Row(case, subject, "ms, a batch", _milliseconds(sample.latency_seconds))
 
