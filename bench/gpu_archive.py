@@ -1,8 +1,7 @@
-"""``python -m bench.gpu_archive``: the GPU suite in one tar, for a machine with a GPU and CuPy, but no network.
+"""``python -m bench.gpu_archive``: the GPU suite in one tar, for a machine with a GPU and CuPy but no network.
 
-It has this project's wheel and those of all it needs, for the Python that is there; the kernels, compiled for the GPU
-that is there; libcrypto; what ``bench`` would compile; and ``run.py``, which installs it all beside itself and runs the
-suite.
+The archive holds this project's wheel and those that it requires, for that machine's Python; the kernels, compiled for
+its GPU; libcrypto; what ``bench`` would compile there; and ``run.py``, which installs all this and runs the suite.
 """
 
 import argparse
@@ -29,8 +28,8 @@ from .servers import Bench, BenchError
 
 NAME = "gpu-suite"
 OTHERS = ("nvidia-ml-py>=12.560,<14",)
-"""That the suite uses, and the wheel does not require."""
-# manylinux_2_28 is glibc's of 2018. pip takes each platform at its word, and no older one with it.
+"""The suite uses these, but the wheel does not require them."""
+# Wheels for glibc 2.28 (of 2018) or older. pip does not take an older platform's unless it is named.
 PLATFORMS = [*(f"manylinux_2_{minor}" for minor in range(28, 16, -1)), "manylinux2014", "linux"]
 
 
@@ -65,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def lay_out(root: Path) -> None:
-    """All but wheels and kernels. Raises BenchError if the feeder can't be compiled."""
+    """Writes everything but wheels, kernels and libraries. Raises BenchError if the feeder can't be compiled."""
     bench = root / "bench"
     (bench / "prebuilt").mkdir(parents=True)
     for path in sorted((ROOT / "bench").glob("*.py")):
@@ -77,7 +76,7 @@ def lay_out(root: Path) -> None:
 
 
 def copy_libraries(target: Path) -> list[str]:
-    """The libcrypto that this process runs with, should there be none of its version."""
+    """Copies the libcrypto that this process uses, for machines without that version. Returns its file name."""
     target.mkdir()
     loaded = {Path(path) for path in re.findall(r"/\S*/libcrypto\.so\.\d+", Path("/proc/self/maps").read_text())}
     for path in loaded:
@@ -86,7 +85,7 @@ def copy_libraries(target: Path) -> list[str]:
 
 
 def download(wheel: Path, python: str, target: Path) -> None:
-    """The wheel, and those of what it requires. Raises BenchError."""
+    """Fetches the wheels of everything that the wheel requires, and copies it there. Raises BenchError."""
     platforms = [part for name in PLATFORMS for part in ("--platform", f"{name}_{platform.machine()}")]
     done = subprocess.run(
         [sys.executable, "-m", "pip", "download", "--quiet", "--dest", str(target), "--only-binary", ":all:",
@@ -98,7 +97,7 @@ def download(wheel: Path, python: str, target: Path) -> None:
 
 
 class _Copied(CubinCache):
-    """A cache beside another: what is read or written there is here too."""
+    """Copies into its directory what is read from another cache, and what is written to it."""
 
     def __init__(self, directory: Path, other: CubinCache) -> None:
         super().__init__(directory)
@@ -116,7 +115,7 @@ class _Copied(CubinCache):
 
 
 def compile_kernels(architectures: Sequence[str], target: Path) -> None:
-    """What the backend uses. Only an NVRTC of the same version looks for them. Raises BackendError."""
+    """Compiles the kernels that the backend uses. Only an NVRTC of the same version finds them. Raises BackendError."""
     target.mkdir()
     cache = _Copied(target, CubinCache(CACHE))
     for architecture in architectures:
@@ -124,7 +123,8 @@ def compile_kernels(architectures: Sequence[str], target: Path) -> None:
 
 
 def pack(root: Path, archive: Path) -> None:
-    """Owned by root, and nobody else may write: root unpacks it so, and the kernel cache takes nothing else."""
+    """Writes the tar. Root owns everything in it and nobody else may write, because root unpacks it with these owners
+    and modes, and the kernel cache accepts no others."""
 
     def made_safe(member: tarfile.TarInfo) -> tarfile.TarInfo:
         member.uid = member.gid = 0

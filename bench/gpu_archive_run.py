@@ -28,7 +28,7 @@ def main() -> NoReturn:
     here = f"{sys.version_info.major}.{sys.version_info.minor}"
     if here != suite["python"]:
         sys.exit(f"these wheels are for Python {suite['python']}, this is {here}: make gpu-suite PYTHON_VERSION={here}")
-    os.umask(0o022)  # the kernel cache takes nothing that others may write to
+    os.umask(0o022)  # the kernel cache refuses what others may write to
     if not SITE.exists():
         install()
     left = given.seconds - (time.monotonic() - started)
@@ -39,7 +39,7 @@ def main() -> NoReturn:
 
 
 def environment(libraries: list[str]) -> dict[str, str]:
-    """Where Python finds what was installed, and the loader those libraries that this machine lacks."""
+    """Tells Python where everything was installed, and the loader where to find libraries that this machine lacks."""
     added = {"PYTHONPATH": f"{SITE}{os.pathsep}{HERE}"}
     if not all(map(is_there, libraries)):
         added["LD_LIBRARY_PATH"] = str(HERE / "lib")
@@ -56,13 +56,13 @@ def is_there(library: str) -> bool:
 
 
 def install() -> None:
-    """Into a directory of its own, which appears when all is there."""
+    """Installs into a directory of its own, which appears once it is complete."""
     new = SITE.with_suffix(".new")
     shutil.rmtree(new, ignore_errors=True)
     wheels = [
         str(wheel)
         for wheel in sorted((HERE / "wheels").glob("*.whl"))
-        # CuPy goes with the NumPy that is there.
+        # The machine's CuPy was made for the NumPy that is there.
         if not (wheel.name.startswith("numpy-") and importlib.util.find_spec("numpy"))
     ]
     options = ["--quiet", "--no-index", "--no-deps", "--no-compile", "--no-cache-dir", "--target", str(new)]
@@ -70,7 +70,7 @@ def install() -> None:
     if done.returncode:
         sys.exit("the wheels can't be installed")
     (new / "cubins").mkdir(mode=0o700)
-    for cubin in (HERE / "cubins").iterdir():  # copied, because the cache takes no other user's
+    for cubin in (HERE / "cubins").iterdir():  # copied, because the cache refuses another user's
         shutil.copyfile(cubin, new / "cubins" / cubin.name)
     new.rename(SITE)
 

@@ -9,7 +9,7 @@ from . import report
 
 SUFFIXES = (".json", ".log", ".png", "-ncu.txt", "-sanitizer.txt")
 LOG_BYTES = 1 << 20
-"""Of one section: one that prints without end must not fill the disk."""
+"""How much of one section's output is kept: one that prints without end must not fill the disk."""
 
 
 class Files:

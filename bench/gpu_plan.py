@@ -10,7 +10,7 @@ from gpu_provider.kernels import cubins
 
 SANITIZERS = ("memcheck", "racecheck", "synccheck")
 SANITIZED_ROWS = 9
-"""More than one warp's, and not a multiple of it."""
+"""These fill more than one warp, and leave one partly empty."""
 NCU_SECTIONS = (
     "SpeedOfLight",
     "ComputeWorkloadAnalysis",
@@ -28,10 +28,10 @@ class Section:
 
     name: str
     least: float
-    """Seconds without which it is not worth starting. They are kept free for it while earlier sections run."""
+    """It is not started with fewer seconds than this, and earlier sections leave it as many."""
     most: float
     what: str
-    """It does, for the help."""
+    """One line for the help."""
     needs: str | None = None
     """The section that compiles its kernels."""
 
@@ -61,8 +61,8 @@ def chosen(names: Collection[str]) -> list[Section]:
 
 
 def time_for(section: Section, later: Sequence[Section], left: float) -> float | None:
-    """The seconds that a section gets of those that are left: all but the least of the later ones, at most what it can
-    use, and its own least before theirs. None if there is not even that."""
+    """How many of the seconds left a section gets: all but the least of the later ones, up to its own most. Its own
+    least comes before theirs. None if there is not even that."""
     if left < section.least:
         return None
     return min(section.most, max(section.least, left - sum(other.least for other in later)))

@@ -15,7 +15,7 @@ from .servers import DIES_WITH_US
 LONGEST_LINE = 4 << 20
 TAIL_LINES = 40
 ENDING_SECONDS = 3.0
-"""For which a killed process may take to be gone. One that the kernel can't end, because a driver hangs, is left."""
+"""How long to wait for a killed process. One that the kernel can't end, because a driver hangs, is left behind."""
 
 
 @dataclass(frozen=True)
@@ -25,13 +25,13 @@ class Ended:
     code: int | None
     """None: it was killed, because its time was over."""
     tail: Sequence[str]
-    """The last lines of what nobody could read, and of its standard error."""
+    """The last lines of its standard error, and of its standard output where that is no report."""
     garbled: bool
-    """Whether there was a line in its standard output that nobody could read."""
+    """Whether a line of its standard output was no report."""
 
 
 class _Section(asyncio.SubprocessProtocol):
-    """``read(line)`` says whether it could make something of a line of standard output; ``log`` is given all others."""
+    """Gives each line of standard output to ``read``, which says whether it is a report, and the others to ``log``."""
 
     def __init__(self, read: Callable[[bytes], bool], log: Callable[[str], None]) -> None:
         self.exited = asyncio.get_running_loop().create_future()
@@ -92,7 +92,7 @@ async def run_process(
     )
     late = False
     try:
-        _, section = await asyncio.shield(starting)  # or a cancelled start would leave a process that nobody knows
+        _, section = await asyncio.shield(starting)  # cancelled, it would leave a process behind
         async with asyncio.timeout(seconds):
             await asyncio.shield(section.exited)
     except TimeoutError:

@@ -23,7 +23,7 @@ from .gpu_batches import PrivateBatch
 from .gpu_device import ARITHMETIC, CudaDevice, Device, HostDevice, Variant, all_units, find_device
 from .gpu_report import Compiled, Report
 
-NO_DEVICE = 69  # EX_UNAVAILABLE: the machine has not what was asked for
+NO_DEVICE = 69  # EX_UNAVAILABLE: there is no such device
 PROFILED_BATCHES = 3
 
 

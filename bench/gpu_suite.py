@@ -37,7 +37,7 @@ from .gpu_summary import summarise
 WATCH_SECONDS = 0.25
 SANITIZER_FOUND_ERRORS = 66
 ENDING_SECONDS = 3.0
-"""Kept free for ending the last section and saving."""
+"""These are kept free to end the last section and to save."""
 SHOWN_LINES = 20
 METRIC = re.compile(
     r"^\s+(Duration|Elapsed Cycles|SM Frequency|Executed Ipc Active|Issue Slots Busy|No Eligible|Theoretical Occupancy"
@@ -55,13 +55,13 @@ class Outcome:
     seconds: float = 0.0
     reason: str | None = None
     output: str | None = None
-    """The end of what it printed and nobody could read, if it failed."""
+    """If it failed, the end of what it printed besides its reports."""
     code: int | None = None
-    """Its process's exit status, or the number of the signal that ended it, negative."""
+    """The exit status of its process if it failed; of one that a signal ended, the signal's number, negative."""
 
 
 class Watch:
-    """Reads the GPU's figures on a thread of its own, on which a driver that hangs holds up nothing else."""
+    """Reads the GPU's figures on a thread of its own, so that a driver that hangs holds up nothing else."""
 
     def __init__(self) -> None:
         self._nvml = Nvml()
@@ -83,7 +83,7 @@ class Watch:
 
 
 class Suite:
-    """What is saved after each section is all that is known by then."""
+    """Runs the sections, and after each of them saves everything that is known."""
 
     def __init__(self, options: Options, commit: str | None, end: float, files: Files, progress: Progress) -> None:
         """``end``: when all must be over, by ``time.monotonic()``."""
@@ -288,7 +288,7 @@ def _outcome(ended: Ended, taken: float, seconds: float, is_tool: bool) -> Outco
         how = f"signal {-ended.code}" if ended.code < 0 else f"exit status {ended.code}"
         return Outcome("failed", taken, f"{how}: {ended.tail[-1]}" if ended.tail else how, output, ended.code)
     if ended.garbled and not is_tool:
-        return Outcome("failed", taken, "it printed what is no result", output)
+        return Outcome("failed", taken, "it printed something that is not a result", output)
     return Outcome("done", taken)
 
 

@@ -123,7 +123,7 @@ def test_a_section_that_dies_hangs_or_prints_rubbish_costs_no_other(
     assert ends["pairs"] == ("failed", "signal 11")
     assert ends["sustained"][0] == "out of time"
     assert sections["sustained"]["output"] == "still here"
-    assert ends["correctness"] == ("failed", "it printed what is no result")
+    assert ends["correctness"] == ("failed", "it printed something that is not a result")
     assert "rubbish" in sections["correctness"]["output"]
     assert ends["pipes"][0] == "failed"
     assert ends["sweep"][0] == "out of time"
