@@ -1,12 +1,16 @@
-# make demo | test | test-long | lint | sanitize | fuzz | bench | wheel | container | clean
+# make demo | test | test-long | lint | cubins | sanitize | fuzz | bench | wheel | gpu-suite | container | clean
 # PYTHON=… names the interpreter (3.11 or later); CC=…, CXX=… and CFLAGS=… reach the compiler. FUZZ_SECONDS=… and
-# LONG_CASES=… say how long each fuzzer runs, and how many cases a long test takes.
+# LONG_CASES=… say how long each fuzzer runs, and how many cases a long test takes. PYTHON_VERSION=… and ARCH=… say for
+# which Python and GPU make gpu-suite packs; NVRTC=… has it and make cubins compile with that version from PyPI.
 
 PYTHON ?= python3
 PYTEST_ARGS ?=
 CLANGXX ?= clang++
 FUZZ_SECONDS ?= 30
 LONG_CASES ?= 1000000
+PYTHON_VERSION ?= 3.12
+ARCH ?= sm_90
+NVRTC ?=
 BIN := .venv/bin
 comma := ,
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
@@ -15,7 +19,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 BUILT_FROM := pyproject.toml setup.py setup.cfg gpu_provider/native/core_build.py tls/ssl_build.py kernels/kernels_build.py \
 	$(filter-out %/_kernels.cpp,$(wildcard gpu_provider/native/*.[ch] tls/*.[ch] kernels/*.h kernels/*.cpp))
 
-.PHONY: demo test test-long lint cubins sanitize fuzz bench wheel container clean
+.PHONY: demo test test-long lint cubins sanitize fuzz bench wheel gpu-suite container clean
 .DELETE_ON_ERROR:
 
 demo: .venv/ready-demo
@@ -60,9 +64,17 @@ lint: .venv/ready-lint
 	@echo "import directions"
 	@cd build/lint && ../../$(BIN)/lint-imports --config ../../pyproject.toml --no-cache --no-logo
 
+# CuPy takes the NVRTC that is loaded already before the one that is installed.
+ifneq ($(NVRTC),)
+NVRTC_LIBRARIES := build/nvrtc-$(NVRTC)/nvidia/cu13/lib
+WITH_NVRTC := LD_LIBRARY_PATH=$(CURDIR)/$(NVRTC_LIBRARIES) LD_PRELOAD=libnvrtc.so.13
+endif
+build/nvrtc-%/nvidia/cu13/lib: | .venv/ready-cubins
+	@$(BIN)/python -m pip install --quiet --no-deps --target build/nvrtc-$* nvidia-cuda-nvrtc==$*
+
 # Compiles every CUDA kernel for every architecture, without a GPU, and compares its machine code with the repository's table.
-cubins: .venv/ready-cubins
-	@$(BIN)/python -m bench.kernel_code
+cubins: .venv/ready-cubins $(NVRTC_LIBRARIES)
+	@$(WITH_NVRTC) $(BIN)/python -m bench.kernel_code
 
 # Every stress test of the C core under the address and undefined-behaviour sanitizers, and under the thread sanitizer those
 # without OpenSSL's async jobs: it cannot follow a switch of stacks.
@@ -133,6 +145,11 @@ wheel: .venv/ready-test
 	@echo "building the sdist, and the wheel from it"
 	@$(BIN)/python -m build . >build/wheel.log 2>&1 || { cat build/wheel.log; exit 1; }
 	@ls dist/*
+
+# bench.gpu with all that it needs, for a machine with a GPU and without a network.
+gpu-suite: wheel .venv/ready-cubins $(NVRTC_LIBRARIES)
+	@echo "fetching wheels, compiling kernels"
+	@$(WITH_NVRTC) $(BIN)/python -m bench.gpu_archive build/gpu-suite.tar --wheel dist/*.whl --python $(PYTHON_VERSION) --arch $(ARCH)
 
 container:
 	@$(PYTHON) tests/container.py || [ $$? = 77 ]

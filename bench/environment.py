@@ -1,5 +1,6 @@
 """What a result depends on: machine, versions, commit. Saved in every result file."""
 
+import functools
 import importlib.metadata
 import os
 import platform
@@ -14,10 +15,13 @@ PACKAGES = ("gpu-provider", "cffi", "cryptography", "numpy", "uvloop")
 
 
 def first_line(*command: str) -> str | None:
-    """The first line that a program prints, or None if it is not installed or fails."""
+    """The first line that a program prints, or None if it is not installed, fails or hangs."""
     if shutil.which(command[0]) is None:
         return None
-    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT, timeout=30)
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT, timeout=10)
+    except subprocess.TimeoutExpired:
+        return None
     return done.stdout.partition("\n")[0].strip() if done.returncode == 0 else None
 
 
@@ -35,8 +39,10 @@ def package_version(name: str) -> str | None:
         return None
 
 
+@functools.cache
 def describe() -> dict[str, Any]:
-    """Machine, versions and commit, as JSON can hold them; None where something is not installed."""
+    """Machine, versions and commit, as JSON can hold them; None where something is not installed. Found out once: a
+    program that saves its results several times was started from one state."""
     # But for what a run saves: the next one that it takes would count it.
     changed = first_line("git", "status", "--porcelain", "--untracked-files=no", "--", ".", ":!bench/results")
     return {

@@ -18,7 +18,7 @@ from gpu_provider.kernels.warp import Operation
 
 from .gpu_batches import PrivateBatch, modexp, private_keys, to_numbers, to_rows
 from .gpu_device import Device, Variant
-from .gpu_report import Report
+from .gpu_report import Correctness, Report
 
 # Keys of other sizes go into the next class; their primes end within a limb.
 SIZES = {256: (2048,), 384: (3072, 2560, 2056), 512: (4096, 3584)}
@@ -42,7 +42,7 @@ def check(device: Device, variants: Sequence[Variant], rows: int | None, tiny: b
                 checks["modexp, full exponents"] = check_modexp(device, variant, full, variant.bits, report)
         device.free_all()
         for operation, wrong in checks.items():
-            report.sample(section="correctness", variant=str(variant), operation=operation, rows=count, wrong=wrong)
+            report.sample(Correctness(variant=str(variant), operation=operation, rows=count, wrong=wrong))
 
 
 def check_private(device: Device, variant: Variant, rows: int, report: Report, *, rounds: int) -> int:

@@ -7,7 +7,7 @@ import ctypes
 import dataclasses
 import itertools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -91,6 +91,10 @@ class Device(Protocol):
         """As JSON can hold it."""
         ...
 
+    def describe_kernels(self) -> dict[str, Any]:
+        """The same, of the kernels that are loaded."""
+        ...
+
     def variants(self) -> list[Variant]:
         """Whose kernels are loaded."""
         ...
@@ -149,6 +153,9 @@ class HostDevice:
     def describe(self) -> dict[str, Any]:
         return {"name": self.name}
 
+    def describe_kernels(self) -> dict[str, Any]:
+        return {}
+
     def variants(self) -> list[Variant]:
         return sorted({variant for variant, operation in self._kernels if operation is Operation.PRIVATE})
 
@@ -197,8 +204,9 @@ class HostDevice:
 class CudaDevice:
     """A GPU. Warps have nothing to do with one another, so each is a block of its own."""
 
-    def __init__(self, index: int, cache: CubinCache) -> None:
-        """Loads what the cache has. Raises BackendError where there is no CuPy."""
+    def __init__(self, index: int, cache: CubinCache, units: Sequence[cubins.Unit]) -> None:
+        """Loads what the cache has of these units. Raises BackendError where there is no CuPy, and for a cache that
+        can't be used."""
         self._index = index
         self._cupy = nvrtc.import_cupy()
         self._cupy.cuda.runtime.setDevice(index)
@@ -210,12 +218,15 @@ class CudaDevice:
         self._units: dict[Variant, cubins.Unit] = {}
         self._missing: dict[str, str] = {}
         self._memory: list[Any] = []
-        found = cubins.cached_cubins(all_units(), self.architecture, cache)
-        for unit in all_units():
+        try:
+            found = cubins.cached_cubins(units, self.architecture, cache)
+        except OSError as error:
+            raise BackendError(f"the kernel cache can't be used: {error}") from None
+        for unit in units:
             if unit in found:
                 self._load(unit, found[unit])
             else:
-                self._missing[str(unit)] = "not compiled in time"
+                self._missing[str(unit)] = "not compiled"
 
     def _load(self, unit: cubins.Unit, cubin: bytes) -> None:
         driver = self._cupy.cuda.driver
@@ -261,6 +272,10 @@ class CudaDevice:
             "cuda_runtime": runtime.runtimeGetVersion(),
             "cupy": self._cupy.__version__,
             "nvrtc": nvrtc.version(),
+        }
+
+    def describe_kernels(self) -> dict[str, Any]:
+        return {
             "registers": {
                 f"{variant} {operation.name.lower()}": self._cupy.cuda.driver.funcGetAttribute(
                     self._cupy.cuda.driver.CU_FUNC_ATTRIBUTE_NUM_REGS, function.ptr

@@ -12,7 +12,7 @@ import numpy as np
 from gpu_provider.kernels import nvrtc
 
 from .gpu_device import CudaDevice, Device
-from .gpu_report import Report
+from .gpu_report import Pipe, Report
 
 CHAINS, STEPS, TRIPS, THREADS = 8, 4, 512, 1024
 REPEATS = 5
@@ -84,7 +84,7 @@ def measure(device: Device, report: Report) -> None:
         report.progress(name, len(PIPES))
         cubin = nvrtc.compile_cubin({"pipe.cu": source(name)}, ("--std=c++17",), device.architecture)
         per_clock, clock = run(device, cubin, len(instructions))
-        report.sample(section="pipes", pipe=name, per_clock=per_clock, clock_hz=clock)
+        report.sample(Pipe(pipe=name, per_clock=per_clock, clock_hz=clock))
 
 
 def run(device: CudaDevice, cubin: bytes, instructions: int) -> tuple[float, float]:

@@ -6,18 +6,25 @@ What it finds it prints at once, one JSON object per line, so that what came bef
 import json
 import os
 import sys
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from gpu_provider.backends import device as backends_device
 from gpu_provider.backends.device_kernels import KernelChoice
 from gpu_provider.errors import BackendError
-from gpu_provider.kernels import cubins
+from gpu_provider.kernels import cubins, nvrtc
 from gpu_provider.kernels.cubin_cache import CubinCache
 from gpu_provider.kernels.warp import Operation
 
-from . import gpu_correctness, gpu_end_to_end, gpu_pipes, gpu_sweep
+from . import gpu_backend, gpu_correctness, gpu_end_to_end, gpu_lanes, gpu_machine, gpu_pipes, gpu_smoke, gpu_sweep
+from .gpu_batches import PrivateBatch
 from .gpu_device import ARITHMETIC, CudaDevice, Device, HostDevice, Variant, all_units, find_device
-from .gpu_report import Report
+from .gpu_report import Compiled, Report
+
+NO_DEVICE = 69  # EX_UNAVAILABLE: there is no such device
+PROFILED_BATCHES = 3
 
 
 @dataclass(frozen=True)
@@ -30,57 +37,82 @@ class Options:
     """Directory of compiled kernels."""
     tiny: bool
     """To see that everything runs: the smallest kernels and batches."""
-    seconds: float
-    """That the section has before it is ended."""
     names: list[str] = field(default_factory=list)
-    """Of the only variants that count; all, if empty."""
+    """Of the only units that are loaded; all, if empty."""
     rows: int | None = None
     """In a batch of the correctness section, instead of a full one."""
 
 
-def compile_kernels(options: Options, report: Report) -> None:
-    """Into the cache: what the backend takes first, in case there is no time for all."""
-    if options.device != "host":
-        device = find_device(options.device)
-        architecture = cubins.architecture_for(device.major, device.minor)
-        units, cache = all_units(), CubinCache(Path(options.cache))
-        backends = len(cubins.units(cubins.Arithmetic))
-        for some in (units[:backends], units[backends:]):
-            cubins.load_cubins(
-                some,
-                architecture,
-                cache,
-                loaded=lambda unit, _cached: report.progress(f"compiling {unit}", len(units)),
-                cache_failed=_fail,
-            )
+def describe_machine(options: Options, report: Report) -> None:
+    """Raises BackendError if the device is not there."""
+    device = open_device(options, [])
+    report.describe({**device.describe(), **gpu_machine.describe()})
+
+
+def compile_kernels(options: Options, units: Sequence[cubins.Unit], report: Report) -> None:
+    """Into the cache."""
+    if options.device == "host":
+        return
+    found = find_device(options.device)
+    architecture, cached, started = cubins.architecture_for(found.major, found.minor), 0, time.monotonic()
+
+    def loaded(unit: cubins.Unit, was_cached: bool) -> None:
+        nonlocal cached
+        cached += was_cached
+        report.progress(f"compiling {unit}", len(units))
+
+    cubins.load_cubins(units, architecture, CubinCache(Path(options.cache)), loaded=loaded, cache_failed=_fail)
+    seconds = time.monotonic() - started
+    report.sample(Compiled(nvrtc=nvrtc.version(), units=len(units), cached=cached, seconds=seconds))
 
 
 def _fail(error: OSError) -> None:
     raise BackendError(f"the kernel cache can't be used: {error}; name another by --kernel-cache")
 
 
-def open_device(options: Options) -> Device:
+def backend_units(options: Options) -> list[cubins.Unit]:
+    """What the CUDA backend can load on this device."""
+    if options.device == "host":
+        return []
+    found = find_device(options.device)
+    return cubins.units(cubins.arithmetics(cubins.architecture_for(found.major, found.minor)))
+
+
+def open_device(options: Options, units: Sequence[cubins.Unit]) -> Device:
+    """With the kernels of these units, if it is a GPU."""
     if options.device == "host":
         return HostDevice()
-    return CudaDevice(int(options.device), CubinCache(Path(options.cache)))
+    find_device(options.device)  # says what there is, if there is no such GPU
+    return CudaDevice(int(options.device), CubinCache(Path(options.cache)), units)
 
 
-def chosen(options: Options, device: Device) -> list[Variant]:
+def open_variants(options: Options) -> tuple[Device, list[Variant]]:
+    """The device with the kernels that the options name. Raises BackendError if there is none of them."""
+    device = open_device(options, [unit for unit in all_units() if not options.names or str(unit) in options.names])
     variants = [variant for variant in device.variants() if not options.names or str(variant) in options.names]
-    if options.tiny:
+    if options.tiny and not options.names:
         variants = [variant for variant in variants if variant.bits == 2048 and variant.threads == 8]
-    return variants
+    if not variants:
+        reasons = "; ".join(f"{unit}: {reason}" for unit, reason in device.missing().items())
+        raise BackendError(f"no kernel can be loaded: {reasons or options.names}")
+    return device, variants
+
+
+def describe_kernels(options: Options, report: Report) -> None:
+    device, _ = open_variants(options)
+    report.describe({**device.describe_kernels(), "missing_kernels": device.missing()})
+    report.describe({"defaults": defaults(options)})
 
 
 def defaults(options: Options) -> dict[str, str]:
     """The variant that the CUDA backend takes for each size of key and batch, "bits/rows" of the sweep, by its rule.
     (When it is opened, it measures by itself which number of threads is the fastest, not so arithmetic and window.)"""
-    backend_device = gpu_end_to_end.open_device(options.device, options.cache)
+    backend_device = _backend_device(options)
     try:
         choice = KernelChoice(backend_device.open(), backend_device.parallel_threads)
         kernels = {
             f"{bits}/{rows}": choice.choose(Operation.PRIVATE, bits // 8, rows)
-            for bits in gpu_end_to_end.SIZES
+            for bits in gpu_backend.SIZES
             for rows in gpu_sweep.BATCHES
         }
         return {
@@ -91,23 +123,40 @@ def defaults(options: Options) -> dict[str, str]:
         backend_device.close()
 
 
-def run(name: str, options: Options, report: Report) -> None:
-    if name == "compile":
-        compile_kernels(options, report)
-        return
-    device = open_device(options)
-    variants = chosen(options, device)
-    if name == "device":
-        report.describe({**device.describe(), "missing_kernels": device.missing()})
-        report.describe({"defaults": defaults(options)})
-    elif name == "pipes":
-        gpu_pipes.measure(device, report)
-    elif name == "correctness":
-        gpu_correctness.check(device, variants, options.rows, options.tiny, report)
-    elif name == "sweep":
-        gpu_sweep.measure(device, variants, options.tiny, report)
-    elif name == "end-to-end":
-        gpu_end_to_end.measure(options.device, options.cache, options.tiny, report)
+def launch_for_profiler(options: Options) -> None:
+    """Full batches of one kernel."""
+    device, variants = open_variants(options)
+    rows = device.full_rows(variants[0])
+    batch = PrivateBatch(device, variants[0], rows, (variants[0].bits,))
+    batch.make_pairs()
+    for _ in range(PROFILED_BATCHES):
+        batch.upload(rows)
+        batch.launch(rows)
+        batch.download(rows)
+        device.wait()
+
+
+def _backend_device(options: Options) -> backends_device.Device:
+    return gpu_backend.open_device(options.device, options.cache)
+
+
+RUN: dict[str, Callable[[Options, Report], None]] = {
+    "machine": describe_machine,
+    "compile": lambda options, report: compile_kernels(options, backend_units(options), report),
+    "smoke": lambda options, report: gpu_smoke.check(_backend_device(options), options.tiny, report),
+    "lanes": lambda options, report: gpu_lanes.measure_lanes(_backend_device(options), options.tiny, report),
+    "pairs": lambda options, report: gpu_lanes.measure_pairs(_backend_device(options), options.tiny, report),
+    "sustained": lambda options, report: gpu_lanes.measure_sustained(_backend_device(options), options.tiny, report),
+    "compile-all": lambda options, report: compile_kernels(options, all_units(), report),
+    "kernels": describe_kernels,
+    "correctness": lambda options, report: gpu_correctness.check(
+        *open_variants(options), options.rows, options.tiny, report
+    ),
+    "pipes": lambda options, report: gpu_pipes.measure(open_device(options, []), report),
+    "sweep": lambda options, report: gpu_sweep.measure(*open_variants(options), options.tiny, report),
+    "end-to-end": lambda options, report: gpu_end_to_end.measure(_backend_device(options), options.tiny, report),
+    "profile": lambda options, _report: launch_for_profiler(options),
+}
 
 
 def main() -> int:
@@ -116,10 +165,10 @@ def main() -> int:
     with os.fdopen(os.dup(sys.stdout.fileno()), "w") as pipe:
         os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
         try:
-            run(name, options, Report(pipe))
+            RUN[name](options, Report(pipe))
         except BackendError as error:
             print(error, file=sys.stderr)
-            return 1
+            return NO_DEVICE if name == "machine" else 1
     return 0
 
 

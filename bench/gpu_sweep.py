@@ -8,7 +8,7 @@ from gpu_provider.kernels import cubins
 
 from .gpu_batches import PrivateBatch
 from .gpu_device import Device, Variant
-from .gpu_report import Report
+from .gpu_report import Report, Sweep
 
 BATCHES = (1, 16, 64, 256, 512, 1024, 2048, 3072, 4096, 6144, 8192, 12288, 16384)
 TINY = (1,)
@@ -33,18 +33,13 @@ def measure(device: Device, variants: Sequence[Variant], tiny: bool, report: Rep
                 continue
             upload, kernel, download = measure_batch(device, batch, rows, 1 if tiny else None)
             latency = [sum(parts) for parts in zip(upload, kernel, download, strict=True)]
+            ok = bool(batch.ok[:rows].all())
             report.sample(
-                section="sweep",
-                variant=str(variant),
-                arithmetic=variant.arithmetic,
-                bits=variant.bits,
-                threads=variant.threads,
-                window=variant.window,
-                rows=rows,
-                kernel_seconds=kernel,
-                latency_seconds=latency,
-                ok=bool(batch.ok[:rows].all()),
-            )
+                Sweep(
+                    variant=str(variant), bits=variant.bits, rows=rows,
+                    kernel_seconds=kernel, latency_seconds=latency, ok=ok,
+                )
+            )  # fmt: skip
             slow = statistics.median(latency) > LATENCY_ENOUGH
         device.free_all()
 

@@ -2,7 +2,8 @@
 
 Needs neither a GPU nor a driver. Fails on local memory, which is where spilled registers go, on exchanges between
 threads where a warp may have parted, and on counts that are not those of the table in the repository; ``--update``
-writes it anew, with estimates of what a private operation costs.
+writes it anew, with estimates of what a private operation costs. The table is of one version of NVRTC: with another,
+everything but the counts is checked, and the estimates shown are of what that version compiled.
 """
 
 import argparse
@@ -10,7 +11,7 @@ import csv
 import re
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from gpu_provider.errors import BackendError
 from gpu_provider.kernels import cubins, nvrtc
 from gpu_provider.kernels.cubin_cache import CubinCache
 
+from .gpu_device import all_units
 from .issue_model import Digit, digit_of, warp_cycles
 from .machine_code import Code, MissingToolError, read_cubin
 
@@ -98,10 +100,17 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.kernel_code", description=__doc__)
     parser.add_argument("--update", action="store_true", help="write the table instead of comparing with it")
     parser.add_argument("--arch", nargs="+", choices=GPUS, default=list(GPUS), help="architectures (default: all)")
+    parser.add_argument(
+        "--every-unit",
+        action="store_true",
+        help="also what bench.gpu alone measures: both arithmetics, and every window",
+    )
     arguments = parser.parse_args()
+    if arguments.update and arguments.every_unit:
+        parser.error("--every-unit: the table keeps what the backend uses, so that does not go with --update")
     console = Console()
     try:
-        return check(arguments.arch, arguments.update, console)
+        return check(arguments.arch, arguments.every_unit, arguments.update, console)
     except (nvrtc.CompilerMissingError, MissingToolError) as error:
         print(error)
         return SKIPPED
@@ -110,31 +119,37 @@ def main() -> int:
         return 1
 
 
-def check(wanted: Sequence[str], update: bool, console: Console) -> int:
+def check(wanted: Sequence[str], every_unit: bool, update: bool, console: Console) -> int:
     known = [name for name in wanted if name in nvrtc.architectures()]
     if unknown := [name for name in wanted if name not in known]:
         console.print(f"NVRTC {nvrtc.version()} does not know {' '.join(unknown)}")
+    version, table = read_table()
+    comparable = version == nvrtc.version()
+    todo = {name: all_units() if every_unit else cubins.units(cubins.arithmetics(name)) for name in known}
     rows, faults = [], []
-    for architecture, unit, code in compiled(known, console):
+    for architecture, unit, code in compiled(todo, console):
         digit = digit_of(code, unit.threads if code.name == "gpk_modexp" else unit.threads // 2, unit.window)
         rows.append(row := describe(architecture, unit, code, digit))
         faults += [f"{architecture} {unit} {code.name}: {fault}" for fault in find_faults(code, row)]
-        if update and digit is not None and code.name == "gpk_private":
+        if (update or not comparable) and digit is not None and code.name == "gpk_private":
             rows[-1] = estimate(row, digit)
     if update:
-        write_table(rows, [row for row in read_table()[1] if row.architecture not in known])
+        write_table(rows, [row for row in table if row.architecture not in known])
+    elif comparable:
+        faults += compare(rows, [row for row in table if row.architecture in known])
     else:
-        faults += compare(rows, known, console)
-    show([row for row in read_table()[1] if row.architecture in known], console)
+        console.print(f"counts are not compared: the table is of NVRTC {version or 'none'}, this is {nvrtc.version()}")
+    show([row for row in table if row.architecture in known] if comparable and not update else rows, console)
     for fault in faults:
         console.print(fault, style="red", markup=False, soft_wrap=True)
-    console.print(f"{len(rows)} kernels for {len(known)} architectures, {len(faults)} faults")
+    console.print(f"NVRTC {nvrtc.version()}: {len(rows)} kernels for {len(known)} architectures, {len(faults)} faults")
     return 1 if faults else 0
 
 
-def compiled(architectures: Sequence[str], console: Console) -> Iterator[tuple[str, cubins.Unit, Code]]:
-    """Every kernel of every architecture."""
-    todo = {name: cubins.units(cubins.arithmetics(name)) for name in architectures}
+def compiled(
+    todo: Mapping[str, Sequence[cubins.Unit]], console: Console
+) -> Iterator[tuple[str, cubins.Unit, Code]]:  # fmt: skip
+    """Every kernel of these units, by architecture."""
     with (
         Progress(
             TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
@@ -269,17 +284,16 @@ def write_table(rows: Sequence[Row], others: Sequence[Row]) -> None:
         writer.writerows(map(asdict, sorted([*rows, *others], key=lambda row: list(GPUS).index(row.architecture))))
 
 
-def compare(rows: Sequence[Row], architectures: Sequence[str], console: Console) -> Iterator[str]:
-    version, table = read_table()
-    if version != nvrtc.version():
-        console.print(f"counts are not compared: the table is of NVRTC {version or 'none'}, this is {nvrtc.version()}")
-        return
+def compare(rows: Sequence[Row], table: Sequence[Row]) -> Iterator[str]:
+    """Of the units that the table is to have."""
     remedy = "look at why, then python -m bench.kernel_code --update"
-    kept = {(row.architecture, row.unit, row.kernel): row for row in table if row.architecture in architectures}
+    own = {(name, str(unit)) for name in GPUS for unit in cubins.units(cubins.arithmetics(name))}
+    kept = {(row.architecture, row.unit, row.kernel): row for row in table}
     for row in rows:
         before = kept.pop((row.architecture, row.unit, row.kernel), None)
         if before is None:
-            yield f"{row.architecture} {row.unit} {row.kernel} is not in {TABLE.name}: {remedy}"
+            if (row.architecture, row.unit) in own:
+                yield f"{row.architecture} {row.unit} {row.kernel} is not in {TABLE.name}: {remedy}"
         elif (counted := replace(before, warps=0, digit_cycles=0)) != row:
             now = asdict(row)
             moved = (f"{name} {old} -> {now[name]}" for name, old in asdict(counted).items() if old != now[name])

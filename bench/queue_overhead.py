@@ -3,6 +3,7 @@
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -113,6 +114,11 @@ class NothingDevice(HostDevice):
         return NothingStream(self.gate)
 
 
+def compile_feeder(bench: Bench) -> Path:
+    """The library that a :class:`Feeder` needs. Raises BenchError."""
+    return bench.compile("queue_jobs", "-shared", "-fPIC", "-lcrypto")
+
+
 class Feeder:
     """``queue_jobs.c``: runs ASYNC jobs on the calling thread, which is without the GIL meanwhile."""
 
@@ -147,7 +153,7 @@ def measure(bench: Bench, *, rounds: int, requests: int, advance: Callable[[str,
         {"rounds": rounds, "requests": requests, "in_flight": IN_FLIGHT, "depth": DEPTH, "rsa_bits": RSA_BITS},
     )
     steps = rounds * len(IN_FLIGHT) + 2 * (rounds + 1) + rounds
-    library: Any = FEEDER.dlopen(str(bench.compile("queue_jobs", "-shared", "-fPIC", "-lcrypto")))
+    library: Any = FEEDER.dlopen(str(compile_feeder(bench)))
     backend = NullBackend()
     before = set(threading.enumerate())
     with BatchingProvider(ProviderConfig(queue_depth=DEPTH), backends=[backend]) as provider:

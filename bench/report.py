@@ -105,11 +105,17 @@ class Result:
 
 def save(result: Result, directory: Path) -> Path:
     """Writes ``DATE-WHAT.json`` into the directory; returns its path."""
-    now = datetime.datetime.now(datetime.UTC)
+    directory.mkdir(parents=True, exist_ok=True)
+    path = directory / f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d}-{result.what}.json"
+    write(result, path)
+    return path
+
+
+def write(result: Result, path: Path) -> None:
     document = {
         "what": result.what,
         "title": result.title,
-        "date": now.isoformat(timespec="seconds"),
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "environment": environment.describe(),
         "parameters": result.parameters,
         "rows": [row.as_json() for row in result.rows],
@@ -117,10 +123,14 @@ def save(result: Result, directory: Path) -> Path:
         "notes": result.notes,
         "samples": result.samples,
     }
-    directory.mkdir(parents=True, exist_ok=True)
-    path = directory / f"{now:%Y-%m-%d}-{result.what}.json"
-    path.write_text(json.dumps(document, indent=1) + "\n")
-    return path
+    replace_file(path, json.dumps(document, indent=1) + "\n")
+
+
+def replace_file(path: Path, text: str) -> None:
+    """Whoever opens the file meanwhile finds all of the old text or all of the new one."""
+    new = path.with_name(f".{path.name}.new")
+    new.write_text(text)
+    new.replace(path)
 
 
 def show(result: Result, console: Console) -> None:

@@ -154,7 +154,7 @@ def test_every_metric_named_exists() -> None:
 def test_every_make_target_named_exists() -> None:
     makefile = (ROOT / "Makefile").read_text()
     for path, text in DOCUMENTS.items():
-        for target in set(re.findall(r"`make (\w+)", text)):
+        for target in set(re.findall(r"`make ([\w-]+)", text)):
             assert re.search(rf"^{target}:", makefile, re.MULTILINE), f"{path.name}: make {target}"
 
 
