@@ -352,6 +352,40 @@ def test_nothing_is_opened_before_the_provider_is_started() -> None:
         assert "open" in opened
 
 
+class SeeingKernels(HostKernels):
+    """Note how many bytes of each operand are not zero, and compute pairs alone."""
+
+    def __init__(self) -> None:
+        super().__init__(32)
+        self.seen: list[tuple[float, float]] = []
+
+    def run(self, kernel: Kernel, arguments: NDArray[np.void]) -> None:
+        (launch,) = arguments
+        if kernel.operation is Operation.PRIVATE:
+            sizes = {"inputs": int(launch["count"]) * kernel.class_bytes, "pairs": kernel.pair_bytes}
+            inputs, pairs = (
+                np.count_nonzero(np.frombuffer(ctypes.string_at(int(launch[name]), size), np.uint8)) / size
+                for name, size in sizes.items()
+            )
+            self.seen.append((inputs, pairs))
+        else:
+            super().run(kernel, arguments)
+
+
+def test_measuring_takes_random_operands_and_leaves_nothing_behind(client: Client) -> None:
+    """With zeros a GPU draws less power, and has another clock than under load."""
+    kernels, left = SeeingKernels(), []
+    for measured in (0, 8):
+        device = HostDevice(kernels)
+        backend = CudaBackend(device, lanes=1, measured=measured)
+        backend.open(client)
+        left.append((len(device.memory), len(device.pinned)))
+        backend.close()
+    assert len(kernels.seen) > 40
+    assert all(inputs > 0.8 and pairs > 0.8 for inputs, pairs in kernels.seen)
+    assert left[0] == left[1]
+
+
 class TimedKernels(HostKernels):
     """The kernel with the most threads is fast for less than three rows, the one with the fewest for more."""
 

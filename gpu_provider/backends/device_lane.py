@@ -13,7 +13,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import threading
-import time
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -44,7 +43,6 @@ _FIRST_ROWS = 64
 _INDEX_BYTES = 4
 _UPLOAD_BYTES = MAX_BYTES + 2 * _INDEX_BYTES
 _ROWS_PER_MODULUS = 8
-_MEASUREMENTS = 2  # the first one loads the kernel
 
 
 def _aligned(count: int) -> int:
@@ -145,14 +143,29 @@ class DeviceLane:
         are better computed elsewhere: numbers that are too wide, or so many moduli that preparing them would cost more
         than it saves. Raises DeviceError."""
         stride = moduli.shape[1]
-        (count, base_bytes), (exponent_rows, exponent_bytes) = _shape(bases), _shape(exponents)
+        (count, base_bytes), (_, exponent_bytes) = _shape(bases), _shape(exponents)
         width = self._kernels.width(Operation.MODEXP, max(stride, base_bytes))
         if width is None or exponent_bytes > MAX_BYTES:
             return False
         distinct, modulus_of_row = _distinct(moduli)
         if len(distinct) > max(1, count // _ROWS_PER_MODULUS):
             return False
-        kernel = self._kernels.choose(Operation.MODEXP, width, count)
+        with self._kernels.in_flight(count) as together:
+            kernel = self._kernels.choose(Operation.MODEXP, width, together)
+            self._modexp(kernel, bases, exponents, (distinct, modulus_of_row), outputs)
+        return True
+
+    def _modexp(
+        self,
+        kernel: Kernel,
+        bases: NDArray[np.uint8] | DeviceRows,
+        exponents: NDArray[np.uint8] | DeviceRows,
+        moduli: tuple[NDArray[np.uint8], NDArray[np.intp] | int],
+        outputs: NDArray[np.uint8] | DeviceRows,
+    ) -> None:
+        """``moduli``: the different ones, and which of them each row has."""
+        distinct, modulus_of_row = moduli
+        count, (exponent_rows, exponent_bytes), width = _shape(bases)[0], _shape(exponents), kernel.class_bytes
         exponent_width = -(-exponent_bytes // 16) * 16
         index_bytes = _aligned(count) * _INDEX_BYTES
         sizes = (count * width, exponent_rows * exponent_width, index_bytes, len(distinct) * kernel.record_bytes)
@@ -189,9 +202,8 @@ class DeviceLane:
         up[: ends[1]] = 0
         self._downloaded.wait()
         if isinstance(outputs, np.ndarray):
-            outputs[:] = down[: count * width].reshape(count, width)[:, :stride]
+            outputs[:] = down[: count * width].reshape(count, width)[:, : outputs.shape[1]]
             down[: count * width] = 0
-        return True
 
     def read(self, rows: DeviceRows) -> NDArray[np.uint8]:
         """The caller's array, [rows, bytes], least significant byte first. Raises DeviceError."""
@@ -227,34 +239,6 @@ class DeviceLane:
         step = max(1, self._rows * MAX_BYTES // rows.bytes)
         for start in range(0, rows.rows, step):
             yield start, rows.part(start, start + step)
-
-    def measure(self, kernel: Kernel, rows: int) -> float:
-        """The seconds that private operations of so many rows take, copies and all. No key is needed: what the kernel
-        does is the same for every number, zeros too."""
-        width = kernel.class_bytes
-        self._reserve(rows)
-        records = self._device.allocate(kernel.record_bytes)
-        pairs = self._device.allocate(rows * kernel.pair_bytes)
-        self._stream.clear(records, kernel.record_bytes)
-        self._stream.clear(pairs, rows * kernel.pair_bytes)
-        (up, down, _), (inputs, outputs, _) = self._pinned, self._memory
-        index_bytes = _aligned(rows) * _INDEX_BYTES
-        size = rows * width + 2 * index_bytes
-        up[:size] = 0
-        up[size - index_bytes : size].view(np.uint32)[:rows] = np.arange(rows)
-        index, ok = inputs + rows * width, outputs + rows * width
-        self._launch[0] = (rows, 4 * width, 65537, index, index + index_bytes, records, pairs, inputs, outputs, ok)
-        took = float("inf")
-        for _ in range(_MEASUREMENTS):
-            started = time.perf_counter()
-            self._stream.upload(inputs, up[:size])
-            self._stream.launch(kernel, self._launch)
-            self._stream.download(down[: rows * (width + 1)], outputs)
-            self._stream.wait()
-            took = min(took, time.perf_counter() - started)
-        for address in (records, pairs):
-            self._device.free(address)
-        return took
 
     def forget(self, handles: NDArray[np.uint64]) -> None:
         """Wipes what is here of keys that no request will use again: their blinding pairs. Raises DeviceError."""
@@ -301,13 +285,13 @@ class DeviceLane:
         source: DeviceRows | None = None,
         target: DeviceRows | None = None,
     ) -> int:
-        """Computes what is staged. Returns how many rows failed. ``source``, ``target``: where the inputs and outputs are
-        if not on the host."""
+        """Computes what is staged. Returns how many rows failed. ``source``, ``target``: where the inputs and outputs
+        are if not on the host."""
         staging, pairs = self._staging, self._pairs[width].struct
         up, _, fresh = self._pinned
-        with contextlib.ExitStack() as reading:
+        with self._kernels.in_flight(staging.count) as together, contextlib.ExitStack() as reading:
             records = reading.enter_context(self._keys.in_use(width))
-            self._start(width, records, source, target)
+            self._start(width, records, together, source, target)
             self._uploaded.wait()
             if source is None:
                 up[: staging.rows * width] = 0
@@ -316,7 +300,7 @@ class DeviceLane:
             if renewed:
                 self._upload_randoms(width)
                 self._uploaded.record()
-                self._make_pairs(width, records)
+                self._make_pairs(width, records, together)
                 self._clear_randoms(width)
             self._downloaded.wait()
             failed: int = lib.gp_unstage(staging, pairs, outputs, ok, stride, width)
@@ -327,8 +311,10 @@ class DeviceLane:
                 self._behind = reading.pop_all()
         return failed
 
-    def _start(self, width: int, records: int, source: DeviceRows | None, target: DeviceRows | None) -> None:
-        """Hands the batch to the stream, and what wipes it."""
+    def _start(
+        self, width: int, records: int, together: int, source: DeviceRows | None, target: DeviceRows | None
+    ) -> None:
+        """Hands the batch to the stream, and what wipes it. ``together``: rows in flight, of all lanes."""
         staging, stream, launch = self._staging, self._stream, self._launch
         (up, down, _), (inputs, outputs, _) = self._pinned, self._memory
         rows, count, made_first = staging.rows, staging.count, staging.fresh_count
@@ -345,10 +331,10 @@ class DeviceLane:
             self._copy_in(inputs, width, source)
         self._uploaded.record()
         if made_first:
-            self._make_pairs(width, records)
+            self._make_pairs(width, records, together)
         addresses = (index, index + index_bytes, records, self._pairs[width].address, inputs, outputs, ok)
         launch[0] = (count, staging.prime_bits, staging.any_e, *addresses)
-        stream.launch(self._kernels.choose(Operation.PRIVATE, width, count), launch)
+        stream.launch(self._kernels.choose(Operation.PRIVATE, width, together), launch)
         size = count * (width + 1)
         if target is None:
             stream.download(down[:size], outputs)
@@ -369,12 +355,13 @@ class DeviceLane:
         size = made * width + 2 * _aligned(made) * _INDEX_BYTES
         self._stream.upload(self._memory[2], self._pinned[2][:size])
 
-    def _make_pairs(self, width: int, records: int) -> None:
+    def _make_pairs(self, width: int, records: int, together: int) -> None:
         staging, made, randoms = self._staging, self._staging.fresh_count, self._memory[2]
         index = randoms + made * width
         addresses = (index, index + _aligned(made) * _INDEX_BYTES, records, self._pairs[width].address, randoms, 0, 0)
         self._launch[0] = (made, staging.fresh_prime_bits, staging.fresh_any_e, *addresses)
-        self._stream.launch(self._kernels.choose(Operation.MAKE_PAIRS, width, made), self._launch)
+        rows = made + together - staging.count
+        self._stream.launch(self._kernels.choose(Operation.MAKE_PAIRS, width, rows), self._launch)
 
     def _clear_randoms(self, width: int) -> None:
         self._stream.clear(self._memory[2], self._staging.fresh_count * width)
