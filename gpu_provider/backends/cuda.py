@@ -57,7 +57,6 @@ class _State:
         self.users = 0
         self.ended = False
         """No more users; the last one discards it."""
-        device.use()
         kernels = device.open()
         if choice is None or choice.kernels != kernels:
             choice = KernelChoice(kernels, device.parallel_threads)

@@ -118,6 +118,7 @@ class CupyDevice:
         self._runtime: Any = None
         self._driver: Any = None
         self._told = False  # that it does not work any more
+        self._thread = threading.local()
         self._lock = threading.Lock()
         self._modules: list[int] = []
         self._functions: list[int] = []
@@ -130,7 +131,8 @@ class CupyDevice:
         self.close()
         self._check_that_it_works()
         architecture = cubins.architecture_for(self._device.major, self._device.minor)
-        arithmetic = self._arithmetic or cubins.arithmetics(architecture)[0]
+        own = f"sm_{self._device.major}{self._device.minor}"
+        arithmetic = self._arithmetic or cubins.arithmetics(own)[0]
         compiled = cubins.load_cubins(cubins.units([arithmetic]), architecture, self._cache, loaded=self._tell)
         try:
             return [
@@ -205,9 +207,13 @@ class CupyDevice:
         return stream
 
     def use(self) -> None:
+        # CuPy holds the GIL in setDevice(), which goes to the driver, and may wait there for a device that hangs. The
+        # question which device the thread has is answered at once; other code on the thread may have changed it.
         self._import()
         try:
-            self._runtime.setDevice(self._device.index)
+            if not (hasattr(self._thread, "used") and self._runtime.getDevice() == self._device.index):
+                self._runtime.setDevice(self._device.index)
+                self._thread.used = True
         except RuntimeError as error:
             raise _error(self.name, "choosing the device", error) from None
 

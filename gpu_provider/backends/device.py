@@ -175,8 +175,9 @@ class Device(Protocol):
         ...
 
     def open(self) -> Sequence[Kernel]:
-        """Makes it usable, anew if it was open before: nothing that was allocated before is there any more. Returns its
-        kernels, of one radix. Raises DeviceError, or another BackendError that says what is missing."""
+        """Makes it usable, anew if it was open before: nothing that was allocated before is there any more. It is then
+        the device of the calling thread. Returns its kernels, of one radix. Raises DeviceError, or another BackendError
+        that says what is missing."""
         ...
 
     def close(self) -> None:
