@@ -354,4 +354,4 @@ def test_pairs_of_a_batch_that_the_device_could_not_take_are_not_taken_for_made(
             array = device.new_array(len(loaded), 32)
             array.array[:] = limbs(list(range(2, 2 + len(loaded))), 32)
             provider.private_op(loaded, array)
-        assert provider.stats().backend == "cuda"
+        assert provider.stats().fallbacks == 1  # of the odd one
