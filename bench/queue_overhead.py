@@ -76,6 +76,17 @@ class NullBackend:
         pass
 
 
+class NothingEvent:
+    def __init__(self, gate: threading.Event) -> None:
+        self._gate = gate
+
+    def record(self) -> None:
+        pass
+
+    def wait(self) -> None:
+        self._gate.wait()
+
+
 class NothingStream:
     """Costs nothing, and says that every result is there and right. While ``gate`` is clear it is not done."""
 
@@ -99,6 +110,9 @@ class NothingStream:
 
     def launch(self, kernel: Kernel, arguments: NDArray[np.void]) -> None:
         pass
+
+    def event(self) -> NothingEvent:
+        return NothingEvent(self._gate)
 
     def wait(self) -> None:
         self._gate.wait()

@@ -58,19 +58,21 @@ class CostCurve:
 
     __slots__ = ("_measured", "_seconds", "granule")
 
-    def __init__(self, points: Sequence[tuple[int, float]], granule: int = 1) -> None:
-        """``points``: (operations, seconds) by rising size, measured or guessed. Below the first one the cost is taken
-        to be the same, above the last one in proportion.
+    def __init__(self, points: Sequence[tuple[int, float]], granule: int = 1, *, measured: bool = False) -> None:
+        """``points``: (operations, seconds) by rising size. Below the first one the cost is taken to be the same, above
+        the last one in proportion.
 
         ``granule``: how many requests are computed together at the price of one: those of a vector, or those that fill
-        a GPU.
+        a GPU. ``measured``: the points are no guess, so the first batch, which may have much to set up, corrects them
+        rather than replaces them.
         """
         self.granule = granule
-        self._measured: list[int] = []  # knots, rising
+        self._measured = sorted({_nearest_knot(count) for count, _ in points}) if measured else []
         self._seconds = [max(_interpolate(points, 1 << knot), _LEAST * (1 << knot)) for knot in range(_KNOTS)]
+        for knot in reversed(range(_KNOTS - 1)):  # what takes longer than a larger batch was held up by something else
+            self._seconds[knot] = min(self._seconds[knot], self._seconds[knot + 1])
         for knot in range(1, _KNOTS):
-            before = self._seconds[knot - 1]
-            self._seconds[knot] = min(max(before, self._seconds[knot]), 2 * before)
+            self._seconds[knot] = min(self._seconds[knot], 2 * self._seconds[knot - 1])
 
     def seconds(self, count: int) -> float:
         """The time that a batch of ``count`` operations (at least 1) should take."""
@@ -102,7 +104,7 @@ class CostCurve:
 
     def observe(self, count: int, seconds: float) -> None:
         """Takes in that a batch of ``count`` operations took ``seconds``."""
-        knot = min(_KNOTS - 1, (count * 4 // 3).bit_length() - 1)  # the nearest
+        knot = _nearest_knot(count)
         factor = max(seconds, _LEAST * count) / self.seconds(count)
         if self._measured:
             factor = min(factor, _MOST)
@@ -160,6 +162,10 @@ class CostCurve:
                 curve[upper] = 2 * curve[upper - 1]
             elif upper > above:
                 break
+
+
+def _nearest_knot(count: int) -> int:
+    return min(_KNOTS - 1, (count * 4 // 3).bit_length() - 1)
 
 
 def _interpolate(points: Sequence[tuple[int, float]], count: int) -> float:

@@ -58,6 +58,8 @@ _ARITHMETICS = {
     "sm_80": (Arithmetic.INT32, Arithmetic.FP64),
     "sm_90": (Arithmetic.FP64, Arithmetic.INT32),
     "sm_100": (Arithmetic.FP64, Arithmetic.INT32),
+    # A B300 runs code for sm_100, but has a thirtieth of a B200's FP64 throughput: 1.25 TFLOP/s.
+    "sm_103": (Arithmetic.INT32,),
 }
 
 
@@ -105,7 +107,8 @@ class Unit:
 
 
 def arithmetics(architecture: str) -> tuple[Arithmetic, ...]:
-    """What is compiled for an architecture such as "sm_90" unless something else is asked for, the preferred first."""
+    """What is compiled for an architecture such as "sm_90" unless something else is asked for, the preferred first. A
+    device prefers by its own architecture, which need not be that of its code (:func:`architecture_for`)."""
     return _ARITHMETICS.get(architecture, (Arithmetic.INT32,))
 
 

@@ -45,6 +45,8 @@ def test_radix_2_52_is_for_gpus_that_have_many_units_for_doubles() -> None:
     assert cubins.arithmetics("sm_90") == (Arithmetic.FP64, Arithmetic.INT32)
     assert cubins.arithmetics("sm_80") == (Arithmetic.INT32, Arithmetic.FP64)
     assert cubins.arithmetics("sm_86") == (Arithmetic.INT32,)
+    assert cubins.arithmetics("sm_100") == (Arithmetic.FP64, Arithmetic.INT32)
+    assert cubins.arithmetics("sm_103") == (Arithmetic.INT32,)
 
 
 def test_every_size_has_units_for_throughput_and_for_latency() -> None:

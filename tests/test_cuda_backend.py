@@ -30,19 +30,6 @@ if TYPE_CHECKING:
     from gpu_provider.backends.base import Batch
 
 
-class NothingKernels(HostKernels):
-    """Say that every result is there and right."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.launched: list[Operation] = []
-
-    def run(self, kernel: Kernel, arguments: NDArray[np.void]) -> None:
-        self.launched.append(kernel.operation)
-        if kernel.operation is Operation.PRIVATE:
-            ctypes.memset(int(arguments[0]["ok"]), 1, int(arguments[0]["count"]))
-
-
 class PairKernels(HostKernels):
     """In radix 2^32. Tell where the blinding pairs are."""
 
@@ -229,26 +216,12 @@ def test_keys_come_and_go_while_batches_run(device: SpyingDevice) -> None:
         assert (stats.fallbacks, stats.failed, stats.backend) == (0, 0, "cuda")
 
 
-def test_pairs_are_made_anew_after_many_uses(client: Client) -> None:
-    kernels = NothingKernels()
-    backend = CudaBackend(HostDevice(kernels), lanes=1)
-    backend.open(client)
-    key = keys.load(client, private_key(2048))
-    batch = batch_of([(key, 2)])
-    for uses, made in ((1, 1), (511, 1), (1, 2), (511, 2), (1, 3)):
-        for _ in range(uses):
-            backend.private_op(batch)
-        assert kernels.launched.count(Operation.MAKE_PAIRS) == made
-    backend.close()
-
-
 def test_nothing_secret_is_left_in_staging(client: Client, backend: CudaBackend, device: SpyingDevice) -> None:
     key = keys.load(client, private_key(2048))
     x = 0x1234567890ABCDEF << 1900
     result = results(check(backend, [(key, x)]))[0]
-    assert not device.holds(x)
-    assert not device.holds(result)
-    assert not any(device.pins(secret) for secret in secrets_of(2048))
+    assert not any(map(device.pins, (x, result, *secrets_of(2048))))
+    wait_until(lambda: not device.holds(x) and not device.holds(result))  # the batch did not wait for that
 
 
 def test_closing_wipes_the_device(client: Client, device: SpyingDevice, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -316,7 +289,8 @@ def test_exponentiations_leave_nothing_secret_behind(backend: CudaBackend, devic
     result = int.from_bytes(outputs[0].tobytes(), "little")
     assert result == pow(base, exponent, modulus)
     assert device.holds(modulus)
-    assert not any(map(device.holds, (base, exponent, result)))
+    assert not any(map(device.pins, (base, exponent, result)))
+    wait_until(lambda: not any(map(device.holds, (base, exponent, result))))
 
 
 class WrongModexp(HostKernels):
@@ -376,6 +350,40 @@ def test_nothing_is_opened_before_the_provider_is_started() -> None:
     assert not opened
     with provider:
         assert "open" in opened
+
+
+class SeeingKernels(HostKernels):
+    """Note how many bytes of each operand are not zero, and compute pairs alone."""
+
+    def __init__(self) -> None:
+        super().__init__(32)
+        self.seen: list[tuple[float, float]] = []
+
+    def run(self, kernel: Kernel, arguments: NDArray[np.void]) -> None:
+        (launch,) = arguments
+        if kernel.operation is Operation.PRIVATE:
+            sizes = {"inputs": int(launch["count"]) * kernel.class_bytes, "pairs": kernel.pair_bytes}
+            inputs, pairs = (
+                np.count_nonzero(np.frombuffer(ctypes.string_at(int(launch[name]), size), np.uint8)) / size
+                for name, size in sizes.items()
+            )
+            self.seen.append((inputs, pairs))
+        else:
+            super().run(kernel, arguments)
+
+
+def test_measuring_takes_random_operands_and_leaves_nothing_behind(client: Client) -> None:
+    """With zeros a GPU draws less power, and has another clock than under load."""
+    kernels, left = SeeingKernels(), []
+    for measured in (0, 8):
+        device = HostDevice(kernels)
+        backend = CudaBackend(device, lanes=1, measured=measured)
+        backend.open(client)
+        left.append((len(device.memory), len(device.pinned)))
+        backend.close()
+    assert len(kernels.seen) > 40
+    assert all(inputs > 0.8 and pairs > 0.8 for inputs, pairs in kernels.seen)
+    assert left[0] == left[1]
 
 
 class TimedKernels(HostKernels):

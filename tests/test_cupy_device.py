@@ -7,6 +7,8 @@ import contextlib
 import ctypes
 import logging
 import sys
+import threading
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -73,6 +75,9 @@ class Cuda:
         self.events: set[int] = set()
         self.arrays: list[CupyArray] = []
         self.waited_for: list[int] = []
+        self.current = threading.local()
+        """The device of each thread; 0 until it chooses one."""
+        self.chosen = 0
 
     def empty(self, shape: tuple[int, int], dtype: Any) -> CupyArray:
         self._call("empty")
@@ -101,10 +106,13 @@ class Cuda:
         if name in self.fail:
             raise CudaError(self.fail[name])
 
+    def getDevice(self) -> int:  # noqa: N802
+        self._call("getDevice")
+        return getattr(self.current, "device", 0)
+
     def setDevice(self, device: int) -> None:  # noqa: N802
-        if "setDevice" in self.fail:
-            raise CudaError(self.fail["setDevice"])
-        assert device == GPU.index
+        self.chosen += 1
+        self.current.device = device
 
     def deviceSynchronize(self) -> None:  # noqa: N802
         self.asked += 1
@@ -182,6 +190,7 @@ class Cuda:
 
     def launchKernel(self, function: int, *rest: int) -> None:  # noqa: N802
         self._call("launchKernel")
+        assert self.current.device == GPU.index
         blocks, grid_y, grid_z, threads, block_y, block_z, shared, stream, parameters, extra = rest
         assert (grid_y, grid_z, threads, block_y, block_z, extra) == (1, 1, 32, 1, 1, 0)
         assert shared == self.shared[function]
@@ -255,6 +264,34 @@ def test_batches_on_it(cuda: Cuda, device: CupyDevice) -> None:
     assert not any(cuda.modules)
 
 
+def test_a_thread_chooses_its_device_once(cuda: Cuda, device: CupyDevice) -> None:
+    """CuPy holds the GIL in that call, and the driver may take its time. But other code on the same thread, such as a
+    future's call-back, may choose another device."""
+    with BatchingProvider(ProviderConfig(max_batch=4), backends=[CudaBackend(device, lanes=1)]) as provider:
+        check(provider, 2048, 20)
+        chosen = cuda.chosen
+        check(provider, 2048, 20)
+        assert cuda.chosen == chosen
+        key = provider.load_key(private_key(2048))
+        for x in range(2, 12):
+            future = provider.submit(key, x)
+            future.add_done_callback(lambda _: cuda.setDevice(0))
+            assert pow(future.result(timeout=30), key.e, key.n) == x
+        assert provider.stats().by_backend == {"cuda": 18 + 18 + 10}
+
+
+def test_a_gpu_gets_the_arithmetic_that_it_is_good_at_whatever_its_code_is_compiled_for(
+    cuda: Cuda, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A B300 runs what an older NVRTC compiles for a B200, but has few FP64 units."""
+    monkeypatch.setattr(cubins, "architecture_for", lambda _major, _minor: "sm_100")
+    for minor, arithmetic in ((0, Arithmetic.FP64), (3, Arithmetic.INT32)):
+        device = CupyDevice(replace(GPU, major=10, minor=minor), CubinCache(tmp_path))
+        device.use()
+        assert {kernel.radix_bits for kernel in device.open()} == {arithmetic.radix_bits}
+        device.close()
+
+
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("arithmetic", Arithmetic)
 def test_a_batch_by_the_kernels_that_a_gpu_gets(cuda: Cuda, tmp_path: Path, arithmetic: Arithmetic) -> None:
@@ -282,7 +319,7 @@ def test_a_device_without_room_for_a_stream_leaves_nothing_behind(cuda: Cuda, de
     assert not any(cuda.modules)
 
 
-@pytest.mark.parametrize("call", ["memcpyAsync", "launchKernel", "eventSynchronize", "setDevice"])
+@pytest.mark.parametrize("call", ["memcpyAsync", "launchKernel", "eventSynchronize", "getDevice"])
 def test_a_call_that_fails_is_named(
     cuda: Cuda, device: CupyDevice, call: str, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -190,6 +190,7 @@ class TestPrivateOperation:
         x = place(device, [random.Random(3).randrange(key.n)], 32)  # noqa: S311 (test data)
         result = provider.private_op(key, x)
         assert isinstance(result, HostArray)
+        provider.private_op(key, place(device, [2], 32))  # it comes after what the call before did not wait for
         for secret in (x.array.tobytes(), result.array.tobytes()):
             assert not any(secret in memory.tobytes() for memory in (*device.memory.values(), *device.pinned.values()))
 

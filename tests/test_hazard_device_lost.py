@@ -8,6 +8,7 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 import pytest
+from limb_arrays import limbs, numbers
 from rsa_keys import private_key
 
 from gpu_provider import BackendError, BatchingProvider, Key, ProviderConfig
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
     from gpu_provider.kernels.warp import Kernel
 
-CALLS = ["use", "upload", "download", "clear", "launch", "wait", "allocate", "allocate_pinned"]
+CALLS = ["use", "upload", "download", "clear", "launch", "record", "wait", "allocate", "allocate_pinned"]
 
 
 class Faults:
@@ -89,7 +90,8 @@ def test_a_call_fails_and_later_works_again(faults: Faults, call: str) -> None:
 
 
 def test_every_single_call_can_fail(faults: Faults) -> None:
-    """The n-th call that two batches make, for each n, after the device was opened."""
+    """The n-th call that two batches make, for each n, after the device was opened. The first has pairs made for its
+    rows, and the second has the rest of their block made for later batches."""
     n, names = 0, []
     while True:
         calls = iter(range(-n, 1_000_000))
@@ -105,15 +107,15 @@ def test_every_single_call_can_fail(faults: Faults) -> None:
         ) as provider:
             key = provider.load_key(private_key(2048))
             faults.armed = True
-            for x in (2, 3):  # each a batch of its own
-                check(provider, key, range(x, x + 1))
+            for x in ([2, 3, 4], [5, 6, 7]):
+                assert [pow(y, key.e, key.n) for y in numbers(provider.private_op(key, limbs(x, 32)))] == x
             faults.armed = False
             assert provider.stats().failed == 0
         if len(names) == n:
             break
         n += 1
-    assert n > 20
-    assert set(names) >= {"use", "allocate", "allocate_pinned", "upload", "download", "clear", "launch", "wait"}
+    assert n > 40
+    assert set(names) >= set(CALLS)
 
 
 @pytest.mark.parametrize("call", ["upload", "launch", "wait"])

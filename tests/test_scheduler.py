@@ -241,6 +241,31 @@ class TestCostCurve:
         assert curve.largest(bound) >= count
         assert curve.seconds(curve.largest(bound)) <= bound * (1 + 1e-6)
 
+    @pytest.mark.parametrize("slow", range(4))
+    def test_a_point_that_was_measured_too_slow_raises_no_other(self, slow: int) -> None:
+        """It stood still while it was measured, or its clock was low."""
+        points = [(1, 0.002), (64, 0.002), (1024, 0.003), (4096, 0.008)]
+        spoiled = [(count, 10 * seconds if place == slow else seconds) for place, (count, seconds) in enumerate(points)]
+        curve = CostCurve(spoiled)
+        for place, (count, seconds) in enumerate(points):
+            if place < slow:
+                assert curve.seconds(count) == pytest.approx(seconds)
+            elif place > slow:
+                assert seconds <= curve.seconds(count) * 1.001
+                assert curve.seconds(count) == pytest.approx(seconds, rel=0.001)
+            else:
+                assert curve.seconds(count) <= min([10 * seconds, *(s for _, s in points[slow + 1 :])]) * 1.001
+
+    def test_a_slow_first_batch_does_not_replace_what_was_measured(self) -> None:
+        """It has memory allocated, a key uploaded and its blinding pairs made."""
+        curve = CostCurve([(1, 0.002), (1024, 0.002), (4096, 0.008)], measured=True)
+        curve.observe(1000, 0.1)
+        assert curve.seconds(1024) <= 0.002 * 1.25
+        assert curve.seconds(4096) <= 0.008 * 1.25
+        for _ in range(50):
+            curve.observe(1000, 0.001)
+        assert curve.seconds(1) <= curve.seconds(1000) == pytest.approx(0.001, rel=0.05)
+
     def test_the_first_measurement_replaces_the_guess_everywhere(self) -> None:
         """A machine of a quarter of the speed."""
         curve = CostCurve([(1, 0.001)])

@@ -21,6 +21,7 @@ from gpu_provider.backends.device import DeviceError, DeviceMemoryError
 from gpu_provider.backends.device_kernels import KernelChoice
 from gpu_provider.backends.device_keys import DeviceKeys
 from gpu_provider.backends.device_lane import DeviceLane
+from gpu_provider.backends.device_trial import Trial
 from gpu_provider.backends.libcrypto import libcrypto_modexp
 from gpu_provider.client import class_bytes
 from gpu_provider.errors import BackendError
@@ -56,7 +57,6 @@ class _State:
         self.users = 0
         self.ended = False
         """No more users; the last one discards it."""
-        device.use()
         kernels = device.open()
         if choice is None or choice.kernels != kernels:
             choice = KernelChoice(kernels, device.parallel_threads)
@@ -136,8 +136,10 @@ class CudaBackend:
         self._client = client
         self._state = self._make_state()
         if self._measured:
-            with self._lane() as lane:
-                self.measurements = self._state.choice.measure(lane.measure, self._measured)
+            with self._in_use() as state:
+                trial = Trial(self._device, state.choice, self._measured)
+                self.measurements = state.choice.measure(trial.compute, self._measured)
+                trial.close()
         self._remover = threading.Thread(target=self._remove_keys, name=f"gpu-provider-{self.name}-keys", daemon=True)
         self._remover.start()
 
@@ -151,7 +153,7 @@ class CudaBackend:
         for kind, (few, full) in enumerate(_FIRST_GUESSES):
             widths = [width for width in self.measurements if width >= class_bytes(kind)]
             points = self.measurements[min(widths)] if widths else [(1, few), (rows, full)]
-            curves.append(CostCurve(points, rows))
+            curves.append(CostCurve(points, rows, measured=bool(widths)))
         return [*curves, CostCurve([(1, _FIRST_GUESS_MODEXP)], rows)]
 
     def private_op(self, batch: Batch) -> None:

@@ -118,6 +118,7 @@ class CupyDevice:
         self._runtime: Any = None
         self._driver: Any = None
         self._told = False  # that it does not work any more
+        self._thread = threading.local()
         self._lock = threading.Lock()
         self._modules: list[int] = []
         self._functions: list[int] = []
@@ -130,7 +131,8 @@ class CupyDevice:
         self.close()
         self._check_that_it_works()
         architecture = cubins.architecture_for(self._device.major, self._device.minor)
-        arithmetic = self._arithmetic or cubins.arithmetics(architecture)[0]
+        own = f"sm_{self._device.major}{self._device.minor}"
+        arithmetic = self._arithmetic or cubins.arithmetics(own)[0]
         compiled = cubins.load_cubins(cubins.units([arithmetic]), architecture, self._cache, loaded=self._tell)
         try:
             return [
@@ -199,18 +201,19 @@ class CupyDevice:
             raise _error(self.name, "free of pinned memory", error) from None
 
     def stream(self) -> _CupyStream:
-        try:
-            stream = _CupyStream(self.name, self._runtime, self._driver, self._functions)
-        except RuntimeError as error:
-            raise _error(self.name, "making a stream", error) from None
+        stream = _CupyStream(self.name, self._runtime, self._driver, self._functions)
         with self._lock:
             self._streams.append(stream)
         return stream
 
     def use(self) -> None:
+        # CuPy holds the GIL in setDevice(), which goes to the driver, and may wait there for a device that hangs. The
+        # question which device the thread has is answered at once; other code on the thread may have changed it.
         self._import()
         try:
-            self._runtime.setDevice(self._device.index)
+            if not (hasattr(self._thread, "used") and self._runtime.getDevice() == self._device.index):
+                self._runtime.setDevice(self._device.index)
+                self._thread.used = True
         except RuntimeError as error:
             raise _error(self.name, "choosing the device", error) from None
 
@@ -284,19 +287,51 @@ class CupyDevice:
             call(*arguments)
 
 
+class _CupyEvent:
+    """One on which a thread sleeps."""
+
+    def __init__(self, device: str, runtime: Any, stream: int) -> None:
+        self._device = device
+        self._runtime = runtime
+        self._stream = stream
+        try:
+            self._event = runtime.eventCreateWithFlags(runtime.eventBlockingSync | runtime.eventDisableTiming)
+        except RuntimeError as error:
+            raise _error(device, "making an event", error) from None
+
+    def record(self) -> None:
+        try:
+            self._runtime.eventRecord(self._event, self._stream)
+        except RuntimeError as error:
+            raise _error(self._device, "recording an event", error) from None
+
+    def wait(self) -> None:
+        try:
+            self._runtime.eventSynchronize(self._event)
+        except RuntimeError as error:
+            raise _error(self._device, "waiting for the device", error) from None
+
+    def destroy(self) -> None:
+        self._runtime.eventDestroy(self._event)
+
+
 class _CupyStream:
-    """A stream that does not wait for the legacy default stream, and an event on which a thread sleeps."""
+    """A stream that does not wait for the legacy default stream."""
 
     def __init__(self, device: str, runtime: Any, driver: Any, functions: Sequence[int]) -> None:
         self._device = device
         self._runtime = runtime
         self._driver = driver
         self._functions = functions
-        self._event = runtime.eventCreateWithFlags(runtime.eventBlockingSync | runtime.eventDisableTiming)
         try:
             self._stream = runtime.streamCreateWithFlags(runtime.streamNonBlocking)
-        except RuntimeError:
-            runtime.eventDestroy(self._event)
+        except RuntimeError as error:
+            raise _error(device, "making a stream", error) from None
+        self._events: list[_CupyEvent] = []
+        try:
+            self._last = self.event()
+        except DeviceError:
+            runtime.streamDestroy(self._stream)
             raise
         self._parameters = np.zeros(1, np.uint64)
         self._parameters_address = self._parameters.ctypes.data
@@ -348,15 +383,18 @@ class _CupyStream:
         except RuntimeError as error:
             raise _error(self._device, f"launching {kernel.name}", error) from None
 
+    def event(self) -> _CupyEvent:
+        event = _CupyEvent(self._device, self._runtime, self._stream)
+        self._events.append(event)
+        return event
+
     def wait(self) -> None:
-        try:
-            self._runtime.eventRecord(self._event, self._stream)
-            self._runtime.eventSynchronize(self._event)
-        except RuntimeError as error:
-            raise _error(self._device, "waiting for the device", error) from None
+        self._last.record()  # not streamSynchronize(), which polls
+        self._last.wait()
 
     def destroy(self) -> None:
         try:
-            self._runtime.eventDestroy(self._event)
+            for event in self._events:
+                event.destroy()
         finally:
             self._runtime.streamDestroy(self._stream)

@@ -28,6 +28,7 @@ __all__ = [
     "DeviceError",
     "DeviceMemoryError",
     "DeviceRows",
+    "Event",
     "Stream",
 ]
 
@@ -102,11 +103,23 @@ class DeviceRows:
         return DeviceRows(first, min(stop, self.rows) - start, self.limbs, self.pitch, self.owner)
 
 
+class Event(Protocol):
+    """A place in the work of a stream. One thread at a time. Raises DeviceError like the stream."""
+
+    def record(self) -> None:
+        """Puts it behind the work that the stream was given so far."""
+        ...
+
+    def wait(self) -> None:
+        """Sleeps, without the GIL and without polling, until the work before it is done."""
+        ...
+
+
 class Stream(Protocol):
     """Work that a device does in the order in which it was given. One thread at a time; calls return at once.
 
-    What is copied must stay as it is until :meth:`wait` has returned. Every method raises DeviceError, also for work
-    that was given before.
+    What is copied must stay as it is until the copy is done. Every method raises DeviceError, also for work that was
+    given before.
     """
 
     def upload(self, to: int, data: NDArray[np.uint8]) -> None:
@@ -134,8 +147,12 @@ class Stream(Protocol):
         """``arguments``: one element of PRIVATE_LAUNCH or MODEXP_LAUNCH, which may change once this has returned."""
         ...
 
+    def event(self) -> Event:
+        """A new one, which lives as long as the stream."""
+        ...
+
     def wait(self) -> None:
-        """Sleeps, without the GIL and without polling, until all of it is done."""
+        """Sleeps like an event, until all work is done that it was given."""
         ...
 
 
@@ -158,8 +175,9 @@ class Device(Protocol):
         ...
 
     def open(self) -> Sequence[Kernel]:
-        """Makes it usable, anew if it was open before: nothing that was allocated before is there any more. Returns its
-        kernels, of one radix. Raises DeviceError, or another BackendError that says what is missing."""
+        """Makes it usable, anew if it was open before: nothing that was allocated before is there any more. It is then
+        the device of the calling thread. Returns its kernels, of one radix. Raises DeviceError, or another BackendError
+        that says what is missing."""
         ...
 
     def close(self) -> None:

@@ -1,16 +1,18 @@
 """One batch in flight on a device: its stream, its staging on both sides, its blinding pairs.
 
-    gp_stage → upload → make_pairs, where any are due → private → download → wait → gp_unstage
+    gp_stage → upload → make_pairs, where a row has none → private → download ; wipe, renew worn pairs
+                  └ wipe the upload here                              └ gp_unstage, results
 
 Inputs, records and pairs go up in one copy, results and verdicts come down in one. What is per row is done in C
-(``native/staging.c``).
+(``native/staging.c``). Nobody waits for what stands after the semicolon: the device does it while the results are on
+their way, in any case before this lane's next batch.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
-import time
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -41,7 +43,6 @@ _FIRST_ROWS = 64
 _INDEX_BYTES = 4
 _UPLOAD_BYTES = MAX_BYTES + 2 * _INDEX_BYTES
 _ROWS_PER_MODULUS = 8
-_MEASUREMENTS = 2  # the first one loads the kernel
 
 
 def _aligned(count: int) -> int:
@@ -79,12 +80,14 @@ class DeviceLane:
         self._keys = keys
         self._kernels = kernels
         self._stream = device.stream()
+        self._uploaded, self._downloaded = self._stream.event(), self._stream.event()
         self._pairs = {width: DevicePairs(device, self._stream, size) for width, size in kernels.pair_bytes.items()}
         self._launch = np.zeros(1, PRIVATE_LAUNCH)
         self._staging: Any = ffi.new("struct gp_staging *")
         self._rows = 0
         self._pinned: list[NDArray[np.uint8]] = []
         self._memory: list[int] = []
+        self._behind = contextlib.ExitStack()  # holds the records that the renewal behind the last batch reads
 
     def private_op(self, batch: Batch) -> None:
         """``Backend.private_op``. Rows of keys that the kernels do not take stay undone, and all rows if the device has
@@ -93,7 +96,6 @@ class DeviceLane:
         width = self._kernels.width(Operation.PRIVATE, stride)
         if width is None:
             return
-        pairs = self._pairs[width]
         try:
             self._reserve(len(batch))
             self._stage(batch.keys, u8(batch.inputs), stride, width)
@@ -105,10 +107,7 @@ class DeviceLane:
         count = self._staging.count
         if not count:
             return
-        with self._keys.in_use(width) as records:
-            self._start(width, records)
-            self._stream.wait()
-        failed = lib.gp_unstage(self._staging, pairs.struct, u8(batch.outputs), u8(batch.ok), stride, width)
+        failed = self._compute(width, stride, u8(batch.outputs), u8(batch.ok))
         if failed:
             raise DeviceError(f"device {self._device.name}: {failed} of {count} results are wrong")
 
@@ -126,12 +125,12 @@ class DeviceLane:
         self._reserve(count)
         self._stage(keys, ffi.NULL, width, width)
         ok = np.zeros(count, np.uint8)
-        with self._keys.in_use(width) as records:
-            if self._staging.count == count:
-                self._start(width, records, inputs, outputs)
-                self._stream.wait()
+        if self._staging.count < count:
+            # There are no verdicts: the pairs that were to be made count as missing again.
             lib.gp_unstage(self._staging, self._pairs[width].struct, ffi.NULL, u8(ok), width, width)
-        return ok if self._staging.count == count else None
+            return None
+        self._compute(width, width, ffi.NULL, u8(ok), source=inputs, target=outputs)
+        return ok
 
     def modexp(
         self,
@@ -144,14 +143,29 @@ class DeviceLane:
         are better computed elsewhere: numbers that are too wide, or so many moduli that preparing them would cost more
         than it saves. Raises DeviceError."""
         stride = moduli.shape[1]
-        (count, base_bytes), (exponent_rows, exponent_bytes) = _shape(bases), _shape(exponents)
+        (count, base_bytes), (_, exponent_bytes) = _shape(bases), _shape(exponents)
         width = self._kernels.width(Operation.MODEXP, max(stride, base_bytes))
         if width is None or exponent_bytes > MAX_BYTES:
             return False
         distinct, modulus_of_row = _distinct(moduli)
         if len(distinct) > max(1, count // _ROWS_PER_MODULUS):
             return False
-        kernel = self._kernels.choose(Operation.MODEXP, width, count)
+        with self._kernels.in_flight(count) as together:
+            kernel = self._kernels.choose(Operation.MODEXP, width, together)
+            self._modexp(kernel, bases, exponents, (distinct, modulus_of_row), outputs)
+        return True
+
+    def _modexp(
+        self,
+        kernel: Kernel,
+        bases: NDArray[np.uint8] | DeviceRows,
+        exponents: NDArray[np.uint8] | DeviceRows,
+        moduli: tuple[NDArray[np.uint8], NDArray[np.intp] | int],
+        outputs: NDArray[np.uint8] | DeviceRows,
+    ) -> None:
+        """``moduli``: the different ones, and which of them each row has."""
+        distinct, modulus_of_row = moduli
+        count, (exponent_rows, exponent_bytes), width = _shape(bases)[0], _shape(exponents), kernel.class_bytes
         exponent_width = -(-exponent_bytes // 16) * 16
         index_bytes = _aligned(count) * _INDEX_BYTES
         sizes = (count * width, exponent_rows * exponent_width, index_bytes, len(distinct) * kernel.record_bytes)
@@ -175,19 +189,21 @@ class DeviceLane:
             else:
                 self._copy_in(inputs + start, wide, operand)
         stream.upload(inputs + ends[1], up[ends[1] : ends[3]])
+        self._uploaded.record()
         stream.launch(kernel, launch)
         if isinstance(outputs, np.ndarray):
             stream.download(down[: count * width], results)
         else:
             stream.copy_rows((outputs.address, outputs.pitch), (results, width), outputs.bytes, count)
+        self._downloaded.record()
         stream.clear(inputs, ends[1])
         stream.clear(results, count * width)
-        stream.wait()
-        if isinstance(outputs, np.ndarray):
-            outputs[:] = down[: count * width].reshape(count, width)[:, :stride]
-            down[: count * width] = 0
+        self._uploaded.wait()
         up[: ends[1]] = 0
-        return True
+        self._downloaded.wait()
+        if isinstance(outputs, np.ndarray):
+            outputs[:] = down[: count * width].reshape(count, width)[:, : outputs.shape[1]]
+            down[: count * width] = 0
 
     def read(self, rows: DeviceRows) -> NDArray[np.uint8]:
         """The caller's array, [rows, bytes], least significant byte first. Raises DeviceError."""
@@ -197,8 +213,9 @@ class DeviceLane:
             size = part.rows * rows.bytes
             self._stream.copy_rows((memory, rows.bytes), (part.address, part.pitch), rows.bytes, part.rows)
             self._stream.download(down[:size], memory)
+            self._downloaded.record()
             self._stream.clear(memory, size)
-            self._stream.wait()
+            self._downloaded.wait()
             array[start : start + part.rows] = down[:size].reshape(part.rows, rows.bytes)
             down[:size] = 0
         return array
@@ -211,8 +228,9 @@ class DeviceLane:
             _fill_rows(up[:size], array[start : start + part.rows])
             self._stream.upload(memory, up[:size])
             self._stream.copy_rows((part.address, part.pitch), (memory, rows.bytes), rows.bytes, part.rows)
+            self._downloaded.record()
             self._stream.clear(memory, size)
-            self._stream.wait()
+            self._downloaded.wait()
             up[:size] = 0
 
     def _parts(self, rows: DeviceRows) -> Iterator[tuple[int, DeviceRows]]:
@@ -222,39 +240,12 @@ class DeviceLane:
         for start in range(0, rows.rows, step):
             yield start, rows.part(start, start + step)
 
-    def measure(self, kernel: Kernel, rows: int) -> float:
-        """The seconds that private operations of so many rows take, copies and all. No key is needed: what the kernel
-        does is the same for every number, zeros too."""
-        width = kernel.class_bytes
-        self._reserve(rows)
-        records = self._device.allocate(kernel.record_bytes)
-        pairs = self._device.allocate(rows * kernel.pair_bytes)
-        self._stream.clear(records, kernel.record_bytes)
-        self._stream.clear(pairs, rows * kernel.pair_bytes)
-        (up, down, _), (inputs, outputs, _) = self._pinned, self._memory
-        index_bytes = _aligned(rows) * _INDEX_BYTES
-        size = rows * width + 2 * index_bytes
-        up[:size] = 0
-        up[size - index_bytes : size].view(np.uint32)[:rows] = np.arange(rows)
-        index, ok = inputs + rows * width, outputs + rows * width
-        self._launch[0] = (rows, 4 * width, 65537, index, index + index_bytes, records, pairs, inputs, outputs, ok)
-        took = float("inf")
-        for _ in range(_MEASUREMENTS):
-            started = time.perf_counter()
-            self._stream.upload(inputs, up[:size])
-            self._stream.launch(kernel, self._launch)
-            self._stream.download(down[: rows * (width + 1)], outputs)
-            self._stream.wait()
-            took = min(took, time.perf_counter() - started)
-        for address in (records, pairs):
-            self._device.free(address)
-        return took
-
     def forget(self, handles: NDArray[np.uint64]) -> None:
         """Wipes what is here of keys that no request will use again: their blinding pairs. Raises DeviceError."""
         for pairs in self._pairs.values():
             pairs.forget(handles)
         self._stream.wait()
+        self._behind.close()
 
     def close(self) -> None:
         """Wipes the device's side and the staging. Raises DeviceError; the staging is wiped all the same."""
@@ -264,6 +255,7 @@ class DeviceLane:
             for address, array in zip(self._memory, self._pinned, strict=True):
                 self._stream.clear(address, len(array))
             self._stream.wait()
+            self._behind.close()
         finally:
             for array in self._pinned:
                 array.fill(0)
@@ -283,42 +275,96 @@ class DeviceLane:
                 for i in range(staging.lacking_count):
                     pairs.extend(staging.lacking_record[i], staging.lacking[i], staging.lacking_pairs[i])
 
+    def _compute(
+        self,
+        width: int,
+        stride: int,
+        outputs: FFI.CData,
+        ok: FFI.CData,
+        *,
+        source: DeviceRows | None = None,
+        target: DeviceRows | None = None,
+    ) -> int:
+        """Computes what is staged. Returns how many rows failed. ``source``, ``target``: where the inputs and outputs
+        are if not on the host."""
+        staging, pairs = self._staging, self._pairs[width].struct
+        up, _, fresh = self._pinned
+        with self._kernels.in_flight(staging.count) as together, contextlib.ExitStack() as reading:
+            records = reading.enter_context(self._keys.in_use(width))
+            self._start(width, records, together, source, target)
+            self._uploaded.wait()
+            if source is None:
+                up[: staging.rows * width] = 0
+            fresh[: staging.fresh_count * width] = 0
+            renewed = lib.gp_stage_worn(staging, pairs)
+            if renewed:
+                self._upload_randoms(width)
+                self._uploaded.record()
+                self._make_pairs(width, records, together)
+                self._clear_randoms(width)
+            self._downloaded.wait()
+            failed: int = lib.gp_unstage(staging, pairs, outputs, ok, stride, width)
+            self._behind.close()  # whatever came before this batch is done
+            if renewed:
+                self._uploaded.wait()
+                fresh[: renewed * width] = 0
+                self._behind = reading.pop_all()
+        return failed
+
     def _start(
-        self, width: int, records: int, source: DeviceRows | None = None, target: DeviceRows | None = None
+        self, width: int, records: int, together: int, source: DeviceRows | None, target: DeviceRows | None
     ) -> None:
-        """Hands all of it to the stream. ``source``, ``target``: where inputs and outputs are, if not on the host."""
-        staging, stream, launch, pairs = self._staging, self._stream, self._launch, self._pairs[width]
-        (up, down, fresh), (inputs, outputs, randoms) = self._pinned, self._memory
-        rows, count, made = staging.rows, staging.count, staging.fresh_count
-        common = (staging.prime_bits, staging.any_e)
-        if made:
-            if not lib.gp_stage_fresh(staging, width):
-                raise DeviceError("the system gives no random numbers")
-            index = randoms + made * width
-            index_bytes = _aligned(made) * _INDEX_BYTES
-            stream.upload(randoms, fresh[: made * width + 2 * index_bytes])
-            launch[0] = (made, *common, index, index + index_bytes, records, pairs.address, randoms, 0, 0)
-            stream.launch(self._kernels.choose(Operation.MAKE_PAIRS, width, made), launch)
-            stream.clear(randoms, made * width)
+        """Hands the batch to the stream, and what wipes it. ``together``: rows in flight, of all lanes."""
+        staging, stream, launch = self._staging, self._stream, self._launch
+        (up, down, _), (inputs, outputs, _) = self._pinned, self._memory
+        rows, count, made_first = staging.rows, staging.count, staging.fresh_count
         numbers = rows * width
         index = inputs + numbers
         index_bytes = _aligned(rows) * _INDEX_BYTES
         ok = outputs + count * width
+        if made_first:
+            self._upload_randoms(width)
         if source is None:
             stream.upload(inputs, up[: numbers + 2 * index_bytes])
         else:
             stream.upload(index, up[numbers : numbers + 2 * index_bytes])
             self._copy_in(inputs, width, source)
-        launch[0] = (count, *common, index, index + index_bytes, records, pairs.address, inputs, outputs, ok)
-        stream.launch(self._kernels.choose(Operation.PRIVATE, width, count), launch)
+        self._uploaded.record()
+        if made_first:
+            self._make_pairs(width, records, together)
+        addresses = (index, index + index_bytes, records, self._pairs[width].address, inputs, outputs, ok)
+        launch[0] = (count, staging.prime_bits, staging.any_e, *addresses)
+        stream.launch(self._kernels.choose(Operation.PRIVATE, width, together), launch)
         size = count * (width + 1)
         if target is None:
             stream.download(down[:size], outputs)
         else:
             stream.copy_rows((target.address, target.pitch), (outputs, width), target.bytes, count)
             stream.download(down[count * width : size], ok)
+        self._downloaded.record()
         stream.clear(inputs, numbers)
         stream.clear(outputs, size)  # may be decrypted secrets
+        if made_first:
+            self._clear_randoms(width)
+
+    def _upload_randoms(self, width: int) -> None:
+        """For the pairs that are listed as fresh."""
+        staging, made = self._staging, self._staging.fresh_count
+        if not lib.gp_stage_fresh(staging, self._pairs[width].struct, width):
+            raise DeviceError("the system gives no random numbers")
+        size = made * width + 2 * _aligned(made) * _INDEX_BYTES
+        self._stream.upload(self._memory[2], self._pinned[2][:size])
+
+    def _make_pairs(self, width: int, records: int, together: int) -> None:
+        staging, made, randoms = self._staging, self._staging.fresh_count, self._memory[2]
+        index = randoms + made * width
+        addresses = (index, index + _aligned(made) * _INDEX_BYTES, records, self._pairs[width].address, randoms, 0, 0)
+        self._launch[0] = (made, staging.fresh_prime_bits, staging.fresh_any_e, *addresses)
+        rows = made + together - staging.count
+        self._stream.launch(self._kernels.choose(Operation.MAKE_PAIRS, width, rows), self._launch)
+
+    def _clear_randoms(self, width: int) -> None:
+        self._stream.clear(self._memory[2], self._staging.fresh_count * width)
 
     def _copy_in(self, to: int, width: int, source: DeviceRows) -> None:
         """Into rows of ``width`` bytes, which end in zeros."""
@@ -341,14 +387,17 @@ class DeviceLane:
         except DeviceMemoryError:
             self._free(pinned, memory)
             raise
+        self._stream.wait()
         self._free(self._pinned, self._memory)
         self._pinned, self._memory, self._rows = pinned, memory, rows
-        self._host = [np.zeros(rows, np.uint32) for _ in range(4)]
+        self._host = [np.zeros(rows, np.uint32) for _ in range(5)]
         self._lacking = np.zeros(rows, np.uint64)
         staging = self._staging
         staging.upload, staging.download, staging.fresh = map(u8, pinned)
-        staging.row, staging.fresh_place, staging.lacking_record, staging.lacking_pairs = map(u32, self._host)
+        staging.row, staging.fresh_record, staging.fresh_pair = map(u32, self._host[:3])
+        staging.lacking_record, staging.lacking_pairs = map(u32, self._host[3:])
         staging.lacking = u64(self._lacking)
+        staging.room = rows
 
     def _free(self, pinned: list[NDArray[np.uint8]], memory: list[int]) -> None:
         for array in pinned:

@@ -2,6 +2,9 @@
 
 A block that its key no longer needs is wiped before another key gets it. No two rows in flight share a pair, because a
 lane has one batch at a time and each row of a key another pair of its block.
+
+Pairs are replaced behind a batch rather than before one (``gp_stage_worn``): once a pair has been used up, all the worn
+ones of the lane are made in one launch, which no batch of this lane needs again for a while.
 """
 
 from __future__ import annotations
@@ -33,7 +36,8 @@ class DevicePairs:
         self.address = 0
         """Of the first pair; changes as pairs are added."""
         self._owner = np.empty(0, np.uint64)
-        self._first, self._count, self._wanted = (np.empty(0, np.uint32) for _ in range(3))
+        self._first, self._count, self._wanted, self._prime_bits = (np.empty(0, np.uint32) for _ in range(4))
+        self._e = np.empty(0, np.uint64)
         self._uses = np.empty(0, np.uint16)
         self._taken = 0  # pairs that belong to a block, or to one of the spare ones
         self._spare: dict[int, list[int]] = {}  # first pairs of blocks that are not used, by size
@@ -44,9 +48,10 @@ class DevicePairs:
         """For as many records; the new ones have no pairs yet."""
         more = records - len(self._owner)
         if more > 0:
-            self._owner = np.concatenate([self._owner, np.zeros(more, np.uint64)])
-            self._first, self._count, self._wanted = (
-                np.concatenate([array, np.zeros(more, np.uint32)]) for array in (self._first, self._count, self._wanted)
+            self._owner, self._e = (np.append(array, np.zeros(more, np.uint64)) for array in (self._owner, self._e))
+            self._first, self._count, self._wanted, self._prime_bits = (
+                np.append(array, np.zeros(more, np.uint32))
+                for array in (self._first, self._count, self._wanted, self._prime_bits)
             )
             self._describe()
 
@@ -96,6 +101,7 @@ class DevicePairs:
 
     def _describe(self) -> None:
         self.struct.records = len(self._owner)
-        self.struct.owner = u64(self._owner)
+        self.struct.owner, self.struct.e = map(u64, (self._owner, self._e))
         self.struct.first, self.struct.count, self.struct.wanted = map(u32, (self._first, self._count, self._wanted))
+        self.struct.prime_bits = u32(self._prime_bits)
         self.struct.uses = u16(self._uses)

@@ -154,6 +154,19 @@ def _add(arrays: dict[int, NDArray[np.uint8]], size: int) -> int:
     return address
 
 
+class _HostEvent:
+    def __init__(self, stream: _HostStream) -> None:
+        self._stream = stream
+        self._done = threading.Event()
+
+    def record(self) -> None:
+        self._done = threading.Event()
+        self._stream.record(self._done)
+
+    def wait(self) -> None:
+        self._stream.wait_for(self._done)
+
+
 class _HostStream:
     def __init__(self, device: str, kernels: HostKernels, before: Callable[[str], None]) -> None:
         self._device = device
@@ -188,9 +201,19 @@ class _HostStream:
         now = arguments.copy()
         self._give("launch", lambda: self._kernels.run(kernel, now))
 
+    def event(self) -> _HostEvent:
+        return _HostEvent(self)
+
     def wait(self) -> None:
-        done = threading.Event()
-        self._give("wait", done.set)
+        event = self.event()
+        event.record()
+        event.wait()
+
+    def record(self, done: threading.Event) -> None:
+        self._give("record", done.set)
+
+    def wait_for(self, done: threading.Event) -> None:
+        self._before("wait")
         done.wait()
         if self._error is not None:
             raise self._error

@@ -13,6 +13,7 @@ class _Lib:
     GP_TIME_BOUNDS: int
     GP_NO_RECORD: int
     GP_PAIR_USES: int
+    GP_PAIR_WORN: int
     GP_STAGED: int
     GP_LACKS_RECORDS: int
     GP_LACKS_ROOM: int
@@ -107,7 +108,8 @@ class _Lib:
         width: int,
         /,
     ) -> int: ...
-    def gp_stage_fresh(self, staging: FFI.CData, width: int, /) -> int: ...
+    def gp_stage_worn(self, staging: FFI.CData, pairs: FFI.CData, /) -> int: ...
+    def gp_stage_fresh(self, staging: FFI.CData, pairs: FFI.CData, width: int, /) -> int: ...
     def gp_unstage(
         self,
         staging: FFI.CData,

@@ -71,6 +71,7 @@ uint32_t gp_cpu_private(gp_client *client, uint32_t count, const uint64_t *keys,
                         uint8_t *outputs, uint32_t stride, uint8_t *ok);
 #define GP_NO_RECORD 0xffffffff
 #define GP_PAIR_USES 512
+#define GP_PAIR_WORN 384
 struct gp_record {
     uint32_t number;
     uint32_t prime_bits;
@@ -87,25 +88,30 @@ struct gp_pairs {
     uint32_t *first;
     uint32_t *count;
     uint32_t *wanted;
+    uint64_t *e;
+    uint32_t *prime_bits;
     uint16_t *uses;
+    uint32_t worn;
 };
 struct gp_staging {
     uint8_t *upload;
     uint8_t *download;
     uint8_t *fresh;
     uint32_t *row;
-    uint32_t *fresh_place;
+    uint32_t *fresh_record, *fresh_pair;
     uint64_t *lacking;
     uint32_t *lacking_record, *lacking_pairs;
+    uint32_t room;
     uint32_t rows, count, fresh_count, lacking_count;
-    uint32_t prime_bits;
-    uint64_t any_e;
+    uint32_t prime_bits, fresh_prime_bits;
+    uint64_t any_e, fresh_any_e;
 };
 enum gp_staged { GP_STAGED, GP_LACKS_RECORDS, GP_LACKS_ROOM, GP_LACKS_PAIRS, ... };
-enum gp_staged gp_stage(struct gp_staging *staging, const gp_records *records, const struct gp_pairs *pairs,
+enum gp_staged gp_stage(struct gp_staging *staging, const gp_records *records, struct gp_pairs *pairs,
                         uint32_t rows, const uint64_t *keys, const uint8_t *inputs, uint32_t stride,
                         uint32_t width);
-int gp_stage_fresh(struct gp_staging *staging, uint32_t width);
+uint32_t gp_stage_worn(struct gp_staging *staging, struct gp_pairs *pairs);
+int gp_stage_fresh(struct gp_staging *staging, const struct gp_pairs *pairs, uint32_t width);
 uint32_t gp_unstage(struct gp_staging *staging, const struct gp_pairs *pairs, uint8_t *outputs, uint8_t *ok,
                     uint32_t stride, uint32_t width);
 enum gpk_status { GPK_OK, GPK_UNSUPPORTED, GPK_INVALID, ... };

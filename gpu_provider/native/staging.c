@@ -89,8 +89,8 @@ static void find_records(struct gp_staging *staging, const gp_records *records, 
     }
 }
 
-static enum gp_staged find_lacking_pairs(struct gp_staging *staging, const struct gp_pairs *pairs, const uint64_t *keys,
-                                         const uint32_t *record_of)
+static enum gp_staged find_lacking_pairs(struct gp_staging *staging, const gp_records *records, struct gp_pairs *pairs,
+                                         const uint64_t *keys, const uint32_t *record_of)
 {
     for (uint32_t i = 0; i < staging->count; i++)
         if (record_of[i] >= pairs->records)
@@ -104,6 +104,10 @@ static enum gp_staged find_lacking_pairs(struct gp_staging *staging, const struc
         pairs->wanted[record] = 0;
         if (wanted == 0 || (wanted <= pairs->count[record] && pairs->owner[record] == key))
             continue;
+        const struct gp_record *of_key = &records->entries[key & (GP_MAX_KEYS - 1)].record;
+
+        pairs->e[record] = of_key->e;
+        pairs->prime_bits[record] = of_key->prime_bits;
         staging->lacking[last] = key;
         staging->lacking_record[last] = record;
         staging->lacking_pairs[last] = wanted;
@@ -112,23 +116,55 @@ static enum gp_staged find_lacking_pairs(struct gp_staging *staging, const struc
     return staging->lacking_count > 0 ? GP_LACKS_PAIRS : GP_STAGED;
 }
 
+static void add_fresh(struct gp_staging *staging, const struct gp_pairs *pairs, uint32_t record, uint32_t pair)
+{
+    pairs->uses[pair] = 0;
+    staging->fresh_record[staging->fresh_count] = record;
+    staging->fresh_pair[staging->fresh_count++] = pair;
+}
+
 /* A row's pair is the block's as many-th as the row is among those of its key. */
-static void assign_pairs(struct gp_staging *staging, const struct gp_pairs *pairs, const uint32_t *record_of,
-                         uint32_t *pair_of)
+static void assign_pairs(struct gp_staging *staging, struct gp_pairs *pairs, const uint32_t *record_of, uint32_t *pair_of)
 {
     staging->fresh_count = 0;
     for (uint32_t i = 0; i < staging->count; i++) {
         const uint32_t pair = pairs->first[record_of[i]] + pairs->wanted[record_of[i]]++;
 
         pair_of[i] = pair;
-        if (pairs->uses[pair] >= GP_PAIR_USES) {
-            pairs->uses[pair] = 0;
-            staging->fresh_place[staging->fresh_count++] = i;
-        }
-        pairs->uses[pair]++;
+        if (pairs->uses[pair] >= GP_PAIR_USES)
+            add_fresh(staging, pairs, record_of[i], pair);
+        if (++pairs->uses[pair] == GP_PAIR_USES)
+            pairs->worn = 1;
     }
     for (uint32_t i = 0; i < staging->count; i++)
         pairs->wanted[record_of[i]] = 0;
+    if (staging->fresh_count > 0)
+        pairs->worn = 1; /* the rest of a new block is not made yet */
+}
+
+/* Returns 0 when there is no room for one more. */
+static int add_worn(struct gp_staging *staging, const struct gp_pairs *pairs, uint16_t least_uses)
+{
+    for (uint32_t record = 0; record < pairs->records; record++)
+        for (uint32_t i = 0; i < pairs->count[record]; i++) {
+            const uint32_t pair = pairs->first[record] + i;
+
+            if (pairs->uses[pair] < least_uses)
+                continue;
+            if (staging->fresh_count == staging->room)
+                return 0;
+            add_fresh(staging, pairs, record, pair);
+        }
+    return 1;
+}
+
+uint32_t gp_stage_worn(struct gp_staging *staging, struct gp_pairs *pairs)
+{
+    if (staging->fresh_count > 0 || !pairs->worn)
+        return 0;
+    /* Those first that the next batch would have to wait for. */
+    pairs->worn = !(add_worn(staging, pairs, GP_PAIR_USES) && add_worn(staging, pairs, GP_PAIR_WORN));
+    return staging->fresh_count;
 }
 
 static void widen(uint8_t *to, const uint8_t *from, uint32_t stride, uint32_t width)
@@ -137,7 +173,7 @@ static void widen(uint8_t *to, const uint8_t *from, uint32_t stride, uint32_t wi
     memset(to + stride, 0, width - stride);
 }
 
-enum gp_staged gp_stage(struct gp_staging *staging, const gp_records *records, const struct gp_pairs *pairs, uint32_t rows,
+enum gp_staged gp_stage(struct gp_staging *staging, const gp_records *records, struct gp_pairs *pairs, uint32_t rows,
                         const uint64_t *keys, const uint8_t *inputs, uint32_t stride, uint32_t width)
 {
     staging->rows = rows;
@@ -146,7 +182,7 @@ enum gp_staged gp_stage(struct gp_staging *staging, const gp_records *records, c
     find_records(staging, records, keys, record_of);
     if (staging->lacking_count > 0)
         return GP_LACKS_RECORDS;
-    const enum gp_staged lacking = find_lacking_pairs(staging, pairs, keys, record_of);
+    const enum gp_staged lacking = find_lacking_pairs(staging, records, pairs, keys, record_of);
     if (lacking != GP_STAGED)
         return lacking;
     assign_pairs(staging, pairs, record_of, record_of + aligned(rows));
@@ -170,16 +206,21 @@ static int fill_random(uint8_t *to, size_t size)
     return 1;
 }
 
-int gp_stage_fresh(struct gp_staging *staging, uint32_t width)
+int gp_stage_fresh(struct gp_staging *staging, const struct gp_pairs *pairs, uint32_t width)
 {
-    const uint32_t *record_of = records_of_upload(staging, width), *pair_of = record_of + aligned(staging->rows);
     const uint32_t count = staging->fresh_count;
-    uint32_t *fresh_record = (uint32_t *)(staging->fresh + (size_t)count * width);
-    uint32_t *fresh_pair = fresh_record + aligned(count);
+    uint32_t *record_of = (uint32_t *)(staging->fresh + (size_t)count * width), *pair_of = record_of + aligned(count);
 
+    staging->fresh_prime_bits = 0;
+    staging->fresh_any_e = 0;
     for (uint32_t i = 0; i < count; i++) {
-        fresh_record[i] = record_of[staging->fresh_place[i]];
-        fresh_pair[i] = pair_of[staging->fresh_place[i]];
+        const uint32_t record = staging->fresh_record[i];
+
+        record_of[i] = record;
+        pair_of[i] = staging->fresh_pair[i];
+        staging->fresh_any_e |= pairs->e[record];
+        if (pairs->prime_bits[record] > staging->fresh_prime_bits)
+            staging->fresh_prime_bits = pairs->prime_bits[record];
     }
     return fill_random(staging->fresh, (size_t)count * width);
 }
@@ -188,7 +229,7 @@ uint32_t gp_unstage(struct gp_staging *staging, const struct gp_pairs *pairs, ui
                     uint32_t stride, uint32_t width)
 {
     const uint32_t *pair_of = records_of_upload(staging, width) + aligned(staging->rows);
-    const uint8_t *verdicts = staging->download + (size_t)staging->count * width;
+    uint8_t *verdicts = staging->download + (size_t)staging->count * width;
     uint32_t failed = 0;
 
     for (uint32_t i = 0; i < staging->count; i++) {
@@ -205,7 +246,6 @@ uint32_t gp_unstage(struct gp_staging *staging, const struct gp_pairs *pairs, ui
         }
         OPENSSL_cleanse(result, width); /* now, while it is in the cache */
     }
-    OPENSSL_cleanse(staging->upload, (size_t)staging->count * width);
-    OPENSSL_cleanse(staging->fresh, (size_t)staging->fresh_count * width);
+    memset(verdicts, 0, staging->count); /* of a batch that is given up there are none */
     return failed;
 }

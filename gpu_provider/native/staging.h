@@ -10,8 +10,11 @@
 
 /* Not a record: the key is known, and the kernels do not take it. */
 #define GP_NO_RECORD UINT32_MAX
-/* After so many uses a blinding pair is made anew from fresh randomness, as the kernels on the processor do. */
+/* A blinding pair serves so many operations at most. Then fresh randomness replaces it, as in the kernels on the processor. */
 #define GP_PAIR_USES 512u
+/* When a pair has reached GP_PAIR_USES, all those with at least so many uses are renewed together. A batch uses each pair
+ * once at most, so a lane's next renewal is 128 batches away. */
+#define GP_PAIR_WORN 384u
 
 /* A key's constants on the device. */
 struct gp_record {
@@ -35,7 +38,10 @@ struct gp_pairs {
     uint32_t *first;  /* by record: its block's first pair */
     uint32_t *count;  /* by record: its block's pairs */
     uint32_t *wanted; /* by record: zero between calls */
+    uint64_t *e;      /* by record: the owner's, as gp_record has it */
+    uint32_t *prime_bits; /* likewise */
     uint16_t *uses;   /* by pair; GP_PAIR_USES: to be made before it is used */
+    uint32_t worn;    /* not zero: gp_stage_worn() has something to look for */
 };
 
 /* A batch on its way. One thread at a time. Arrays have room for as many rows; those in `upload` and `fresh` begin at
@@ -43,14 +49,15 @@ struct gp_pairs {
 struct gp_staging {
     uint8_t *upload;   /* `rows` inputs, as many records, as many pairs; of each, `count` are used */
     uint8_t *download; /* `count` outputs, as many verdicts: 1 for a right result */
-    uint8_t *fresh;    /* pairs to be made first: `fresh_count` random rows, as many records, as many pairs */
+    uint8_t *fresh;    /* pairs to be made: `fresh_count` random rows, as many records, as many pairs */
     uint32_t *row;     /* of the batch, by place in the upload */
-    uint32_t *fresh_place; /* in the upload */
+    uint32_t *fresh_record, *fresh_pair;
     uint64_t *lacking; /* key handles */
     uint32_t *lacking_record, *lacking_pairs; /* GP_LACKS_PAIRS: how many pairs are wanted */
+    uint32_t room; /* rows that the arrays hold */
     uint32_t rows, count, fresh_count, lacking_count;
-    uint32_t prime_bits; /* of the longest prime */
-    uint64_t any_e;      /* all public exponents, OR-ed */
+    uint32_t prime_bits, fresh_prime_bits; /* of the longest prime */
+    uint64_t any_e, fresh_any_e;           /* all public exponents, OR-ed */
 };
 
 enum gp_staged {
@@ -61,15 +68,21 @@ enum gp_staged {
 };
 
 /* Fills the upload from a batch of rows of `stride` bytes, at most `width`. Rows whose key has GP_NO_RECORD are left out.
- * inputs NULL: they are on the device already. */
-enum gp_staged gp_stage(struct gp_staging *staging, const gp_records *records, const struct gp_pairs *pairs, uint32_t rows,
+ * Lists as fresh the pairs that must be made before the batch can use them. inputs NULL: they are on the device already. */
+enum gp_staged gp_stage(struct gp_staging *staging, const gp_records *records, struct gp_pairs *pairs, uint32_t rows,
                         const uint64_t *keys, const uint8_t *inputs, uint32_t stride, uint32_t width);
 
-/* Fills `fresh` after gp_stage(). 0 if the system gives no randomness. */
-int gp_stage_fresh(struct gp_staging *staging, uint32_t width);
+/* After gp_stage(): lists as fresh, in place of what it listed, the pairs to be made behind this batch so that later ones
+ * need not wait for them. Those are the worn ones of all keys, and those of new blocks that no row has used yet. Returns
+ * how many. None if the batch itself waits for pairs: their randomness may still be in `fresh`. */
+uint32_t gp_stage_worn(struct gp_staging *staging, struct gp_pairs *pairs);
 
-/* Takes the results out of the download, and wipes the staging. Returns how many rows failed the device's check; their
- * pairs will be made anew. outputs NULL: only the verdicts were downloaded. */
+/* Fills `fresh` for the pairs that are listed. 0 if the system gives no randomness. */
+int gp_stage_fresh(struct gp_staging *staging, const struct gp_pairs *pairs, uint32_t width);
+
+/* Takes the results out of the download, and zeroes it. The caller wipes the rest of the staging, as soon as the device has
+ * it. Returns how many rows failed the device's check; their pairs will be replaced before they are used again. outputs
+ * NULL: only the verdicts were downloaded. */
 uint32_t gp_unstage(struct gp_staging *staging, const struct gp_pairs *pairs, uint8_t *outputs, uint8_t *ok,
                     uint32_t stride, uint32_t width);
 

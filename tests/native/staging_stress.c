@@ -53,7 +53,7 @@ struct lane {
     struct pairs pairs[CLASSES];
     uint8_t inputs[ROWS * GP_MAX_BYTES], outputs[ROWS * GP_MAX_BYTES], ok[ROWS];
     uint64_t keys[ROWS];
-    long requests, failed;
+    long requests, failed, renewals;
 };
 
 static uint32_t random_below(uint64_t *state, uint32_t limit)
@@ -162,6 +162,33 @@ static void stage(struct lane *lane, uint32_t class, uint32_t rows, uint32_t str
     }
 }
 
+/* Those that are listed as fresh. */
+static void make_pairs(struct lane *lane, uint32_t class)
+{
+    struct gp_staging *staging = &lane->staging;
+    struct pairs *pairs = &lane->pairs[class];
+    const size_t numbers = (size_t)staging->fresh_count * widths[class];
+    const uint32_t *record_of = (const uint32_t *)(staging->fresh + numbers);
+    const uint32_t *pair_of = record_of + ((staging->fresh_count + 3) & ~3u);
+    uint64_t any_e = 0;
+    uint32_t prime_bits = 0;
+
+    CHECK(gp_stage_fresh(staging, &pairs->of, widths[class]));
+    for (uint32_t i = 0; i < staging->fresh_count; i++) {
+        const uint32_t record = record_of[i], first = pairs->of.first[record];
+        const uint64_t handle = pairs->of.owner[record];
+
+        CHECK(record < RECORDS && pair_of[i] >= first && pair_of[i] < first + pairs->of.count[record]);
+        pairs->made_for[pair_of[i]] = handle;
+        pairs->used[pair_of[i]] = 0;
+        any_e |= public_exponent(handle);
+        if (prime_bits < 1000 + (handle & 0xFFFF))
+            prime_bits = 1000 + (uint32_t)(handle & 0xFFFF);
+    }
+    CHECK(staging->fresh_any_e == any_e && staging->fresh_prime_bits == prime_bits);
+    memset(staging->fresh, 0, numbers);
+}
+
 /* What the kernels rely on. */
 static void check_staged(struct lane *lane, uint32_t class, uint32_t rows)
 {
@@ -169,20 +196,11 @@ static void check_staged(struct lane *lane, uint32_t class, uint32_t rows)
     struct pairs *pairs = &lane->pairs[class];
     const uint32_t *record_of = (const uint32_t *)(staging->upload + (size_t)rows * widths[class]);
     const uint32_t *pair_of = record_of + ((rows + 3) & ~3u);
-    const uint32_t *fresh_record = (const uint32_t *)(staging->fresh + (size_t)staging->fresh_count * widths[class]);
-    const uint32_t *fresh_pair = fresh_record + ((staging->fresh_count + 3) & ~3u);
     uint32_t taken = 0;
     uint64_t any_e = 0;
 
     lane->batch++;
-    CHECK(gp_stage_fresh(staging, widths[class]));
-    for (uint32_t i = 0; i < staging->fresh_count; i++) {
-        const uint32_t place = staging->fresh_place[i];
-
-        CHECK(fresh_record[i] == record_of[place] && fresh_pair[i] == pair_of[place]);
-        pairs->made_for[fresh_pair[i]] = lane->keys[staging->row[place]];
-        pairs->used[fresh_pair[i]] = 0;
-    }
+    make_pairs(lane, class);
     for (uint32_t row = 0; row < rows; row++) {
         const uint64_t handle = lane->keys[row];
         const uint32_t key = (uint32_t)(handle & 0xFFFF);
@@ -237,8 +255,8 @@ static void check_results(struct lane *lane, uint32_t rows, uint32_t stride, uin
             CHECK((lane->outputs[(size_t)row * stride + byte] ^ lane->inputs[(size_t)row * stride + byte]) == 0xFF);
     }
     CHECK(without == failed);
-    for (size_t byte = 0; byte < (size_t)staging->count * width; byte++)
-        CHECK(staging->download[byte] == 0 && staging->upload[byte] == 0);
+    for (size_t byte = 0; byte < (size_t)staging->count * (width + 1); byte++)
+        CHECK(staging->download[byte] == 0);
 }
 
 static void *run_lane(void *argument)
@@ -265,6 +283,11 @@ static void *run_lane(void *argument)
         stage(lane, class, rows, stride, on_host ? lane->inputs : NULL);
         check_staged(lane, class, rows);
         const uint32_t failed = compute(lane, class, rows);
+        memset(lane->staging.upload, 0, (size_t)rows * widths[class]);
+        if (gp_stage_worn(&lane->staging, &lane->pairs[class].of) > 0) {
+            make_pairs(lane, class);
+            lane->renewals++;
+        }
         CHECK(gp_unstage(&lane->staging, &lane->pairs[class].of, on_host ? lane->outputs : NULL, lane->ok, stride,
                          widths[class]) == failed);
         check_results(lane, rows, stride, widths[class], failed, on_host);
@@ -285,13 +308,15 @@ static struct lane *new_lane(struct shared *shared, uint64_t seed)
     lane->state = seed;
     lane->staging = (struct gp_staging){
         .upload = allocate(numbers), .download = allocate(numbers), .fresh = allocate(numbers),
-        .row = allocate(ROWS * 4), .fresh_place = allocate(ROWS * 4), .lacking = allocate(ROWS * 8),
-        .lacking_record = allocate(ROWS * 4), .lacking_pairs = allocate(ROWS * 4),
+        .row = allocate(ROWS * 4), .fresh_record = allocate(ROWS * 4), .fresh_pair = allocate(ROWS * 4),
+        .lacking = allocate(ROWS * 8), .lacking_record = allocate(ROWS * 4), .lacking_pairs = allocate(ROWS * 4),
+        .room = ROWS,
     };
     for (uint32_t class = 0; class < CLASSES; class++)
         lane->pairs[class].of = (struct gp_pairs){
             .owner = allocate(RECORDS * 8), .first = allocate(RECORDS * 4), .count = allocate(RECORDS * 4),
-            .wanted = allocate(RECORDS * 4), .uses = allocate(PAIRS * 2),
+            .wanted = allocate(RECORDS * 4), .e = allocate(RECORDS * 8), .prime_bits = allocate(RECORDS * 4),
+            .uses = allocate(PAIRS * 2),
         };
     return lane;
 }
@@ -299,12 +324,12 @@ static struct lane *new_lane(struct shared *shared, uint64_t seed)
 static void free_lane(struct lane *lane)
 {
     struct gp_staging *staging = &lane->staging;
-    void *arrays[] = {staging->upload,  staging->download,       staging->fresh,         staging->row, staging->fresh_place,
-                      staging->lacking, staging->lacking_record, staging->lacking_pairs, lane};
+    void *arrays[] = {staging->upload,     staging->download, staging->fresh,          staging->row,           staging->fresh_record,
+                      staging->fresh_pair, staging->lacking,  staging->lacking_record, staging->lacking_pairs, lane};
 
     for (uint32_t class = 0; class < CLASSES; class++) {
         struct gp_pairs *of = &lane->pairs[class].of;
-        void *more[] = {of->owner, of->first, of->count, of->wanted, of->uses};
+        void *more[] = {of->owner, of->first, of->count, of->wanted, of->e, of->prime_bits, of->uses};
 
         for (size_t i = 0; i < sizeof(more) / sizeof(*more); i++)
             free(more[i]);
@@ -318,7 +343,7 @@ int main(int count, char **arguments)
     static struct shared shared;
     struct lane *lanes[LANES];
     pthread_t threads[LANES], changer;
-    long requests = 0, failed = 0;
+    long requests = 0, failed = 0, renewals = 0;
 
     shared.rounds = count > 1 ? atoi(arguments[1]) : 600;
     shared.records = gp_records_new();
@@ -341,12 +366,13 @@ int main(int count, char **arguments)
         pthread_join(threads[i], NULL);
         requests += lanes[i]->requests;
         failed += lanes[i]->failed;
+        renewals += lanes[i]->renewals;
         free_lane(lanes[i]);
     }
     atomic_store(&shared.stop, 1);
     pthread_join(changer, NULL);
     gp_records_free(shared.records);
-    CHECK(failed > 0);
-    printf("staging_stress: passed: %ld requests, %ld failed\n", requests, failed);
+    CHECK(failed > 0 && renewals > 0);
+    printf("staging_stress: passed: %ld requests, %ld failed, %ld renewals\n", requests, failed, renewals);
     return 0;
 }
