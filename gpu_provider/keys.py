@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import typing
 import weakref
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
@@ -13,14 +13,13 @@ from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
 
 from gpu_provider.errors import InputError, KeyLoadError, ProviderClosedError
 from gpu_provider.native import ffi, lib
+from gpu_provider.operands import is_bytes, to_int
 
 if TYPE_CHECKING:
     from gpu_provider.client import Client
+    from gpu_provider.operands import BytesLike, Integer
 
-__all__ = ["BytesLike", "Key", "load"]
-
-BytesLike: TypeAlias = "bytes | bytearray | memoryview"
-"""Big-endian."""
+__all__ = ["Key", "load"]
 
 _MIN_EXPONENT = 3
 _PRIVATE_KEY_TYPES = typing.get_args(PrivateKeyTypes)
@@ -54,25 +53,22 @@ class Key:
     def closed(self) -> bool:
         return not self._remove.alive
 
-    def to_row(self, x: int | BytesLike) -> bytes:
-        """``x`` as the queue wants it: ``self.bytes`` long, least significant byte first.
+    def to_row(self, x: Integer | BytesLike) -> tuple[bytes, bool]:
+        """``x`` as the queue wants it, ``self.bytes`` long, least significant byte first; and whether it was bytes.
 
-        Raises InputError for what is not an ``int`` or big-endian ``bytes`` with 0 <= x < n, ProviderClosedError for a
+        Raises InputError for what is not an integer or big-endian bytes with 0 <= x < n, ProviderClosedError for a
         closed key.
         """
         if self.closed:
             raise ProviderClosedError(f"this {self.bits}-bit key is closed; load it again")
-        if isinstance(x, bytes | bytearray | memoryview):
-            if len(x) > self.bytes:
-                raise InputError(f"the input is {len(x)} bytes long, but the key takes at most {self.bytes}")
-            x = int.from_bytes(x, "big")
-        elif not isinstance(x, int) or isinstance(x, bool):
-            raise InputError(f"the input must be an int or bytes, not {type(x).__name__}")
-        if x < 0:
+        if is_bytes(x) and memoryview(x).nbytes > self.bytes:
+            raise InputError(f"the input is {memoryview(x).nbytes} bytes long, but the key takes at most {self.bytes}")
+        number = to_int(x, "the input")
+        if number < 0:
             raise InputError("the input is negative; it must be from 0 to the key's modulus less one")
-        if x >= self.n:
+        if number >= self.n:
             raise InputError(f"the input is not less than the key's {self.bits}-bit modulus; reduce it or pad it first")
-        return x.to_bytes(self.bytes, "little")
+        return number.to_bytes(self.bytes, "little"), is_bytes(x)
 
     def __repr__(self) -> str:
         return f"<Key RSA {self.bits} bits, e={self.e}, handle {self.handle:#x}{', closed' if self.closed else ''}>"
