@@ -8,7 +8,7 @@ import logging
 import os
 import threading
 import weakref
-from typing import TYPE_CHECKING, Any, Self, overload
+from typing import TYPE_CHECKING, Any, NoReturn, Self, overload
 
 import numpy as np
 from prometheus_client import CollectorRegistry
@@ -37,11 +37,11 @@ if TYPE_CHECKING:
     from concurrent.futures import Future
     from types import TracebackType
 
-    from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
     from numpy.typing import NDArray
 
     from gpu_provider.backends.base import Backend
     from gpu_provider.calls import Call
+    from gpu_provider.key_formats import KeySource
     from gpu_provider.operands import AnyOperand, BytesLike, Integer, Number, Operand
     from gpu_provider.private_rows import Keys
 
@@ -62,6 +62,9 @@ class LibraryContext:
             raise BackendError(f"OpenSSL can't load the provider: {openssl_error()}")
         self._context = ffi.gc(pointer, lib.gp_application_libctx_free)
         self._client = client
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a LibraryContext can't be pickled or copied: take it from a provider of the other process")
 
     @property
     def pointer(self) -> int:
@@ -166,6 +169,9 @@ class BatchingProvider:
         """
         self._engine.close()
 
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a provider can't be pickled or copied: make and start one in the other process")
+
     def __enter__(self) -> Self:
         self.start()
         return self
@@ -191,11 +197,12 @@ class BatchingProvider:
 
     # ---- RSA ----
 
-    def load_key(self, source: bytes | str | PrivateKeyTypes, password: bytes | str | None = None) -> Key:
+    def load_key(self, source: KeySource, password: bytes | str | None = None) -> Key:
         """Takes an RSA private key of 2048 to 4096 bits into the key table.
 
-        ``source``: PEM or DER (PKCS#8 or PKCS#1), encrypted if ``password`` is given, or a private key of the
-        ``cryptography`` package. Raises KeyLoadError saying what is wrong with it.
+        ``source``: what a key's file holds, PEM or DER (PKCS#8 or PKCS#1) or OpenSSH's format, encrypted if
+        ``password`` is given; or a private key of the ``cryptography`` package. PEM may hold certificates as well.
+        Raises KeyLoadError saying what is wrong with it.
         """
         self._client.check_process()
         return keys.load(self._client, source, password)
