@@ -49,6 +49,8 @@ _FAILED_AT_ONCE = 64
 _DECIDE_AGAIN_NS = 1_000_000
 _CLOSING_SECONDS = 0.5
 """How long calls over many rows may go on after close()."""
+_LAST_STEPS_SECONDS = 1.0
+"""For the batching thread to return, after it has told that all is done."""
 _SMALL_BATCH_SECONDS = 0.001
 """Handing requests to a lane and taking the lane back costs about 0.1 ms of processor time, and as much latency. What
 comes while the batching thread computes waits for half of this on average, at worst for all of it."""
@@ -182,12 +184,13 @@ class Engine:
         self.begin_close()
         if not self._client.in_own_process or self._thread.ident is None or self.owns_current_thread():
             return
-        # Not by join() alone: when a signal handler raises in it, CPython 3.11 takes the thread for dead.
+        # Not by join() alone: when a signal handler raises in it, CPython 3.11 takes the thread for dead; and a handler
+        # that calls it inside another join() may wait for that for ever.
         end: SimpleQueue[None] = SimpleQueue()
         self._wait_for_end.append(end)
         if not self._ended:
             end.get()
-        self._thread.join()
+        self._thread.join(_LAST_STEPS_SECONDS)
 
     def owns_current_thread(self) -> bool:
         """Whether this is a thread of the provider, which runs a future's callback: to wait for the provider in it

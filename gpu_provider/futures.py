@@ -27,6 +27,7 @@ __all__ = ["PendingFutures", "RequestFuture", "Result"]
 Result: TypeAlias = "int | bytes"
 Outcome: TypeAlias = "Result | Exception"
 _AT_ONCE = 64
+_PATIENCE_SECONDS = 0.1
 _CLOSED = "the provider was closed before the request could be computed"
 
 
@@ -41,6 +42,15 @@ class RequestFuture(Future["Result"]):
 
     def end(self, outcome: Outcome) -> None:
         """Sets the result or the error, unless the future was cancelled meanwhile. On a thread of the provider."""
+        # The application's thread may never let go of the lock, if a signal handler raised inside the Condition's
+        # __enter__ or __exit__, or called close() meanwhile. Then another thread waits for it.
+        if self._condition.acquire(timeout=_PATIENCE_SECONDS):
+            self._condition.release()
+            self._end(outcome)
+        else:
+            threading.Thread(target=self._end, args=[outcome], name="gpu-provider-late-future", daemon=True).start()
+
+    def _end(self, outcome: Outcome) -> None:
         self._ended_by = threading.get_ident()
         try:
             if isinstance(outcome, Exception):

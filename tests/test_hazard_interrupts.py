@@ -17,16 +17,20 @@ if TYPE_CHECKING:
     from gpu_provider import BatchingProvider
     from gpu_provider.testing import HeldBackend
 
-# Raises before the n-th bytecode of what is called, for every n; Python runs signal handlers between bytecodes.
+# Does something, such as raising, before the n-th bytecode of what is called, for every n; Python runs signal handlers
+# between bytecodes.
 _INTERRUPT = """
 import itertools, signal, sys, threading, time
 from concurrent.futures import ThreadPoolExecutor
 from rsa_keys import private_key
-from gpu_provider import BatchingProvider, ProviderConfig
+from gpu_provider import BatchingProvider, ProviderClosedError, ProviderConfig
 
 M = (1 << 127) - 1
 
-def interrupted(number, call):
+def interrupt():
+    raise KeyboardInterrupt
+
+def interrupted(number, call, handler=interrupt):
     count = 0
     def trace(frame, event, _):
         nonlocal count
@@ -34,16 +38,18 @@ def interrupted(number, call):
         count += event == "opcode"
         if count == number:
             sys.settrace(None)
-            raise KeyboardInterrupt
+            handler()
         return trace
     sys.settrace(trace)
     try:
         call()
-    except KeyboardInterrupt:
-        return True
+    except (KeyboardInterrupt, ProviderClosedError, TimeoutError):
+        pass
+    except RuntimeError as error:  # of a Condition that was interrupted
+        assert "un-acquired lock" in str(error)
     finally:
         sys.settrace(None)
-    return False
+    return count >= number
 
 def works(provider):
     with ThreadPoolExecutor(1) as pool:
@@ -65,13 +71,41 @@ print("ended after", number)
 """
 
 _CLOSE_AT_EVERY_BYTECODE = """
-for number in itertools.count({first}, 3):
+for number in itertools.count({first}, 5):
     provider = BatchingProvider(ProviderConfig(threads=1))
     provider.start()
     future = provider.submit(provider.load_key(private_key(2048)), 1)
     again = interrupted(number, lambda: provider.{call})
     provider.close()
     assert future.result(timeout=0) == 1
+    if not again:
+        break
+print("ended after", number)
+"""
+
+
+_FUTURE_AT_EVERY_BYTECODE = """
+from gpu_provider.testing import HeldBackend
+backend = HeldBackend()
+with BatchingProvider(ProviderConfig(backend_timeout=50), backends=[backend]) as provider:
+    key = provider.load_key(private_key(2048))
+    try:
+        for number in itertools.count(1):
+            future = provider.submit(key, 1)
+            if not interrupted(number, lambda: future.{call}):
+                break
+    finally:
+        backend.release_all()
+print("ended after", number)
+"""
+
+_HANDLER_CLOSES = """
+for number in itertools.count(1, {step}):
+    provider = BatchingProvider(ProviderConfig(threads=1))
+    provider.start()
+    key = {key}
+    again = interrupted(number, lambda: {call}, provider.close)
+    provider.close()
     if not again:
         break
 print("ended after", number)
@@ -103,7 +137,28 @@ def test_a_call_at_every_bytecode(call: str, step: int) -> None:
     assert "ended" in run(_AT_EVERY_BYTECODE.format(call=call, step=step))
 
 
-@pytest.mark.parametrize(("call", "first"), [("close()", 1), ("close()", 2), ("__exit__(None, None, None)", 3)])
+@pytest.mark.parametrize("call", ["done()", "cancel()", "add_done_callback(print)", "exception(timeout=0)"])
+def test_a_futures_method_at_every_bytecode(call: str) -> None:
+    """Its lock may stay taken then."""
+    assert "ended" in run(_FUTURE_AT_EVERY_BYTECODE.format(call=call))
+
+
+@pytest.mark.parametrize(
+    ("call", "step"),
+    [
+        ("provider.private_op(key, 2)", 23),
+        ("provider.submit(key, 2).result()", 23),
+        ("provider.modexp(3, 5, M)", 23),
+        ("provider.library_context", 7),
+        ("provider.close()", 3),
+    ],
+)
+def test_a_signal_handler_closes_the_provider_at_any_bytecode(call: str, step: int) -> None:
+    key = "provider.load_key(private_key(2048))" if "key" in call else None
+    assert "ended" in run(_HANDLER_CLOSES.format(call=call, key=key, step=step))
+
+
+@pytest.mark.parametrize(("call", "first"), [("close()", 1), ("__exit__(None, None, None)", 3)])
 def test_close_at_every_bytecode(call: str, first: int) -> None:
     assert "ended" in run(_CLOSE_AT_EVERY_BYTECODE.format(call=call, first=first))
 
