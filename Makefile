@@ -61,6 +61,8 @@ lint: .venv/ready-lint
 	@$(BIN)/ruff format --check --quiet .
 	@echo "mypy --strict"
 	@cd build/lint && ../../$(BIN)/mypy --config-file ../../pyproject.toml --cache-dir ../mypy --no-error-summary -p gpu_provider -p bench
+	@mkdir build/lint/typed && cp tests/typed_calls.py build/lint/typed && $(BIN)/python tests/readme_snippets.py build/lint/typed
+	@cd build/lint && ../../$(BIN)/mypy --config-file ../../pyproject.toml --cache-dir ../mypy --no-error-summary typed/*.py
 	@echo "import directions"
 	@cd build/lint && ../../$(BIN)/lint-imports --config ../../pyproject.toml --no-cache --no-logo
 

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from gpu_provider.keys import Key
     from gpu_provider.provider import BatchingProvider, LibraryContext, ProviderStats
 
+    __version__: str
+
 __all__ = [
     "RETRY",
     "AsyncStatus",
@@ -57,8 +59,16 @@ logging.getLogger(__name__).addHandler(logging.NullHandler())
 
 
 def __getattr__(name: str) -> object:
-    if name not in _LAZY:
+    value: object
+    if name == "__version__":
+        value = importlib.import_module("importlib.metadata").version("gpu-provider")
+    elif name in _LAZY:
+        value = getattr(importlib.import_module(_LAZY[name]), name)
+    else:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value: object = getattr(importlib.import_module(_LAZY[name]), name)
     globals()[name] = value
     return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LAZY, "__version__"})

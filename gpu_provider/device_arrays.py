@@ -99,11 +99,13 @@ class DeviceArrays:
     ) -> CudaArray:
         """``inputs``, ``backend``: by :meth:`find`. ``on_host``: the same call for an array on the host. Raises
         InputError, OperationError and what ``on_host`` raises."""
-        longest = keys.sizes[1]
+        longest = keys.sizes[1] or 8 * inputs.limbs
         limbs = longest // 8
         if inputs.limbs > limbs:
             raise InputError(f"the input has {inputs.limbs} limbs, and the longest modulus has {limbs}; slice it")
         result, outputs = self._new_array(backend, inputs.rows, limbs)
+        if not inputs.rows:
+            return result
         handles = keys.handles()
         kind = -(-longest // 64) - 4
         piece = self._engine.rows_at_a_time(backend, kind, 1, _MOST_ROWS)
@@ -164,6 +166,8 @@ class DeviceArrays:
         if base_rows.rows != count:
             raise InputError(f"there is 1 base on a device for {count} operations; give one for each")
         result, outputs = self._new_array(backend, count, limbs)
+        if not count:
+            return result
         units = units_per_row(8 * limbs, exponent_bytes)
         piece = self._engine.rows_at_a_time(backend, MODEXP, units, _MOST_ROWS)
 
@@ -202,7 +206,8 @@ class DeviceArrays:
         OperationError."""
         rows, stream = locate(array, name)
         backends = (backend for backend in self._engine.backends() if isinstance(backend, CudaBackend))
-        backend = next((backend for backend in backends if backend.device.owns(rows.address)), None)
+        # An array without rows may be nowhere.
+        backend = next((backend for backend in backends if not rows.rows or backend.device.owns(rows.address)), None)
         if backend is None:
             raise InputError(
                 f"the {name} array is on a GPU that this provider does not compute with; copy it to the host, or set "
@@ -250,7 +255,7 @@ class DeviceArrays:
         def run() -> None:
             try:
                 outcome.set_result(work())
-            except Exception as error:  # noqa: BLE001 - handed to the caller
+            except BaseException as error:  # noqa: BLE001 - handed to the caller
                 outcome.set_exception(error)
 
         threading.Thread(target=run, name=f"gpu-provider-{backend.name}-arrays", daemon=True).start()

@@ -8,11 +8,13 @@ request nothing.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import logging
 import threading
 import time
 from collections import deque
+from queue import SimpleQueue
 from typing import TYPE_CHECKING, NamedTuple
 
 from gpu_provider.backends.base import KeyHolder, OnGpu
@@ -45,6 +47,10 @@ _log = logging.getLogger(__name__)
 _FAILED_AT_ONCE = 64
 
 _DECIDE_AGAIN_NS = 1_000_000
+_CLOSING_SECONDS = 0.5
+"""How long calls over many rows may go on after close()."""
+_LAST_STEPS_SECONDS = 1.0
+"""For the batching thread to return, after it has told that all is done."""
 _SMALL_BATCH_SECONDS = 0.001
 """Handing requests to a lane and taking the lane back costs about 0.1 ms of processor time, and as much latency. What
 comes while the batching thread computes waits for half of this on average, at worst for all of it."""
@@ -62,8 +68,8 @@ class _Return(NamedTuple):
     late: bool = False
 
 
-def _describe(outcome: Exception | int) -> str | None:
-    if isinstance(outcome, Exception):
+def _describe(outcome: BaseException | int) -> str | None:
+    if isinstance(outcome, BaseException):
         return f"{type(outcome).__name__}: {outcome}"
     return f"{outcome} wrong results" if outcome else None
 
@@ -97,9 +103,15 @@ class Engine:
         self._inline = next((backend for backend in self._backends if backend.backend is inline), self._last_resort)
         self._open_more = open_more
         self._removed_keys = 0
-        self._lock = threading.Lock()
-        self._closing = False  # with _lock
-        self._calls = CallQueue()  # with _lock
+        # No lock between the applications' threads and these: a signal handler, or what the garbage collector runs, may
+        # call close() while its thread is in the middle of submit().
+        self._closing = False
+        self._close_calls_at_ns = 0
+        self._ended = False  # the batching thread takes nothing more
+        self._wait_for_end: deque[SimpleQueue[None]] = deque()
+        self._submitted: deque[Call] = deque()  # appended to by any thread
+        self._calls = CallQueue()
+        self._lanes_free = True  # else a call that is submitted can't be served yet: the lane that returns wakes for it
         self._again: deque[Job] = deque()  # failed elsewhere, for the last resort; also appended to by lanes
         self._returned: deque[_Return] = deque()  # appended to by lanes
         self._waiting = ffi.new("uint32_t[]", CLASSES)
@@ -127,39 +139,58 @@ class Engine:
                 undo.callback(backend.stop)
                 backend.start(self._limits.max_batch, self._lane_finished)
             self._thread.start()
+            # What was submitted is completed at the interpreter's exit too, before the daemon threads are frozen.
+            atexit.register(self.close)
             undo.pop_all()
         for backend in self._all():
             self._statistics.backend_state(backend.name, in_use=True)
 
     def submit(self, calls: Iterable[Call]) -> None:
-        """Those that have ended already are left out. When the provider is closed, all end with
-        ProviderClosedError."""
-        with self._lock:
-            closing = self._closing
-            for call in calls:
-                if closing:
-                    call.fail(ProviderClosedError("the provider is closed"))
-                elif not call.result.done():
-                    self._calls.add(call)
-        self._client.wake()
+        """Those that have ended already are left out. After close() all end with ProviderClosedError."""
+        for call in calls:
+            if self._closing:
+                call.fail(ProviderClosedError("the provider is closed"))
+            elif not call.ended:
+                self._submitted.append(call)
+        if self._ended:
+            self._fail_submitted()
+        if self._lanes_free:
+            self._client.wake()
 
     def rows_at_a_time(self, backend: Backend, kind: int, units_per_row: int, most: int) -> int:
         """So many rows of a call, at most ``most``, take a backend no longer than ``max_delay``; at least 1."""
         costs = next(lanes.costs for lanes in self._backends if lanes.backend is backend)
         return max(1, min(most, costs[kind].largest(self._limits.max_delay) // units_per_row))
 
-    def close(self) -> None:
-        """Completes what was submitted, then ends the threads. A lane whose backend hangs is left behind."""
+    @property
+    def closing(self) -> bool:
+        """Whether close() or begin_close() was called."""
+        return self._closing
+
+    def begin_close(self) -> None:
+        """Has the threads complete what was submitted and end; does not wait for them. May be called again, by a signal
+        handler, and by the garbage collector on any thread, whatever locks that holds."""
         if not self._client.in_own_process:
             return
         lib.gp_client_close(self._client.pointer)
-        with self._lock:
+        if not self._closing:
+            self._close_calls_at_ns = time.monotonic_ns() + int(_CLOSING_SECONDS * 1e9)
             self._closing = True
-        if not self._thread.is_alive():
-            return
         self._client.wake()
-        if not self.owns_current_thread():
-            self._thread.join()
+
+    def close(self) -> None:
+        """The same, and waits for the threads, unless this is one of them. A lane whose backend hangs is left
+        behind."""
+        self.begin_close()
+        if not self._client.in_own_process or self._thread.ident is None or self.owns_current_thread():
+            return
+        # Not by join() alone: when a signal handler raises in it, CPython 3.11 takes the thread for dead; and a handler
+        # that calls it inside another join() may wait for that for ever.
+        end: SimpleQueue[None] = SimpleQueue()
+        self._wait_for_end.append(end)
+        if not self._ended:
+            end.get()
+        self._thread.join(_LAST_STEPS_SECONDS)
 
     def owns_current_thread(self) -> bool:
         """Whether this is a thread of the provider, which runs a future's callback: to wait for the provider in it
@@ -198,7 +229,7 @@ class Engine:
 
     # ---- lane threads ----
 
-    def _lane_finished(self, lane: Lane, job: Job, outcome: Exception | int) -> None:
+    def _lane_finished(self, lane: Lane, job: Job, outcome: BaseException | int) -> None:
         """Delivers the results. No lock is held: completing runs the applications' callbacks."""
         seconds = (time.monotonic_ns() - job.started_ns) / 1e9
         if not job.claim():
@@ -218,11 +249,11 @@ class Engine:
         if buffers is not None:
             lane.recycle(buffers)
 
-    def _deliver_failed(self, owner: BackendLanes, job: Job, succeeded: int, outcome: Exception | int) -> None:
+    def _deliver_failed(self, owner: BackendLanes, job: Job, succeeded: int, outcome: BaseException | int) -> None:
         if owner.health is None:
             job.finish()
             return
-        reason = "error" if isinstance(outcome, Exception) else "wrong_result" if outcome else "refused"
+        reason = "error" if isinstance(outcome, BaseException) else "wrong_result" if outcome else "refused"
         self._statistics.fallback(owner.name, reason, job.count - succeeded)
         self._compute_again(job, whole=False)
 
@@ -234,23 +265,34 @@ class Engine:
 
     def _run(self) -> None:
         try:
-            self._serve()
-        except Exception:  # noqa: BLE001 (whatever it is, connections wait for this thread)
-            _log.exception("the batching thread failed; from now on OpenSSL computes every operation at once")
-            self._fail_waiting()
-        self._futures.deliver()
-        self._futures.fail_all()
+            try:
+                self._serve()
+            except BaseException:  # noqa: BLE001 (whatever it is, connections wait for this thread)
+                _log.exception("the batching thread failed; from now on OpenSSL computes every operation at once")
+                self._fail_waiting()
+            self._futures.deliver()
+            self._futures.fail_all()
+        finally:
+            self._ended = True
+            self._fail_submitted()
+            atexit.unregister(self.close)
+            while self._wait_for_end:
+                self._wait_for_end.popleft().put(None)
 
     def _serve(self) -> None:
-        lanes_free = True
         while True:
             # Read before the wait, so that everything that was submitted before the client was closed is seen by it.
-            with self._lock:
-                closing = self._closing
-            timeout_ns = 0 if closing and self._idle() else self._timeout_until_ns()
+            closing = self._closing
+            missed_call = self._lanes_free and self._submitted
+            timeout_ns = 0 if missed_call or (closing and self._idle()) else self._timeout_until_ns()
             # While no lane is free a submission can't be served: it need not wake this thread, the lane will.
             removed_keys = lib.gp_consumer_wait(
-                self._client.pointer, timeout_ns, lanes_free, self._small_batches(), self._waiting, self._oldest_ns
+                self._client.pointer,
+                timeout_ns,
+                self._lanes_free,
+                self._small_batches(),
+                self._waiting,
+                self._oldest_ns,
             )
             if removed_keys != self._removed_keys:
                 self._removed_keys = removed_keys
@@ -259,14 +301,29 @@ class Engine:
                 self._take_back(self._returned.popleft())
             self._claim_from_hung()
             self._launch_again()
+            self._take_in_calls()
             free = self._free_lanes(time.monotonic())
             self._launch_new(free)
-            lanes_free = any(lanes for _, lanes in free)
+            self._lanes_free = any(lanes for _, lanes in free)
             if closing and self._idle():
                 break
             if self._closing:
                 self._futures.deliver()  # those that were in line
         self._end_lanes()
+
+    def _take_in_calls(self) -> None:
+        while self._submitted:
+            self._calls.add(self._submitted.popleft())
+        for call in self._calls.remove(lambda call: call.given_up):
+            call.fail(OperationError("nobody waits for the call"))
+        if self._closing and time.monotonic_ns() >= self._close_calls_at_ns:
+            for call in self._calls.clear():
+                call.fail(ProviderClosedError("the provider was closed before the call could be completed"))
+
+    def _fail_submitted(self) -> None:
+        while self._submitted:
+            with contextlib.suppress(IndexError):  # another thread was faster
+                self._submitted.popleft().fail(ProviderClosedError("the provider is closed"))
 
     def _announce_removed_keys(self) -> None:
         for backend in self._backends:
@@ -294,11 +351,8 @@ class Engine:
 
     def _fail_waiting(self) -> None:
         """After a bug, or without memory: rather ERR for what waits than connections that wait for ever."""
-        lib.gp_client_close(self._client.pointer)
-        with self._lock:
-            self._closing = True
-            calls = self._calls.clear()
-        for call in calls:
+        self.begin_close()
+        for call in self._calls.clear():
             call.fail(OperationError("the batching thread failed"))
         lib.gp_consumer_wait(self._client.pointer, 0, 0, ffi.NULL, self._waiting, self._oldest_ns)
         for kind in range(CLASSES):
@@ -309,9 +363,7 @@ class Engine:
             again.finish()
 
     def _idle(self) -> bool:
-        with self._lock:
-            calls = bool(self._calls)
-        return not (self._computing or calls or self._again or self._returned)
+        return not (self._computing or self._submitted or self._calls or self._again or self._returned)
 
     def _take_back(self, done: _Return) -> None:
         lane, owner = done.lane, done.lane.owner
@@ -340,6 +392,8 @@ class Engine:
     def _timeout_until_ns(self) -> int:
         """Until the watchdog has to look, or the scheduler has to think again about what it left waiting."""
         deadlines = [lane.deadline_ns for backend in self._backends for lane in backend.lanes if lane.deadline_ns]
+        if self._closing and self._calls:
+            deadlines.append(self._close_calls_at_ns)
         if self._decide_again_ns:
             deadlines.append(self._decide_again_ns)
         return max(0, min(deadlines) - time.monotonic_ns()) if deadlines else -1
@@ -393,8 +447,7 @@ class Engine:
         waiting = [
             Waiting(kind, self._waiting[kind], self._oldest_ns[kind]) for kind in range(CLASSES) if self._waiting[kind]
         ]
-        with self._lock:
-            waiting += self._calls.waiting()
+        waiting += self._calls.waiting()
         if not waiting or not any(lanes for _, lanes in free):
             return
         now_ns = time.monotonic_ns()
@@ -430,15 +483,14 @@ class Engine:
         return job
 
     def _next_chunk(self, backend: BackendLanes, work: int, count: int) -> ChunkJob | None:
-        """At most ``count`` rows of the next call; fewer if its rows cost more than the scheduler knew."""
-        with self._lock:
-            call = self._calls.next(work)
-            if call is None:
-                return None
-            curve = backend.costs[call.kind]
-            fitting = curve.largest(self._limits.max_delay) // call.units_per_row
-            least = 1 if backend.backend.pipelined else curve.granule
-            return self._calls.take(call, min(max(least, fitting), count))
+        """At most ``count`` rows of the next calls; fewer if their rows cost more than the scheduler knew."""
+        call = self._calls.next(work)
+        if call is None:
+            return None
+        curve = backend.costs[call.kind]
+        fitting = curve.largest(self._limits.max_delay) // call.units_per_row
+        least = 1 if backend.backend.pipelined else curve.granule
+        return self._calls.take(call, min(max(least, fitting), count))
 
     def _end_lanes(self) -> None:
         for backend in self._all():
@@ -449,5 +501,8 @@ class Engine:
             left = sum(lane.thread.is_alive() for lane in backend.lanes)
             if left:
                 _log.warning("backend %s: %d calls still hang; their threads are left behind", backend.name, left)
-            else:
+                continue
+            try:
                 backend.backend.close()
+            except BaseException:  # noqa: BLE001 (foreign code; the others are to be closed, and futures ended, all the same)
+                _log.exception("backend %s failed to close", backend.name)

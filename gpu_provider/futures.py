@@ -1,9 +1,12 @@
-"""The library's own requests: which future waits for which tag of the queue."""
+"""The library's own requests: who waits for which tag of the queue, and the futures that tell of the end."""
 
 from __future__ import annotations
 
+import functools
 import itertools
+import threading
 from concurrent.futures import Future, InvalidStateError
+from queue import SimpleQueue
 from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
@@ -13,14 +16,62 @@ from gpu_provider.errors import OperationError, ProviderClosedError, QueueFullEr
 from gpu_provider.native import lib
 
 if TYPE_CHECKING:
-    from gpu_provider.client import Client
-    from gpu_provider.keys import BytesLike, Key
+    from collections.abc import Callable
 
-__all__ = ["PendingFutures", "Result"]
+    from gpu_provider.client import Client
+    from gpu_provider.keys import Key
+    from gpu_provider.operands import BytesLike, Integer
+
+__all__ = ["PendingFutures", "RequestFuture", "Result"]
 
 Result: TypeAlias = "int | bytes"
+Outcome: TypeAlias = "Result | Exception"
 _AT_ONCE = 64
+_PATIENCE_SECONDS = 0.1
 _CLOSED = "the provider was closed before the request could be computed"
+
+
+class RequestFuture(Future["Result"]):
+    """A future whose callbacks can raise what they like: the provider's thread that runs them goes on, and so do the
+    other callbacks."""
+
+    _ended_by = 0
+
+    def add_done_callback(self, fn: Callable[[Future[Result]], object]) -> None:
+        super().add_done_callback(functools.partial(_call, fn))
+
+    def end(self, outcome: Outcome) -> None:
+        """Sets the result or the error, unless the future was cancelled meanwhile. On a thread of the provider."""
+        # The application's thread may never let go of the lock, if a signal handler raised inside the Condition's
+        # __enter__ or __exit__, or called close() meanwhile. Then another thread waits for it.
+        if self._condition.acquire(timeout=_PATIENCE_SECONDS):
+            self._condition.release()
+            self._end(outcome)
+        else:
+            threading.Thread(target=self._end, args=[outcome], name="gpu-provider-late-future", daemon=True).start()
+
+    def _end(self, outcome: Outcome) -> None:
+        self._ended_by = threading.get_ident()
+        try:
+            if isinstance(outcome, Exception):
+                self.set_exception(outcome)
+            else:
+                self.set_result(outcome)
+        except InvalidStateError:
+            pass  # cancelled meanwhile
+
+
+def _call(callback: Callable[[Future[Result]], object], future: RequestFuture) -> None:
+    try:
+        callback(future)
+    except Exception:
+        raise  # Future logs it
+    except BaseException as error:
+        if future._ended_by != threading.get_ident():
+            raise  # the application's own thread: it added the callback too late, or cancelled the future
+        # SystemExit, KeyboardInterrupt, a test's failure: an Exception is logged by Future, anything else would end
+        # this thread, which others wait for.
+        raise RuntimeError(f"a future's callback raised {type(error).__name__} on a thread of the provider") from error
 
 
 class PendingFutures:
@@ -29,20 +80,39 @@ class PendingFutures:
     def __init__(self, client: Client) -> None:
         self._client = client
         self._tags = itertools.count(1)
-        self._waiting: dict[int, tuple[Future[Result], Key, bool]] = {}
+        self._waiting: dict[int, tuple[Callable[[Outcome], None], Key, bool]] = {}
 
-    def submit(self, key: Key, x: int | BytesLike, wait_for_room: bool) -> Future[Result]:
+    def submit(self, key: Key, x: Integer | BytesLike, wait_for_room: bool) -> RequestFuture:
         """Submits x^d mod n. Raises QueueFullError unless ``wait_for_room``, ProviderClosedError, InputError.
 
         The future's own ``cancel()`` works until its result is there; the request is then computed all the same.
         """
-        row = key.to_row(x)
-        future: Future[Result] = Future()
+        future = RequestFuture()
+        self._submit(key, x, wait_for_room, future.end)
+        return future
+
+    def compute(self, key: Key, x: Integer | BytesLike) -> Result:
+        """The result of x^d mod n. Waits for it, and for room in the queue. Raises as :meth:`submit`, and
+        OperationError."""
+        # Not by a future: a signal handler that raises inside a Condition's __enter__ or __exit__ leaves the lock taken
+        # for ever, and the lane that ends the future would wait for it.
+        outcomes: SimpleQueue[Outcome] = SimpleQueue()
+        self._submit(key, x, True, outcomes.put)
+        outcome = outcomes.get()
+        if not isinstance(outcome, Exception):
+            return outcome
+        try:
+            raise outcome
+        finally:
+            del outcome  # its traceback refers to this frame
+
+    def _submit(self, key: Key, x: Integer | BytesLike, wait_for_room: bool, end: Callable[[Outcome], None]) -> None:
+        row, as_bytes = key.to_row(x)
         tag = next(self._tags)
-        self._waiting[tag] = (future, key, not isinstance(x, int))
+        self._waiting[tag] = (end, key, as_bytes)
         result = lib.gp_client_submit(self._client.pointer, key.handle, row, tag, wait_for_room)
         if result == lib.GP_SUBMIT_OK:
-            return future
+            return
         self._waiting.pop(tag, None)
         if result == lib.GP_SUBMIT_FULL:
             raise QueueFullError("the request queue is full: submit again later, or use private_op(), which waits")
@@ -53,13 +123,14 @@ class PendingFutures:
         raise MemoryError("no memory for a place in line")
 
     def deliver(self) -> None:
-        """Ends the futures whose requests are finished. Their done-callbacks run on this thread."""
+        """Ends the requests that are finished. The done-callbacks of their futures run on this thread."""
         while self._waiting:
             tags, ok = np.empty(_AT_ONCE, np.uint64), np.empty(_AT_ONCE, np.uint8)
             outputs = np.empty((_AT_ONCE, MAX_BYTES), np.uint8)
             count = lib.gp_consumer_take_finished(self._client.pointer, _AT_ONCE, u64(tags), u8(ok), u8(outputs))
             for tag, status, row in zip(tags[:count].tolist(), ok[:count].tolist(), outputs, strict=False):
-                self._end(*self._waiting.pop(tag), status, row.tobytes())
+                end, key, as_bytes = self._waiting.pop(tag)
+                end(_outcome(key, as_bytes, status, row.tobytes()))
             outputs.fill(0)
             if count < _AT_ONCE:
                 return
@@ -67,24 +138,13 @@ class PendingFutures:
     def fail_all(self) -> None:
         """Ends whatever is left when the provider is closed."""
         for tag in list(self._waiting):
-            future, _, _ = self._waiting.pop(tag)
-            _set(future, ProviderClosedError(_CLOSED))
-
-    @staticmethod
-    def _end(future: Future[Result], key: Key, as_bytes: bool, status: int, row: bytes) -> None:
-        if status == lib.GP_FINISHED_OK:
-            _set(future, row[key.bytes - 1 :: -1] if as_bytes else int.from_bytes(row[: key.bytes], "little"))
-        elif status == lib.GP_FINISHED_CLOSED:
-            _set(future, ProviderClosedError(_CLOSED))
-        else:
-            _set(future, OperationError("the request failed: no backend could compute it, OpenSSL included"))
+            end, _, _ = self._waiting.pop(tag)
+            end(ProviderClosedError(_CLOSED))
 
 
-def _set(future: Future[Result], outcome: Result | Exception) -> None:
-    try:
-        if isinstance(outcome, Exception):
-            future.set_exception(outcome)
-        else:
-            future.set_result(outcome)
-    except InvalidStateError:
-        pass  # cancelled meanwhile
+def _outcome(key: Key, as_bytes: bool, status: int, row: bytes) -> Outcome:
+    if status == lib.GP_FINISHED_OK:
+        return row[key.bytes - 1 :: -1] if as_bytes else int.from_bytes(row[: key.bytes], "little")
+    if status == lib.GP_FINISHED_CLOSED:
+        return ProviderClosedError(_CLOSED)
+    return OperationError("the request failed: no backend could compute it, OpenSSL included")

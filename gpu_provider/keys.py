@@ -2,28 +2,22 @@
 
 from __future__ import annotations
 
-import re
-import typing
 import weakref
-from typing import TYPE_CHECKING, Any, TypeAlias
-
-from cryptography.exceptions import UnsupportedAlgorithm
-from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from gpu_provider.errors import InputError, KeyLoadError, ProviderClosedError
+from gpu_provider.key_formats import to_unencrypted, what_it_is
 from gpu_provider.native import ffi, lib
+from gpu_provider.operands import is_bytes, to_int
 
 if TYPE_CHECKING:
     from gpu_provider.client import Client
+    from gpu_provider.key_formats import KeySource
+    from gpu_provider.operands import BytesLike, Integer
 
-__all__ = ["BytesLike", "Key", "load"]
-
-BytesLike: TypeAlias = "bytes | bytearray | memoryview"
-"""Big-endian."""
+__all__ = ["Key", "load"]
 
 _MIN_EXPONENT = 3
-_PRIVATE_KEY_TYPES = typing.get_args(PrivateKeyTypes)
 
 
 class Key:
@@ -54,25 +48,25 @@ class Key:
     def closed(self) -> bool:
         return not self._remove.alive
 
-    def to_row(self, x: int | BytesLike) -> bytes:
-        """``x`` as the queue wants it: ``self.bytes`` long, least significant byte first.
+    def to_row(self, x: Integer | BytesLike) -> tuple[bytes, bool]:
+        """``x`` as the queue wants it, ``self.bytes`` long, least significant byte first; and whether it was bytes.
 
-        Raises InputError for what is not an ``int`` or big-endian ``bytes`` with 0 <= x < n, ProviderClosedError for a
+        Raises InputError for what is not an integer or big-endian bytes with 0 <= x < n, ProviderClosedError for a
         closed key.
         """
         if self.closed:
             raise ProviderClosedError(f"this {self.bits}-bit key is closed; load it again")
-        if isinstance(x, bytes | bytearray | memoryview):
-            if len(x) > self.bytes:
-                raise InputError(f"the input is {len(x)} bytes long, but the key takes at most {self.bytes}")
-            x = int.from_bytes(x, "big")
-        elif not isinstance(x, int) or isinstance(x, bool):
-            raise InputError(f"the input must be an int or bytes, not {type(x).__name__}")
-        if x < 0:
+        if is_bytes(x) and memoryview(x).nbytes > self.bytes:
+            raise InputError(f"the input is {memoryview(x).nbytes} bytes long, but the key takes at most {self.bytes}")
+        number = to_int(x, "the input")
+        if number < 0:
             raise InputError("the input is negative; it must be from 0 to the key's modulus less one")
-        if x >= self.n:
+        if number >= self.n:
             raise InputError(f"the input is not less than the key's {self.bits}-bit modulus; reduce it or pad it first")
-        return x.to_bytes(self.bytes, "little")
+        return number.to_bytes(self.bytes, "little"), is_bytes(x)
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a Key can't be pickled or copied: load it in the other process, with a provider of its own")
 
     def __repr__(self) -> str:
         return f"<Key RSA {self.bits} bits, e={self.e}, handle {self.handle:#x}{', closed' if self.closed else ''}>"
@@ -82,15 +76,17 @@ def _remove(client: Client, handle: int) -> None:
     lib.gp_client_remove_key(client.pointer, handle)
 
 
-def load(client: Client, source: bytes | str | PrivateKeyTypes, password: bytes | str | None = None) -> Key:
+def load(client: Client, source: KeySource, password: bytes | str | None = None) -> Key:
     """What :meth:`gpu_provider.BatchingProvider.load_key` documents."""
-    encoded = _to_unencrypted(source, password)
+    encoded = to_unencrypted(source, password)
     info: Any = ffi.new("gp_key_info *")
     result = lib.gp_client_load_key(client.pointer, encoded, len(encoded), info)
     n = int.from_bytes(ffi.buffer(info.modulus, info.bytes), "little")
     e = int.from_bytes(ffi.buffer(info.exponent, info.exponent_bytes), "little")
     if result == lib.GP_LOAD_OK:
         return Key(client, info.handle, n, e)
+    if result == lib.GP_LOAD_UNREADABLE:
+        raise KeyLoadError(what_it_is(encoded))
     raise _load_error(result, info.bits, n, e)
 
 
@@ -101,62 +97,10 @@ def _load_error(result: int, bits: int, n: int, e: int) -> KeyLoadError:
         return KeyLoadError(f"the RSA key's public exponent is {e}; it must be odd and at least {_MIN_EXPONENT}")
     return KeyLoadError(
         {
-            lib.GP_LOAD_UNREADABLE: "neither PEM nor DER of an unencrypted private key",
             lib.GP_LOAD_NOT_RSA: "not an RSA key; only RSA private keys can be used here",
             lib.GP_LOAD_NOT_PRIVATE: "a public key; the private key is needed",
             lib.GP_LOAD_SIZE: f"the RSA key has {bits} bits; it must have 2048 to 4096",
             lib.GP_LOAD_INVALID: "the RSA key's numbers do not fit together; the file is damaged or was made up",
             lib.GP_LOAD_MEMORY: "out of memory, or more than 65536 keys",
         }[result]
-    )
-
-
-def _to_unencrypted(source: bytes | str | PrivateKeyTypes, password: bytes | str | None) -> bytes:
-    if isinstance(source, _PRIVATE_KEY_TYPES):
-        return _to_der(source)
-    if isinstance(source, str):
-        source = source.encode()
-    if not isinstance(source, bytes | bytearray | memoryview):
-        raise KeyLoadError(
-            f"a private key is given as PEM or DER (bytes or str) or as an RSA private key of the cryptography "
-            f"package, not as {type(source).__name__}"
-        )
-    data = bytes(source)
-    if not data.strip():
-        raise KeyLoadError("the private key is empty")
-    if re.search(rb"-----BEGIN ((RSA )?PUBLIC KEY|CERTIFICATE)-----", data) and b"PRIVATE KEY-----" not in data:
-        raise KeyLoadError("a public key or certificate; the private key is needed")
-    if password is None and not _is_encrypted(data):
-        return data
-    return _decrypt(data, password)
-
-
-def _is_encrypted(data: bytes) -> bool:
-    if b"-----BEGIN" in data:
-        return b"-----BEGIN ENCRYPTED PRIVATE KEY-----" in data or b"Proc-Type: 4,ENCRYPTED" in data
-    try:
-        serialization.load_der_private_key(data, None, unsafe_skip_rsa_key_validation=True)
-    except TypeError:  # cryptography's way to say that a password is needed
-        return True
-    except (ValueError, UnsupportedAlgorithm):
-        return False  # what is wrong with it is said when it is loaded
-    return False
-
-
-def _decrypt(data: bytes, password: bytes | str | None) -> bytes:
-    if password is None:
-        raise KeyLoadError("the private key is encrypted; give its password")
-    secret = password.encode() if isinstance(password, str) else password
-    load_key = serialization.load_pem_private_key if b"-----BEGIN" in data else serialization.load_der_private_key
-    try:
-        return _to_der(load_key(data, secret))
-    except TypeError:  # a password for a key that is not encrypted
-        raise KeyLoadError("a password was given, but the private key is not encrypted") from None
-    except (ValueError, UnsupportedAlgorithm):
-        raise KeyLoadError("the private key can't be decrypted: wrong password, or a damaged file") from None
-
-
-def _to_der(key: PrivateKeyTypes) -> bytes:
-    return key.private_bytes(
-        serialization.Encoding.DER, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )

@@ -26,7 +26,7 @@ MODEXP = CLASSES
 """The kind of work after the size classes, and the cost curve. Then come, as work for the scheduler, the size classes
 again: rows of calls of private operations, with the cost curves of requests from the queue."""
 
-Finished: TypeAlias = "Callable[[Lane, Job, Exception | int], None]"
+Finished: TypeAlias = "Callable[[Lane, Job, BaseException | int], None]"
 """Called on the lane's thread, with what ``Job.compute`` returned or raised."""
 
 
@@ -81,11 +81,11 @@ class Lane:
 
     def _run(self) -> None:
         while (job := self._inbox.get()) is not None:
-            outcome: Exception | int
+            outcome: BaseException | int
             job.started_ns = time.monotonic_ns()
             try:
                 outcome = job.compute(self.owner.backend)
-            except Exception as error:  # noqa: BLE001 (a backend is foreign code and may raise anything)
+            except BaseException as error:  # noqa: BLE001 (a backend is foreign code and may raise anything)
                 outcome = error
             self._finished(self, job, outcome)
 

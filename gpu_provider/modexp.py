@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from gpu_provider.calls import Call
 from gpu_provider.errors import InputError
 from gpu_provider.lanes import MODEXP
-from gpu_provider.operands import not_less, to_rows, widen
+from gpu_provider.operands import is_bytes, label, not_less, to_rows, widen
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from gpu_provider.backends.base import Backend
-    from gpu_provider.calls import Rows
+    from gpu_provider.calls import Operands
     from gpu_provider.operands import Operand
 
-__all__ = ["ModexpCall", "check_moduli", "modexp_call", "rows_of_all", "units_per_row"]
+__all__ = ["ModexpCall", "check_moduli", "modexp_call", "results_like", "rows_of_all", "units_per_row"]
 
 
 class ModexpCall(Call):
@@ -26,15 +27,14 @@ class ModexpCall(Call):
     significant byte first, stride a multiple of 8."""
 
     def __init__(self, bases: NDArray[np.uint8], exponents: NDArray[np.uint8], moduli: NDArray[np.uint8]) -> None:
-        rows, stride = moduli.shape
+        stride = moduli.shape[1]
+        operands = (bases, exponents, moduli)
         units = units_per_row(stride, exponents.shape[1])
-        super().__init__(kind=MODEXP, work=MODEXP, rows=rows, row_bytes=stride, units_per_row=units)
-        self._bases = bases
-        self._exponents = exponents
-        self._moduli = moduli
+        super().__init__(kind=MODEXP, work=MODEXP, operands=operands, row_bytes=stride, units_per_row=units)
 
-    def compute(self, backend: Backend, rows: Rows, outputs: NDArray[np.uint8], ok: NDArray[np.uint8]) -> int:
-        backend.modexp(self._bases[rows], self._exponents[rows], self._moduli[rows], outputs)
+    def compute(self, backend: Backend, operands: Operands, outputs: NDArray[np.uint8], ok: NDArray[np.uint8]) -> int:
+        bases, exponents, moduli = operands
+        backend.modexp(bases, exponents, moduli, outputs)
         ok.fill(1)
         return 0
 
@@ -55,7 +55,11 @@ def modexp_call(bases: Operand, exponents: Operand, moduli: Operand) -> ModexpCa
     bases_wide, moduli_wide = widen(base_rows, count, stride), widen(modulus_rows, count, stride)
     too_large = not_less(bases_wide, moduli_wide)
     if too_large.size:
-        raise InputError(f"base {too_large[0]} is not less than its modulus; reduce it first")
+        row = int(too_large[0])
+        raise InputError(
+            f"{label('base', row, len(base_rows))}, of {_bits(bases_wide[row])} bits, is not less than "
+            f"{label('modulus', row, len(modulus_rows))}, of {_bits(moduli_wide[row])} bits; reduce it first"
+        )
     # The bases fit the moduli now, so whatever width they came with above that is zeros.
     stride = modulus_rows.shape[1]
     return ModexpCall(
@@ -65,10 +69,25 @@ def modexp_call(bases: Operand, exponents: Operand, moduli: Operand) -> ModexpCa
     )
 
 
+def results_like(bases: Operand, results: NDArray[np.uint8], moduli: NDArray[np.uint8]) -> list[int] | list[bytes]:
+    """Each of the results as its base was given: as an int, or as big-endian bytes, as many as its modulus has. A mix
+    of both comes back as a mix."""
+    given = bases if isinstance(bases, Sequence) and not is_bytes(bases) else [bases]
+    kinds = [is_bytes(base) for base in given]
+    if len(kinds) == 1:
+        kinds *= len(results)
+    numbers: list[Any] = []
+    for as_bytes, result, modulus in zip(kinds, results, moduli, strict=True):
+        number = int.from_bytes(result.tobytes(), "little")
+        numbers.append(number.to_bytes(-(-_bits(modulus) // 8), "big") if as_bytes else number)
+    return numbers
+
+
 def rows_of_all(bases: int, exponents: int, moduli: int) -> int:
     """How many operations so many of each are. Raises InputError."""
-    count = max(bases, exponents, moduli)
-    for rows, name in ((bases, "bases"), (exponents, "exponents"), (moduli, "moduli")):
+    counts = (bases, exponents, moduli)
+    count = 0 if 0 in counts and max(counts) <= 1 else max(counts)
+    for rows, name in zip(counts, ("bases", "exponents", "moduli"), strict=True):
         if rows not in {1, count}:
             raise InputError(f"there are {rows} {name} for {count} operations; give one for all, or one for each")
     return count
@@ -76,9 +95,16 @@ def rows_of_all(bases: int, exponents: int, moduli: int) -> int:
 
 def check_moduli(moduli: NDArray[np.uint8]) -> None:
     """Raises InputError."""
-    even = np.flatnonzero(moduli[:, 0] % 2 == 0)
-    if even.size:
-        raise InputError(f"modulus {even[0]} is even; it must be odd and greater than 1")
-    one = np.flatnonzero((moduli[:, 0] == 1) & ~moduli[:, 1:].any(axis=1))
-    if one.size:
-        raise InputError(f"modulus {one[0]} is 1; it must be odd and greater than 1")
+    even = moduli[:, 0] % 2 == 0
+    one = (moduli[:, 0] == 1) & ~moduli[:, 1:].any(axis=1)
+    bad = np.flatnonzero(even | one)
+    if bad.size:
+        row = int(bad[0])
+        what = "is 1" if one[row] else "is even" if moduli[row].any() else "is 0"
+        if _bits(moduli[row]) > 1:
+            what = f"has {_bits(moduli[row])} bits and {what}"
+        raise InputError(f"{label('modulus', row, len(moduli))} {what}; it must be odd and greater than 1")
+
+
+def _bits(row: NDArray[np.uint8]) -> int:
+    return int.from_bytes(row.tobytes(), "little").bit_length()

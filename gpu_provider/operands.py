@@ -1,9 +1,10 @@
-"""Reading the operands of library calls: ints, sequences of ints, and arrays of limbs, as rows of bytes."""
+"""Reading the operands of library calls: numbers, sequences of numbers, and arrays of limbs, as rows of bytes."""
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeGuard
 
 import numpy as np
 
@@ -17,11 +18,18 @@ if TYPE_CHECKING:
 __all__ = [
     "MAX_BITS",
     "AnyOperand",
+    "BytesLike",
+    "Integer",
+    "Number",
     "Operand",
     "array_to_rows",
     "check_shape",
+    "is_bytes",
+    "is_number",
+    "label",
     "limbs_of",
     "not_less",
+    "to_int",
     "to_rows",
     "widen",
 ]
@@ -29,44 +37,86 @@ __all__ = [
 MAX_BITS = 8192
 """Of a modulus or exponent: the largest group of RFC 7919."""
 
-Operand: TypeAlias = "int | Sequence[int] | NDArray[np.uint64]"
+Integer: TypeAlias = "int | np.integer[Any]"
+"""What the types promise. Anything else with ``__index__`` is read as well."""
+BytesLike: TypeAlias = "bytes | bytearray | memoryview"
+"""One number, big-endian."""
+Number: TypeAlias = "Integer | BytesLike"
+Operand: TypeAlias = "Number | Sequence[Integer] | Sequence[BytesLike] | NDArray[np.uint64]"
 AnyOperand: TypeAlias = "Operand | CudaArray"
+
+
+def is_bytes(operand: object) -> TypeGuard[BytesLike]:
+    return isinstance(operand, bytes | bytearray | memoryview)
+
+
+def is_number(operand: object) -> TypeGuard[Number]:
+    """Whether it is one number, not a sequence or an array of them."""
+    return is_bytes(operand) or (hasattr(operand, "__index__") and not isinstance(operand, np.ndarray))
+
+
+def to_int(number: object, name: str) -> int:
+    """The value of an int, of what has ``__index__``, or of big-endian bytes. Raises InputError."""
+    if isinstance(number, memoryview) and (number.ndim != 1 or number.itemsize != 1):
+        raise InputError(
+            f"{name} is a memoryview of shape {number.shape} and format {number.format!r}; it must be of bytes in one "
+            "dimension"
+        )
+    if is_bytes(number):
+        return int.from_bytes(number, "big")
+    try:
+        if not isinstance(number, bool):
+            return operator.index(number)  # type: ignore[arg-type]
+    except TypeError:
+        pass
+    raise InputError(f"{name} must be an int or bytes, not {type(number).__name__}")
 
 
 def to_rows(operand: Operand, name: str) -> NDArray[np.uint8]:
     """[n, bytes], least significant byte first, bytes a multiple of 8. Raises InputError."""
     if isinstance(operand, np.ndarray):
         return array_to_rows(operand, name)
-    if not isinstance(operand, int | Sequence):
+    given: object = operand
+    if is_number(given):
+        numbers = [_checked(given, f"the {name}")]
+    elif isinstance(given, Sequence) and not isinstance(given, str):
+        numbers = [_checked(number, label(name, row, len(given))) for row, number in enumerate(given)]
+    else:
         raise InputError(
-            f"the {name} is of type {type(operand).__name__}; it must be an int, a sequence of ints or a uint64 array"
+            f"the {name} must be an int, bytes, a sequence of either or a uint64 array, not {type(operand).__name__}"
         )
-    numbers = [operand] if isinstance(operand, int) else operand
-    if not numbers:
-        raise InputError(f"no {name} is given")
-    for row, number in enumerate(numbers):
-        if not isinstance(number, int) or isinstance(number, bool):
-            raise InputError(f"{name} {row} is of type {type(number).__name__}; it must be an int")
-        if number < 0:
-            raise InputError(f"{name} {row} is negative")
-        if number.bit_length() > MAX_BITS:
-            raise InputError(f"{name} {row} has {number.bit_length()} bits; at most {MAX_BITS} are possible")
-    width = max(8, -(-max(number.bit_length() for number in numbers) // 64) * 8)
+    width = max(8, -(-max((number.bit_length() for number in numbers), default=0) // 64) * 8)
     data = b"".join(number.to_bytes(width, "little") for number in numbers)
     return np.frombuffer(data, np.uint8).reshape(len(numbers), width)
+
+
+def _checked(number: object, name: str) -> int:
+    value = to_int(number, name)
+    if value < 0:
+        raise InputError(f"{name} is negative")
+    if value.bit_length() > MAX_BITS:
+        raise InputError(f"{name} has {value.bit_length()} bits; at most {MAX_BITS} are possible")
+    return value
+
+
+def label(name: str, row: int, rows: int) -> str:
+    """How an error names one of ``rows`` operands."""
+    return f"the {name}" if rows == 1 else f"the {name} at index {row}"
 
 
 def array_to_rows(operand: NDArray[np.uint64], name: str) -> NDArray[np.uint8]:
     """The same for an array alone."""
     if operand.dtype != np.uint64:
         raise InputError(f"the {name} array has dtype {operand.dtype}; it must be uint64, least significant limb first")
+    if hasattr(operand, "mask"):  # numpy.ma, without importing it
+        raise InputError(f"the {name} array has a mask; give one without")
     check_shape(operand.shape, name)
     return np.ascontiguousarray(np.atleast_2d(operand), "<u8").view(np.uint8)
 
 
 def check_shape(shape: tuple[int, ...], name: str) -> None:
-    """[n, limbs] or [limbs]. Raises InputError."""
-    if len(shape) not in {1, 2} or 0 in shape or shape[-1] * 64 > MAX_BITS:
+    """[n, limbs] or [limbs]; n may be 0. Raises InputError."""
+    if len(shape) not in {1, 2} or not 0 < shape[-1] * 64 <= MAX_BITS:
         raise InputError(
             f"the {name} array has shape {shape}; it must be [n, limbs] or [limbs], with rows of 1 to "
             f"{MAX_BITS // 64} limbs"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -16,16 +15,15 @@ from gpu_provider.errors import InputError, ProviderClosedError
 from gpu_provider.keys import Key
 from gpu_provider.lanes import MODEXP
 from gpu_provider.native import ffi, lib
-from gpu_provider.operands import not_less, widen
+from gpu_provider.operands import label, not_less, widen
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
-    from concurrent.futures import Future
 
     from numpy.typing import NDArray
 
     from gpu_provider.backends.base import Backend
-    from gpu_provider.calls import Rows
+    from gpu_provider.calls import Operands
     from gpu_provider.client import Client
 
 __all__ = ["Keys", "KeysOfRows", "PrivateCall", "keys_of_rows", "private_calls"]
@@ -46,7 +44,7 @@ class KeysOfRows:
     def sizes(self) -> tuple[int, int]:
         """The bytes of the shortest and the longest modulus, in whole limbs. A result has as many as the longest."""
         sizes = [-(-key.bytes // 8) * 8 for key in self.keys]
-        return min(sizes), max(sizes)
+        return min(sizes, default=0), max(sizes, default=0)
 
     def handles(self) -> NDArray[np.uint64]:
         """[n]."""
@@ -80,31 +78,34 @@ class PrivateCall(Call):
     ) -> None:
         """``handles`` is [n], ``inputs`` is [n, bytes of the class], each below its modulus. With a key that is
         closed already, the call has failed from the beginning."""
-        rows, row_bytes = inputs.shape
-        work = MODEXP + 1 + class_index
-        super().__init__(kind=class_index, work=work, rows=rows, row_bytes=row_bytes, units_per_row=1)
+        self._pinned: list[int] = []
+        work, row_bytes = MODEXP + 1 + class_index, inputs.shape[1]
+        super().__init__(kind=class_index, work=work, operands=(handles, inputs), row_bytes=row_bytes, units_per_row=1)
         self._client = client
-        self._handles = handles
-        self._inputs = inputs
+        for handle in np.unique(handles).tolist():
+            if not _pin(client, handle):
+                self.fail(ProviderClosedError("a key is closed; load it again"))
+                return
+            self._pinned.append(handle)
+
+    def compute(self, backend: Backend, operands: Operands, outputs: NDArray[np.uint8], ok: NDArray[np.uint8]) -> int:
+        handles, inputs = (operand.view() for operand in operands)
         # A backend that used them as scratch space would have its results verified against the wrong numbers.
         handles.flags.writeable = inputs.flags.writeable = False
-        for handle in np.unique(handles).tolist():
-            if _pin(client, handle):
-                self.result.add_done_callback(functools.partial(_unpin, client, handle))
-            else:
-                self.fail(ProviderClosedError("a key is closed; load it again"))
-
-    def compute(self, backend: Backend, rows: Rows, outputs: NDArray[np.uint8], ok: NDArray[np.uint8]) -> int:
-        batch = Batch(self.row_bytes, self._handles[rows], self._inputs[rows], outputs, ok)
+        batch = Batch(self.row_bytes, handles, inputs, outputs, ok)
         backend.private_op(batch)
         return 0 if backend.verifies else self._client.verify(batch)
+
+    def release(self) -> None:
+        for handle in self._pinned:
+            _unpin(self._client, handle)
 
 
 def _pin(client: Client, handle: int) -> bool:
     return bool(lib.gp_client_pin_key(client.pointer, handle, ffi.new("uint32_t *")))
 
 
-def _unpin(client: Client, handle: int, _: Future[NDArray[np.uint8]] | None = None) -> None:
+def _unpin(client: Client, handle: int) -> None:
     lib.gp_client_unpin_key(client.pointer, handle, 1)
 
 
@@ -132,7 +133,11 @@ def private_calls(
     wide = widen(inputs, len(inputs), width)
     too_large = not_less(wide, keys.moduli(width))
     if too_large.size:
-        raise InputError(f"input {too_large[0]} is not less than its key's modulus; reduce it or pad it first")
+        row = int(too_large[0])
+        raise InputError(
+            f"{label('input', row, len(wide))} is not less than its key's {keys.keys[keys.of_row[row]].bits}-bit "
+            "modulus; reduce it or pad it first"
+        )
     class_of_key = np.array([-(-key.bytes // 64) - 4 for key in keys.keys])
     class_of_row, handles = class_of_key[keys.of_row], keys.handles()
     calls = []

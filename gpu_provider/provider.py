@@ -8,7 +8,7 @@ import logging
 import os
 import threading
 import weakref
-from typing import TYPE_CHECKING, Self, overload
+from typing import TYPE_CHECKING, Any, NoReturn, Self, overload
 
 import numpy as np
 from prometheus_client import CollectorRegistry
@@ -26,9 +26,9 @@ from gpu_provider.errors import BackendError, GpuProviderError, InputError, Prov
 from gpu_provider.futures import PendingFutures
 from gpu_provider.keys import Key
 from gpu_provider.metrics import ProviderCollector
-from gpu_provider.modexp import modexp_call
+from gpu_provider.modexp import modexp_call, results_like
 from gpu_provider.native import ffi, lib
-from gpu_provider.operands import array_to_rows, limbs_of
+from gpu_provider.operands import array_to_rows, is_number, limbs_of
 from gpu_provider.private_rows import keys_of_rows, private_calls
 from gpu_provider.stats import ProviderStats, Statistics
 
@@ -37,13 +37,12 @@ if TYPE_CHECKING:
     from concurrent.futures import Future
     from types import TracebackType
 
-    from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
     from numpy.typing import NDArray
 
     from gpu_provider.backends.base import Backend
-    from gpu_provider.futures import Result
-    from gpu_provider.keys import BytesLike
-    from gpu_provider.operands import AnyOperand, Operand
+    from gpu_provider.calls import Call
+    from gpu_provider.key_formats import KeySource
+    from gpu_provider.operands import AnyOperand, BytesLike, Integer, Number, Operand
     from gpu_provider.private_rows import Keys
 
 __all__ = ["BatchingProvider", "LibraryContext", "ProviderStats"]
@@ -63,6 +62,9 @@ class LibraryContext:
             raise BackendError(f"OpenSSL can't load the provider: {openssl_error()}")
         self._context = ffi.gc(pointer, lib.gp_application_libctx_free)
         self._client = client
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a LibraryContext can't be pickled or copied: take it from a provider of the other process")
 
     @property
     def pointer(self) -> int:
@@ -131,11 +133,12 @@ class BatchingProvider:
             ProviderCollector(self._client, self._statistics, self.config.queue_depth, self._engine.gpus)
         )
         self._device_arrays = DeviceArrays(self._engine, self._statistics, self.config.backend_timeout)
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a signal handler may come in between
         self._started = False
         self._library_context: LibraryContext | None = None
-        # Also at the interpreter's exit, before the daemon threads are frozen, and when the provider is forgotten.
-        self._close = weakref.finalize(self, self._engine.close)
+        # When the provider is forgotten. It does not wait for the threads: whoever drops the last reference may hold a
+        # lock that a future's callback needs.
+        weakref.finalize(self, self._engine.begin_close).atexit = False
 
     # ---- lifetime ----
 
@@ -145,7 +148,7 @@ class BatchingProvider:
         already."""
         self._client.check_process()
         with self._lock:
-            if not self._close.alive:
+            if self._engine.closing:
                 raise ProviderClosedError("the provider is closed; make a new one")
             if self._started:
                 return
@@ -153,14 +156,21 @@ class BatchingProvider:
             self._started = True
 
     def close(self) -> None:
-        """Completes everything that was submitted, then ends the threads. May be called again.
+        """Completes the requests in the queue, then ends the threads. May be called again, from any thread, and from a
+        signal handler; each call waits for the end.
 
         TLS connections go on: later operations, and those that wait in line, are computed at once by OpenSSL. Library
-        requests that wait in line end with ProviderClosedError. If a backend hangs this takes up to
-        ``backend_timeout``. In a callback of a future, it returns without waiting.
+        requests that wait in line end with ProviderClosedError, and so do ``modexp`` calls and calls over arrays of
+        other threads that are not done half a second later. If a backend hangs this takes up to ``backend_timeout``. In
+        a callback of a future, it returns without waiting.
+
+        A provider that is not closed is closed at the interpreter's exit. One that is forgotten ends its threads by
+        itself.
         """
-        self._close()
-        self._engine.close()  # also waits if another thread has begun to close it
+        self._engine.close()
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a provider can't be pickled or copied: make and start one in the other process")
 
     def __enter__(self) -> Self:
         self.start()
@@ -187,17 +197,18 @@ class BatchingProvider:
 
     # ---- RSA ----
 
-    def load_key(self, source: bytes | str | PrivateKeyTypes, password: bytes | str | None = None) -> Key:
+    def load_key(self, source: KeySource, password: bytes | str | None = None) -> Key:
         """Takes an RSA private key of 2048 to 4096 bits into the key table.
 
-        ``source``: PEM or DER (PKCS#8 or PKCS#1), encrypted if ``password`` is given, or a private key of the
-        ``cryptography`` package. Raises KeyLoadError saying what is wrong with it.
+        ``source``: what a key's file holds, PEM or DER (PKCS#8 or PKCS#1) or OpenSSH's format, encrypted if
+        ``password`` is given; or a private key of the ``cryptography`` package. PEM may hold certificates as well.
+        Raises KeyLoadError saying what is wrong with it.
         """
         self._client.check_process()
         return keys.load(self._client, source, password)
 
     @overload
-    def private_op(self, key: Key, x: int) -> int: ...
+    def private_op(self, key: Key, x: Integer) -> int: ...
     @overload
     def private_op(self, key: Key, x: BytesLike) -> bytes: ...
     @overload
@@ -205,12 +216,12 @@ class BatchingProvider:
     @overload
     def private_op(self, key: Keys, x: CudaArray) -> CudaArray: ...
     def private_op(
-        self, key: Keys, x: int | BytesLike | NDArray[np.uint64] | CudaArray
+        self, key: Keys, x: Integer | BytesLike | NDArray[np.uint64] | CudaArray
     ) -> int | bytes | NDArray[np.uint64] | CudaArray:
         """x^d mod n: the RSA private operation without any padding. Waits for the result, and for room in the queue.
 
-        ``x``: an int from 0 to n - 1, or as many big-endian bytes as the modulus has, or fewer. The result is of the
-        same kind; bytes are as many as the modulus has.
+        ``x``: an int from 0 to n - 1 (NumPy's integers and others with ``__index__`` will do), or as many big-endian
+        bytes as the modulus has, or fewer. The result is of the same kind; bytes are as many as the modulus has.
 
         Or many at once, with one key or with a sequence of as many: a uint64 array [n, limbs] or [limbs], least
         significant limb first, each row below its modulus. Returns [n, limbs of the longest modulus]. Such a call does
@@ -231,44 +242,61 @@ class BatchingProvider:
             return self._device_private_rows(key, x)
         if not isinstance(key, Key):
             raise InputError("several keys take an array of as many rows; an int or bytes take one key")
-        return self._submit(key, x, wait_for_room=True).result()
+        self._check_key(key)
+        return self._futures.compute(key, x)
 
-    def submit(self, key: Key, x: int | BytesLike) -> Future[Result]:
+    @overload
+    def submit(self, key: Key, x: Integer) -> Future[int]: ...
+    @overload
+    def submit(self, key: Key, x: BytesLike) -> Future[bytes]: ...
+    def submit(self, key: Key, x: Integer | BytesLike) -> Future[Any]:
         """Like :meth:`private_op`, but returns a future at once, and raises QueueFullError at once if the queue is
         full.
 
-        The future's callbacks run on a thread of the provider and must not block. Cancelling works until the result is
-        there; the request is computed all the same.
+        The future's callbacks run on a thread of the provider and must not block. What they raise is logged, even
+        SystemExit. Cancelling works until the result is there; the request is computed all the same.
         """
-        return self._submit(key, x, wait_for_room=False)
+        self._check_key(key)
+        return self._futures.submit(key, x, wait_for_room=False)
 
     @overload
-    async def private_op_async(self, key: Key, x: int) -> int: ...
+    async def private_op_async(self, key: Key, x: Integer) -> int: ...
     @overload
     async def private_op_async(self, key: Key, x: BytesLike) -> bytes: ...
-    async def private_op_async(self, key: Key, x: int | BytesLike) -> int | bytes:
+    async def private_op_async(self, key: Key, x: Integer | BytesLike) -> int | bytes:
         """Like :meth:`private_op`, for a coroutine. May be cancelled at any time; the request is computed all the
         same."""
-        return await asyncio.wrap_future(self._submit(key, x, wait_for_room=True))
+        self._check_key(key)
+        return await asyncio.wrap_future(self._futures.submit(key, x, wait_for_room=True))
 
-    def _submit(self, key: Key, x: int | BytesLike, wait_for_room: bool) -> Future[Result]:
+    def _check_key(self, key: Key) -> None:
         self._check_running()
+        if not isinstance(key, Key):
+            raise InputError(f"the key is of type {type(key).__name__}; it must be one that load_key() returned")
         if key.client is not self._client:
             raise InputError("the key was loaded by another provider; load it with this one")
-        return self._futures.submit(key, x, wait_for_room)
 
     def _private_rows(self, keys: Keys, x: NDArray[np.uint64]) -> NDArray[np.uint64]:
         self._check_running()
         inputs = array_to_rows(x, "input")
         of_rows = keys_of_rows(self._client, keys, len(inputs))
         calls = private_calls(self._client, of_rows, inputs)
-        size = of_rows.sizes[1]
+        size = of_rows.sizes[1] or inputs.shape[1]
         outputs = np.zeros((len(inputs), size), np.uint8)
-        self._engine.submit(call for _, call in calls)
-        for rows, call in calls:
-            results = call.result.result()[:, :size]
+        for (rows, _), result in zip(calls, self._compute([call for _, call in calls]), strict=True):
+            results = result[:, :size]
             outputs[rows, : results.shape[1]] = results
         return limbs_of(outputs)
+
+    def _compute(self, calls: Sequence[Call]) -> list[NDArray[np.uint8]]:
+        """Their results. A call whose thread is interrupted is given up, so that close() need not wait for it."""
+        try:
+            self._engine.submit(calls)
+            return [call.wait() for call in calls]
+        except BaseException:
+            for call in calls:
+                call.give_up()
+            raise
 
     def _device_private_rows(self, keys: Keys, x: CudaArray) -> CudaArray:
         self._check_running()
@@ -279,25 +307,34 @@ class BatchingProvider:
 
     # ---- modular exponentiation ----
 
+    # To the types bytes are a sequence of ints too; the first overload that matches is the right one.
     @overload
-    def modexp(self, bases: int, exponents: int, moduli: int) -> int: ...
+    def modexp(self, bases: Integer, exponents: Number, moduli: Number) -> int: ...  # type: ignore[overload-overlap]
+    @overload
+    def modexp(self, bases: BytesLike, exponents: Number, moduli: Number) -> bytes: ...  # type: ignore[overload-overlap]
     @overload
     def modexp(self, bases: NDArray[np.uint64], exponents: AnyOperand, moduli: AnyOperand) -> NDArray[np.uint64]: ...
     @overload
-    def modexp(self, bases: Sequence[int], exponents: AnyOperand, moduli: AnyOperand) -> list[int]: ...
-    @overload
     def modexp(self, bases: CudaArray, exponents: AnyOperand, moduli: AnyOperand) -> CudaArray: ...
+    @overload
+    def modexp(  # type: ignore[overload-overlap]
+        self, bases: BytesLike | Sequence[BytesLike], exponents: AnyOperand, moduli: AnyOperand
+    ) -> list[bytes]: ...
+    @overload
+    def modexp(self, bases: Integer | Sequence[Integer], exponents: AnyOperand, moduli: AnyOperand) -> list[int]: ...
     def modexp(
         self, bases: AnyOperand, exponents: AnyOperand, moduli: AnyOperand
-    ) -> int | list[int] | NDArray[np.uint64] | CudaArray:
+    ) -> int | bytes | list[int] | list[bytes] | NDArray[np.uint64] | CudaArray:
         """bases[i]^exponents[i] mod moduli[i], for RSA and finite-field Diffie-Hellman. Waits for the results.
 
-        Each operand is an int (one for all operations), a sequence of ints, or a uint64 array [n, limbs] or [limbs],
-        least significant limb first. Moduli are odd and greater than 1, bases are less than their moduli, exponents
-        are not negative; none has more than 8192 bits.
+        Each operand is one number for all operations, a sequence of numbers, or a uint64 array [n, limbs] or [limbs],
+        least significant limb first. A number is an int (NumPy's integers and others with ``__index__`` will do) or
+        big-endian bytes. Moduli are odd and greater than 1, bases are less than their moduli, exponents are not
+        negative; none has more than 8192 bits.
 
-        Returns an int if all operands are ints; [n, limbs of the moduli] if ``bases`` is an array; else a list of ints.
-        Raises InputError, OperationError, ProviderClosedError.
+        Returns [n, limbs of the moduli] if ``bases`` is an array; one number if all operands are one number; else a
+        list of numbers. These are ints or bytes like their bases; bytes are as many as the modulus has. No operation
+        gives an empty list or array. Raises InputError, OperationError, ProviderClosedError.
 
         The time depends on the width of exponents (the longest of them, or the array's limbs) but not on their
         values: to hide the length of secret exponents as well, give them as arrays of a fixed width.
@@ -314,16 +351,16 @@ class BatchingProvider:
             return self._device_arrays.modexp(bases, exponents, moduli, self._modexp_rows)
         on_host = self._device_arrays.on_host
         exponents, moduli = on_host(exponents, "exponent"), on_host(moduli, "modulus")
-        rows = self._modexp_rows(bases, exponents, moduli)
         if isinstance(bases, np.ndarray):
-            return rows
-        numbers = [int.from_bytes(row.astype("<u8").tobytes(), "little") for row in rows]
-        return numbers[0] if all(isinstance(operand, int) for operand in (bases, exponents, moduli)) else numbers
+            return self._modexp_rows(bases, exponents, moduli)
+        call = modexp_call(bases, exponents, moduli)
+        (rows,) = self._compute([call])
+        numbers = results_like(bases, rows, call.operands[2])
+        return numbers[0] if all(map(is_number, (bases, exponents, moduli))) else numbers
 
     def _modexp_rows(self, bases: Operand, exponents: Operand, moduli: Operand) -> NDArray[np.uint64]:
-        call = modexp_call(bases, exponents, moduli)
-        self._engine.submit([call])
-        return limbs_of(call.result.result())
+        (result,) = self._compute([modexp_call(bases, exponents, moduli)])
+        return limbs_of(result)
 
     # ---- observation ----
 
@@ -340,5 +377,5 @@ class BatchingProvider:
         self._client.check_process()
         if not self._started:
             raise ProviderClosedError("the provider is not started; use it in a with statement, or call start()")
-        if not self._close.alive:
+        if self._engine.closing:
             raise ProviderClosedError("the provider is closed")

@@ -57,7 +57,6 @@ if TYPE_CHECKING:
 
     from gpu_provider.backends.base import Batch
     from gpu_provider.client import Client
-    from gpu_provider.futures import Result
     from gpu_provider.keys import Key
     from gpu_provider.provider import BatchingProvider
     from gpu_provider.scheduler import CostCurve
@@ -99,7 +98,7 @@ class HeldBackend:
         self._holding = True
         self._unseen: deque[HeldBatch] = deque()
         self._held: deque[HeldBatch] = deque()
-        self._faults: deque[Exception | Literal["lie", "hang"]] = deque()
+        self._faults: deque[BaseException | Literal["lie", "hang"]] = deque()
         self._hangs_over = False
         self._client: Client | None = None
 
@@ -139,7 +138,7 @@ class HeldBackend:
         with self._changed:
             self._holding = True
 
-    def fail_next(self, error: Exception | None = None) -> None:
+    def fail_next(self, error: BaseException | None = None) -> None:
         """The next batch that is let go raises ``error`` instead of being computed."""
         self._faults.append(error or RuntimeError("made to fail by a test"))
 
@@ -190,7 +189,7 @@ class HeldBackend:
     def close(self) -> None:
         self._client = None
 
-    def _wait_for_release(self, batch: HeldBatch) -> Exception | str | None:
+    def _wait_for_release(self, batch: HeldBatch) -> str | None:
         with self._changed:
             self._unseen.append(batch)
             self._held.append(batch)
@@ -200,14 +199,14 @@ class HeldBackend:
             fault = self._faults.popleft() if self._faults else None
             if fault == "hang":
                 self._changed.wait_for(lambda: self._hangs_over)
-        if isinstance(fault, Exception):
+        if isinstance(fault, BaseException):
             raise fault
         return fault
 
 
-def fill_queue(provider: BatchingProvider, key: Key) -> list[Future[Result]]:
+def fill_queue(provider: BatchingProvider, key: Key) -> list[Future[int]]:
     """Submits 2^d mod n until the queue is full; returns the futures. The provider's backend must be holding."""
-    futures: list[Future[Result]] = []
+    futures: list[Future[int]] = []
     while True:
         try:
             futures.append(provider.submit(key, 2))
@@ -219,9 +218,11 @@ def fill_queue(provider: BatchingProvider, key: Key) -> list[Future[Result]]:
 def held_backend() -> Iterator[HeldBackend]:
     """A backend that holds every batch until the test releases it."""
     backend = HeldBackend()
-    yield backend
-    backend.release_all()
-    backend.end_hang()
+    try:
+        yield backend
+    finally:
+        backend.release_all()
+        backend.end_hang()
 
 
 @pytest.fixture
@@ -233,9 +234,11 @@ def held_provider(held_backend: HeldBackend, request: pytest.FixtureRequest) -> 
     for marker in request.node.iter_markers("gpu_provider"):
         settings |= marker.kwargs
     with BatchingProvider(load_config(ProviderConfig, overrides=settings), backends=[held_backend]) as provider:
-        yield provider
-        held_backend.release_all()
-        held_backend.end_hang()
+        try:
+            yield provider
+        finally:  # or leaving the provider's context would wait for what the backend holds
+            held_backend.release_all()
+            held_backend.end_hang()
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -236,6 +236,16 @@ class TestModexp:
         assert values(result) == [pow(2, power, m) for power, m in zip([9, 10, 11], moduli, strict=True)]
 
 
+def test_no_rows(provider: BatchingProvider, device: HostDevice) -> None:
+    """CuPy's arrays without rows are at the address 0."""
+    key = provider.load_key(private_key(2048))
+    nothing = device.new_array(0, 32)
+    for result in (provider.private_op(key, nothing), provider.modexp(nothing, 3, key.n)):
+        assert isinstance(result, HostArray)
+        assert result.array.shape == (0, 32)
+    assert provider.modexp([], nothing, key.n) == []
+
+
 class TestErrors:
     def test_the_array_and_the_reason_are_named(self, provider: BatchingProvider, device: HostDevice) -> None:
         key, other = provider.load_key(private_key(2048)), HostDevice()
@@ -247,10 +257,10 @@ class TestErrors:
             (View(array, array.array[::-1]), "strides"),
             (View(array, array.array, mask=array), "mask"),
             (View(array, array.array.reshape(2, 2, 16)), "shape"),
-            (View(array, array.array[:0]), "shape"),
+            (View(array, array.array[:, :0]), "shape"),
             (place(device, [1], 33), "33 limbs, and the longest modulus has 32"),
             (elsewhere, "on a GPU that this provider does not compute with"),
-            (place(device, [1, key.n], 32), "input 1 is not less than its key's modulus"),
+            (place(device, [1, key.n], 32), "the input at index 1 is not less than its key's 2048-bit modulus"),
         ]
         for operand, reason in cases:
             with pytest.raises(InputError, match=reason):
@@ -258,7 +268,7 @@ class TestErrors:
         for operands, reason in (
             ((elsewhere, 3, 7), "the base array is on a GPU that"),
             ((array, elsewhere, MODULUS), "the exponent array is on a GPU that"),
-            ((array, 3, MODULUS - 1), "modulus 0 is even"),
+            ((array, 3, MODULUS - 1), "the modulus has 2048 bits and is even"),
             ((array, 3, ODD), "the base has 32 limbs, and the longest modulus has 1"),
             ((array, [1, 2, 3], MODULUS), "2 bases for 3 operations"),
             ((View(array, array.array[:1]), [1, 2, 3], MODULUS), "1 base on a device for 3 operations"),

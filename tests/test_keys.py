@@ -2,24 +2,37 @@
 
 from __future__ import annotations
 
+import copy
+import datetime
+import functools
 import gc
+import importlib.util
+import pickle
+import re
+import shutil
+import subprocess
 import weakref
 from typing import TYPE_CHECKING, Literal
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.hazmat.primitives.serialization import (
     BestAvailableEncryption,
     Encoding,
     NoEncryption,
     PrivateFormat,
+    PublicFormat,
 )
+from cryptography.hazmat.primitives.serialization.pkcs12 import serialize_key_and_certificates
 from rsa_keys import private_key, public_der, public_pem
 
 from gpu_provider import BatchingProvider, GpuProviderError, InputError, KeyLoadError, ProviderClosedError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
 
 PASSWORD = b"correct horse"
 
@@ -35,6 +48,26 @@ def encode(
 ) -> bytes:
     encryption = BestAvailableEncryption(password) if password else NoEncryption()
     return private_key(2048).private_bytes(encoding, format_, encryption)
+
+
+@functools.cache
+def certificate() -> x509.Certificate:
+    name, today = x509.Name([]), datetime.datetime.now(datetime.UTC)
+    builder = x509.CertificateBuilder(name, name, private_key(2048).public_key(), x509.random_serial_number())
+    return (
+        builder.not_valid_before(today)
+        .not_valid_after(today + datetime.timedelta(1))
+        .sign(private_key(2048), hashes.SHA256())
+    )
+
+
+def ssh_keygen(directory: Path, kind: str, bits: str, password: str) -> bytes:
+    file = directory / "id"
+    subprocess.run(["ssh-keygen", "-q", "-t", kind, "-b", bits, "-N", password, "-f", file], check=True, timeout=60)
+    return file.read_bytes()
+
+
+needs_ssh_keygen = pytest.mark.skipif(shutil.which("ssh-keygen") is None, reason="ssh-keygen is not installed")
 
 
 class TestForms:
@@ -54,6 +87,36 @@ class TestForms:
     @pytest.mark.parametrize("password", [PASSWORD, PASSWORD.decode()])
     def test_encrypted(self, provider: BatchingProvider, encoding: Encoding, password: bytes | str) -> None:
         assert provider.load_key(encode(encoding, password=PASSWORD), password).bits == 2048
+
+    @pytest.mark.parametrize("wrap", [bytes, bytearray, memoryview, bytes.decode])
+    def test_openssh(self, provider: BatchingProvider, wrap: Callable[[bytes], bytes | str]) -> None:
+        encoded = encode(format_=PrivateFormat.OpenSSH)
+        assert provider.load_key(wrap(encoded)).n == private_key(2048).public_key().public_numbers().n
+
+    @needs_ssh_keygen
+    def test_encrypted_openssh(self, provider: BatchingProvider, tmp_path: Path) -> None:
+        encoded = ssh_keygen(tmp_path, "rsa", "2048", PASSWORD.decode())
+        with pytest.raises(KeyLoadError, match="encrypted; give its password"):
+            provider.load_key(encoded)
+        if importlib.util.find_spec("bcrypt"):
+            assert provider.load_key(encoded, PASSWORD).bits == 2048
+            with pytest.raises(KeyLoadError, match="wrong password"):
+                provider.load_key(encoded, b"battery staple")
+        else:
+            with pytest.raises(KeyLoadError, match="install the package bcrypt"):
+                provider.load_key(encoded, PASSWORD)
+
+    @pytest.mark.parametrize("password", [None, PASSWORD])
+    def test_a_key_with_its_certificates(self, provider: BatchingProvider, password: bytes | None) -> None:
+        chain = certificate().public_bytes(Encoding.PEM) * 2
+        key = encode(password=password)
+        for bundle in (chain + key, key + chain, b"subject=CN = x\r\n" + chain + key.replace(b"\n", b"\r\n") + chain):
+            assert provider.load_key(bundle, password).bits == 2048
+
+    def test_an_empty_password_is_none(self, provider: BatchingProvider) -> None:
+        assert provider.load_key(encode(), "").bits == 2048
+        with pytest.raises(KeyLoadError, match="encrypted; give its password"):
+            provider.load_key(encode(password=PASSWORD), b"")
 
     def test_traditional_encrypted_pem(self, provider: BatchingProvider) -> None:
         encoded = encode(format_=PrivateFormat.TraditionalOpenSSL, password=PASSWORD)
@@ -108,9 +171,46 @@ class TestRefused:
             provider.load_key(encode(encoding, password=PASSWORD), b"battery staple")
         assert "battery" not in str(caught.value)
 
-    def test_a_password_for_a_plain_key(self, provider: BatchingProvider) -> None:
+    @pytest.mark.parametrize(
+        "source", [encode(), encode(Encoding.DER), encode(format_=PrivateFormat.OpenSSH), private_key(2048)]
+    )
+    def test_a_password_for_a_plain_key(self, provider: BatchingProvider, source: bytes) -> None:
         with pytest.raises(KeyLoadError, match="not encrypted"):
-            provider.load_key(encode(), PASSWORD)
+            provider.load_key(source, PASSWORD)
+
+    def test_a_password_of_another_type(self, provider: BatchingProvider) -> None:
+        with pytest.raises(KeyLoadError, match="must be bytes or str, not int"):
+            provider.load_key(encode(), 1234)  # type: ignore[arg-type]
+
+    def test_a_path_is_not_a_key(self, provider: BatchingProvider, tmp_path: Path) -> None:
+        """Its text is not shown: it may be a key after all."""
+        path = tmp_path / "key.pem"
+        path.write_bytes(encode())
+        for source in (str(path), str(path).encode(), path, "key.pem"):
+            with pytest.raises(KeyLoadError, match="read_bytes") as caught:
+                provider.load_key(source)  # type: ignore[arg-type]
+            assert "key.pem" not in str(caught.value)
+
+    def test_what_is_no_private_key_is_named(self, provider: BatchingProvider) -> None:
+        public, request = private_key(2048).public_key(), x509.CertificateSigningRequestBuilder()
+        signed = request.subject_name(x509.Name([])).sign(private_key(2048), hashes.SHA256())
+        damaged = encode(format_=PrivateFormat.OpenSSH).replace(b"\nb3Blbn", b"\nb3Blbm")
+        pkcs12 = serialize_key_and_certificates(b"x", private_key(2048), certificate(), None, NoEncryption())
+        for source, words in (
+            (certificate().public_bytes(Encoding.PEM), "a certificate; the private key is needed"),
+            (certificate().public_bytes(Encoding.DER), "a certificate; the private key is needed"),
+            (signed.public_bytes(Encoding.PEM), "PEM of the kind CERTIFICATE REQUEST; the private key is needed"),
+            (signed.public_bytes(Encoding.DER), "a certificate request; the private key is needed"),
+            (public.public_bytes(Encoding.PEM, PublicFormat.PKCS1), "a public key; the private key is needed"),
+            (public.public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH), "an OpenSSH public key; the private"),
+            (pkcs12, "a PKCS#12 file; take the private key out of it: openssl pkcs12"),
+            (b"PuTTY-User-Key-File-3: ssh-rsa\n", "a PuTTY key; convert it: puttygen"),
+            (encode().decode().encode("utf-16"), "text in UTF-16"),
+            (encode() + encode(), "there are 2 private keys in it; give one of them"),
+            (damaged, "the OpenSSH private key is damaged"),
+        ):
+            with pytest.raises(KeyLoadError, match=re.escape(words)):
+                provider.load_key(source)
 
     def test_not_rsa(self, provider: BatchingProvider) -> None:
         for other in (ec.generate_private_key(ec.SECP256R1()), ed25519.Ed25519PrivateKey.generate()):
@@ -119,6 +219,8 @@ class TestRefused:
                 provider.load_key(encoded)
             with pytest.raises(KeyLoadError, match="not an RSA key"):
                 provider.load_key(other)
+            with pytest.raises(KeyLoadError, match="not an RSA key"):
+                provider.load_key(other.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption()))
 
     def test_a_public_key(self, provider: BatchingProvider) -> None:
         for encoded in (public_pem(private_key(2048)), public_der(private_key(2048))):
@@ -158,6 +260,18 @@ class TestKey:
         for secret in (numbers.d, numbers.p, numbers.q):
             assert str(secret) not in shown
             assert f"{secret:x}" not in shown
+
+    @pytest.mark.parametrize("copy_of", [pickle.dumps, copy.copy, copy.deepcopy])
+    def test_pickling_and_copying_say_what_to_do(
+        self, provider: BatchingProvider, copy_of: Callable[[object], object]
+    ) -> None:
+        """Hazard: a program hands one to another process, by multiprocessing."""
+        with pytest.raises(TypeError, match="load it in the other process"):
+            copy_of(provider.load_key(private_key(2048)))
+        with pytest.raises(TypeError, match="make and start one in the other process"):
+            copy_of(provider)
+        with pytest.raises(TypeError, match="take it from a provider of the other process"):
+            copy_of(provider.library_context)
 
     def test_a_closed_key_is_refused(self, provider: BatchingProvider) -> None:
         key = provider.load_key(private_key(2048))

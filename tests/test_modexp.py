@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import array
 import random
 from concurrent.futures import ThreadPoolExecutor
+from fractions import Fraction
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,7 +19,7 @@ from rsa_keys import private_key
 from gpu_provider import BatchingProvider, InputError, ProviderClosedError, ProviderConfig
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from gpu_provider.testing import HeldBackend
 
@@ -62,7 +64,7 @@ class TestResults:
         assert provider.modexp(bases, exponent, modulus) == [pow(base, exponent, modulus) for base in bases]
 
     def test_one_operand_serves_all_rows(self, provider: BatchingProvider) -> None:
-        assert provider.modexp(2, [1, 2, 3], 1000003) == [2, 4, 8]  # type: ignore[call-overload]
+        assert provider.modexp(2, [1, 2, 3], 1000003) == [2, 4, 8]
         assert provider.modexp([2, 3], 2, [7, 5]) == [4, 4]
         assert provider.modexp([5], 2, 7) == [4]
         assert provider.modexp(5, 2, 7) == 4
@@ -77,29 +79,124 @@ class TestResults:
         assert numbers(provider.modexp(limbs([2, 3], 2), 30, moduli)) == [pow(2, 30, 1000003), pow(3, 30, 1000033)]
 
 
+class Index:
+    """An integer of another library."""
+
+    def __init__(self, value: int) -> None:
+        self._value = value
+
+    def __index__(self) -> int:
+        return self._value
+
+
+class TestKindsOfNumbers:
+    """Hazard: bytes are a sequence of small ints to Python, and a number to private_op()."""
+
+    M = (1 << 127) - 1
+
+    @pytest.mark.parametrize("kind", [bytes, bytearray, memoryview, lambda number: memoryview(number[::-1])[::-1]])
+    def test_bytes_are_one_big_endian_number(self, provider: BatchingProvider, kind: Callable[[bytes], bytes]) -> None:
+        base, exponent, modulus = (
+            kind(number) for number in (b"\x01\x00", b"\x01\x00\x01", b"\x00" + self.M.to_bytes(16, "big"))
+        )
+        expected = pow(256, 65537, self.M)
+        assert provider.modexp(base, exponent, modulus) == expected.to_bytes(16, "big")
+        assert provider.modexp(256, exponent, modulus) == expected
+        assert provider.modexp(base, 65537, self.M) == expected.to_bytes(16, "big")
+        assert provider.modexp([base, base], [exponent, 1], modulus) == [
+            expected.to_bytes(16, "big"),
+            (256).to_bytes(16, "big"),
+        ]
+        assert provider.modexp(base, [1, 2], [self.M, 65537]) == [
+            (256).to_bytes(16, "big"),
+            (256**2 % 65537).to_bytes(3, "big"),
+        ]
+        array = provider.modexp(limbs([256], 2), exponent, modulus)
+        assert numbers(array) == [expected]
+
+    def test_no_bytes_are_nought(self, provider: BatchingProvider) -> None:
+        assert provider.modexp(b"", 3, 7) == b"\x00"
+        assert provider.modexp(b"\x00", b"", 7) == b"\x01"
+
+    @pytest.mark.parametrize("kind", [np.uint64, np.int8, np.intp, Index])
+    def test_integers_of_other_libraries(self, provider: BatchingProvider, kind: Callable[[int], int]) -> None:
+        assert provider.modexp(kind(5), kind(3), kind(7)) == 6
+        assert type(provider.modexp(kind(5), kind(3), kind(7))) is int
+        assert provider.modexp([kind(5), 2], kind(3), [7, kind(11)]) == [6, 8]
+
+    def test_sequences_of_every_sort(self, provider: BatchingProvider) -> None:
+        for bases in ((2, 3), range(2, 4), array.array("Q", [2, 3]), array.array("B", [2, 3])):
+            assert provider.modexp(bases, 2, 11) == [4, 9]
+
+    def test_arrays_of_every_layout(self, provider: BatchingProvider) -> None:
+        moduli = limbs([11, 13, 17], 2)
+        read_only = moduli.copy()
+        read_only.flags.writeable = False
+        for same in (moduli[::-1][::-1], np.asfortranarray(moduli), read_only, np.hstack([moduli, moduli])[:, :2]):
+            assert numbers(provider.modexp(limbs([2, 3, 4], 1), 5, same)) == [32 % 11, 243 % 13, 1024 % 17]
+
+
+class TestNothingToDo:
+    """Hazard: a pipeline whose last batch is empty."""
+
+    def test_an_empty_list(self, provider: BatchingProvider) -> None:
+        assert provider.modexp([], 2, 7) == []
+        assert provider.modexp(2, [], 7) == []
+        assert provider.modexp((), [], ()) == []
+        assert provider.modexp(b"\x02", 3, []) == []
+
+    def test_an_empty_array(self, provider: BatchingProvider) -> None:
+        result = provider.modexp(np.zeros((0, 4), np.uint64), 2, 1 << 200 | 1)
+        assert (result.shape, result.dtype) == ((0, 4), np.uint64)
+        result = provider.modexp(np.zeros((0, 4), np.uint64), [], np.zeros((0, 3), np.uint64))
+        assert (result.shape, result.dtype) == ((0, 3), np.uint64)
+
+    def test_one_operand_that_is_wrong_is_refused_all_the_same(self, provider: BatchingProvider) -> None:
+        with pytest.raises(InputError, match="the modulus has 4 bits and is even"):
+            provider.modexp([], 2, 8)
+
+
 class TestRefused:
     @pytest.mark.parametrize(
         ("operands", "reason"),
         [
-            (([1, 1], 2, [7, 8]), "modulus 1 is even"),
-            (([1, 0], 2, [7, 1]), "modulus 1 is 1"),
-            ((0, 2, 0), "modulus 0 is even"),
-            ((1, 2, -7), "modulus 0 is negative"),
-            ((-1, 2, 7), "base 0 is negative"),
-            ((1, [1, -1], 7), "exponent 1 is negative"),
-            (([1, 7], 2, 7), "base 1 is not less than its modulus"),
-            ((1 << 64, 2, 7), "base 0 is not less than its modulus"),
-            ((1, 2, (1 << 8192) + 1), "modulus 0 has 8193 bits; at most 8192"),
-            ((1, 1 << 8192, 7), "exponent 0 has 8193 bits"),
+            (([1, 1], 2, [7, 8]), "the modulus at index 1 has 4 bits and is even"),
+            (([1, 0], 2, [7, 1]), "the modulus at index 1 is 1"),
+            ((0, 2, 0), "the modulus is 0"),
+            ((0, 2, 8), "the modulus has 4 bits and is even"),
+            ((0, 2, 1), "the modulus is 1"),
+            ((1, 2, -7), "the modulus is negative"),
+            ((-1, 2, 7), "the base is negative"),
+            ((1, [1, -1], 7), "the exponent at index 1 is negative"),
+            (([1, 7], 2, 7), "the base at index 1, of 3 bits, is not less than the modulus, of 3 bits"),
+            ((8, 2, [11, 7]), "the base, of 4 bits, is not less than the modulus at index 1, of 3 bits"),
+            ((1 << 64, 2, 7), "the base, of 65 bits, is not less than the modulus"),
+            ((1, 2, (1 << 8192) + 1), "the modulus has 8193 bits; at most 8192"),
+            ((1, 1 << 8192, 7), "the exponent has 8193 bits"),
             (([1, 2], [1, 2, 3], 7), "2 bases for 3 operations"),
-            (([], 2, 7), "no base is given"),
-            (("12", 2, 7), "base 0 is of type str"),
-            ((1.5, 2, 7), "base is of type float; it must be an int"),
-            (([2, 1.5], 2, 7), "base 1 is of type float"),
-            ((True, 2, 7), "is of type bool"),
+            (([], [2, 3], 7), "0 bases for 2 operations"),
+            (("12", 2, 7), "the base must be an int, bytes, a sequence of either or a uint64 array, not str"),
+            ((["12"], 2, 7), "the base must be an int or bytes, not str"),
+            ((1.5, 2, 7), "the base must be .* not float"),
+            (([2, 1.5], 2, 7), "the base at index 1 must be an int or bytes, not float"),
+            ((Fraction(2), 2, 7), "not Fraction"),
+            ((np.float64(2), 2, 7), "not float64"),
+            ((np.bool_(True), 2, 7), "not bool"),
+            ((True, 2, 7), "not bool"),
+            ((2, None, 7), "the exponent must be .* not NoneType"),
+            (([2, [3]], 2, 7), "the base at index 1 must be an int or bytes, not list"),
+            (({2: 3}, 2, 7), "not dict"),
+            (({2}, 2, 7), "not set"),
+            ((iter([2]), 2, 7), "not list_iterator"),
+            ((memoryview(np.ones((2, 2), np.uint8)), 2, 7), r"the base is a memoryview of shape \(2, 2\)"),
+            ((memoryview(np.ones(2, np.uint64)), 2, 7), "it must be of bytes in one dimension"),
+            ((np.ones((1, 1), ">u8"), 2, 7), "dtype >u8"),
+            ((np.ones((1, 1), object), 2, 7), "dtype object"),
+            ((np.array(5, np.uint64), 2, 7), r"shape \(\)"),
+            ((np.zeros((2, 0), np.uint64), 2, 7), r"shape \(2, 0\)"),
+            ((np.ma.masked_array([[1, 1]], [[0, 1]], np.uint64), 2, 7), "has a mask"),
             ((np.zeros((1, 2), np.int64), 2, 7), "dtype int64"),
             ((np.zeros((1, 1, 1), np.uint64), 2, 7), r"shape \(1, 1, 1\)"),
-            ((np.zeros((0, 4), np.uint64), 2, 7), "shape"),
             ((np.zeros((1, 129), np.uint64), 2, 7), "1 to 128 limbs"),
         ],
     )

@@ -77,6 +77,12 @@ class TestResults:
         assert np.array_equal(x, before)
         assert x.flags.writeable
 
+    def test_no_rows(self, provider: BatchingProvider) -> None:
+        key = provider.load_key(private_key(2048))
+        for keys, width in ((key, 32), ([], 1), ([key], 32)):
+            result = provider.private_op(keys, np.zeros((0, 1), np.uint64))
+            assert (result.shape, result.dtype) == ((0, width), np.uint64)
+
 
 class TestErrors:
     @pytest.fixture
@@ -86,11 +92,11 @@ class TestErrors:
     def test_the_row_and_the_reason_are_named(self, provider: BatchingProvider, key: Key) -> None:
         row = limbs([key.n], 32)
         for operand, reason in (
-            (np.concatenate([limbs([1], 32), row]), "input 1 is not less than its key's modulus"),
-            (limbs([1 << 3000], 64), "input 0 is not less than its key's modulus"),
+            (np.concatenate([limbs([1], 32), row]), "the input at index 1 is not less than its key's 2048-bit modulus"),
+            (limbs([1 << 3000], 64), "the input is not less than its key's 2048-bit modulus"),
             (np.zeros((2, 2), np.int64), "dtype int64"),
             (np.zeros((2, 2, 2), np.uint64), "shape"),
-            (np.zeros((0, 32), np.uint64), "shape"),
+            (np.zeros((1, 0), np.uint64), "shape"),
             (np.zeros((1, 129), np.uint64), "1 to 128 limbs"),
         ):
             with pytest.raises(InputError, match=reason):

@@ -37,7 +37,7 @@ import logging
 import threading
 from collections.abc import Callable
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
 from gpu_provider.tls import drain
 from gpu_provider.tls._ssl import ffi, lib
@@ -267,6 +267,9 @@ class Connection(ConnectionInfo):
                 lib.SSL_free(ssl)
             else:
                 self._park(ssl)
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a Connection can't be pickled or copied: it belongs to its thread and its socket")
 
     def __enter__(self) -> "Connection":
         return self

@@ -3,7 +3,7 @@
 import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
@@ -11,6 +11,7 @@ from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
 from gpu_provider.tls import constants, credentials
 from gpu_provider.tls._ssl import ffi, lib
 from gpu_provider.tls.errors import CertificateError, Error, check, why
+from gpu_provider.tls.text import encoded
 
 if TYPE_CHECKING:
     from gpu_provider.provider import BatchingProvider
@@ -54,11 +55,14 @@ def _renew_lock_in_child() -> None:
 os.register_at_fork(after_in_child=_renew_lock_in_child)
 
 
-def alpn_wire(protocols: Sequence[bytes]) -> bytes:
+def alpn_wire(protocols: Sequence[str | bytes]) -> bytes:
     """The wire form of a list of ALPN protocols. ValueError for an empty list or name, or one over 255 bytes."""
-    if not protocols or not all(0 < len(name) <= 255 for name in protocols):
+    if isinstance(protocols, str | bytes):
+        raise TypeError(f"ALPN protocols must be a list of names, such as [{protocols!r}], not a single name")
+    names = [encoded(name, "ALPN protocol") for name in protocols]
+    if not names or not all(0 < len(name) <= 255 for name in names):
         raise ValueError(f"ALPN protocols must be names of 1 to 255 bytes, at least one of them, not {protocols!r}")
-    return b"".join(bytes((len(name),)) + name for name in protocols)
+    return b"".join(bytes((len(name),)) + name for name in names)
 
 
 class Context:
@@ -106,6 +110,9 @@ class Context:
         if self._ctx is not None:
             lib.SSL_CTX_free(self._ctx)
 
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a Context can't be pickled or copied: set one up in the other process")
+
     @property
     def pointer(self) -> Any:
         """The ``SSL_CTX *``, a cffi object; valid as long as this Context."""
@@ -121,21 +128,23 @@ class Context:
         """``TLS1_2_VERSION`` or ``TLS1_3_VERSION``; 0: the highest there is."""
         check(lib.SSL_CTX_set_max_proto_version(self._ctx, version), f"maximum protocol version {version:#x}")
 
-    def set_cipher_list(self, ciphers: str) -> None:
+    def set_cipher_list(self, ciphers: str | bytes) -> None:
         """The TLS 1.2 ciphers, as in ``openssl ciphers``."""
-        check(lib.SSL_CTX_set_cipher_list(self._ctx, ciphers.encode()), f"cipher list {ciphers!r}")
+        check(lib.SSL_CTX_set_cipher_list(self._ctx, encoded(ciphers, "cipher list")), f"cipher list {ciphers!r}")
 
-    def set_ciphersuites(self, ciphersuites: str) -> None:
+    def set_ciphersuites(self, ciphersuites: str | bytes) -> None:
         """The TLS 1.3 cipher suites, with colons between them."""
-        check(lib.SSL_CTX_set_ciphersuites(self._ctx, ciphersuites.encode()), f"cipher suites {ciphersuites!r}")
+        suites = encoded(ciphersuites, "cipher suites")
+        check(lib.SSL_CTX_set_ciphersuites(self._ctx, suites), f"cipher suites {ciphersuites!r}")
 
-    def set_groups(self, groups: str) -> None:
+    def set_groups(self, groups: str | bytes) -> None:
         """The groups for key exchange by preference, with colons between them."""
-        check(lib.SSL_CTX_set1_groups_list(self._ctx, groups.encode()), f"groups {groups!r}")
+        check(lib.SSL_CTX_set1_groups_list(self._ctx, encoded(groups, "groups")), f"groups {groups!r}")
 
-    def set_sigalgs(self, algorithms: str) -> None:
+    def set_sigalgs(self, algorithms: str | bytes) -> None:
         """The signature algorithms by preference, with colons between them: ``RSA-PSS+SHA256:ECDSA+SHA256``."""
-        check(lib.SSL_CTX_set1_sigalgs_list(self._ctx, algorithms.encode()), f"signature algorithms {algorithms!r}")
+        names = encoded(algorithms, "signature algorithms")
+        check(lib.SSL_CTX_set1_sigalgs_list(self._ctx, names), f"signature algorithms {algorithms!r}")
 
     def set_options(self, options: int) -> int:
         """Adds ``OP_*`` bits; returns all that are set."""
@@ -157,9 +166,10 @@ class Context:
         before: int = lib.SSL_CTX_set_session_cache_mode(self._ctx, mode)
         return before
 
-    def set_session_id_context(self, identity: bytes) -> None:
+    def set_session_id_context(self, identity: str | bytes) -> None:
         """Sessions are resumed only in contexts of the same name (1 to 32 bytes)."""
-        check(lib.SSL_CTX_set_session_id_context(self._ctx, identity, len(identity)), "session id context")
+        name = encoded(identity, "session id context")
+        check(lib.SSL_CTX_set_session_id_context(self._ctx, name, len(name)), "session id context")
 
     def set_num_tickets(self, count: int) -> None:
         """How many TLS 1.3 session tickets a server sends after a full handshake (OpenSSL: 2)."""
@@ -179,7 +189,7 @@ class Context:
         """A PEM file: the certificate, then its chain. May be called once per key type (RSA, EC). CertificateError."""
         credentials.use_certificate_chain_file(self._ctx, self._libctx, os.fspath(path))
 
-    def use_certificate(self, certificate: bytes | x509.Certificate) -> None:
+    def use_certificate(self, certificate: str | bytes | x509.Certificate) -> None:
         """The same from PEM bytes, or one certificate of ``cryptography`` without a chain. CertificateError."""
         credentials.use_certificate(self._ctx, self._libctx, certificate)
 
@@ -187,14 +197,14 @@ class Context:
         self,
         path: str | os.PathLike[str],
         filetype: int = constants.FILETYPE_PEM,
-        password: bytes | None = None,
+        password: str | bytes | None = None,
     ) -> None:
         """An RSA or EC private key, after its certificate. OpenSSL reads the file: no copy of the key in Python's
         memory. PrivateKeyError if it is missing, encrypted (without its password), of another kind, or not the
         certificate's."""
         credentials.use_privatekey_file(self._ctx, self._libctx, os.fspath(path), filetype, password)
 
-    def use_privatekey(self, key: bytes | PrivateKeyTypes, password: bytes | None = None) -> None:
+    def use_privatekey(self, key: str | bytes | PrivateKeyTypes, password: str | bytes | None = None) -> None:
         """The same from PEM or DER bytes, or a key of ``cryptography``. PrivateKeyError."""
         credentials.use_privatekey(self._ctx, self._libctx, key, password)
 
@@ -242,13 +252,13 @@ class Context:
 
     # ---- choices within the handshake ----
 
-    def set_alpn_protos(self, protocols: Sequence[bytes]) -> None:
+    def set_alpn_protos(self, protocols: Sequence[str | bytes]) -> None:
         """What a client offers, by preference. ValueError for an empty list or name, or one over 255 bytes."""
         wire = alpn_wire(protocols)
         if lib.SSL_CTX_set_alpn_protos(self._ctx, wire, len(wire)) != 0:  # 0 is success here
             raise MemoryError("ALPN protocols")
 
-    def set_alpn_server_protos(self, protocols: Sequence[bytes]) -> None:
+    def set_alpn_server_protos(self, protocols: Sequence[str | bytes]) -> None:
         """What a server accepts, by its preference. A client that offers none of them is refused with the alert
         no_application_protocol; one that offers nothing is served without. ValueError as for the client's."""
         wire = alpn_wire(protocols)

@@ -2,7 +2,7 @@
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
@@ -11,6 +11,7 @@ from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
 from gpu_provider.tls._ssl import ffi, lib
 from gpu_provider.tls.errors import CertificateError, PrivateKeyError, why
 
+_PRIVATE_KEY_TYPES = get_args(PrivateKeyTypes)
 KEY_TYPES = ("RSA", "RSA-PSS", "EC")
 
 
@@ -26,9 +27,13 @@ def use_certificate_chain_file(ctx: Any, libctx: Any, path: str) -> None:
     _use_certificates(ctx, libctx, pem, f"certificate file {path!r}")
 
 
-def use_certificate(ctx: Any, libctx: Any, certificate: bytes | x509.Certificate) -> None:
+def use_certificate(ctx: Any, libctx: Any, certificate: str | bytes | x509.Certificate) -> None:
     if isinstance(certificate, x509.Certificate):
         certificate = certificate.public_bytes(serialization.Encoding.PEM)
+    elif isinstance(certificate, str):
+        certificate = certificate.encode(errors="replace")
+    elif not isinstance(certificate, bytes):
+        raise CertificateError(f"a certificate is PEM or one of cryptography's, not {type(certificate).__name__}")
     _use_certificates(ctx, libctx, certificate, "certificate")
 
 
@@ -42,7 +47,7 @@ def _use_certificates(ctx: Any, libctx: Any, pem: bytes, what: str) -> None:
         raise CertificateError(f"{what} can't be used: {text}")
 
 
-def use_privatekey_file(ctx: Any, libctx: Any, path: str, filetype: int, password: bytes | None) -> None:
+def use_privatekey_file(ctx: Any, libctx: Any, path: str, filetype: int, password: str | bytes | None) -> None:
     try:
         with open(path, "rb") as file:  # only to see that it can be read: OpenSSL reads the key
             file.read(1)
@@ -52,17 +57,25 @@ def use_privatekey_file(ctx: Any, libctx: Any, path: str, filetype: int, passwor
     _use_key(ctx, libctx, os.fsencode(path), b"", password, what=f"private key file {path!r}", der=der)
 
 
-def use_privatekey(ctx: Any, libctx: Any, key: bytes | PrivateKeyTypes, password: bytes | None) -> None:
-    if not isinstance(key, bytes):
-        key = key.private_bytes(
+def use_privatekey(ctx: Any, libctx: Any, key: str | bytes | PrivateKeyTypes, password: str | bytes | None) -> None:
+    if isinstance(key, str):
+        data = key.encode(errors="replace")
+    elif isinstance(key, bytes):
+        data = key
+    elif isinstance(key, _PRIVATE_KEY_TYPES):
+        data = key.private_bytes(
             serialization.Encoding.DER, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
         )
-    _use_key(ctx, libctx, ffi.NULL, key, password, what="private key", der=b"-----BEGIN " not in key)
+    else:
+        raise PrivateKeyError(f"a private key is PEM, DER or one of cryptography's, not {type(key).__name__}")
+    _use_key(ctx, libctx, ffi.NULL, data, password, what="private key", der=b"-----BEGIN " not in data)
 
 
-def _use_key(ctx: Any, libctx: Any, path: Any, data: bytes, password: bytes | None, *, what: str, der: bool) -> None:
+def _use_key(
+    ctx: Any, libctx: Any, path: Any, data: bytes, password: str | bytes | None, *, what: str, der: bool
+) -> None:
     asked = ffi.new("int *")
-    given = ffi.NULL if password is None else password
+    given = ffi.NULL if password is None else password.encode() if isinstance(password, str) else password
     key = lib.gp_tls_load_key(libctx, path, data, len(data), der, given, asked)
     if key == ffi.NULL:
         text = why("no private key in it")

@@ -8,6 +8,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from gpu_provider.status import AsyncStatus
 from gpu_provider.tls._ssl import ffi, lib
 from gpu_provider.tls.errors import Error, check
+from gpu_provider.tls.text import encoded
 
 _NULL = ffi.NULL
 _buffer = ffi.buffer
@@ -20,6 +21,9 @@ class Session:
 
     def __init__(self, pointer: Any) -> None:
         self.pointer = ffi.gc(pointer, lib.SSL_SESSION_free)
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a Session can't be pickled or copied: it can be resumed in its own process alone")
 
 
 class ConnectionInfo:
@@ -51,10 +55,10 @@ class ConnectionInfo:
         """As :meth:`Context.set_verify`, for this connection."""
         lib.SSL_set_verify(self._pointer(), mode, _NULL)
 
-    def set_tlsext_host_name(self, name: bytes) -> None:
+    def set_tlsext_host_name(self, name: str | bytes) -> None:
         """The server name that a client sends (SNI)."""
         lib.ERR_clear_error()
-        check(lib.SSL_set_tlsext_host_name(self._pointer(), name), f"server name {name!r}")
+        check(lib.SSL_set_tlsext_host_name(self._pointer(), encoded(name, "server name")), f"server name {name!r}")
 
     def set_verify_host(self, host: str) -> None:
         """The peer's certificate must be for this host name or IP address. With ``VERIFY_PEER``."""
