@@ -57,6 +57,7 @@ _SIGNATURES: Final[dict[str, tuple[object, list[object]]]] = {
     "EVP_PKEY_get_bn_param": (c_int, [c_void_p, c_char_p, c_void_p]),
     "EVP_PKEY_CTX_new_from_pkey": (c_void_p, [c_void_p, c_void_p, c_char_p]),
     "EVP_PKEY_CTX_new_from_name": (c_void_p, [c_void_p, c_char_p, c_char_p]),
+    "EVP_PKEY_CTX_get0_provider": (c_void_p, [c_void_p]),
     "EVP_PKEY_CTX_dup": (c_void_p, [c_void_p]),
     "EVP_PKEY_CTX_free": (None, [c_void_p]),
     "EVP_PKEY_CTX_ctrl_str": (c_int, [c_void_p, c_char_p, c_char_p]),
@@ -161,12 +162,15 @@ class LibraryContext:
 
     ``base=True`` loads OpenSSL's base provider (key files, no algorithms) instead of the default one: RSA can then be
     nobody's but ours. ``provider=False`` leaves ours out. ``preference`` is the query that is added to a program's own.
+    ``more`` are other providers, by name or path.
     """
 
-    def __init__(self, *, base: bool = False, provider: bool = True, preference: str = PREFERENCE) -> None:
+    def __init__(
+        self, *, base: bool = False, provider: bool = True, preference: str = PREFERENCE, more: Iterable[str] = ()
+    ) -> None:
         self.pointer: int = _check(_lib.OSSL_LIB_CTX_new())
         _check(_lib.OSSL_PROVIDER_set_default_search_path(self.pointer, str(NATIVE).encode()))
-        names = [b"base" if base else b"default", *([NAME.encode()] if provider else [])]
+        names = [b"base" if base else b"default", *([NAME.encode()] if provider else []), *map(str.encode, more)]
         self._providers = [_check(_lib.OSSL_PROVIDER_load(self.pointer, name)) for name in names]
         _check(_lib.EVP_set_default_properties(self.pointer, preference.encode()))
 
@@ -214,7 +218,7 @@ class Key:
 
     @classmethod
     def load(cls, libctx: int, data: bytes) -> Key:
-        """Reads PEM or DER, private or public."""
+        """Reads PEM or DER, private or public. The key stays with the default provider until it is used."""
         pointer, address, size = c_void_p(), c_char_p(data), c_size_t(len(data))
         decoder = _lib.OSSL_DECODER_CTX_new_for_pkey(byref(pointer), None, None, None, 0, libctx, None)
         try:
@@ -282,9 +286,12 @@ class Key:
         return bool(result)
 
     @contextmanager
-    def operation(self, name: str, options: Options | None = None, *, dup: bool = False) -> Iterator[int]:
-        """A context for sign, verify, encrypt …"""
-        context = _check(_lib.EVP_PKEY_CTX_new_from_pkey(self.libctx, self.pointer, None))
+    def operation(
+        self, name: str, options: Options | None = None, *, dup: bool = False, query: str | None = None
+    ) -> Iterator[int]:
+        """A context for sign, verify, encrypt … ``query`` is the program's own property query."""
+        asked = query.encode() if query is not None else None
+        context = _check(_lib.EVP_PKEY_CTX_new_from_pkey(self.libctx, self.pointer, asked))
         try:
             _check(getattr(_lib, f"EVP_PKEY_{name}_init")(context))
             _set_options(context, options or {})
@@ -306,6 +313,11 @@ class Key:
     def _apply(self, name: str, data: bytes, options: Options, *, dup: bool = False) -> bytes:
         with self.operation(name, options, dup=dup) as context:
             return _output(getattr(_lib, f"EVP_PKEY_{name}"), context, data, len(data))
+
+    def who_signs(self, query: str | None = None) -> str:
+        """The provider that a program with this property query gets."""
+        with self.operation("sign", query=query) as context:
+            return str(_lib.OSSL_PROVIDER_get0_name(_lib.EVP_PKEY_CTX_get0_provider(context)).decode())
 
     def sign(self, data: bytes, options: Options) -> bytes:
         """Signs a digest's value, or data as it is when the options name no digest."""
@@ -337,18 +349,19 @@ class Key:
             return _output(_lib.EVP_PKEY_decrypt, context, data, len(data))
 
     @contextmanager
-    def _digest_operation(self, name: str, digest: str, options: Options) -> Iterator[int]:
+    def _digest_operation(self, name: str, digest: str, options: Options, query: str | None = None) -> Iterator[int]:
         context, key_context = _lib.EVP_MD_CTX_new(), c_void_p()
         try:
             init = getattr(_lib, f"EVP_Digest{name}Init_ex")
-            _check(init(context, byref(key_context), digest.encode(), self.libctx, None, self.pointer, None))
+            asked = query.encode() if query is not None else None
+            _check(init(context, byref(key_context), digest.encode(), self.libctx, asked, self.pointer, None))
             _set_options(_check(key_context.value), options)
             yield context
         finally:
             _lib.EVP_MD_CTX_free(context)
 
-    def digest_sign(self, digest: str, message: bytes, options: Options) -> bytes:
-        with self._digest_operation("Sign", digest, options) as context:
+    def digest_sign(self, digest: str, message: bytes, options: Options, query: str | None = None) -> bytes:
+        with self._digest_operation("Sign", digest, options, query) as context:
             return _output(_lib.EVP_DigestSign, context, message, len(message))
 
     def digest_sign_pieces(self, digest: str, pieces: Iterable[bytes], options: Options) -> bytes:

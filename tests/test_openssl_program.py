@@ -232,3 +232,32 @@ def test_module_unloads_and_loads_again(base: bool) -> None:
         [sys.executable, "-c", script], check=True, capture_output=True, text=True, timeout=50
     ).stdout
     assert int(output) < 1024, "KiB more after 200 more times"
+
+
+def test_cms_is_decrypted_whoever_else_can(ours: OpenSSL, plain: OpenSSL) -> None:
+    """Without the recipient's certificate, OpenSSL tries the key on every part, and must hear which ones fail."""
+    subject = ["-days", "2", "-subj"]
+    plain("req", "-x509", "-key", "key2048.pem", "-out", "mine.pem", *subject, "/CN=mine")
+    for name in ("a", "zz.a.longer.name.example"):
+        options = ["-newkey", "rsa:2048", "-nodes", "-keyout", "other.key", "-out", "other.pem"]
+        plain("req", "-x509", *options, *subject, f"/CN={name}")
+        for recipients in (["mine.pem", "other.pem"], ["other.pem", "mine.pem"]):
+            for command in ("cms", "smime"):
+                plain(
+                    command, "-encrypt", "-aes256", "-in", "message", "-outform", "DER", "-out", "sealed", *recipients
+                )
+                for options in ([], ["-recip", "mine.pem"]):
+                    arguments = [
+                        command,
+                        "-decrypt",
+                        "-inform",
+                        "DER",
+                        "-in",
+                        "sealed",
+                        "-inkey",
+                        "key2048.pem",
+                        *options,
+                    ]
+                    assert ours.attempt(*arguments)[:2] == plain.attempt(*arguments)[:2], (command, name, options)
+                    if command == "cms" or options:
+                        assert ours(*arguments) == MESSAGE.replace(b"\n", b"\r\n")

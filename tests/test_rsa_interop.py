@@ -7,6 +7,8 @@ of a batching provider.
 from __future__ import annotations
 
 import itertools
+import subprocess
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import evp
@@ -286,6 +288,57 @@ def test_module_is_what_computes(base: bool) -> None:
     theirs.public_key().verify(signature, bytes(32), padding.PKCS1v15(), Prehashed(hashes.SHA256()))
     with pytest.raises(evp.EvpError), evp.LibraryContext(base=True, provider=False) as context:
         loaded(context.pointer, theirs)
+
+
+@pytest.mark.parametrize("preference", [evp.PREFERENCE, f"?provider={evp.NAME}"])
+def test_who_signs_for_a_program_with_a_query_of_its_own(preference: str) -> None:
+    """Two queries for the property "provider" don't add up: the program's own replaces the preference."""
+    with evp.LibraryContext(preference=preference) as context:
+        ours = loaded(context.pointer, rsa_keys.private_key(2048))
+        assert ours.who_signs() == evp.NAME
+        if preference == evp.PREFERENCE:
+            assert ours.who_signs("provider!=fips") == evp.NAME
+            assert ours.who_signs("?fips=yes") == evp.NAME
+        assert ours.who_signs("provider=default") == "default"
+        assert ours.who_signs(f"provider={evp.NAME}") == evp.NAME
+        assert ours.who_signs(f"{evp.NAME}.batched=yes") == evp.NAME
+        del ours
+
+
+@pytest.mark.parametrize("query", [f"provider={evp.NAME}", f"{evp.NAME}.batched=yes", "provider!=fips"])
+def test_a_query_that_leaves_no_digest_leaves_signatures(query: str) -> None:
+    theirs = rsa_keys.private_key(2048)
+    with evp.LibraryContext() as context:
+        ours = loaded(context.pointer, theirs)
+        for options, scheme in [({}, padding.PKCS1v15()), (evp.pss(), pss(hashes.SHA256()))]:
+            signature = ours.digest_sign("SHA256", MESSAGE, options, query=query)
+            theirs.public_key().verify(signature, MESSAGE, scheme, hashes.SHA256())
+        del ours
+
+
+@pytest.mark.parametrize("digest", ["MD4", "RIPEMD160", "MD5"])
+def test_digests_of_any_provider_in_the_program(digest: str) -> None:
+    """MD4 is OpenSSL's legacy provider's alone."""
+    answer = subprocess.run(["openssl", "version", "-m"], check=True, capture_output=True, text=True).stdout
+    legacy = Path(answer.split('"')[1]) / "legacy.so"
+    if not legacy.exists():
+        pytest.skip("OpenSSL's legacy provider is not installed")
+    der = rsa_keys.private_der(rsa_keys.private_key(2048))
+    with (
+        evp.LibraryContext(more=[str(legacy)]) as context,
+        evp.LibraryContext(more=[str(legacy)], provider=False) as plain,
+    ):
+        ours, theirs = evp.Key.load(context.pointer, der), evp.Key.load(plain.pointer, der)
+        assert (ours.who_signs(), theirs.who_signs()) == (evp.NAME, "default")
+        signature = ours.digest_sign(digest, MESSAGE, {})
+        assert signature == theirs.digest_sign(digest, MESSAGE, {})
+        assert ours.digest_verify(digest, signature, MESSAGE, {})
+        assert not ours.digest_verify(digest, signature, MESSAGE[1:], {})
+        for one, other in ((ours, theirs), (theirs, ours)):
+            assert other.digest_verify(digest, one.digest_sign(digest, MESSAGE, evp.pss()), MESSAGE, evp.pss())
+            options = evp.oaep(digest)
+            assert other.decrypt(one.encrypt(MESSAGE, options), options) == MESSAGE
+        del ours, theirs
 
 
 def test_batching_provider_gets_its_sizes_and_openssl_the_others() -> None:
