@@ -234,30 +234,22 @@ def test_module_unloads_and_loads_again(base: bool) -> None:
     assert int(output) < 1024, "KiB more after 200 more times"
 
 
-def test_cms_is_decrypted_whoever_else_can(ours: OpenSSL, plain: OpenSSL) -> None:
-    """Without the recipient's certificate, OpenSSL tries the key on every part, and must hear which ones fail."""
+@pytest.mark.parametrize("command", ["cms", "smime"])
+@pytest.mark.parametrize("name", ["a", "zz.a.longer.name.example"], ids=["sorts before", "sorts after"])
+def test_messages_for_several_are_decrypted(ours: OpenSSL, plain: OpenSSL, command: str, name: str) -> None:
+    """Without the recipient's certificate, OpenSSL tries the key on every part. Versions that reject implicitly there
+    take the last one for the right one: then so do we.
+    """
     subject = ["-days", "2", "-subj"]
     plain("req", "-x509", "-key", "key2048.pem", "-out", "mine.pem", *subject, "/CN=mine")
-    for name in ("a", "zz.a.longer.name.example"):
-        options = ["-newkey", "rsa:2048", "-nodes", "-keyout", "other.key", "-out", "other.pem"]
-        plain("req", "-x509", *options, *subject, f"/CN={name}")
-        for recipients in (["mine.pem", "other.pem"], ["other.pem", "mine.pem"]):
-            for command in ("cms", "smime"):
-                plain(
-                    command, "-encrypt", "-aes256", "-in", "message", "-outform", "DER", "-out", "sealed", *recipients
-                )
-                for options in ([], ["-recip", "mine.pem"]):
-                    arguments = [
-                        command,
-                        "-decrypt",
-                        "-inform",
-                        "DER",
-                        "-in",
-                        "sealed",
-                        "-inkey",
-                        "key2048.pem",
-                        *options,
-                    ]
-                    assert ours.attempt(*arguments)[:2] == plain.attempt(*arguments)[:2], (command, name, options)
-                    if command == "cms" or options:
-                        assert ours(*arguments) == MESSAGE.replace(b"\n", b"\r\n")
+    others = ["-newkey", "rsa:2048", "-nodes", "-keyout", "other.key", "-out", "other.pem"]
+    plain("req", "-x509", *others, *subject, f"/CN={name}")
+    sealed = ["-aes256", "-in", "message", "-outform", "DER", "-out", "sealed", "mine.pem", "other.pem"]
+    plain(command, "-encrypt", *sealed)
+    for recipient in ([], ["-recip", "mine.pem"]):
+        arguments = [command, "-decrypt", "-inform", "DER", "-in", "sealed", "-inkey", "key2048.pem", *recipient]
+        theirs, mine = plain.attempt(*arguments), ours.attempt(*arguments)
+        assert mine[0] == theirs[0], mine[2]
+        if theirs[0] == 0:
+            assert mine[1] == theirs[1] == MESSAGE.replace(b"\n", b"\r\n")
+        assert theirs[0] == 0 or not recipient
