@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from gpu_provider.errors import ConfigError, GpuProviderError
 from gpu_provider.native import ffi, lib
-from gpu_provider.openssl_config import PREFERENCE, PROVIDER, Configuration, system_path
+from gpu_provider.openssl_config import PREFERENCE, PROVIDER, Configuration, system_path, text
 
 if TYPE_CHECKING:
     import argparse
@@ -26,7 +26,7 @@ _MESSAGE = b"gpu-provider check"
 def run(_args: argparse.Namespace) -> int:
     path = _configuration_path()
     print(f"configuration  {path}" + ("" if path.is_file() else " (not there)"))
-    print(f"libcrypto      {ffi.string(lib.OpenSSL_version(0)).decode()}, {_libcrypto_path()}")
+    print(f"libcrypto      {text(lib.OpenSSL_version(0))}, {_libcrypto_path()}")
     computed_by, is_ours = _sign()
     print(f"computed by    {computed_by}")
     if not is_ours:
@@ -67,7 +67,7 @@ def _sign() -> tuple[str, bool]:
     )
     is_ours = bool(ours) and lib.EVP_SIGNATURE_get0_provider(ours) == provider
     lib.ERR_clear_error()
-    return ffi.string(lib.OSSL_PROVIDER_get0_name(provider)).decode(), is_ours
+    return text(lib.OSSL_PROVIDER_get0_name(provider)), is_ours
 
 
 def _queued_error() -> str:
@@ -75,7 +75,7 @@ def _queued_error() -> str:
     buffer = ffi.new("char[256]")
     lib.ERR_error_string_n(code, buffer, 256)
     lib.ERR_clear_error()
-    return ffi.string(buffer).decode() if code else "OpenSSL does not say why"
+    return text(buffer) if code else "OpenSSL does not say why"
 
 
 def _reason(path: Path) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from gpu_provider.errors import ConfigError
 from gpu_provider.native import MODULE_DIRECTORY, ffi, lib
@@ -11,7 +11,9 @@ from gpu_provider.native import MODULE_DIRECTORY, ffi, lib
 if TYPE_CHECKING:
     import argparse
 
-__all__ = ["DESCRIPTION", "MODULE", "PREFERENCE", "PROVIDER", "Configuration", "run", "system_path"]
+    from _cffi_backend import FFI
+
+__all__ = ["DESCRIPTION", "MODULE", "PREFERENCE", "PROVIDER", "Configuration", "run", "system_path", "text"]
 
 DESCRIPTION = "Print an openssl.cnf for OPENSSL_CONF: the system's, and our module. 'module =' says where that lies."
 
@@ -48,6 +50,12 @@ default_properties = {properties}
 """
 
 
+def text(pointer: FFI.CData) -> str:
+    """A string of OpenSSL's."""
+    value = ffi.string(pointer)
+    return value.decode(errors="replace") if isinstance(value, bytes) else value
+
+
 class Configuration:
     """A file as OpenSSL reads it, with what it includes."""
 
@@ -63,7 +71,7 @@ class Configuration:
     def get(self, section: str, name: str) -> str | None:
         value = lib.NCONF_get_string(self._conf, section.encode(), name.encode())
         lib.ERR_clear_error()
-        return ffi.string(value).decode() if value else None
+        return text(value) if value else None
 
     def section(self, name: str) -> dict[str, str]:
         """Its values by name; empty if there is no such section."""
@@ -71,8 +79,11 @@ class Configuration:
         lib.ERR_clear_error()
         if not values:
             return {}
-        entries = (ffi.cast("CONF_VALUE *", lib.OPENSSL_sk_value(values, i)) for i in range(lib.OPENSSL_sk_num(values)))
-        return {ffi.string(entry.name).decode(): ffi.string(entry.value).decode() for entry in entries}
+        found = {}
+        for i in range(lib.OPENSSL_sk_num(values)):
+            entry: Any = ffi.cast("CONF_VALUE *", lib.OPENSSL_sk_value(values, i))
+            found[text(entry.name)] = text(entry.value)
+        return found
 
     def activates(self, provider_section: str) -> bool:
         value = self.section(provider_section).get("activate")
@@ -81,7 +92,7 @@ class Configuration:
 
 def system_path() -> Path:
     """The file that programs read without OPENSSL_CONF, if it is there."""
-    return Path(ffi.string(lib.OPENSSL_info(lib.OPENSSL_INFO_CONFIG_DIR)).decode()) / "openssl.cnf"
+    return Path(text(lib.OPENSSL_info(lib.OPENSSL_INFO_CONFIG_DIR))) / "openssl.cnf"
 
 
 def run(_args: argparse.Namespace) -> int:
