@@ -86,7 +86,9 @@ setup(
             include_dirs=[NATIVE, "kernels"],
             depends=[str(path) for path in Path(NATIVE).glob("*.h")],
             libraries=["crypto"],
-            extra_link_args=["-Wl,-z,defs"],  # other programs load it: nothing may be left to be found in Python
+            # Other programs load it: nothing may be left to be found in Python. Once loaded it stays, like libcrypto:
+            # each time it would make another library context, which is never freed.
+            extra_link_args=["-Wl,-z,defs", "-Wl,-z,nodelete"],
         )
     ],
 )

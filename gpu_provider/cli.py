@@ -6,7 +6,6 @@ import argparse
 import importlib.metadata
 import os
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gpu_provider.errors import ConfigError, GpuProviderError
@@ -19,31 +18,6 @@ __all__ = ["main"]
 EXIT_FAILED = 1
 EXIT_USAGE = 2
 _INTERRUPTED = 130
-
-_OPENSSL_CONFIG = """\
-# Activates gpu_provider for every program of OpenSSL 3 that reads this file:
-#     OPENSSL_CONF=/path/to/this/file openssl s_server -async ...
-# RSA signatures and decryptions go through it, everything else through OpenSSL's default provider.
-openssl_conf = openssl_init
-
-[openssl_init]
-providers = providers
-alg_section = algorithms
-
-[providers]
-default = default_provider
-gpu_provider = gpu_provider
-
-[default_provider]
-activate = 1
-
-[gpu_provider]
-module = {module}
-activate = 1
-
-[algorithms]
-default_properties = ?provider=gpu_provider
-"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -69,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    from gpu_provider import devices_command  # noqa: PLC0415 - see the module
+    from gpu_provider import check_command, devices_command, openssl_config  # noqa: PLC0415 - see the module
     from gpu_provider.tls.terminator import command, demo  # noqa: PLC0415
 
     parser = argparse.ArgumentParser(
@@ -107,18 +81,17 @@ def _parser() -> argparse.ArgumentParser:
     config = commands.add_parser(
         "openssl-config",
         help="print an openssl.cnf that activates the provider module in other programs",
-        description="Print an openssl.cnf for OPENSSL_CONF. The module lies where the file's 'module =' line says.",
+        description=openssl_config.DESCRIPTION,
     )
-    config.set_defaults(run=_openssl_config)
+    config.set_defaults(run=openssl_config.run)
+
+    check = commands.add_parser(
+        "check",
+        help="say whether other programs reach the provider module",
+        description=check_command.DESCRIPTION,
+    )
+    check.set_defaults(run=check_command.run)
     return parser
-
-
-def _openssl_config(_args: argparse.Namespace) -> int:
-    module = Path(__file__).parent / "native" / "gpu_provider.so"
-    if not module.is_file():
-        raise ConfigError(f"the provider module {module} is missing; install gpu-provider again, which builds it")
-    print(_OPENSSL_CONFIG.format(module=module), end="")
-    return 0
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 NATIVE: Final = Path(gpu_provider.native.__file__).parent
 NAME: Final = "gpu_provider"
+PREFERENCE: Final = f"?{NAME}.batched=yes"
 PUBLIC_KEY: Final = 0x86
 KEY_PAIR: Final = 0x87
 TLS_PADDING: Final = 7
@@ -40,6 +41,7 @@ _lib: Final = ctypes.CDLL(_loaded_libcrypto())
 _SIGNATURES: Final[dict[str, tuple[object, list[object]]]] = {
     "OSSL_LIB_CTX_new": (c_void_p, []),
     "OSSL_LIB_CTX_free": (None, [c_void_p]),
+    "OSSL_LIB_CTX_load_config": (c_int, [c_void_p, c_char_p]),
     "OSSL_PROVIDER_set_default_search_path": (c_int, [c_void_p, c_char_p]),
     "OSSL_PROVIDER_load": (c_void_p, [c_void_p, c_char_p]),
     "OSSL_PROVIDER_unload": (c_int, [c_void_p]),
@@ -55,6 +57,7 @@ _SIGNATURES: Final[dict[str, tuple[object, list[object]]]] = {
     "EVP_PKEY_get_bn_param": (c_int, [c_void_p, c_char_p, c_void_p]),
     "EVP_PKEY_CTX_new_from_pkey": (c_void_p, [c_void_p, c_void_p, c_char_p]),
     "EVP_PKEY_CTX_new_from_name": (c_void_p, [c_void_p, c_char_p, c_char_p]),
+    "EVP_PKEY_CTX_get0_provider": (c_void_p, [c_void_p]),
     "EVP_PKEY_CTX_dup": (c_void_p, [c_void_p]),
     "EVP_PKEY_CTX_free": (None, [c_void_p]),
     "EVP_PKEY_CTX_ctrl_str": (c_int, [c_void_p, c_char_p, c_char_p]),
@@ -158,15 +161,36 @@ class LibraryContext:
     """A library context of which RSA is computed by the provider module loaded from its file.
 
     ``base=True`` loads OpenSSL's base provider (key files, no algorithms) instead of the default one: RSA can then be
-    nobody's but ours. ``provider=False`` leaves ours out.
+    nobody's but ours. ``provider=False`` leaves ours out. ``preference`` is the query that is added to a program's own.
+    ``more`` are other providers, by name or path.
     """
 
-    def __init__(self, *, base: bool = False, provider: bool = True) -> None:
+    def __init__(
+        self, *, base: bool = False, provider: bool = True, preference: str = PREFERENCE, more: Iterable[str] = ()
+    ) -> None:
         self.pointer: int = _check(_lib.OSSL_LIB_CTX_new())
         _check(_lib.OSSL_PROVIDER_set_default_search_path(self.pointer, str(NATIVE).encode()))
-        names = [b"base" if base else b"default", *([NAME.encode()] if provider else [])]
+        names = [b"base" if base else b"default", *([NAME.encode()] if provider else []), *map(str.encode, more)]
         self._providers = [_check(_lib.OSSL_PROVIDER_load(self.pointer, name)) for name in names]
-        _check(_lib.EVP_set_default_properties(self.pointer, f"?provider={NAME}".encode()))
+        _check(_lib.EVP_set_default_properties(self.pointer, preference.encode()))
+
+    @classmethod
+    def configured(cls, path: Path, settings: str) -> LibraryContext:
+        """By an openssl.cnf, written to ``path``, with these lines in our section."""
+        path.write_text(
+            "openssl_conf = start\n[start]\nproviders = providers\nalg_section = algorithms\n"
+            f"[providers]\ndefault = theirs\n{NAME} = ours\n[theirs]\nactivate = 1\n"
+            f"[ours]\nmodule = {NATIVE / NAME}.so\nactivate = 1\n{settings}\n"
+            f"[algorithms]\ndefault_properties = {PREFERENCE}\n"
+        )
+        context = cls.__new__(cls)
+        context.pointer, context._providers = _check(_lib.OSSL_LIB_CTX_new()), []
+        try:
+            _check(_lib.OSSL_LIB_CTX_load_config(context.pointer, str(path).encode()))
+        except EvpError:
+            context.close()
+            raise
+        return context
 
     def close(self) -> None:
         for provider in self._providers:
@@ -186,7 +210,7 @@ class Key:
     """An EVP_PKEY in a library context (its address)."""
 
     def __init__(self, libctx: int, pointer: int) -> None:
-        self._libctx = libctx
+        self.libctx = libctx
         self.pointer = pointer
 
     def __del__(self) -> None:
@@ -194,7 +218,7 @@ class Key:
 
     @classmethod
     def load(cls, libctx: int, data: bytes) -> Key:
-        """Reads PEM or DER, private or public."""
+        """Reads PEM or DER, private or public. The key stays with the default provider until it is used."""
         pointer, address, size = c_void_p(), c_char_p(data), c_size_t(len(data))
         decoder = _lib.OSSL_DECODER_CTX_new_for_pkey(byref(pointer), None, None, None, 0, libctx, None)
         try:
@@ -254,7 +278,7 @@ class Key:
         return int.from_bytes(buffer.raw, "big")
 
     def copy(self) -> Key:
-        return Key(self._libctx, _check(_lib.EVP_PKEY_dup(self.pointer)))
+        return Key(self.libctx, _check(_lib.EVP_PKEY_dup(self.pointer)))
 
     def equals(self, other: Key) -> bool:
         result = _lib.EVP_PKEY_eq(self.pointer, other.pointer) == 1
@@ -262,11 +286,15 @@ class Key:
         return bool(result)
 
     @contextmanager
-    def _operation(self, name: str, options: Options, *, dup: bool = False) -> Iterator[int]:
-        context = _check(_lib.EVP_PKEY_CTX_new_from_pkey(self._libctx, self.pointer, None))
+    def operation(
+        self, name: str, options: Options | None = None, *, dup: bool = False, query: str | None = None
+    ) -> Iterator[int]:
+        """A context for sign, verify, encrypt … ``query`` is the program's own property query."""
+        asked = query.encode() if query is not None else None
+        context = _check(_lib.EVP_PKEY_CTX_new_from_pkey(self.libctx, self.pointer, asked))
         try:
             _check(getattr(_lib, f"EVP_PKEY_{name}_init")(context))
-            _set_options(context, options)
+            _set_options(context, options or {})
             if dup:
                 original, context = context, _check(_lib.EVP_PKEY_CTX_dup(context))
                 _lib.EVP_PKEY_CTX_free(original)
@@ -276,22 +304,27 @@ class Key:
 
     def valid(self, what: str) -> bool:
         """what: pairwise, private or public."""
-        context = _check(_lib.EVP_PKEY_CTX_new_from_pkey(self._libctx, self.pointer, None))
+        context = _check(_lib.EVP_PKEY_CTX_new_from_pkey(self.libctx, self.pointer, None))
         result = getattr(_lib, f"EVP_PKEY_{what}_check")(context)
         _lib.EVP_PKEY_CTX_free(context)
         _lib.ERR_clear_error()
         return bool(result == 1)
 
     def _apply(self, name: str, data: bytes, options: Options, *, dup: bool = False) -> bytes:
-        with self._operation(name, options, dup=dup) as context:
+        with self.operation(name, options, dup=dup) as context:
             return _output(getattr(_lib, f"EVP_PKEY_{name}"), context, data, len(data))
+
+    def who_signs(self, query: str | None = None) -> str:
+        """The provider that a program with this property query gets."""
+        with self.operation("sign", query=query) as context:
+            return str(_lib.OSSL_PROVIDER_get0_name(_lib.EVP_PKEY_CTX_get0_provider(context)).decode())
 
     def sign(self, data: bytes, options: Options) -> bytes:
         """Signs a digest's value, or data as it is when the options name no digest."""
         return self._apply("sign", data, options)
 
     def verify(self, signature: bytes, data: bytes, options: Options) -> bool:
-        with self._operation("verify", options) as context:
+        with self.operation("verify", options) as context:
             result = _lib.EVP_PKEY_verify(context, signature, len(signature), data, len(data))
         _lib.ERR_clear_error()
         return bool(result == 1)
@@ -309,25 +342,26 @@ class Key:
     def decrypt_premaster(self, data: bytes, client_version: int, negotiated_version: int = 0) -> bytes:
         """As libssl does with a TLS 1.2 client's key exchange."""
         versions = {"tls-client-version": client_version, "tls-negotiated-version": negotiated_version}
-        with self._operation("decrypt", {}) as context:
+        with self.operation("decrypt", {}) as context:
             _check(_lib.EVP_PKEY_CTX_set_rsa_padding(context, TLS_PADDING))
             with _params({}, versions) as params:
                 _check(_lib.EVP_PKEY_CTX_set_params(context, params))
             return _output(_lib.EVP_PKEY_decrypt, context, data, len(data))
 
     @contextmanager
-    def _digest_operation(self, name: str, digest: str, options: Options) -> Iterator[int]:
+    def _digest_operation(self, name: str, digest: str, options: Options, query: str | None = None) -> Iterator[int]:
         context, key_context = _lib.EVP_MD_CTX_new(), c_void_p()
         try:
             init = getattr(_lib, f"EVP_Digest{name}Init_ex")
-            _check(init(context, byref(key_context), digest.encode(), self._libctx, None, self.pointer, None))
+            asked = query.encode() if query is not None else None
+            _check(init(context, byref(key_context), digest.encode(), self.libctx, asked, self.pointer, None))
             _set_options(_check(key_context.value), options)
             yield context
         finally:
             _lib.EVP_MD_CTX_free(context)
 
-    def digest_sign(self, digest: str, message: bytes, options: Options) -> bytes:
-        with self._digest_operation("Sign", digest, options) as context:
+    def digest_sign(self, digest: str, message: bytes, options: Options, query: str | None = None) -> bytes:
+        with self._digest_operation("Sign", digest, options, query) as context:
             return _output(_lib.EVP_DigestSign, context, message, len(message))
 
     def digest_sign_pieces(self, digest: str, pieces: Iterable[bytes], options: Options) -> bytes:

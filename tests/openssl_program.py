@@ -27,7 +27,7 @@ gpu_provider = activate_section
 activate = 1
 
 [algorithm_section]
-default_properties = ?provider=gpu_provider
+default_properties = ?gpu_provider.batched=yes
 
 [req]
 distinguished_name = distinguished_name

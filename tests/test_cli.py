@@ -17,13 +17,14 @@ def test_version():
 @pytest.mark.parametrize(
     ("command", "words"),
     [
-        ((), ["terminator", "demo", "openssl-config"]),
+        ((), ["terminator", "demo", "openssl-config", "check"]),
         (
             ("terminator",),
             ["--listen HOST:PORT", "(default: 4096)", "SIGHUP", "GPU_PROVIDER_QUEUE_DEPTH", "exit code"],
         ),
         (("demo",), ["--connections"]),
         (("openssl-config",), ["OPENSSL_CONF"]),
+        (("check",), ["OPENSSL_CONF", "Exit code"]),
     ],
 )
 def test_help_tells_what_there_is(command, words):

@@ -7,6 +7,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import rsa_keys
 from openssl_program import NATIVE
 
 PROGRAMS = Path(__file__).parent / "native"
@@ -14,10 +15,12 @@ KERNELS = PROGRAMS.parents[1] / "kernels"
 JOB_STACK = 32 * 1024
 
 
-def build(name: str, directory: Path, *options: str) -> Path:
+def build(name: str, directory: Path, *options: str, provider: bool = True) -> Path:
+    """With the provider's sources, or as any program that loads the module."""
     if shutil.which("gcc") is None:
         pytest.skip("gcc is not installed")
-    sources = sorted(str(path) for path in NATIVE.glob("*.c") if path.name not in {"_core.c", "module.c"})
+    own = {"_core.c", "module.c"}
+    sources = sorted(str(path) for path in NATIVE.glob("*.c") if path.name not in own) if provider else []
     program = directory / name
     include = [f"-I{NATIVE}", f"-I{KERNELS}"]
     flags = ["-std=c11", "-O2", "-g", "-Wall", "-Wextra", "-Werror", "-pthread", *options, *include]
@@ -47,3 +50,15 @@ def test_results_that_the_kernels_get_wrong_are_computed_again(tmp_path: Path) -
     """A processor with a fault, or a bug of ours, must cost time and never a connection."""
     program = build("cpu_faults", tmp_path)
     subprocess.run([program], check=True, timeout=50)
+
+
+@pytest.mark.parametrize("other", ["default", "base"])
+@pytest.mark.parametrize("sanitizer", [None, "address"])
+def test_a_thread_may_end_after_its_library_context(tmp_path: Path, other: str, sanitizer: str | None) -> None:
+    """OpenSSL has handlers run when a thread ends, on library contexts whose random numbers it used."""
+    options = [] if sanitizer is None else [f"-fsanitize={sanitizer}"]
+    program = build("thread_outlives_context", tmp_path, *options, provider=False)
+    key = rsa_keys.private_pem(rsa_keys.private_key(2048))
+    command = [program, str(NATIVE), other]
+    result = subprocess.run(command, check=False, input=key, capture_output=True, timeout=50)
+    assert result.returncode == 0, result.stderr.decode()

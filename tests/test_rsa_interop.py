@@ -7,6 +7,8 @@ of a batching provider.
 from __future__ import annotations
 
 import itertools
+import subprocess
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import evp
@@ -229,9 +231,9 @@ def test_public_key_verifies_and_encrypts_but_does_not_sign(libctx: int) -> None
     signature = theirs.sign(MESSAGE, padding.PKCS1v15(), hashes.SHA256())
     assert ours.digest_verify("SHA256", signature, MESSAGE, {})
     assert theirs.decrypt(ours.encrypt(MESSAGE, {}), padding.PKCS1v15()) == MESSAGE
-    with pytest.raises(evp.EvpError, match="the key has no private part"):
+    with pytest.raises(evp.EvpError):
         ours.digest_sign("SHA256", MESSAGE, {})
-    with pytest.raises(evp.EvpError, match="the key has no private part"):
+    with pytest.raises(evp.EvpError):
         ours.decrypt(bytes(256), {})
 
 
@@ -258,34 +260,6 @@ def test_key_checks_and_comparison(libctx: int) -> None:
     assert not made.equals(generated)
 
 
-def test_wrong_private_exponent_computes_nothing(libctx: int) -> None:
-    """OpenSSL would compute with it, and a wrong signature can give the factors away."""
-    numbers = rsa_keys.private_key(2048).private_numbers()
-    public = numbers.public_numbers
-    for d in (numbers.d + 2, 3):
-        ours = evp.Key.from_numbers(libctx, n=public.n, e=public.e, d=d)
-        with pytest.raises(evp.EvpError, match="private part does not belong to its public part"):
-            ours.digest_sign("SHA256", MESSAGE, {})
-        with pytest.raises(evp.EvpError, match="private part does not belong to its public part"):
-            ours.decrypt(bytes(255) + b"\2", {})
-        assert not ours.valid("pairwise")
-
-
-@pytest.mark.parametrize(
-    ("options", "data", "reason"),
-    [
-        ({"digest": "SHA256"}, bytes(31), "not as long as the digest"),
-        ({"digest": "SHA256"} | evp.pss(), bytes(33), "not as long as the digest"),
-        ({"digest": "SHA256"} | evp.pss(223), bytes(32), "no room for a salt of this length"),
-        ({}, bytes(246), "too long for the key"),
-    ],
-)
-def test_what_can_not_be_signed_says_why(libctx: int, options: dict[str, str], data: bytes, reason: str) -> None:
-    ours = loaded(libctx, rsa_keys.private_key(2048))
-    with pytest.raises(evp.EvpError, match=reason):
-        ours.sign(data, {name: options[name] for name in sorted(options, key=lambda name: name != "rsa_padding_mode")})
-
-
 def test_raw_input_must_be_below_the_modulus(libctx: int) -> None:
     theirs = rsa_keys.private_key(2048)
     ours, n = loaded(libctx, theirs), theirs.public_key().public_numbers().n
@@ -293,21 +267,6 @@ def test_raw_input_must_be_below_the_modulus(libctx: int) -> None:
     for operation, x in itertools.product((ours.sign, ours.decrypt), (n, n + 1, (1 << 2048) - 1)):
         with pytest.raises(evp.EvpError):
             operation(x.to_bytes(256, "big"), raw)
-
-
-def test_digest_can_not_be_changed_in_mid_signature(libctx: int) -> None:
-    ours = loaded(libctx, rsa_keys.private_key(2048))
-    assert ours.digest_sign("SHA256", MESSAGE, {"digest": "sha256"})
-    with pytest.raises(evp.EvpError, match="digest can't be changed"):
-        ours.digest_sign("SHA256", MESSAGE, {"digest": "sha384"})
-
-
-def test_x931_padding_is_left_to_openssl(libctx: int) -> None:
-    ours = loaded(libctx, rsa_keys.private_key(2048))
-    options = {"digest": "SHA256", "rsa_padding_mode": "x931"}
-    signature = ours.sign(bytes(32), options)
-    assert ours.verify(signature, bytes(32), options)
-    assert not ours.verify(signature, bytes(31) + b"\1", options)
 
 
 def test_rsa_pss_keys_stay_with_the_default_provider(libctx: int) -> None:
@@ -329,6 +288,57 @@ def test_module_is_what_computes(base: bool) -> None:
     theirs.public_key().verify(signature, bytes(32), padding.PKCS1v15(), Prehashed(hashes.SHA256()))
     with pytest.raises(evp.EvpError), evp.LibraryContext(base=True, provider=False) as context:
         loaded(context.pointer, theirs)
+
+
+@pytest.mark.parametrize("preference", [evp.PREFERENCE, f"?provider={evp.NAME}"])
+def test_who_signs_for_a_program_with_a_query_of_its_own(preference: str) -> None:
+    """Two queries for the property "provider" don't add up: the program's own replaces the preference."""
+    with evp.LibraryContext(preference=preference) as context:
+        ours = loaded(context.pointer, rsa_keys.private_key(2048))
+        assert ours.who_signs() == evp.NAME
+        if preference == evp.PREFERENCE:
+            assert ours.who_signs("provider!=fips") == evp.NAME
+            assert ours.who_signs("?fips=yes") == evp.NAME
+        assert ours.who_signs("provider=default") == "default"
+        assert ours.who_signs(f"provider={evp.NAME}") == evp.NAME
+        assert ours.who_signs(f"{evp.NAME}.batched=yes") == evp.NAME
+        del ours
+
+
+@pytest.mark.parametrize("query", [f"provider={evp.NAME}", f"{evp.NAME}.batched=yes", "provider!=fips"])
+def test_a_query_that_leaves_no_digest_leaves_signatures(query: str) -> None:
+    theirs = rsa_keys.private_key(2048)
+    with evp.LibraryContext() as context:
+        ours = loaded(context.pointer, theirs)
+        for options, scheme in [({}, padding.PKCS1v15()), (evp.pss(), pss(hashes.SHA256()))]:
+            signature = ours.digest_sign("SHA256", MESSAGE, options, query=query)
+            theirs.public_key().verify(signature, MESSAGE, scheme, hashes.SHA256())
+        del ours
+
+
+@pytest.mark.parametrize("digest", ["MD4", "RIPEMD160", "MD5"])
+def test_digests_of_any_provider_in_the_program(digest: str) -> None:
+    """MD4 is OpenSSL's legacy provider's alone."""
+    answer = subprocess.run(["openssl", "version", "-m"], check=True, capture_output=True, text=True).stdout
+    legacy = Path(answer.split('"')[1]) / "legacy.so"
+    if not legacy.exists():
+        pytest.skip("OpenSSL's legacy provider is not installed")
+    der = rsa_keys.private_der(rsa_keys.private_key(2048))
+    with (
+        evp.LibraryContext(more=[str(legacy)]) as context,
+        evp.LibraryContext(more=[str(legacy)], provider=False) as plain,
+    ):
+        ours, theirs = evp.Key.load(context.pointer, der), evp.Key.load(plain.pointer, der)
+        assert (ours.who_signs(), theirs.who_signs()) == (evp.NAME, "default")
+        signature = ours.digest_sign(digest, MESSAGE, {})
+        assert signature == theirs.digest_sign(digest, MESSAGE, {})
+        assert ours.digest_verify(digest, signature, MESSAGE, {})
+        assert not ours.digest_verify(digest, signature, MESSAGE[1:], {})
+        for one, other in ((ours, theirs), (theirs, ours)):
+            assert other.digest_verify(digest, one.digest_sign(digest, MESSAGE, evp.pss()), MESSAGE, evp.pss())
+            options = evp.oaep(digest)
+            assert other.decrypt(one.encrypt(MESSAGE, options), options) == MESSAGE
+        del ours, theirs
 
 
 def test_batching_provider_gets_its_sizes_and_openssl_the_others() -> None:

@@ -1,7 +1,8 @@
-/* RSA encryption. The default provider's operation context, `inner`, receives and checks all parameters and encrypts;
- * decryption goes to gp_rsa_key_private_op() and is decoded in padding.c. */
+/* RSA encryption. The default provider's operation context, `inner`, receives all parameters, encrypts, and refuses what is to
+ * be refused. Decryption goes to gp_rsa_key_private_op() and is decoded in padding.c. */
 #include <openssl/core_names.h>
 #include <openssl/crypto.h>
+#include <openssl/err.h>
 #include <openssl/params.h>
 #include <openssl/rsa.h>
 #include <string.h>
@@ -10,15 +11,17 @@
 #include "provider.h"
 
 #define NAME_BYTES 64
-#define IMPLICIT_REJECTION "implicit-rejection" /* OSSL_ASYM_CIPHER_PARAM_IMPLICIT_REJECTION since OpenSSL 3.2 */
-
-typedef int inner_init_fn(EVP_PKEY_CTX *inner);
+#define REJECTION_KEY_BYTES 32
+/* Since OpenSSL 3.2, and in what some distributions call 3.0: */
+#define IMPLICIT_REJECTION "implicit-rejection" /* OSSL_ASYM_CIPHER_PARAM_IMPLICIT_REJECTION */
+#define NO_IMPLICIT_REJECT_PADDING 8            /* RSA_PKCS1_NO_IMPLICIT_REJECT_PADDING */
 
 typedef struct cipher_context {
     gp_provider *provider;
+    const gp_default_rsa *rsa; /* whose context `inner` is */
+    void *inner;
     gp_rsa_key *key;
-    EVP_PKEY_CTX *inner; /* NULL until an init function was called */
-    inner_init_fn *inner_init;
+    OSSL_FUNC_asym_cipher_decrypt_init_fn *inner_init; /* the last one called; NULL: none */
 } cipher_context;
 
 /* What the inner context holds. Empty names: not set. */
@@ -30,9 +33,11 @@ typedef struct settings {
     size_t label_size;
     unsigned int client_version;
     unsigned int negotiated_version;
+    unsigned int implicit_rejection;
+    int has_implicit_rejection; /* the default provider of this OpenSSL */
 } settings;
 
-static void *context_new(void *provider)
+static cipher_context *allocate(gp_provider *provider, const gp_default_rsa *rsa)
 {
     cipher_context *context = OPENSSL_zalloc(sizeof(*context));
     if (context == NULL) {
@@ -40,6 +45,7 @@ static void *context_new(void *provider)
         return NULL;
     }
     context->provider = provider;
+    context->rsa = rsa;
     return context;
 }
 
@@ -47,49 +53,65 @@ static void context_free(void *argument)
 {
     cipher_context *context = argument;
     if (context != NULL) {
-        EVP_PKEY_CTX_free(context->inner);
+        if (context->inner != NULL)
+            context->rsa->cipher.freectx(context->inner);
         gp_rsa_key_free(context->key);
         OPENSSL_free(context);
     }
+}
+
+static void *context_new(void *provider)
+{
+    const gp_default_rsa *rsa = gp_provider_default_rsa(provider);
+    cipher_context *context = rsa != NULL ? allocate(provider, rsa) : NULL;
+    if (context == NULL)
+        return NULL;
+    context->inner = rsa->cipher.newctx(rsa->context);
+    if (context->inner == NULL) {
+        context_free(context);
+        return NULL;
+    }
+    return context;
 }
 
 /* ---- parameters ---- */
 
 static int get_context_params(void *argument, OSSL_PARAM params[])
 {
-    cipher_context *context = argument;
-    return context->inner != NULL && EVP_PKEY_CTX_get_params(context->inner, params) > 0;
+    const cipher_context *context = argument;
+    return context->rsa->cipher.get_ctx_params(context->inner, params);
 }
 
 static const OSSL_PARAM *gettable_context_params(void *argument, void *provider)
 {
-    (void)argument;
-    return EVP_ASYM_CIPHER_gettable_ctx_params(((gp_provider *)provider)->cipher);
+    const cipher_context *context = argument;
+    const gp_default_rsa *rsa = context != NULL ? context->rsa : gp_provider_default_rsa(provider);
+    return rsa != NULL ? rsa->cipher.gettable_ctx_params(context != NULL ? context->inner : NULL, rsa->context) : NULL;
 }
 
 static const OSSL_PARAM *settable_context_params(void *argument, void *provider)
 {
-    (void)argument;
-    return EVP_ASYM_CIPHER_settable_ctx_params(((gp_provider *)provider)->cipher);
+    const cipher_context *context = argument;
+    const gp_default_rsa *rsa = context != NULL ? context->rsa : gp_provider_default_rsa(provider);
+    return rsa != NULL ? rsa->cipher.settable_ctx_params(context != NULL ? context->inner : NULL, rsa->context) : NULL;
+}
+
+/* Whether the setting in openssl.cnf allows what the program asks for. */
+static int may_set(const cipher_context *context, const OSSL_PARAM params[])
+{
+    unsigned int reject = 1;
+    const OSSL_PARAM *rejection = params != NULL ? OSSL_PARAM_locate_const(params, IMPLICIT_REJECTION) : NULL;
+    if (!context->provider->always_reject_implicitly || rejection == NULL
+        || (OSSL_PARAM_get_uint(rejection, &reject) && reject != 0))
+        return 1;
+    GP_RAISE(context->provider, GP_R_IMPLICIT_REJECTION_REQUIRED);
+    return 0;
 }
 
 static int set_context_params(void *argument, const OSSL_PARAM params[])
 {
-    cipher_context *context = argument;
-    unsigned int reject = 1;
-    if (params == NULL)
-        return 1;
-    if (context->inner == NULL) {
-        GP_RAISE(context->provider, GP_R_NO_KEY);
-        return 0;
-    }
-    const OSSL_PARAM *rejection = OSSL_PARAM_locate_const(params, IMPLICIT_REJECTION);
-    if (rejection != NULL && (!OSSL_PARAM_get_uint(rejection, &reject) || reject == 0)) {
-        GP_RAISE(context->provider, GP_R_IMPLICIT_REJECTION_REQUIRED);
-        return 0;
-    }
-    /* Only read; the const is missing. */
-    return EVP_PKEY_CTX_set_params(context->inner, (OSSL_PARAM *)params) > 0;
+    const cipher_context *context = argument;
+    return may_set(context, params) ? context->rsa->cipher.set_ctx_params(context->inner, params) : 0;
 }
 
 static int get_settings(const cipher_context *context, settings *settings)
@@ -102,72 +124,85 @@ static int get_settings(const cipher_context *context, settings *settings)
         OSSL_PARAM_construct_octet_ptr(OSSL_ASYM_CIPHER_PARAM_OAEP_LABEL, (void **)&settings->label, 0),
         OSSL_PARAM_construct_uint(OSSL_ASYM_CIPHER_PARAM_TLS_CLIENT_VERSION, &settings->client_version),
         OSSL_PARAM_construct_uint(OSSL_ASYM_CIPHER_PARAM_TLS_NEGOTIATED_VERSION, &settings->negotiated_version),
+        OSSL_PARAM_construct_uint(IMPLICIT_REJECTION, &settings->implicit_rejection),
         OSSL_PARAM_construct_end(),
     };
-    if (EVP_PKEY_CTX_get_params(context->inner, params) <= 0)
+    if (!get_context_params((void *)context, params))
         return 0;
     settings->label_size = settings->label != NULL ? params[3].return_size : 0;
+    settings->has_implicit_rejection = OSSL_PARAM_modified(&params[6]);
     return 1;
-}
-
-/* Not by EVP_PKEY_CTX_dup(): in OpenSSL 3.0 both copies of the inner context would free the same OAEP label. */
-static int copy_settings(const cipher_context *from, cipher_context *to)
-{
-    settings settings;
-    OSSL_PARAM params[7], *next = params;
-    if (!get_settings(from, &settings))
-        return 0;
-    *next++ = OSSL_PARAM_construct_int(OSSL_ASYM_CIPHER_PARAM_PAD_MODE, &settings.padding);
-    if (settings.oaep_digest[0] != '\0')
-        *next++ = OSSL_PARAM_construct_utf8_string(OSSL_ASYM_CIPHER_PARAM_OAEP_DIGEST, settings.oaep_digest, 0);
-    if (settings.mgf1_digest[0] != '\0')
-        *next++ = OSSL_PARAM_construct_utf8_string(OSSL_ASYM_CIPHER_PARAM_MGF1_DIGEST, settings.mgf1_digest, 0);
-    if (settings.label_size != 0) {
-        *next++ = OSSL_PARAM_construct_octet_string(OSSL_ASYM_CIPHER_PARAM_OAEP_LABEL, settings.label,
-                                                    settings.label_size);
-    }
-    *next++ = OSSL_PARAM_construct_uint(OSSL_ASYM_CIPHER_PARAM_TLS_CLIENT_VERSION, &settings.client_version);
-    *next++ = OSSL_PARAM_construct_uint(OSSL_ASYM_CIPHER_PARAM_TLS_NEGOTIATED_VERSION, &settings.negotiated_version);
-    *next = OSSL_PARAM_construct_end();
-    return set_context_params(to, params);
 }
 
 /* ---- starting ---- */
 
-/* key NULL: the one set before. */
-static int start(cipher_context *context, void *key, const OSSL_PARAM params[], inner_init_fn *inner_init)
+static int start(cipher_context *context, gp_rsa_key *key, const OSSL_PARAM params[],
+                 OSSL_FUNC_asym_cipher_decrypt_init_fn *inner_init)
 {
-    if (key != NULL && key != context->key) {
-        gp_rsa_key_free(context->key);
-        context->key = gp_rsa_key_up_ref(key);
-    }
-    if (context->key == NULL || context->key->key == NULL) {
-        GP_RAISE(context->provider, GP_R_NO_KEY);
+    if (!may_set(context, params))
         return 0;
+    if (key != NULL) {
+        gp_rsa_key_up_ref(key);
+        gp_rsa_key_free(context->key);
+        context->key = key;
     }
-    EVP_PKEY_CTX_free(context->inner);
     context->inner_init = inner_init;
-    context->inner = gp_rsa_key_inner_context(context->key);
-    return context->inner != NULL && inner_init(context->inner) == 1 && set_context_params(context, params);
+    return inner_init(context->inner, key != NULL ? key->inner : NULL, params);
 }
 
-static int encrypt_init(void *context, void *key, const OSSL_PARAM params[])
+static int encrypt_init(void *argument, void *key, const OSSL_PARAM params[])
 {
-    return start(context, key, params, EVP_PKEY_encrypt_init);
+    cipher_context *context = argument;
+    return start(context, key, params, context->rsa->cipher.encrypt_init);
 }
 
 static int decrypt_init(void *argument, void *key, const OSSL_PARAM params[])
 {
     cipher_context *context = argument;
-    return start(context, key, params, EVP_PKEY_decrypt_init) && gp_rsa_key_may_compute(context->key);
+    return start(context, key, params, context->rsa->cipher.decrypt_init);
+}
+
+/* Old versions' own copy of a context shares the OAEP label, which is then freed twice. */
+static void *copy_with_label(const cipher_context *from, settings *settings)
+{
+    const OSSL_PARAM params[] = {
+        OSSL_PARAM_construct_int(OSSL_ASYM_CIPHER_PARAM_PAD_MODE, &settings->padding),
+        OSSL_PARAM_construct_octet_string(OSSL_ASYM_CIPHER_PARAM_OAEP_LABEL, settings->label, settings->label_size),
+        OSSL_PARAM_construct_uint(OSSL_ASYM_CIPHER_PARAM_TLS_CLIENT_VERSION, &settings->client_version),
+        OSSL_PARAM_construct_uint(OSSL_ASYM_CIPHER_PARAM_TLS_NEGOTIATED_VERSION, &settings->negotiated_version),
+        OSSL_PARAM_construct_uint(IMPLICIT_REJECTION, &settings->implicit_rejection),
+        OSSL_PARAM_construct_end(),
+    };
+    const OSSL_PARAM oaep[] = {
+        OSSL_PARAM_construct_utf8_string(OSSL_ASYM_CIPHER_PARAM_OAEP_DIGEST, settings->oaep_digest, 0),
+        OSSL_PARAM_construct_utf8_string(OSSL_ASYM_CIPHER_PARAM_MGF1_DIGEST, settings->mgf1_digest, 0),
+        OSSL_PARAM_construct_end(),
+    };
+    void *inner = from->rsa->cipher.newctx(from->rsa->context);
+    if (inner != NULL
+        && ((from->inner_init != NULL && from->inner_init(inner, from->key->inner, NULL) <= 0)
+            || (settings->oaep_digest[0] != '\0' && from->rsa->cipher.set_ctx_params(inner, oaep) <= 0)
+            || from->rsa->cipher.set_ctx_params(inner, params) <= 0)) {
+        from->rsa->cipher.freectx(inner);
+        inner = NULL;
+    }
+    return inner;
 }
 
 static void *context_dup(void *argument)
 {
     const cipher_context *from = argument;
-    cipher_context *context = context_new(from->provider);
-    if (context != NULL && from->inner != NULL
-        && !(start(context, from->key, NULL, from->inner_init) && copy_settings(from, context))) {
+    settings settings;
+    cipher_context *context = allocate(from->provider, from->rsa);
+    if (context == NULL)
+        return NULL;
+    context->inner_init = from->inner_init;
+    if (from->key != NULL)
+        context->key = gp_rsa_key_up_ref(from->key);
+    if (get_settings(from, &settings))
+        context->inner = settings.label_size != 0 ? copy_with_label(from, &settings)
+                                                  : from->rsa->cipher.dupctx(from->inner);
+    if (context->inner == NULL) {
         context_free(context);
         return NULL;
     }
@@ -178,107 +213,167 @@ static void *context_dup(void *argument)
 
 static int encrypt(void *argument, uint8_t *out, size_t *out_size, size_t capacity, const uint8_t *in, size_t in_size)
 {
-    cipher_context *context = argument;
-    *out_size = capacity;
-    return context->inner != NULL && EVP_PKEY_encrypt(context->inner, out, out_size, in, in_size) == 1;
+    const cipher_context *context = argument;
+    return context->rsa->cipher.encrypt(context->inner, out, out_size, capacity, in, in_size);
 }
 
-/* The digests of OAEP, RFC 8017: SHA-1 where none is set, and MGF1 with the same one. */
-static int decode_oaep(const cipher_context *context, const settings *settings, uint8_t *encoded, uint8_t *message,
-                       size_t *message_size)
+typedef struct decryption {
+    const cipher_context *context;
+    settings settings;
+    EVP_MD *md; /* of OAEP, like the next; NULL otherwise */
+    EVP_MD *mgf1_md;
+    size_t size;      /* of each of the following */
+    uint8_t *number;  /* the ciphertext */
+    uint8_t *encoded; /* what it decrypts to */
+} decryption;
+
+static EVP_MD *fetch_digest(const cipher_context *context, const char *name)
 {
-    OSSL_LIB_CTX *libctx = context->provider->libctx;
+    ERR_set_mark();
+    EVP_MD *md = EVP_MD_fetch(context->rsa->libctx, name, NULL);
+    ERR_pop_to_mark();
+    if (md != NULL && EVP_MD_get_size(md) <= 0) {
+        EVP_MD_free(md);
+        md = NULL;
+    }
+    return md;
+}
+
+/* RFC 8017: SHA-1 where no digest is set, and MGF1 with the same one. */
+static int fetch_digests(decryption *decryption)
+{
+    const settings *settings = &decryption->settings;
     const char *digest = settings->oaep_digest[0] != '\0' ? settings->oaep_digest : "SHA1";
-    EVP_MD *md = EVP_MD_fetch(libctx, digest, NULL);
-    EVP_MD *mgf1_md = EVP_MD_fetch(libctx, settings->mgf1_digest[0] != '\0' ? settings->mgf1_digest : digest, NULL);
-    int ok = md != NULL && mgf1_md != NULL
-             && gp_oaep_decode(md, mgf1_md, settings->label, settings->label_size, encoded, context->key->key->bytes,
-                            message, message_size);
-    EVP_MD_free(md);
-    EVP_MD_free(mgf1_md);
+    decryption->md = fetch_digest(decryption->context, digest);
+    decryption->mgf1_md =
+        fetch_digest(decryption->context, settings->mgf1_digest[0] != '\0' ? settings->mgf1_digest : digest);
+    return decryption->md != NULL && decryption->mgf1_md != NULL;
+}
+
+/* As in the default provider, the buffer must hold the longest message, so that its size tells nothing. */
+static int padding_is_ours(decryption *decryption, size_t capacity)
+{
+    const settings *settings = &decryption->settings;
+    size_t size = decryption->size;
+    switch (settings->padding) {
+    case RSA_PKCS1_WITH_TLS_PADDING:
+        return capacity >= GP_PREMASTER_BYTES && size >= GP_PKCS1_OVERHEAD + GP_PREMASTER_BYTES
+               && settings->client_version != 0;
+    case RSA_PKCS1_OAEP_PADDING:
+        return capacity >= size && fetch_digests(decryption);
+    case NO_IMPLICIT_REJECT_PADDING:
+        return settings->has_implicit_rejection && capacity >= size && size >= GP_PKCS1_OVERHEAD;
+    case RSA_PKCS1_PADDING:
+        return capacity >= size && size >= GP_PKCS1_OVERHEAD;
+    case RSA_NO_PADDING:
+        return capacity >= size;
+    default:
+        return 0;
+    }
+}
+
+/* 1 if everything about the decryption that anybody may see is as it should be. If not, the default provider refuses it. */
+static int prepare(decryption *decryption, size_t capacity, const uint8_t *ciphertext, size_t ciphertext_size)
+{
+    const gp_rsa_key *key = decryption->context->key;
+    if (key == NULL || key->modulus == NULL || !get_settings(decryption->context, &decryption->settings))
+        return 0;
+    decryption->size = key->bytes;
+    /* Whether an empty one is the number 0 depends on the version of OpenSSL. */
+    if (ciphertext_size == 0 || ciphertext_size > decryption->size || !padding_is_ours(decryption, capacity))
+        return 0;
+    decryption->number = OPENSSL_zalloc(2 * decryption->size);
+    if (decryption->number == NULL)
+        return 0;
+    decryption->encoded = decryption->number + decryption->size;
+    /* A shorter one is a smaller number: some programs cut leading zeros off. */
+    memcpy(decryption->encoded - ciphertext_size, ciphertext, ciphertext_size);
+    return memcmp(decryption->number, key->modulus, decryption->size) < 0;
+}
+
+static int decode_oaep(const decryption *decryption, uint8_t *message, size_t *message_size)
+{
+    const settings *settings = &decryption->settings;
+    if (gp_oaep_decode(decryption->md, decryption->mgf1_md, settings->label, settings->label_size, decryption->encoded,
+                       decryption->size, message, message_size))
+        return 1;
+    ERR_raise(ERR_LIB_RSA, RSA_R_OAEP_DECODING_ERROR);
+    return 0;
+}
+
+static int decode_premaster(const decryption *decryption, uint8_t *message, size_t *message_size)
+{
+    const cipher_context *context = decryption->context;
+    *message_size = GP_PREMASTER_BYTES;
+    if (gp_premaster_decode(context->rsa->libctx, decryption->encoded, decryption->size,
+                            decryption->settings.client_version, decryption->settings.negotiated_version, message))
+        return 1;
+    GP_RAISE(context->provider, GP_R_OPERATION_FAILED);
+    return 0;
+}
+
+static int decode_pkcs1(const decryption *decryption, uint8_t *message, size_t *message_size)
+{
+    if (gp_pkcs1_decode(decryption->encoded, decryption->size, message, message_size))
+        return 1;
+    ERR_raise(ERR_LIB_RSA, RSA_R_PKCS_DECODING_ERROR);
+    ERR_raise(ERR_LIB_RSA, RSA_R_PADDING_CHECK_FAILED);
+    return 0;
+}
+
+static int decode_pkcs1_implicitly(const decryption *decryption, uint8_t *message, size_t *message_size)
+{
+    const cipher_context *context = decryption->context;
+    size_t size = decryption->size;
+    uint8_t *exponent = OPENSSL_malloc(size), rejection_key[REJECTION_KEY_BYTES];
+    int ok = exponent != NULL && gp_rsa_key_private_exponent(context->key, exponent)
+             && EVP_Q_digest(context->rsa->libctx, "SHA2-256", NULL, exponent, size, rejection_key, NULL)
+             && gp_pkcs1_decode_implicitly(context->rsa->libctx, rejection_key, decryption->number, decryption->encoded,
+                                           size, message, message_size);
+    OPENSSL_clear_free(exponent, size);
+    OPENSSL_cleanse(rejection_key, sizeof(rejection_key));
+    if (!ok)
+        GP_RAISE(context->provider, GP_R_OPERATION_FAILED);
     return ok;
 }
 
-static int decode(const cipher_context *context, const settings *settings, const uint8_t *ciphertext, uint8_t *encoded,
-                  uint8_t *message, size_t *message_size)
+static int rejects_implicitly(const decryption *decryption)
 {
-    OSSL_LIB_CTX *libctx = context->provider->libctx;
-    size_t size = context->key->key->bytes;
-    switch (settings->padding) {
-    case RSA_NO_PADDING:
-        memcpy(message, encoded, size);
-        *message_size = size;
-        return 1;
-    case RSA_PKCS1_OAEP_PADDING:
-        return decode_oaep(context, settings, encoded, message, message_size);
-    case RSA_PKCS1_WITH_TLS_PADDING:
-        *message_size = GP_PREMASTER_BYTES;
-        return gp_premaster_decode(libctx, encoded, size, settings->client_version, settings->negotiated_version,
-                                   message);
-    default:
-        return gp_pkcs1_decode(libctx, context->key->rejection_key, ciphertext, encoded, size, message, message_size);
-    }
+    return decryption->context->provider->always_reject_implicitly
+           || (decryption->settings.padding == RSA_PKCS1_PADDING && decryption->settings.implicit_rejection);
 }
 
-/* What is wrong with a call as anybody can see it; 0 if nothing is. */
-static enum gp_reason public_error(const cipher_context *context, const settings *settings, size_t capacity,
-                                   const uint8_t *ciphertext, size_t ciphertext_size)
+static int decode(const decryption *decryption, uint8_t *message, size_t *message_size)
 {
-    const gp_key *key = context->key->key;
-    int tls = settings->padding == RSA_PKCS1_WITH_TLS_PADDING;
-    switch (settings->padding) {
+    switch (decryption->settings.padding) {
     case RSA_NO_PADDING:
+        memcpy(message, decryption->encoded, decryption->size);
+        *message_size = decryption->size;
+        return 1;
     case RSA_PKCS1_OAEP_PADDING:
-    case RSA_PKCS1_PADDING:
+        return decode_oaep(decryption, message, message_size);
     case RSA_PKCS1_WITH_TLS_PADDING:
-        break;
+        return decode_premaster(decryption, message, message_size);
     default:
-        return GP_R_UNSUPPORTED_PADDING;
+        return rejects_implicitly(decryption) ? decode_pkcs1_implicitly(decryption, message, message_size)
+                                              : decode_pkcs1(decryption, message, message_size);
     }
-    /* As in the default provider, the buffer must hold the longest message, so that its size tells nothing. */
-    if (capacity < (tls ? GP_PREMASTER_BYTES : key->bytes))
-        return GP_R_BUFFER_TOO_SMALL;
-    if (key->bytes < GP_PKCS1_OVERHEAD + (tls ? GP_PREMASTER_BYTES : 0))
-        return GP_R_KEY_TOO_SMALL;
-    if (tls && settings->client_version == 0)
-        return GP_R_TLS_VERSION_MISSING;
-    if (ciphertext_size != key->bytes)
-        return GP_R_WRONG_LENGTH;
-    return gp_key_in_range(key, ciphertext) ? 0 : GP_R_DATA_NOT_BELOW_MODULUS;
 }
 
 static int decrypt(void *argument, uint8_t *message, size_t *message_size, size_t capacity, const uint8_t *ciphertext,
                    size_t ciphertext_size)
 {
-    cipher_context *context = argument;
-    settings settings;
-    if (context->inner == NULL) {
-        GP_RAISE(context->provider, GP_R_NO_KEY);
-        return 0;
-    }
-    if (!get_settings(context, &settings))
-        return 0;
-    size_t size = context->key->key->bytes;
-    if (message == NULL) {
-        *message_size = settings.padding == RSA_PKCS1_WITH_TLS_PADDING ? GP_PREMASTER_BYTES : size;
-        return 1;
-    }
-    enum gp_reason reason = public_error(context, &settings, capacity, ciphertext, ciphertext_size);
-    if (reason != 0) {
-        GP_RAISE(context->provider, reason);
-        return 0;
-    }
-    uint8_t *encoded = OPENSSL_malloc(size);
-    if (encoded == NULL) {
-        GP_RAISE(context->provider, GP_R_OUT_OF_MEMORY);
-        return 0;
-    }
-    int ok = gp_rsa_key_private_op(context->key, ciphertext, encoded);
-    if (ok && !decode(context, &settings, ciphertext, encoded, message, message_size)) {
-        GP_RAISE(context->provider, GP_R_DECRYPTION_FAILED);
-        ok = 0;
-    }
-    OPENSSL_clear_free(encoded, size);
+    const cipher_context *context = argument;
+    decryption decryption = {.context = context};
+    int ok;
+    if (message != NULL && prepare(&decryption, capacity, ciphertext, ciphertext_size))
+        ok = gp_rsa_key_private_op(context->key, decryption.number, decryption.encoded)
+             && decode(&decryption, message, message_size);
+    else
+        ok = context->rsa->cipher.decrypt(context->inner, message, message_size, capacity, ciphertext, ciphertext_size);
+    EVP_MD_free(decryption.md);
+    EVP_MD_free(decryption.mgf1_md);
+    OPENSSL_clear_free(decryption.number, 2 * decryption.size);
     return ok;
 }
 

@@ -57,7 +57,6 @@ static void free_memory(gp_client *client)
     free(client->free_slots);
     free(client->waiters);
     free(client->keys);
-    gp_inner_free(client->inner);
     free(client);
 }
 
@@ -77,7 +76,6 @@ gp_client *gp_client_new(uint32_t depth)
         errno = error;
         return NULL;
     }
-    client->inner = gp_inner_of_process();
     client->free_slots = calloc(depth, sizeof(*client->free_slots));
     client->finished.slots = calloc(depth, sizeof(uint32_t));
     client->waiters = calloc(depth, sizeof(*client->waiters));
@@ -86,7 +84,7 @@ gp_client *gp_client_new(uint32_t depth)
         if (client->waiting[i].slots == NULL)
             error = ENOMEM;
     }
-    if (client->inner == NULL || client->free_slots == NULL || client->finished.slots == NULL
+    if (gp_inner_libctx() == NULL || client->free_slots == NULL || client->finished.slots == NULL
         || client->waiters == NULL || error != 0) {
         gp_queue_unmap(&client->queue);
         free_memory(client);
@@ -125,11 +123,6 @@ void gp_client_free(gp_client *client)
         pthread_mutex_destroy(&client->small_lock);
     }
     free_memory(client);
-}
-
-gp_inner *gp_client_inner(gp_client *client)
-{
-    return client->inner;
 }
 
 int gp_client_is_usable(gp_client *client)

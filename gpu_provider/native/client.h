@@ -51,7 +51,6 @@ struct gp_client_stats {
 gp_client *gp_client_new(uint32_t depth);
 gp_client *gp_client_up_ref(gp_client *client);
 void gp_client_free(gp_client *client);
-gp_inner *gp_client_inner(gp_client *client);
 
 /* From now on operations are computed at once by OpenSSL, those in line included, and nothing is submitted. What was
  * submitted before stays, visible to the next gp_consumer_wait(); the consumer must still complete it. */
@@ -164,7 +163,7 @@ int gp_libcrypto_modexp(uint32_t count, const uint8_t *bases, const uint8_t *exp
                         const uint8_t *moduli, uint8_t *outputs, uint32_t stride);
 
 /* A library context for an application (libssl) whose RSA goes through `client`: the default provider and ours, with
- * "?provider=gpu_provider" as default property query. NULL with an error queued. When nothing uses it any more,
+ * GP_PREFERENCE as default property query. NULL with an error queued. When nothing uses it any more,
  * gp_application_libctx_free() lets go of the client and keeps the context for the next client. Any thread. */
 OSSL_LIB_CTX *gp_application_libctx_new(gp_client *client);
 void gp_application_libctx_free(OSSL_LIB_CTX *libctx);

@@ -69,7 +69,6 @@ struct gp_key_entry {
 struct gp_client {
     atomic_int references;
     gp_queue queue;
-    gp_inner *inner;
     uint32_t fork_epoch;
 
     pthread_mutex_t lock;

@@ -38,6 +38,12 @@ static inline uint8_t ct_select_byte(uint32_t mask, uint8_t if_true, uint8_t if_
     return (uint8_t)ct_select(mask, if_true, if_false);
 }
 
+static inline size_t ct_select_size(uint32_t mask, size_t if_true, size_t if_false)
+{
+    size_t wide = (size_t)0 - (ct_hide(mask) & 1u);
+    return (wide & if_true) | (~wide & if_false);
+}
+
 /* Moves data[distance …] to data[0 …]; what is left at the end is not defined. distance ≤ size. Takes log2(size) passes
  * over everything instead of an access that depends on the distance. */
 static inline void ct_shift_left(uint8_t *data, size_t size, uint32_t distance)

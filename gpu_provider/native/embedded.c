@@ -34,7 +34,7 @@ static struct application *make_application(void)
     if (application != NULL && libctx != NULL && OSSL_PROVIDER_add_builtin(libctx, GP_PROVIDER_NAME, gp_provider_init)
         && (own = OSSL_PROVIDER_load(libctx, GP_PROVIDER_NAME)) != NULL
         && (other = OSSL_PROVIDER_load(libctx, "default")) != NULL
-        && EVP_set_default_properties(libctx, "?" GP_PROVIDER_PROPERTIES)) {
+        && EVP_set_default_properties(libctx, GP_PREFERENCE)) {
         application->libctx = libctx;
         application->provider = OSSL_PROVIDER_get0_provider_ctx(own);
         atomic_init(&application->in_use, 1);
@@ -134,7 +134,7 @@ static enum gp_load fill_info(const gp_key *key, gp_key_info *info)
 
 enum gp_load gp_client_load_key(gp_client *client, const uint8_t *der_or_pem, size_t size, gp_key_info *info)
 {
-    OSSL_LIB_CTX *libctx = gp_inner_libctx(gp_client_inner(client));
+    OSSL_LIB_CTX *libctx = gp_inner_libctx();
     EVP_PKEY *pkey = decode(libctx, der_or_pem, size);
     enum gp_load result = GP_LOAD_OK;
     gp_key *key = NULL;
@@ -144,7 +144,7 @@ enum gp_load gp_client_load_key(gp_client *client, const uint8_t *der_or_pem, si
         result = GP_LOAD_UNREADABLE;
     else if (!EVP_PKEY_is_a(pkey, "RSA"))
         result = GP_LOAD_NOT_RSA;
-    else if ((key = gp_key_new(gp_client_inner(client), pkey)) == NULL)
+    else if ((key = gp_key_new(pkey)) == NULL)
         result = GP_LOAD_MEMORY;
     else if (!key->is_private)
         result = GP_LOAD_NOT_PRIVATE;

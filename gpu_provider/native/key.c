@@ -9,69 +9,30 @@
 #include <pthread.h>
 #include <string.h>
 
-struct gp_inner {
-    atomic_int references;
-    OSSL_LIB_CTX *libctx;
-    OSSL_PROVIDER *provider;
-};
+static OSSL_LIB_CTX *inner;
+static pthread_once_t inner_once = PTHREAD_ONCE_INIT;
 
-gp_inner *gp_inner_new(void)
+static void make_inner(void)
 {
-    gp_inner *inner = OPENSSL_zalloc(sizeof(*inner));
-
-    if (inner == NULL)
-        return NULL;
-    atomic_init(&inner->references, 1);
-    inner->libctx = OSSL_LIB_CTX_new();
-    if (inner->libctx != NULL)
-        inner->provider = OSSL_PROVIDER_load(inner->libctx, "default");
-    if (inner->provider == NULL) {
-        gp_inner_free(inner);
-        return NULL;
+    inner = OSSL_LIB_CTX_new();
+    if (inner != NULL && OSSL_PROVIDER_load(inner, "default") == NULL) {
+        OSSL_LIB_CTX_free(inner);
+        inner = NULL;
     }
+}
+
+OSSL_LIB_CTX *gp_inner_libctx(void)
+{
+    pthread_once(&inner_once, make_inner);
     return inner;
-}
-
-static gp_inner *process_inner;
-static pthread_once_t process_once = PTHREAD_ONCE_INIT;
-
-static void make_process_inner(void)
-{
-    process_inner = gp_inner_new();
-}
-
-gp_inner *gp_inner_of_process(void)
-{
-    pthread_once(&process_once, make_process_inner);
-    return process_inner != NULL ? gp_inner_up_ref(process_inner) : NULL;
-}
-
-gp_inner *gp_inner_up_ref(gp_inner *inner)
-{
-    atomic_fetch_add_explicit(&inner->references, 1, memory_order_relaxed);
-    return inner;
-}
-
-void gp_inner_free(gp_inner *inner)
-{
-    if (inner == NULL || atomic_fetch_sub_explicit(&inner->references, 1, memory_order_acq_rel) != 1)
-        return;
-    OSSL_PROVIDER_unload(inner->provider);
-    OSSL_LIB_CTX_free(inner->libctx);
-    OPENSSL_free(inner);
-}
-
-OSSL_LIB_CTX *gp_inner_libctx(const gp_inner *inner)
-{
-    return inner->libctx;
 }
 
 typedef int init_fn(EVP_PKEY_CTX *);
 typedef int crypt_fn(EVP_PKEY_CTX *, unsigned char *, size_t *, const unsigned char *, size_t);
 
-static EVP_PKEY_CTX *raw_context(gp_inner *inner, EVP_PKEY *pkey, init_fn *init)
+static EVP_PKEY_CTX *raw_context(EVP_PKEY *pkey, init_fn *init)
 {
-    EVP_PKEY_CTX *context = EVP_PKEY_CTX_new_from_pkey(gp_inner_libctx(inner), pkey, NULL);
+    EVP_PKEY_CTX *context = EVP_PKEY_CTX_new_from_pkey(inner, pkey, NULL);
 
     if (context != NULL && init(context) > 0 && EVP_PKEY_CTX_set_rsa_padding(context, RSA_NO_PADDING) > 0)
         return context;
@@ -84,14 +45,14 @@ static int fill(gp_key *key, const BIGNUM *n)
     key->bits = (uint32_t)BN_num_bits(n);
     key->bytes = (uint32_t)BN_num_bytes(n);
     key->modulus = OPENSSL_malloc(key->bytes);
-    key->public_context = raw_context(key->inner, key->pkey, EVP_PKEY_encrypt_init);
+    key->public_context = raw_context(key->pkey, EVP_PKEY_encrypt_init);
     if (key->is_private)
-        key->private_context = raw_context(key->inner, key->pkey, EVP_PKEY_decrypt_init);
+        key->private_context = raw_context(key->pkey, EVP_PKEY_decrypt_init);
     return key->modulus != NULL && BN_bn2binpad(n, key->modulus, (int)key->bytes) >= 0 && key->public_context != NULL
            && (!key->is_private || key->private_context != NULL);
 }
 
-gp_key *gp_key_new(gp_inner *inner, EVP_PKEY *pkey)
+gp_key *gp_key_new(EVP_PKEY *pkey)
 {
     BIGNUM *n = NULL, *d = NULL;
     gp_key *key = NULL;
@@ -102,7 +63,6 @@ gp_key *gp_key_new(gp_inner *inner, EVP_PKEY *pkey)
     if (key == NULL)
         goto done;
     atomic_init(&key->references, 1);
-    key->inner = gp_inner_up_ref(inner);
     EVP_PKEY_up_ref(pkey);
     key->pkey = pkey;
     ERR_set_mark(); /* a public key has no d: not an error */
@@ -134,7 +94,6 @@ void gp_key_free(gp_key *key)
     EVP_PKEY_CTX_free(key->public_context);
     EVP_PKEY_free(key->pkey);
     OPENSSL_free(key->modulus);
-    gp_inner_free(key->inner);
     OPENSSL_free(key);
 }
 
@@ -162,7 +121,14 @@ static int raw_operation(const gp_key *key, const EVP_PKEY_CTX *prepared, crypt_
 
 int gp_key_private(const gp_key *key, const uint8_t *input, uint8_t *output)
 {
-    return raw_operation(key, key->private_context, EVP_PKEY_decrypt, input, output);
+    uint8_t *power = OPENSSL_malloc(key->bytes);
+    int ok = power != NULL && raw_operation(key, key->private_context, EVP_PKEY_decrypt, input, output)
+             && gp_key_public(key, output, power) && CRYPTO_memcmp(power, input, key->bytes) == 0;
+
+    if (!ok)
+        OPENSSL_cleanse(output, key->bytes);
+    OPENSSL_free(power);
+    return ok;
 }
 
 int gp_key_public(const gp_key *key, const uint8_t *input, uint8_t *output)

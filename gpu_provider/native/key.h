@@ -14,19 +14,13 @@
 #include "queue.h"
 
 /* The inner library context: the default provider alone, apart from the application's, so that our own calls never come
- * back to us through its property query. Counted, because keys outlive whoever made it. */
-typedef struct gp_inner gp_inner;
-gp_inner *gp_inner_new(void);
-/* The one for batching providers in this process, never freed: see "Library contexts" in DESIGN.md. A new reference. */
-gp_inner *gp_inner_of_process(void);
-gp_inner *gp_inner_up_ref(gp_inner *inner);
-void gp_inner_free(gp_inner *inner);
-OSSL_LIB_CTX *gp_inner_libctx(const gp_inner *inner);
+ * back to us through its property query. One per process, never freed: see "Library contexts" in DESIGN.md. NULL: out of
+ * memory. */
+OSSL_LIB_CTX *gp_inner_libctx(void);
 
 typedef struct gp_key {
     atomic_int references;
-    gp_inner *inner;
-    EVP_PKEY *pkey; /* belongs to inner's library context */
+    EVP_PKEY *pkey; /* belongs to the inner library context */
     /* Set up for the raw operation and copied for each: looking RSA up in OpenSSL's tables costs more than the copy. */
     EVP_PKEY_CTX *private_context; /* NULL: a public key */
     EVP_PKEY_CTX *public_context;
@@ -40,8 +34,8 @@ typedef struct gp_key {
     atomic_int preparation;
 } gp_key;
 
-/* Takes references of its own to both. NULL with an OpenSSL error queued if pkey is not RSA. */
-gp_key *gp_key_new(gp_inner *inner, EVP_PKEY *pkey);
+/* Takes a reference of its own. NULL with an OpenSSL error queued if pkey is not RSA. */
+gp_key *gp_key_new(EVP_PKEY *pkey);
 gp_key *gp_key_up_ref(gp_key *key);
 void gp_key_free(gp_key *key);
 
@@ -51,8 +45,10 @@ int gp_key_is_batchable(const gp_key *key);
 /* input < modulus; both `bytes` long, most significant byte first. Public values only (not constant time). */
 int gp_key_in_range(const gp_key *key, const uint8_t *input);
 
-/* output = input^d mod n by OpenSSL: constant time, blinded, and verified with e (rsa_ossl_mod_exp does both).
- * input and output are `bytes` long, most significant byte first. 1, or 0 with an OpenSSL error queued. */
+/* output = input^d mod n by OpenSSL: constant time, blinded, and verified with e. OpenSSL verifies what it computes with the
+ * factors, but neither what it computes with d alone nor what it computes again when a result was wrong.
+ * input < modulus; input and output are `bytes` long, most significant byte first, and do not overlap.
+ * 1, or 0 with an OpenSSL error queued if there is one; output is zeros then. */
 int gp_key_private(const gp_key *key, const uint8_t *input, uint8_t *output);
 
 /* output = input^e mod n. */

@@ -48,17 +48,15 @@ static int digest_info(const EVP_MD *md, uint8_t prefix[SHA2_SHA3_PREFIX])
     return -1;
 }
 
-enum gp_encoded gp_pkcs1_encode(uint8_t *encoded, size_t size, const EVP_MD *md, const uint8_t *data, size_t data_size)
+int gp_pkcs1_encode(uint8_t *encoded, size_t size, const EVP_MD *md, const uint8_t *data, size_t data_size)
 {
     uint8_t prefix[SHA2_SHA3_PREFIX];
     int prefix_size = md == NULL ? 0 : digest_info(md, prefix);
-    if (prefix_size < 0)
-        return GP_NO_DIGEST_INFO;
-    if (md != NULL && data_size != (size_t)EVP_MD_get_size(md))
-        return GP_WRONG_DIGEST_LENGTH;
+    if (prefix_size < 0 || (md != NULL && data_size != (size_t)EVP_MD_get_size(md)))
+        return 0;
     size_t content = (size_t)prefix_size + data_size;
     if (content < data_size || size < GP_PKCS1_OVERHEAD || content > size - GP_PKCS1_OVERHEAD)
-        return GP_DATA_TOO_LONG;
+        return 0;
     size_t separator = size - content - 1;
     encoded[0] = 0;
     encoded[1] = 1;
@@ -67,16 +65,10 @@ enum gp_encoded gp_pkcs1_encode(uint8_t *encoded, size_t size, const EVP_MD *md,
     memcpy(encoded + separator + 1, prefix, (size_t)prefix_size);
     if (data_size != 0)
         memcpy(encoded + size - data_size, data, data_size);
-    return GP_ENCODED;
+    return 1;
 }
 
 /* ---- MGF1 and EMSA-PSS ---- */
-
-/* Not so the extendable-output functions: OpenSSL takes SHAKE for OAEP, and since 3.4 gives 0 as its size. */
-static int has_fixed_size(const EVP_MD *md)
-{
-    return EVP_MD_get_size(md) > 0 && (EVP_MD_get_flags(md) & EVP_MD_FLAG_XOF) == 0;
-}
 
 /* target ^= MGF1(seed), RFC 8017 appendix B.2.1. */
 static int mgf1_xor(const EVP_MD *md, const uint8_t *seed, size_t seed_size, uint8_t *target, size_t target_size)
@@ -84,7 +76,7 @@ static int mgf1_xor(const EVP_MD *md, const uint8_t *seed, size_t seed_size, uin
     EVP_MD_CTX *hash = EVP_MD_CTX_new();
     size_t md_size = (size_t)EVP_MD_get_size(md);
     uint8_t block[EVP_MAX_MD_SIZE];
-    int ok = hash != NULL && has_fixed_size(md);
+    int ok = hash != NULL;
     for (uint32_t counter = 0; ok && target_size > 0; counter++) {
         const uint8_t number[4] = {(uint8_t)(counter >> 24), (uint8_t)(counter >> 16), (uint8_t)(counter >> 8),
                                    (uint8_t)counter};
@@ -112,20 +104,20 @@ static int pss_hash(const EVP_MD *md, const uint8_t *digest, const uint8_t *salt
     return ok;
 }
 
-enum gp_encoded gp_pss_encode(OSSL_LIB_CTX *libctx, uint8_t *encoded, size_t size, uint32_t bits, const EVP_MD *md,
-                              const EVP_MD *mgf1_md, int salt_length, const uint8_t *digest, size_t digest_size)
+int gp_pss_encode(OSSL_LIB_CTX *libctx, uint8_t *encoded, size_t size, uint32_t bits, const EVP_MD *md,
+                  const EVP_MD *mgf1_md, int salt_length, const uint8_t *digest, size_t digest_size)
 {
     enum { SALT_AS_DIGEST = -1, SALT_AUTO = -2, SALT_LONGEST = -3, SALT_LONGEST_UP_TO_DIGEST = -4 };
     size_t md_size = (size_t)EVP_MD_get_size(md);
     uint32_t top_bits = (bits - 1) & 7; /* in use in the first byte; 0: that byte is not part of the encoding */
     if (digest_size != md_size)
-        return GP_WRONG_DIGEST_LENGTH;
+        return 0;
     if (top_bits == 0) {
         *encoded++ = 0;
         size--;
     }
     if (size < md_size + 2)
-        return GP_DATA_TOO_LONG;
+        return 0;
     size_t longest = size - md_size - 2, salt_size;
     switch (salt_length) {
     case SALT_AS_DIGEST:
@@ -142,18 +134,18 @@ enum gp_encoded gp_pss_encode(OSSL_LIB_CTX *libctx, uint8_t *encoded, size_t siz
         salt_size = salt_length < 0 ? longest + 1 : (size_t)salt_length;
     }
     if (salt_size > longest)
-        return GP_SALT_TOO_LONG;
+        return 0;
     size_t block_size = size - md_size - 1; /* of DB = zeros, 1, salt */
     uint8_t *salt = encoded + block_size - salt_size, *hash = encoded + block_size;
     memset(encoded, 0, block_size - salt_size - 1);
     salt[-1] = 1;
     if ((salt_size > 0 && RAND_bytes_ex(libctx, salt, salt_size, 0) != 1)
         || !pss_hash(md, digest, salt, salt_size, hash) || !mgf1_xor(mgf1_md, hash, md_size, encoded, block_size))
-        return GP_ENCODING_FAILED;
+        return 0;
     if (top_bits != 0)
         encoded[0] &= (uint8_t)(0xff >> (8 - top_bits));
     encoded[size - 1] = 0xbc;
-    return GP_ENCODED;
+    return 1;
 }
 
 /* ---- EME-PKCS1-v1_5 with implicit rejection ---- */
@@ -208,31 +200,53 @@ static int rejection_message(OSSL_LIB_CTX *libctx, const uint8_t rejection_key[3
     return ok;
 }
 
-int gp_pkcs1_decode(OSSL_LIB_CTX *libctx, const uint8_t rejection_key[32], const uint8_t *ciphertext, uint8_t *encoded,
-                    size_t size, uint8_t *message, size_t *message_size)
+/* All ones if the padding is right; *separator is then where it ends. */
+static uint32_t find_separator(const uint8_t *encoded, size_t size, uint32_t *separator)
 {
-    uint32_t rejected_length, found = 0, separator = 0;
+    uint32_t found = 0;
+    *separator = 0;
+    for (uint32_t i = 2; i < size; i++) {
+        uint32_t zero = ct_is_zero(encoded[i]);
+        *separator = ct_select(~found & zero, i, *separator);
+        found |= zero;
+    }
+    /* The separator stays 0 where there was none, which is too early as well. */
+    return ct_is_zero(encoded[0]) & ct_equal(encoded[1], 2) & ~ct_less(*separator, 2 + 8);
+}
+
+/* message = encoded[start …], length bytes. encoded is overwritten; what lies beyond message stays as it was. */
+static void take_message(uint8_t *encoded, size_t size, uint32_t start, uint32_t length, uint8_t *message)
+{
+    ct_shift_left(encoded, size, start);
+    for (uint32_t i = 0; i < size; i++)
+        message[i] = ct_select_byte(ct_less(i, length), encoded[i], message[i]);
+}
+
+int gp_pkcs1_decode(uint8_t *encoded, size_t size, uint8_t *message, size_t *message_size)
+{
+    uint32_t separator, good = find_separator(encoded, size, &separator);
+    uint32_t start = separator + 1, length = ct_select(good, (uint32_t)size - start, 0);
+    take_message(encoded, size, start, length, message);
+    *message_size = ct_select_size(good, length, *message_size);
+    return (int)(good & 1);
+}
+
+int gp_pkcs1_decode_implicitly(OSSL_LIB_CTX *libctx, const uint8_t rejection_key[32], const uint8_t *ciphertext,
+                               uint8_t *encoded, size_t size, uint8_t *message, size_t *message_size)
+{
+    uint32_t rejected_length, separator;
     uint8_t *synthetic = OPENSSL_malloc(size);
     if (synthetic == NULL
         || !rejection_message(libctx, rejection_key, ciphertext, size, synthetic, &rejected_length)) {
         OPENSSL_clear_free(synthetic, size);
         return 0;
     }
-    for (uint32_t i = 2; i < size; i++) {
-        uint32_t zero = ct_is_zero(encoded[i]);
-        separator = ct_select(~found & zero, i, separator);
-        found |= zero;
-    }
-    /* The separator stays 0 where there was none, which is too early as well. */
-    uint32_t good = ct_is_zero(encoded[0]) & ct_equal(encoded[1], 2) & ~ct_less(separator, 2 + 8);
+    uint32_t good = find_separator(encoded, size, &separator);
     uint32_t start = ct_select(good, separator + 1, (uint32_t)size - rejected_length);
     for (size_t i = 0; i < size; i++)
         encoded[i] = ct_select_byte(good, encoded[i], synthetic[i]);
-    ct_shift_left(encoded, size, start);
-    uint32_t length = (uint32_t)size - start;
-    for (uint32_t i = 0; i < size; i++)
-        message[i] = ct_select_byte(ct_less(i, length), encoded[i], 0);
-    *message_size = length;
+    take_message(encoded, size, start, (uint32_t)size - start, message);
+    *message_size = size - start;
     OPENSSL_clear_free(synthetic, size);
     return 1;
 }
@@ -270,7 +284,7 @@ int gp_oaep_decode(const EVP_MD *md, const EVP_MD *mgf1_md, const uint8_t *label
 {
     size_t md_size = (size_t)EVP_MD_get_size(md);
     uint8_t label_hash[EVP_MAX_MD_SIZE];
-    if (!has_fixed_size(md) || size < 2 * md_size + 2)
+    if (size < 2 * md_size + 2)
         return 0;
     uint8_t *seed = encoded + 1, *block = seed + md_size; /* block: label hash, zeros, 1, message */
     size_t block_size = size - md_size - 1;
@@ -287,12 +301,7 @@ int gp_oaep_decode(const EVP_MD *md, const EVP_MD *mgf1_md, const uint8_t *label
     }
     good &= found;
     uint32_t start = separator + 1, length = ct_select(good, (uint32_t)block_size - start, 0);
-    ct_shift_left(block, block_size, start);
-    for (uint32_t i = 0; i < size; i++) {
-        /* Beyond the block there is nothing to read, and no message reaches that far. */
-        uint8_t byte = i < block_size ? block[i] : 0;
-        message[i] = ct_select_byte(ct_less(i, length), byte, 0);
-    }
-    *message_size = length;
+    take_message(block, block_size, start, length, message);
+    *message_size = ct_select_size(good, length, *message_size);
     return (int)(good & 1);
 }

@@ -5,27 +5,15 @@
 #include <openssl/crypto.h>
 #include <openssl/params.h>
 #include <stdarg.h>
+#include <string.h>
 
 _Thread_local gp_client *gp_provider_pending_client;
 
 static const OSSL_ITEM reasons[] = {
-    {GP_R_NO_KEY, "no key set"},
-    {GP_R_NOT_A_PRIVATE_KEY, "the key has no private part"},
     {GP_R_INCONSISTENT_KEY, "the key's private part does not belong to its public part"},
     {GP_R_OUT_OF_MEMORY, "out of memory"},
     {GP_R_UNKNOWN_DIGEST, "unknown digest"},
-    {GP_R_DIGEST_FIXED, "the digest can't be changed in a digest-sign or digest-verify operation"},
-    {GP_R_WRONG_DIGEST_LENGTH, "the data is not as long as the digest"},
-    {GP_R_DATA_TOO_LONG, "the data is too long for the key"},
-    {GP_R_DATA_NOT_BELOW_MODULUS, "the data is not below the modulus"},
-    {GP_R_WRONG_LENGTH, "the data is not as long as the modulus"},
-    {GP_R_BUFFER_TOO_SMALL, "the output buffer is too small"},
-    {GP_R_SALT_LENGTH, "the key has no room for a salt of this length"},
-    {GP_R_KEY_TOO_SMALL, "the key is too small for this padding"},
-    {GP_R_DECRYPTION_FAILED, "decryption failed"},
-    {GP_R_TLS_VERSION_MISSING, "TLS padding needs the client's protocol version"},
-    {GP_R_IMPLICIT_REJECTION_REQUIRED, "PKCS#1 v1.5 decryption without implicit rejection is not offered"},
-    {GP_R_UNSUPPORTED_PADDING, "unsupported padding"},
+    {GP_R_IMPLICIT_REJECTION_REQUIRED, "this provider is set to reject implicitly always"},
     {GP_R_OPERATION_FAILED, "the RSA private operation failed"},
     {0, NULL},
 };
@@ -60,10 +48,12 @@ static const OSSL_ALGORITHM cipher[] = {
     {NULL, NULL, NULL, NULL},
 };
 
-static const OSSL_ALGORITHM *query_operation(void *provider, int operation, int *no_cache)
+static const OSSL_ALGORITHM *query_operation(void *context, int operation, int *no_cache)
 {
-    (void)provider;
+    const gp_provider *provider = context;
     *no_cache = 0;
+    if (provider->libctx == NULL)
+        return NULL;
     switch (operation) {
     case OSSL_OP_KEYMGMT:
         return keymgmt;
@@ -87,6 +77,7 @@ static const OSSL_PARAM *gettable_params(void *provider)
     static const OSSL_PARAM gettable[] = {
         OSSL_PARAM_utf8_ptr(OSSL_PROV_PARAM_NAME, NULL, 0),
         OSSL_PARAM_utf8_ptr(OSSL_PROV_PARAM_VERSION, NULL, 0),
+        OSSL_PARAM_utf8_ptr(OSSL_PROV_PARAM_BUILDINFO, NULL, 0),
         OSSL_PARAM_int(OSSL_PROV_PARAM_STATUS, NULL),
         OSSL_PARAM_END,
     };
@@ -94,26 +85,46 @@ static const OSSL_PARAM *gettable_params(void *provider)
     return gettable;
 }
 
-static int get_params(void *provider, OSSL_PARAM params[])
+static int get_params(void *context, OSSL_PARAM params[])
 {
+    const gp_provider *provider = context;
+    const char *build = provider->libctx != NULL
+                            ? "computes with the program's libcrypto"
+                            : "offers nothing: the program has another libcrypto than this module";
     OSSL_PARAM *name = OSSL_PARAM_locate(params, OSSL_PROV_PARAM_NAME);
     OSSL_PARAM *version = OSSL_PARAM_locate(params, OSSL_PROV_PARAM_VERSION);
+    OSSL_PARAM *build_info = OSSL_PARAM_locate(params, OSSL_PROV_PARAM_BUILDINFO);
     OSSL_PARAM *status = OSSL_PARAM_locate(params, OSSL_PROV_PARAM_STATUS);
-    (void)provider;
     return (name == NULL || OSSL_PARAM_set_utf8_ptr(name, GP_PROVIDER_NAME))
            && (version == NULL || OSSL_PARAM_set_utf8_ptr(version, GP_PROVIDER_VERSION))
-           && (status == NULL || OSSL_PARAM_set_int(status, 1));
+           && (build_info == NULL || OSSL_PARAM_set_utf8_ptr(build_info, build))
+           && (status == NULL || OSSL_PARAM_set_int(status, provider->libctx != NULL));
+}
+
+/* Only when it is needed: while providers are being activated, the default one may not be there yet. */
+const gp_default_rsa *gp_provider_default_rsa(gp_provider *provider)
+{
+    gp_default_rsa *found = atomic_load(&provider->rsa), *made;
+    if (found != NULL)
+        return found;
+    made = gp_default_rsa_new(provider->libctx);
+    if (made == NULL) {
+        const gp_default_rsa *own = gp_default_rsa_of_process();
+        if (own == NULL)
+            GP_RAISE(provider, GP_R_OUT_OF_MEMORY);
+        return own;
+    }
+    if (atomic_compare_exchange_strong(&provider->rsa, &found, made))
+        return made;
+    gp_default_rsa_free(made); /* another thread was first */
+    return found;
 }
 
 static void teardown(void *context)
 {
     gp_provider *provider = context;
-    EVP_KEYMGMT_free(provider->keymgmt);
-    EVP_SIGNATURE_free(provider->signature);
-    EVP_ASYM_CIPHER_free(provider->cipher);
-    gp_inner_free(provider->inner);
-    if (provider->client != NULL)
-        gp_client_free(provider->client);
+    gp_default_rsa_free(atomic_load(&provider->rsa));
+    gp_client_free(provider->client);
     OPENSSL_free(provider);
 }
 
@@ -126,15 +137,37 @@ static const OSSL_DISPATCH provider_functions[] = {
     {0, NULL},
 };
 
+/* From the provider's section of openssl.cnf. OpenSSL goes on without a provider that can't be loaded, so a value that makes no
+ * sense must not be an error: any but 0 is taken as the strict one. */
+static void read_setting(gp_provider *provider, OSSL_FUNC_core_get_params_fn *get_core_params)
+{
+    char *value = NULL;
+    OSSL_PARAM params[] = {
+        OSSL_PARAM_construct_utf8_ptr("implicit-rejection", &value, 0),
+        OSSL_PARAM_construct_end(),
+    };
+    provider->always_reject_implicitly =
+        get_core_params(provider->handle, params) && value != NULL && strcmp(value, "0") != 0;
+}
+
 int gp_provider_init(const OSSL_CORE_HANDLE *handle, const OSSL_DISPATCH *in, const OSSL_DISPATCH **out,
                      void **provider_context)
 {
+    OSSL_FUNC_core_get_libctx_fn *get_libctx = NULL;
+    OSSL_FUNC_core_get_params_fn *get_core_params = NULL;
+    OSSL_FUNC_CRYPTO_realloc_fn *core_realloc = NULL;
     gp_provider *provider = OPENSSL_zalloc(sizeof(*provider));
     if (provider == NULL)
         return 0;
     provider->handle = handle;
     for (; in->function_id != 0; in++) {
         switch (in->function_id) {
+        case OSSL_FUNC_CORE_GET_LIBCTX:
+            get_libctx = OSSL_FUNC_core_get_libctx(in);
+            break;
+        case OSSL_FUNC_CORE_GET_PARAMS:
+            get_core_params = OSSL_FUNC_core_get_params(in);
+            break;
         case OSSL_FUNC_CORE_NEW_ERROR:
             provider->new_error = OSSL_FUNC_core_new_error(in);
             break;
@@ -144,27 +177,21 @@ int gp_provider_init(const OSSL_CORE_HANDLE *handle, const OSSL_DISPATCH *in, co
         case OSSL_FUNC_CORE_VSET_ERROR:
             provider->vset_error = OSSL_FUNC_core_vset_error(in);
             break;
+        case OSSL_FUNC_CRYPTO_REALLOC:
+            core_realloc = OSSL_FUNC_CRYPTO_realloc(in);
+            break;
         default:
             break;
         }
     }
-    /* The client's keys belong to its inner context, so a provider with a client must use the same one. */
-    if (gp_provider_pending_client != NULL) {
+    /* With another copy of libcrypto in this process than the one that loaded us, the program's default provider, current job
+     * and error queue would all be out of reach. Then nothing is offered, and the program works as it would without us. */
+    if (get_libctx != NULL && core_realloc == CRYPTO_realloc)
+        provider->libctx = (OSSL_LIB_CTX *)get_libctx(handle);
+    if (gp_provider_pending_client != NULL)
         provider->client = gp_client_up_ref(gp_provider_pending_client);
-        provider->inner = gp_inner_up_ref(gp_client_inner(provider->client));
-    } else {
-        provider->inner = gp_inner_new();
-    }
-    if (provider->inner != NULL) {
-        provider->libctx = gp_inner_libctx(provider->inner);
-        provider->keymgmt = EVP_KEYMGMT_fetch(provider->libctx, "RSA", NULL);
-        provider->signature = EVP_SIGNATURE_fetch(provider->libctx, "RSA", NULL);
-        provider->cipher = EVP_ASYM_CIPHER_fetch(provider->libctx, "RSA", NULL);
-    }
-    if (provider->keymgmt == NULL || provider->signature == NULL || provider->cipher == NULL) {
-        teardown(provider);
-        return 0;
-    }
+    if (get_core_params != NULL)
+        read_setting(provider, get_core_params);
     *out = provider_functions;
     *provider_context = provider;
     return 1;

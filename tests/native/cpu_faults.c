@@ -59,8 +59,8 @@ static void submit(gp_client *client, uint64_t handle, const uint8_t *input)
 int main(void)
 {
     gp_client *client = gp_client_new(16);
-    EVP_PKEY *pkey = EVP_PKEY_Q_keygen(gp_inner_libctx(gp_client_inner(client)), NULL, "RSA", (size_t)BITS);
-    gp_key *key = gp_key_new(gp_client_inner(client), pkey);
+    EVP_PKEY *pkey = EVP_PKEY_Q_keygen(gp_inner_libctx(), NULL, "RSA", (size_t)BITS);
+    gp_key *key = gp_key_new(pkey);
     uint8_t inputs[ROWS * BYTES] = {0}, outputs[ROWS * BYTES], ok[ROWS];
     uint64_t handle = gp_client_add_key(client, key), keys[ROWS], oldest[GP_CLASSES];
     uint32_t small[GP_CLASSES] = {8, 8, 8, 8, 8}, waiting[GP_CLASSES];
@@ -95,7 +95,7 @@ int main(void)
     gp_client_remove_key(client, handle);
     gp_key_free(key);
     CHECK(keys_made == 0);
-    key = gp_key_new(gp_client_inner(client), pkey);
+    key = gp_key_new(pkey);
     handle = gp_client_add_key(client, key);
     CHECK(keys_made == 0);
     CHECK(gp_cpu_private(client, 1, &handle, inputs, outputs, BYTES, ok) == 0 && ok[0]);

@@ -219,9 +219,9 @@ static void run(uint32_t depth, int operations, const uint32_t *small)
     pthread_t thread;
 
     CHECK(world.client != NULL);
-    pkey = EVP_PKEY_Q_keygen(gp_inner_libctx(gp_client_inner(world.client)), NULL, "RSA", (size_t)2048);
+    pkey = EVP_PKEY_Q_keygen(gp_inner_libctx(), NULL, "RSA", (size_t)2048);
     CHECK(pkey != NULL);
-    world.key = gp_key_new(gp_client_inner(world.client), pkey);
+    world.key = gp_key_new(pkey);
     EVP_PKEY_free(pkey);
     world.key_handle = gp_client_add_key(world.client, world.key);
     pthread_create(&thread, NULL, backend, &world);

@@ -23,13 +23,23 @@ static void check_pkcs1(uint32_t separator, size_t expected)
 {
     uint8_t encoded[BYTES], message[BYTES], ciphertext[BYTES] = {1}, rejection_key[32] = {2};
     size_t size;
+    int ok;
 
     fill(encoded, separator);
     SECRET(encoded, BYTES);
     SECRET(rejection_key, sizeof(rejection_key));
-    CHECK(gp_pkcs1_decode(NULL, rejection_key, ciphertext, encoded, BYTES, message, &size) == 1);
+    CHECK(gp_pkcs1_decode_implicitly(NULL, rejection_key, ciphertext, encoded, BYTES, message, &size) == 1);
     PUBLIC(&size, sizeof(size));
     CHECK(size < BYTES && (expected == 0 || size == expected));
+
+    /* Without implicit rejection the verdict is public, once it is returned. */
+    fill(encoded, separator);
+    SECRET(encoded, BYTES);
+    size = BYTES;
+    ok = gp_pkcs1_decode(encoded, BYTES, message, &size);
+    PUBLIC(&ok, sizeof(ok));
+    PUBLIC(&size, sizeof(size));
+    CHECK(ok == (expected != 0) && size == (ok ? expected : BYTES));
 }
 
 static void check_premaster(uint32_t separator, int good)
@@ -62,6 +72,7 @@ static void check_oaep(EVP_PKEY *pkey, EVP_MD *md, int spoil)
     if (spoil >= 0)
         encoded[spoil] ^= 1;
     SECRET(encoded, BYTES);
+    size = 0;
     ok = gp_oaep_decode(md, md, NULL, 0, encoded, BYTES, message, &size);
     PUBLIC(&ok, sizeof(ok));
     PUBLIC(&size, sizeof(size));

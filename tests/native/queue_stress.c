@@ -131,9 +131,9 @@ static void run(uint32_t depth, int rounds)
 
     shared.client = gp_client_new(depth);
     CHECK(shared.client != NULL);
-    pkey = EVP_PKEY_Q_keygen(gp_inner_libctx(gp_client_inner(shared.client)), NULL, "RSA", (size_t)2048);
+    pkey = EVP_PKEY_Q_keygen(gp_inner_libctx(), NULL, "RSA", (size_t)2048);
     CHECK(pkey != NULL);
-    shared.key = gp_key_new(gp_client_inner(shared.client), pkey);
+    shared.key = gp_key_new(pkey);
     EVP_PKEY_free(pkey);
     shared.key_handle = gp_client_add_key(shared.client, shared.key);
     CHECK(shared.key_handle != 0);
