@@ -44,21 +44,23 @@ SSL *gp_tls_new(SSL_CTX *ctx, int descriptor)
 #define READ_AT_ONCE 64
 
 /* After a first record: whether to look for another. Not on a blocking socket, where that could wait for ever with bytes in
- * hand, and not in a job, whose arguments must stay as they were. */
-static int may_go_on(SSL *ssl)
+ * hand, and not in a job, whose arguments must stay as they were. *blocks is -1 before the first time. */
+static int may_go_on(SSL *ssl, int *blocks)
 {
-    int descriptor = SSL_get_rfd(ssl);
-
     if (SSL_get_mode(ssl) & SSL_MODE_ASYNC)
         return 0;
-    return descriptor < 0 || SSL_pending(ssl) > 0 || (fcntl(descriptor, F_GETFL) & O_NONBLOCK) != 0;
+    if (*blocks < 0) {
+        int descriptor = SSL_get_rfd(ssl);
+        *blocks = descriptor >= 0 && (fcntl(descriptor, F_GETFL) & O_NONBLOCK) == 0;
+    }
+    return !*blocks || SSL_pending(ssl) > 0;
 }
 
 uint64_t gp_tls_operate(SSL *ssl, int operation, void *buffer, size_t size)
 {
     struct gp_flood *flood = gp_flood_of(ssl);
     size_t done = 0, bytes;
-    int result, error;
+    int result, error, blocks = -1;
 
     ERR_clear_error();
     errno = 0;
@@ -74,7 +76,7 @@ uint64_t gp_tls_operate(SSL *ssl, int operation, void *buffer, size_t size)
                 done += bytes;
                 gp_flood_earn(flood);
             }
-        } while (result > 0 && done < size && flood->spent < READ_AT_ONCE && may_go_on(ssl));
+        } while (result > 0 && done < size && flood->spent < READ_AT_ONCE && may_go_on(ssl, &blocks));
         break;
     case GP_WRITE:
         do {
