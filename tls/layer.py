@@ -133,6 +133,7 @@ class TLSLayer(asyncio.BufferedProtocol):
         self._timer: asyncio.TimerHandle | None = None
         self._error: BaseException | None = None
         self._held = 0
+        self._starved = False  # of async jobs
         self._behind = False  # there is input that waits for the loop's next turn
         self._peer_is_slow = False
         self._unread_answers = 0
@@ -162,7 +163,7 @@ class TLSLayer(asyncio.BufferedProtocol):
             return  # nothing counts behind close_notify, and nobody would read it
         self._connection.bio_write(_scratch.buffer, nbytes)
         if self.state is _State.HANDSHAKE:
-            if not self._connection.waiting_for_async():
+            if not self._waits_for_job():
                 self._handshake()
             else:
                 # Whoever sends on while its handshake waits for a batch must not fill our memory.
@@ -178,7 +179,7 @@ class TLSLayer(asyncio.BufferedProtocol):
             return False
         self._connection.bio_shutdown()
         if self.state is _State.HANDSHAKE:
-            if not self._connection.waiting_for_async():
+            if not self._waits_for_job():
                 self._handshake()
             else:
                 self._fail(_unexpected_end())
@@ -218,12 +219,14 @@ class TLSLayer(asyncio.BufferedProtocol):
         """Goes on with it: at the start, when bytes have come, and when the notifier says that a pause is over."""
         if self.state is not _State.HANDSHAKE:
             return
+        self._starved = False
         try:
             self._connection.do_handshake()
         except (WantReadError, WantAsyncError):
             self._flush()
             return
         except WantAsyncJobError:
+            self._starved = True
             self._notifier.when_job_ends(self._handshake)
             return
         except Error as error:
@@ -231,7 +234,7 @@ class TLSLayer(asyncio.BufferedProtocol):
             self._fail(_as_connection_error(error))
             return
         finally:
-            if self._held and not self._connection.waiting_for_async():
+            if self._held and not self._waits_for_job():
                 self._held = 0
                 self.below.resume_reading()
         self._flush()
@@ -245,6 +248,9 @@ class TLSLayer(asyncio.BufferedProtocol):
             self._done.set_result(transport)
         cast("asyncio.BaseProtocol", self.app).connection_made(transport)
         self._read()  # what came together with the end of the handshake
+
+    def _waits_for_job(self) -> bool:
+        return self._starved or self._connection.waiting_for_async()
 
     def _handshake_too_slow(self) -> None:
         self._error = ConnectionAbortedError(f"the TLS handshake took longer than {self._handshake_timeout} seconds")
