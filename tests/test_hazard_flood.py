@@ -3,10 +3,7 @@ bounded, and a connection that brings the application nothing is ended. Honest p
 
 from __future__ import annotations
 
-import contextlib
-import socket
 import ssl
-import threading
 from itertools import cycle, islice
 from typing import TYPE_CHECKING
 
@@ -17,8 +14,6 @@ from forged_records import (
     CHANGE_CIPHER_SPEC,
     HANDSHAKE,
     HELLO_REQUEST,
-    TLS12_CIPHERS,
-    TLS13_CIPHERSUITE,
     WARNING,
     Tls12Sender,
     Tls13Sender,
@@ -26,6 +21,7 @@ from forged_records import (
     plain,
     server_random_of,
     ticket,
+    with_known_ciphers,
 )
 from tls_peers import accept, client_ssl_context, credentials, server_context
 
@@ -40,12 +36,6 @@ if TYPE_CHECKING:
 TLS12, TLS13 = ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3
 PLENTY = 3000
 """Records, of which one call may look at no more than a fraction, or messages in them."""
-
-
-def with_known_ciphers(context: tls.Context) -> tls.Context:
-    context.set_cipher_list(":".join(TLS12_CIPHERS))
-    context.set_ciphersuites(TLS13_CIPHERSUITE)
-    return context
 
 
 def shake(connection: tls.Connection, library: ssl.SSLContext, **options: object) -> tuple[bytes, bytes]:
@@ -362,103 +352,3 @@ def test_single_requests_to_renegotiate_are_refused_and_the_connection_goes_on(t
     for _ in range(100):
         connection.bio_write(sender.seal(HANDSHAKE, renegotiation()) + sender.seal(APPLICATION_DATA, b"data"))
         assert connection.recv(100) == b"data"
-
-
-# ---- a peer that does not read ----
-
-
-class SlowReader:
-    """A client whose socket has little room; ``read`` takes what is there, decrypted by Python's ``ssl``."""
-
-    def __init__(self, directory: Path) -> None:
-        ours, self.sock = socket.socketpair()
-        for sock in (ours, self.sock):
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
-        context = client_ssl_context(version=TLS13)
-        context.keylog_filename = str(directory / "keys")
-        self.connection = tls.Connection(with_known_ciphers(server_context(asynchronous=False)), ours)
-        self.connection.set_accept_state()
-        self._incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
-        self._ssl = context.wrap_bio(self._incoming, outgoing, server_hostname="localhost")
-        thread = threading.Thread(target=self.connection.do_handshake)
-        thread.start()
-        while True:
-            try:
-                self._ssl.do_handshake()
-                break
-            except ssl.SSLWantReadError:
-                self.sock.sendall(outgoing.read())
-                self._incoming.write(self.sock.recv(65536))
-        self.sock.sendall(outgoing.read())
-        thread.join()
-        for sock in (ours, self.sock):
-            sock.setblocking(False)
-        self.sender = Tls13Sender(directory / "keys")
-
-    def read(self) -> bytes:
-        received = b""
-        with contextlib.suppress(BlockingIOError):
-            while True:
-                self._incoming.write(self.sock.recv(65536))
-        with contextlib.suppress(ssl.SSLWantReadError):
-            while True:
-                received += self._ssl.read(65536)
-        return received
-
-
-@pytest.fixture
-def slow_reader(tmp_path: Path) -> Iterator[SlowReader]:
-    client = SlowReader(tmp_path)
-    yield client
-    client.connection.close()
-    client.sock.close()
-
-
-def test_answers_without_room_stop_the_reading_at_last_until_there_is_some(slow_reader: SlowReader) -> None:
-    connection = slow_reader.connection
-    received = stopped = 0
-    for _ in range(PLENTY):
-        slow_reader.sock.send(slow_reader.sender.key_update() + slow_reader.sender.seal(APPLICATION_DATA, b"x"))
-        while True:
-            try:
-                received += len(connection.recv(100))
-            except tls.WantReadError:
-                break
-            except tls.WantWriteError:
-                stopped += 1
-                slow_reader.read()
-    assert received == PLENTY
-    assert stopped
-    sent, got = False, b""
-    while not sent:
-        with contextlib.suppress(tls.WantWriteError):
-            sent = connection.send(b"under the last key") > 0
-        got += slow_reader.read()
-    assert got + slow_reader.read() == b"under the last key"
-
-
-def test_rekeying_asked_for_in_the_middle_of_a_write_disturbs_neither_direction(slow_reader: SlowReader) -> None:
-    connection = slow_reader.connection
-    data = bytes(range(256)) * 1000
-    sent = 0
-    got = b""
-    for round_ in range(50):
-        with contextlib.suppress(tls.WantWriteError):
-            while sent < len(data):
-                sent += connection.send(data[sent:])
-        slow_reader.sock.send(
-            slow_reader.sender.key_update() + slow_reader.sender.seal(APPLICATION_DATA, b"%d" % round_)
-        )
-        while True:
-            try:
-                assert connection.recv(100) == b"%d" % round_
-                break
-            except tls.WantWriteError:
-                got += slow_reader.read()
-        got += slow_reader.read()
-    while sent < len(data):
-        with contextlib.suppress(tls.WantWriteError):
-            sent += connection.send(data[sent:])
-        got += slow_reader.read()
-    got += slow_reader.read()
-    assert got == data

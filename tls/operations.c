@@ -90,7 +90,7 @@ static int write_records(SSL *ssl, struct gp_outgoing *outgoing, const char *buf
     return result;
 }
 
-/* Closes the way to the peer. What SSL_shutdown returns, once, when the alert has been sent. */
+/* SSL_shutdown, which is not called again when its alert was kept and has been sent since: that would be a read. */
 static int shut_down(SSL *ssl, struct gp_outgoing *outgoing)
 {
     if (outgoing == NULL)
@@ -108,11 +108,11 @@ uint64_t gp_tls_operate(SSL *ssl, int operation, void *buffer, size_t size)
     int result, error, blocks = -1;
 
     ERR_clear_error();
-    errno = 0;
     flood->spent = 0;
     int sent = outgoing == NULL ? 1 : gp_outgoing_send(outgoing);
     if (sent <= 0 && operation != GP_READ && !SSL_waiting_for_async(ssl))
         return sent == 0 ? SSL_ERROR_WANT_WRITE : SSL_ERROR_SYSCALL;
+    errno = 0;
     switch (operation) {
     case GP_HANDSHAKE:
         result = SSL_do_handshake(ssl);
