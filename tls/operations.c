@@ -109,8 +109,8 @@ uint64_t gp_tls_operate(SSL *ssl, int operation, void *buffer, size_t size)
 
     ERR_clear_error();
     flood->spent = 0;
-    int sent = outgoing == NULL ? 1 : gp_outgoing_send(outgoing);
-    if (sent <= 0 && operation != GP_READ && !SSL_waiting_for_async(ssl))
+    int sent = outgoing == NULL || operation == GP_READ ? 1 : gp_outgoing_send(outgoing);
+    if (sent <= 0 && !SSL_waiting_for_async(ssl))
         return sent == 0 ? SSL_ERROR_WANT_WRITE : SSL_ERROR_SYSCALL;
     errno = 0;
     switch (operation) {

@@ -31,6 +31,22 @@ static ssize_t send_some(int descriptor, const unsigned char *data, size_t size)
     return 0;
 }
 
+int gp_outgoing_send(struct gp_outgoing *outgoing)
+{
+    while (outgoing->kept != NULL) {
+        ssize_t sent = send_some(outgoing->descriptor, outgoing->kept + outgoing->begin, outgoing->end - outgoing->begin);
+        if (sent <= 0)
+            return (int)sent;
+        outgoing->begin += (size_t)sent;
+        if (outgoing->begin == outgoing->end) {
+            free(outgoing->kept);
+            outgoing->kept = NULL;
+            outgoing->begin = outgoing->end = 0;
+        }
+    }
+    return 1;
+}
+
 static int keep(struct gp_outgoing *outgoing, const unsigned char *data, size_t size)
 {
     size_t before = outgoing->end - outgoing->begin;
@@ -55,9 +71,12 @@ static int take(BIO *bio, const char *bytes, int size)
     struct gp_outgoing *outgoing = BIO_get_data(bio);
     const unsigned char *data = (const unsigned char *)bytes;
     size_t left = size > 0 ? (size_t)size : 0;
+    int all_sent = gp_outgoing_send(outgoing);
 
     BIO_clear_retry_flags(bio);
-    if (outgoing->kept == NULL) {
+    if (all_sent < 0)
+        return -1;
+    if (all_sent) {
         ssize_t sent = send_some(outgoing->descriptor, data, left);
         if (sent < 0)
             return -1;
@@ -116,20 +135,4 @@ struct gp_outgoing *gp_outgoing_of(SSL *ssl)
 {
     BIO *bio = SSL_get_wbio(ssl);
     return bio != NULL && method != NULL && BIO_method_type(bio) == type ? BIO_get_data(bio) : NULL;
-}
-
-int gp_outgoing_send(struct gp_outgoing *outgoing)
-{
-    while (outgoing->kept != NULL) {
-        ssize_t sent = send_some(outgoing->descriptor, outgoing->kept + outgoing->begin, outgoing->end - outgoing->begin);
-        if (sent <= 0)
-            return (int)sent;
-        outgoing->begin += (size_t)sent;
-        if (outgoing->begin == outgoing->end) {
-            free(outgoing->kept);
-            outgoing->kept = NULL;
-            outgoing->begin = outgoing->end = 0;
-        }
-    }
-    return 1;
 }
