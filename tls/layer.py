@@ -23,6 +23,8 @@ from gpu_provider.tls.notify import LoopNotifier
 
 _BUFFER_SIZE = 256 * 1024
 _HELD_LIMIT = 64 * 1024
+_ROUNDS = 8
+"""Times that one connection may hand bytes up before others get their turn."""
 
 _log = logging.getLogger("gpu_provider.tls.aio")
 
@@ -131,6 +133,10 @@ class TLSLayer(asyncio.BufferedProtocol):
         self._timer: asyncio.TimerHandle | None = None
         self._error: BaseException | None = None
         self._held = 0
+        self._starved = False  # of async jobs
+        self._behind = False  # there is input that waits for the loop's next turn
+        self._peer_is_slow = False
+        self._unread_answers = 0
         self._wrote_eof = False
         self._peer_closed = False
         self._app_connected = False
@@ -153,9 +159,11 @@ class TLSLayer(asyncio.BufferedProtocol):
         return _scratch.buffer
 
     def buffer_updated(self, nbytes: int) -> None:
+        if self._peer_closed:
+            return  # nothing counts behind close_notify, and nobody would read it
         self._connection.bio_write(_scratch.buffer, nbytes)
         if self.state is _State.HANDSHAKE:
-            if not self._connection.waiting_for_async():
+            if not self._waits_for_job():
                 self._handshake()
             else:
                 # Whoever sends on while its handshake waits for a batch must not fill our memory.
@@ -171,7 +179,7 @@ class TLSLayer(asyncio.BufferedProtocol):
             return False
         self._connection.bio_shutdown()
         if self.state is _State.HANDSHAKE:
-            if not self._connection.waiting_for_async():
+            if not self._waits_for_job():
                 self._handshake()
             else:
                 self._fail(_unexpected_end())
@@ -180,10 +188,15 @@ class TLSLayer(asyncio.BufferedProtocol):
         return self.state is _State.OPEN
 
     def pause_writing(self) -> None:
+        self._peer_is_slow = True
         if self._app_connected and self.app is not None:
             self.app.pause_writing()
 
     def resume_writing(self) -> None:
+        self._peer_is_slow = False
+        if self._unread_answers > _HELD_LIMIT:
+            self._read_later()
+        self._unread_answers = 0
         if self._app_connected and self.app is not None:
             self.app.resume_writing()
 
@@ -206,12 +219,14 @@ class TLSLayer(asyncio.BufferedProtocol):
         """Goes on with it: at the start, when bytes have come, and when the notifier says that a pause is over."""
         if self.state is not _State.HANDSHAKE:
             return
+        self._starved = False
         try:
             self._connection.do_handshake()
         except (WantReadError, WantAsyncError):
             self._flush()
             return
         except WantAsyncJobError:
+            self._starved = True
             self._notifier.when_job_ends(self._handshake)
             return
         except Error as error:
@@ -219,7 +234,7 @@ class TLSLayer(asyncio.BufferedProtocol):
             self._fail(_as_connection_error(error))
             return
         finally:
-            if self._held and not self._connection.waiting_for_async():
+            if self._held and not self._waits_for_job():
                 self._held = 0
                 self.below.resume_reading()
         self._flush()
@@ -234,6 +249,9 @@ class TLSLayer(asyncio.BufferedProtocol):
         cast("asyncio.BaseProtocol", self.app).connection_made(transport)
         self._read()  # what came together with the end of the handshake
 
+    def _waits_for_job(self) -> bool:
+        return self._starved or self._connection.waiting_for_async()
+
     def _handshake_too_slow(self) -> None:
         self._error = ConnectionAbortedError(f"the TLS handshake took longer than {self._handshake_timeout} seconds")
         self._report(self._error)
@@ -242,28 +260,56 @@ class TLSLayer(asyncio.BufferedProtocol):
     # ---- reading ----
 
     def _read(self) -> None:
-        """Hands decrypted bytes up until there are no more, or the protocol wants no more."""
+        """Hands decrypted bytes up until there are no more, or the protocol wants no more, or it is others' turn."""
         scratch = _scratch.buffer
-        while self.state is _State.OPEN and not self.reading_paused and not self._peer_closed:
-            buffered = self._app_buffered
-            if buffered is None:
-                if not (count := self._receive(scratch)):
+        for _ in range(_ROUNDS):
+            if self.state is _State.OPEN:
+                # An error behind the last bytes needs no reader.
+                if self._peer_closed or (self.reading_paused and self._connection.failure is None):
                     return
-                cast("asyncio.Protocol", self.app).data_received(bytes(memoryview(scratch)[:count]))
-            else:
-                room = buffered.get_buffer(-1)
-                if not (count := self._receive(room)):
-                    return
-                buffered.buffer_updated(count)
-        while self.state is _State.CLOSING and self._receive(scratch):
-            pass
+                buffered = self._app_buffered
+                if buffered is None:
+                    if not (count := self._receive(scratch)):
+                        return
+                    cast("asyncio.Protocol", self.app).data_received(bytes(memoryview(scratch)[:count]))
+                else:
+                    room = buffered.get_buffer(-1)
+                    if not (count := self._receive(room)):
+                        return
+                    buffered.buffer_updated(count)
+            elif self.state is not _State.CLOSING or not self._receive(scratch):
+                return
+        self._read_later()
+
+    def _read_later(self) -> None:
+        """In the loop's next turn. The transport below reads no more until all that is here has been dealt with."""
+        if not self._behind and self.state in {_State.OPEN, _State.CLOSING}:
+            self._behind = True
+            self.below.pause_reading()
+            self._loop.call_soon(self._catch_up)
+
+    def _catch_up(self) -> None:
+        self._behind = False
+        self._read()
+        if (
+            self.state in {_State.OPEN, _State.CLOSING}
+            and not self._behind
+            and not self.reading_paused
+            and self._unread_answers <= _HELD_LIMIT
+        ):
+            self.below.resume_reading()
 
     def _receive(self, buffer: Any) -> int:
         """How many bytes were decrypted into ``buffer``; 0: no more for now, or ever."""
         try:
             return self._connection.recv_into(buffer)
         except WantReadError:
-            self._flush()  # the answer to a key update
+            answers = self._flush()  # to key updates
+            if self._peer_is_slow:
+                # Whoever asks on without reading the answers must not fill our memory.
+                self._unread_answers += answers
+                if self._unread_answers > _HELD_LIMIT:
+                    self.below.pause_reading()
         except ZeroReturnError:
             self._peer_has_closed()
         except Error as error:
@@ -288,8 +334,7 @@ class TLSLayer(asyncio.BufferedProtocol):
     def resume_reading(self) -> None:
         if self.state is _State.OPEN and self.reading_paused:
             self.reading_paused = False
-            self.below.resume_reading()
-            self._loop.call_soon(self._read)
+            self._read_later()
 
     def set_app(self, protocol: asyncio.BaseProtocol) -> None:
         self.app = protocol
@@ -325,10 +370,12 @@ class TLSLayer(asyncio.BufferedProtocol):
         self._flush()
         return True
 
-    def _flush(self) -> None:
+    def _flush(self) -> int:
+        """Sends what libssl has for the peer; returns how many bytes."""
         count = self._connection.bio_pending()
         if count and not self.below.is_closing():
             self.below.write(self._connection.bio_read(count))
+        return count
 
     # ---- the end ----
 
@@ -340,10 +387,8 @@ class TLSLayer(asyncio.BufferedProtocol):
         if self._connection.get_shutdown() & RECEIVED_SHUTDOWN:
             self.below.close()
             return
-        if self.reading_paused:
-            self.reading_paused = False
-            self.below.resume_reading()
-        self._loop.call_soon(self._read)
+        self.reading_paused = False
+        self._read_later()
 
     def abort(self) -> None:
         if self.state is not _State.CLOSED:
