@@ -39,7 +39,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol
 
-from gpu_provider.tls import drain
+from gpu_provider.tls import constants, drain
 from gpu_provider.tls._ssl import ffi, lib
 from gpu_provider.tls.errors import CallbackError, Error, WantReadError, check, operation_error, why
 from gpu_provider.tls.info import ConnectionInfo, descriptors_of
@@ -116,6 +116,7 @@ class Connection(ConnectionInfo):
         self._home: drain.Home | None = None
         self._error: Error | None = None
         self._started = False
+        self._verify_chosen = self._verify_host_set = False
         self._notifier: Notifier | None = None
         self._id = 0
         self._on_ready: Callable[[], object] | None = None
@@ -142,7 +143,9 @@ class Connection(ConnectionInfo):
         if paused is not None:
             self._check_resume(paused, operation, size)
             buffer = paused[1]
-        self._started = True
+        if not self._started:
+            self.decide_verification()
+            self._started = True
         notifier = self._notifier
         if notifier is not None:
             notifier.waiting[self._id] = self
@@ -153,8 +156,7 @@ class Connection(ConnectionInfo):
                 self._paused = (operation, buffer, size)
                 self._home = drain.current_home()
             raise operation_error(ssl, status)
-        if paused is not None:
-            self._paused = None
+        self._paused = None
         if notifier is not None:
             notifier.waiting.pop(self._id, None)
         done = result >> 8
@@ -164,6 +166,22 @@ class Connection(ConnectionInfo):
             if status in _FATAL:  # after bytes that were read or written: for the next call
                 self._error = operation_error(ssl, status)
         return done
+
+    def decide_verification(self) -> None:
+        """Makes a client verify its server where nothing was chosen, before its first operation. ValueError if that
+        would leave the server's name unchecked."""
+        context = self._context
+        if self.is_server():
+            return
+        if not (self._verify_chosen or context.verify_chosen):
+            self.set_verify(constants.VERIFY_PEER)
+        if self.get_verify_mode() & constants.VERIFY_PEER:
+            context.trust_by_default()
+            if context.check_hostname and not self._verify_host_set:
+                raise ValueError(
+                    "a client that verifies its server needs the server's name: call set_verify_host(), or set the "
+                    "context's check_hostname to False to accept a trusted certificate of any name"
+                )
 
     def _check_resume(self, paused: tuple[int, Any, int], operation: int, size: int) -> None:
         if paused[0] != operation or paused[2] != size:
