@@ -253,8 +253,12 @@ class TLSLayer(asyncio.BufferedProtocol):
         transport = TLSTransport(self, self._loop)
         app = self.app
         if not self._app_connected:
-            app = self._call(self._factory)
-            if self.state is State.CLOSED:  # the factory raised
+            try:
+                app = self._factory()
+            except Exception as error:  # noqa: BLE001  the caller's, or reported
+                if self._done is None:
+                    self._report_to_loop(self._factory, error)
+                self.abort(error)
                 return
             self.set_app(app)
             self._app_connected = True

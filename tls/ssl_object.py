@@ -52,10 +52,6 @@ class SSLObject:
     def selected_alpn_protocol(self) -> str | None:
         return self._alpn.decode("latin-1") or None
 
-    def selected_npn_protocol(self) -> str | None:
-        """None: OpenSSL has no TLS 1.3 with NPN."""
-        return None
-
     def getpeercert(self, binary_form: bool = False) -> dict[str, Any] | bytes | None:
         """The peer's certificate: ``ssl``'s dictionary, empty if the certificate was not verified, or DER. None if the
         peer has none. Error if the dictionary can't be made of it."""
