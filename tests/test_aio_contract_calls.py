@@ -64,7 +64,7 @@ async def a_server_that_hangs_up(world: World) -> None:
     await world.connect("127.0.0.1", port, server_hostname="localhost")
 
 
-@scenario("client", difference="errors", ours=["Error", ("reported", [])])
+@scenario("client", difference="errors", ours=["SSLError", ("reported", [])])
 async def a_server_of_another_name(world: World) -> None:
     port = await world.peer_server(hang_up, server_ssl_context())
     await world.connect("127.0.0.1", port, server_hostname="x.example")

@@ -18,7 +18,8 @@ A protocol sees the same calls in the same order as with asyncio's own TLS, and 
   proper end of the data. After ``close()`` it no longer matters how the peer ends.
 - *late data*: what arrives after ``close()`` is thrown away, and after 256 KiB the connection is ended. asyncio hands
   some of it to the protocol, or ends with an error.
-- *errors*: a failed handshake raises :class:`gpu_provider.tls.Error`, which is no OSError.
+- *errors*: where TLS fails, the exception is a :class:`gpu_provider.tls.Error` and an ``ssl.SSLError`` both, also for
+  a certificate that can't be verified.
 - *no name*: ``server_hostname=""`` is refused if the context checks names; asyncio then checks none.
 - *empty buffer*: ``get_buffer`` must not return one; asyncio takes it for the end of the data.
 - *limits*: the write buffer's size and limits are those of the transport below, in encrypted bytes: 64 KiB by default,

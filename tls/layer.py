@@ -3,6 +3,7 @@
 import asyncio
 import errno
 import logging
+import ssl
 import threading
 from collections.abc import Callable
 from typing import Any, NamedTuple, cast
@@ -465,10 +466,12 @@ def _unexpected_end() -> ConnectionResetError:
     return ConnectionResetError(errno.ECONNRESET, "the peer ended the connection without close_notify")
 
 
+class SSLError(Error, ssl.SSLError):
+    """An Error that programs written for asyncio catch too: as ``ssl.SSLError``, or as OSError."""
+
+
 def _as_connection_error(error: Error) -> Exception:
-    """What asyncio's users expect to catch, where the peer or the network went away."""
-    if isinstance(error, SysCallError):
-        reset = _unexpected_end()
-        reset.__cause__ = error
-        return reset
-    return error
+    """What asyncio's users expect to catch."""
+    failure = _unexpected_end() if isinstance(error, SysCallError) else SSLError(str(error))
+    failure.__cause__ = error
+    return failure
