@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = ["SSLObject", "decode_certificate"]
 
+_UNREADABLE = (ValueError, x509.DuplicateExtension, x509.InvalidVersion, x509.UnsupportedGeneralNameType)
 _MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
 
 
@@ -64,7 +65,7 @@ def decode_certificate(der: bytes) -> dict[str, Any]:
     """The dictionary that ``ssl.SSLSocket.getpeercert()`` makes of a certificate."""
     try:
         return _decode(x509.load_der_x509_certificate(der))
-    except (ValueError, x509.DuplicateExtension, x509.UnsupportedGeneralNameType) as error:
+    except _UNREADABLE as error:
         raise Error(f"the peer's certificate can't be shown as a dictionary (its DER can be had): {error}") from error
 
 
@@ -96,7 +97,11 @@ def _decode(certificate: x509.Certificate) -> dict[str, Any]:
 
 
 def _name(name: x509.Name) -> tuple[tuple[tuple[str, str | bytes], ...], ...]:
-    return tuple(tuple((_long_name(part.oid), part.value) for part in parts) for parts in name.rdns)
+    return tuple(tuple((_long_name(part.oid), _value(part.value)) for part in parts) for parts in name.rdns)
+
+
+def _value(value: str | bytes) -> str | bytes:
+    return value[1:] if isinstance(value, bytes) else value  # a bit string's count of unused bits
 
 
 def _long_name(oid: x509.ObjectIdentifier) -> str:
