@@ -55,6 +55,11 @@ class Ssl:
         self.server_context: Any = server_ssl_context()
         self.client_context: Any = client_ssl_context()
 
+    def speak_tls_1_2(self) -> None:
+        self.server_context = server_ssl_context.__wrapped__()
+        for context in (self.server_context, self.client_context):
+            context.maximum_version = ssl.TLSVersion.TLSv1_2
+
     async def create_server(self, factory: Any, *arguments: Any, **options: Any) -> Any:
         return await self.loop.create_server(factory, *arguments, ssl=self.server_context, **options)
 
@@ -87,6 +92,10 @@ class Ours(Ssl):
         super().__init__()
         self.server_context = server_context()
         self.client_context = client_context()
+
+    def speak_tls_1_2(self) -> None:
+        for context in (self.server_context, self.client_context):
+            context.set_max_proto_version(tls.TLS1_2_VERSION)
 
     async def create_server(self, factory: Any, *arguments: Any, **options: Any) -> Any:
         return await aio.create_server(factory, *arguments, context=self.server_context, **_names(options))

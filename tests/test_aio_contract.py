@@ -467,6 +467,15 @@ async def extra_info(world: World) -> None:
     _ask(world, info)
 
 
+@scenario()
+async def extra_info_of_tls_1_2(world: World) -> None:
+    world.stack.speak_tls_1_2()
+    link = await world.link()
+    _ask(world, link.transport.get_extra_info)
+    link.transport.abort()
+    await link.lost()
+
+
 def _ask(world: World, info: Callable[..., Any]) -> None:
     context = world.stack.server_context if world.role == "server" else world.stack.client_context
     for name in ("cipher", "compression", "peercert"):

@@ -25,6 +25,7 @@ from tls_peers import client_ssl_context
 pytestmark = pytest.mark.filterwarnings("ignore:Overriding the .event_loop_policy.")
 
 scenario = Scenarios()
+ASYNCIO_ONLY: list[Scenario] = []
 MEBIBYTE = bytes(1 << 20)
 ENDED = ["eof", ("lost", "NoneType"), ("reported", [])]
 
@@ -106,6 +107,29 @@ async def a_server_that_does_not_start_by_itself(world: World) -> None:
     writer.close()
     await world.record.until(lambda events: ("lost", "NoneType") in events)
     await server.wait_closed()
+
+
+def _clients_end(how: str) -> None:
+    async def function(world: World) -> None:
+        server = await world.stack.create_server(lambda: Recorder(world.record), "127.0.0.1", 0)
+        _, writer = await asyncio.open_connection(
+            *server.sockets[0].getsockname(), ssl=client_ssl_context(), server_hostname="localhost"
+        )
+        await world.record.until(lambda events: "made" in events)
+        server.close()
+        getattr(server, how)()
+        await world.record.until(lambda events: ("lost", "NoneType") in events)
+        await server.wait_closed()
+        writer.transport.abort()
+
+    if hasattr(asyncio.Server, how):  # Python 3.13
+        function.__name__ = how
+        scenario("server")(function)
+        ASYNCIO_ONLY.append(function)
+
+
+_clients_end("close_clients")
+_clients_end("abort_clients")
 
 
 @scenario()
@@ -235,6 +259,9 @@ async def sendfile(world: World) -> None:
     world.record.events[:] = [event for event in world.record.events if event not in ("pause", "resume")]
 
 
+ASYNCIO_ONLY.append(sendfile)
+
+
 # ---- streams ----
 
 
@@ -275,6 +302,6 @@ async def streams(world: World) -> None:
 
 @pytest.mark.parametrize(("role", "function", "difference", "ours"), scenario.all)
 async def test_a_call_does_the_same(role: str, function: Scenario, difference: str | None, ours: Any) -> None:
-    if function is sendfile and type(asyncio.get_running_loop()).__module__ == "uvloop":
-        pytest.skip("uvloop has no sendfile")
+    if function in ASYNCIO_ONLY and type(asyncio.get_running_loop()).__module__ == "uvloop":
+        pytest.skip(f"uvloop has no {function.__name__}")
     await compare(role, function, difference, ours)

@@ -35,7 +35,7 @@ are not used after that (no renegotiation, no post-handshake authentication), so
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Any, TypeVar
 
 from gpu_provider.tls.connection import Connection
 from gpu_provider.tls.context import Context
@@ -57,6 +57,8 @@ __all__ = [
     "start_server",
     "start_tls",
 ]
+
+ProtocolT = TypeVar("ProtocolT", bound=asyncio.BaseProtocol)
 
 HANDSHAKE_TIMEOUT = 60.0
 SHUTDOWN_TIMEOUT = 30.0
@@ -97,7 +99,7 @@ async def create_unix_server(
 
 
 async def create_connection(
-    protocol_factory: ProtocolFactory,
+    protocol_factory: Callable[[], ProtocolT],
     host: Any = None,
     port: Any = None,
     *,
@@ -106,7 +108,7 @@ async def create_connection(
     handshake_timeout: float = HANDSHAKE_TIMEOUT,
     shutdown_timeout: float = SHUTDOWN_TIMEOUT,
     **options: Any,
-) -> tuple[TLSTransport, asyncio.BaseProtocol]:
+) -> tuple[TLSTransport, ProtocolT]:
     """Connects with TLS: ``loop.create_connection`` with a Context instead of ``ssl``, and its other options (``sock``,
     ``local_addr``, ``family`` …).
 
@@ -127,7 +129,7 @@ async def create_connection(
 
 
 async def create_unix_connection(
-    protocol_factory: ProtocolFactory,
+    protocol_factory: Callable[[], ProtocolT],
     path: Any = None,
     *,
     context: Context,
@@ -135,7 +137,7 @@ async def create_unix_connection(
     handshake_timeout: float = HANDSHAKE_TIMEOUT,
     shutdown_timeout: float = SHUTDOWN_TIMEOUT,
     **options: Any,
-) -> tuple[TLSTransport, asyncio.BaseProtocol]:
+) -> tuple[TLSTransport, ProtocolT]:
     """:func:`create_connection` to a Unix socket."""
     _refuse_ssl(options)
     timeouts = _timeouts(handshake_timeout, shutdown_timeout)
@@ -329,9 +331,7 @@ def _waiter(loop: asyncio.AbstractEventLoop) -> asyncio.Future[Connected]:
     return done
 
 
-async def _connect(
-    connecting: Any, layer: TLSLayer, done: asyncio.Future[Connected]
-) -> tuple[TLSTransport, asyncio.BaseProtocol]:
+async def _connect(connecting: Any, layer: TLSLayer, done: asyncio.Future[Connected]) -> tuple[TLSTransport, Any]:
     try:
         below, _ = await connecting
     except BaseException:
