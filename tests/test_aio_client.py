@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import os
 import ssl
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,7 @@ from contract_stacks import (
     hang_up,
     server_ssl_context,
 )
-from tls_peers import server_context
+from tls_peers import client_ssl_context, server_context
 
 from gpu_provider import tls
 from gpu_provider.tls import aio
@@ -192,6 +193,41 @@ async def test_an_upgrade_that_fails_tells_both_the_caller_and_the_protocol(repo
         assert isinstance(failed.value, ssl.SSLError)
         with pytest.raises(ConnectionResetError):
             await aio.start_tls(below, protocol, client_context(), server_hostname="localhost")
+
+
+@pytest.mark.parametrize("outer", ["ours", "asyncio's"])
+async def test_one_kind_of_tls_runs_within_the_other(outer: str, reported: list[dict[str, Any]]) -> None:
+    """As behind a proxy that speaks TLS itself."""
+    loop = asyncio.get_running_loop()
+    if outer == "ours" and type(loop).__module__ == "uvloop":
+        pytest.skip("uvloop's start_tls takes its own transports only")
+
+    async def both(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await writer.start_tls(server_ssl_context())
+        writer.write((await reader.readexactly(len(MEBIBYTE)))[::-1])
+        await writer.drain()
+        assert await reader.read() == b""
+        writer.close()
+
+    reader = asyncio.StreamReader()
+    protocol = asyncio.StreamReaderProtocol(reader)
+    async with (
+        asyncio.timeout(10),
+        await asyncio.start_server(both, "127.0.0.1", 0, ssl=server_ssl_context()) as listening,
+    ):
+        address = listening.sockets[0].getsockname()
+        name = {"server_hostname": "localhost"}
+        if outer == "ours":
+            below, _ = await aio.create_connection(lambda: protocol, *address, context=client_context(), **name)
+            transport = await loop.start_tls(below, protocol, client_ssl_context(), **name)
+        else:
+            below, _ = await loop.create_connection(lambda: protocol, *address, ssl=client_ssl_context(), **name)
+            transport = await aio.start_tls(below, protocol, client_context(), **name)
+        data = os.urandom(len(MEBIBYTE))
+        transport.write(data)
+        assert await reader.readexactly(len(data)) == data[::-1]
+        transport.close()
+        assert await reader.read() == b""
 
 
 async def test_ssl_beside_a_context_is_a_mistake() -> None:

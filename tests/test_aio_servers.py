@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
+import socket
 import ssl
 from typing import TYPE_CHECKING, Any
 
@@ -211,6 +212,29 @@ def test_streams_with_a_context(run: Callable[[Coroutine[Any, Any, None]], None]
             assert await reader.readline() == b"STARTTLS\n"
             await writer.start_tls(client, server_hostname="localhost")
             await talk(reader, writer)
+
+    run(main())
+
+
+def test_an_accepted_socket(run: Callable[[Coroutine[Any, Any, None]], None]) -> None:
+    class Greeter(asyncio.Protocol):
+        def connection_made(self, transport: asyncio.BaseTransport) -> None:
+            transport.write(b"hello")  # type: ignore[attr-defined]
+            transport.close()
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        ours: Any = server_context()
+        with socket.create_server(("127.0.0.1", 0)) as listening:
+            listening.setblocking(False)
+            opening = asyncio.ensure_future(
+                asyncio.open_connection(*listening.getsockname(), ssl=client_ssl_context(), server_hostname="localhost")
+            )
+            accepted, _ = await loop.sock_accept(listening)
+            await loop.connect_accepted_socket(Greeter, accepted, ssl=ours, ssl_handshake_timeout=5)
+            reader, writer = await opening
+            assert await reader.read() == b"hello"
+            writer.close()
 
     run(main())
 

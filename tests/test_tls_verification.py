@@ -65,7 +65,7 @@ METHODS = [tls.TLS_CLIENT_METHOD, tls.TLS_METHOD]
 @pytest.mark.usefixtures("distrusted")
 @pytest.mark.parametrize("method", METHODS)
 async def test_an_unconfigured_context_does_not_connect_to_a_stranger(connect: Client, method: str) -> None:
-    with pytest.raises(tls.Error, match="certificate verify failed"):
+    with pytest.raises(tls.Error, match=r"^certificate verify failed \(unable to get local issuer certificate\)$"):
         await connect(tls.Context(method))
 
 
@@ -106,6 +106,7 @@ async def test_the_name_alone_can_be_left_unchecked(connect: Client) -> None:
         await connect(context, server_hostname="")
     context.check_hostname = False
     assert await connect(context, server_hostname="")
+    assert await connect(context, server_hostname="other.example")
 
 
 @pytest.mark.usefixtures("trusted")
@@ -146,6 +147,13 @@ async def test_what_is_no_name_is_refused_before_connecting(connect: Client, nam
         await connect(tls.Context(tls.TLS_CLIENT_METHOD), server_hostname=name)
 
 
+@pytest.mark.parametrize("name", [b"host", 1, ("localhost",)])
+async def test_what_is_no_text_is_refused(connect: Client, name: Any) -> None:
+    """``ipaddress`` would read the first two as IPv4 addresses."""
+    with pytest.raises(TypeError, match="must be a str"):
+        await connect(tls.Context(tls.TLS_CLIENT_METHOD), server_hostname=name)
+
+
 async def test_a_partial_wildcard_matches_nothing(tmp_path: Path) -> None:
     certificate, key = self_signed("w*.example")
     (tmp_path / "own.pem").write_bytes(certificate)
@@ -169,6 +177,29 @@ def test_a_connection_without_asyncio_is_no_less_safe(method: str) -> None:
     with pytest.raises(tls.Error, match="ostname mismatch"):
         shake(server_context(), tls.Context(method), lambda client: client.set_verify_host("other.example"))
     shake(server_context(), tls.Context(method), lambda client: client.set_verify(tls.VERIFY_NONE))
+
+
+@pytest.mark.usefixtures("trusted")
+def test_a_session_vouches_for_no_other_server() -> None:
+    """A resumed connection sees no certificate, so that what was not verified at first never would be."""
+
+    def session(prepare: Callable[[tls.Connection], object]) -> tls.Session:
+        found = shake(server, context, prepare).get_session()
+        assert found is not None
+        return found
+
+    server, context = server_context(version=tls.TLS1_2_VERSION), tls.Context(tls.TLS_CLIENT_METHOD)
+    verified = session(lambda client: client.set_verify_host("localhost"))
+    unverified = session(lambda client: client.set_verify(tls.VERIFY_NONE))
+
+    def resume(client: tls.Connection, host: str, session: tls.Session) -> None:
+        client.set_verify_host(host)
+        client.set_session(session)
+
+    assert shake(server, context, lambda client: resume(client, "localhost.", verified)).session_reused()
+    for host, of_another in (("other.example", verified), ("localhost", unverified)):
+        with pytest.raises(ValueError, match="session to resume was not verified"):
+            shake(server, context, lambda client: resume(client, host, of_another))  # noqa: B023
 
 
 @pytest.mark.usefixtures("distrusted")
@@ -213,7 +244,7 @@ def offers(hello: bytes) -> tuple[Any, ...]:
     return ciphers, compression, extensions[SUPPORTED_VERSIONS]
 
 
-def shake(server: tls.Context, client: tls.Context, prepare: Callable[[tls.Connection], object]) -> None:
+def shake(server: tls.Context, client: tls.Context, prepare: Callable[[tls.Connection], object]) -> tls.Connection:
     accepting, connecting = accept(server), tls.Connection(client)
     connecting.set_connect_state()
     prepare(connecting)
@@ -229,6 +260,8 @@ def shake(server: tls.Context, client: tls.Context, prepare: Callable[[tls.Conne
                 pass
             if count := one.bio_pending():
                 other.bio_write(one.bio_read(count))
+    connecting.shutdown()  # or the session can't be resumed
+    return connecting
 
 
 def self_signed(name: str) -> tuple[bytes, bytes]:

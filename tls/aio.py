@@ -317,7 +317,8 @@ def _client(context: Context, name: str | None) -> Connection:
     connection = Connection(context)
     connection.set_connect_state()
     if name:
-        connection.set_verify_host(name)
+        if context.check_hostname:
+            connection.set_verify_host(name)
         if ip_address(name) is None:  # RFC 6066, 3: no addresses
             connection.set_tlsext_host_name(a_labels(name))
     connection.decide_verification()

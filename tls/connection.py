@@ -89,8 +89,9 @@ class Connection(ConnectionInfo):
     """One end of a TLS connection, over ``socket`` (blocking or not), or over memory BIOs if that is None: bytes from
     the peer go in by :meth:`bio_write`, bytes for the peer come out by :meth:`bio_read`.
 
-    Names and behaviour are pyOpenSSL's where it has the same thing. Use one thread at a time, and the same thread as
-    long as an operation is paused. A paused connection is kept alive until it is resumed or closed: close it.
+    Names and behaviour are pyOpenSSL's where it has the same thing, except that a client verifies its server unless
+    told otherwise: see :class:`Context`. Use one thread at a time, and the same thread as long as an operation is
+    paused. A paused connection is kept alive until it is resumed or closed: close it.
 
     Every operation may raise WantReadError, WantWriteError, WantAsyncError and WantAsyncJobError (see the top of this
     module), ZeroReturnError, SysCallError, CallbackError once, and Error.
@@ -116,7 +117,8 @@ class Connection(ConnectionInfo):
         self._home: drain.Home | None = None
         self._error: Error | None = None
         self._started = False
-        self._verify_chosen = self._verify_host_set = False
+        self._verify_chosen = False
+        self._verify_host = self._resumes = None
         self._notifier: Notifier | None = None
         self._id = 0
         self._on_ready: Callable[[], object] | None = None
@@ -177,10 +179,14 @@ class Connection(ConnectionInfo):
             self.set_verify(constants.VERIFY_PEER)
         if self.get_verify_mode() & constants.VERIFY_PEER:
             context.trust_by_default()
-            if context.check_hostname and not self._verify_host_set:
+            if context.check_hostname and self._verify_host is None:
                 raise ValueError(
                     "a client that verifies its server needs the server's name: call set_verify_host(), or set the "
                     "context's check_hostname to False to accept a trusted certificate of any name"
+                )
+            if self._resumes is not None and self._resumes.verified != self._verified():
+                raise ValueError(
+                    f"the session to resume was not verified for {self._verify_host!r}: resuming shows no certificate"
                 )
 
     def _check_resume(self, paused: tuple[int, Any, int], operation: int, size: int) -> None:

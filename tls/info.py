@@ -6,6 +6,7 @@ from typing import Any, NoReturn
 from cryptography import x509
 
 from gpu_provider.status import AsyncStatus
+from gpu_provider.tls import constants
 from gpu_provider.tls._ssl import ffi, lib
 from gpu_provider.tls.errors import Error, check
 
@@ -14,22 +15,25 @@ _buffer = ffi.buffer
 
 
 class Session:
-    """A TLS session to resume, from :meth:`Connection.get_session`."""
+    """A TLS session to resume, from :meth:`Connection.get_session`. ``verified``: whether the server's certificate was
+    verified, and for which name; a connection that resumes it sees no certificate."""
 
-    __slots__ = ("pointer",)
+    __slots__ = ("pointer", "verified")
 
-    def __init__(self, pointer: Any) -> None:
+    def __init__(self, pointer: Any, verified: tuple[bool, str | None]) -> None:
         self.pointer = ffi.gc(pointer, lib.SSL_SESSION_free)
+        self.verified = verified
 
 
 class ConnectionInfo:
     """The part of Connection that reads and sets libssl's state."""
 
-    __slots__ = ("_ssl", "_verify_chosen", "_verify_host_set")
+    __slots__ = ("_resumes", "_ssl", "_verify_chosen", "_verify_host")
 
     _ssl: Any
     _verify_chosen: bool
-    _verify_host_set: bool
+    _verify_host: str | None
+    _resumes: Session | None
 
     def _closed(self) -> NoReturn:
         raise Error("the connection is closed")
@@ -72,11 +76,13 @@ class ConnectionInfo:
         else:
             lib.X509_VERIFY_PARAM_set_hostflags(parameters, lib.X509_CHECK_FLAG_NO_PARTIAL_WILDCARDS)
             check(lib.SSL_set1_host(ssl, a_labels(host)), f"host name {host!r}")
-        self._verify_host_set = True
+        self._verify_host = host.removesuffix(".").lower()
 
     def set_session(self, session: Session) -> None:
-        """The session that a client asks to resume."""
+        """The session that a client asks to resume. If the client verifies its server, the session must come from a
+        connection that did so for the same name."""
         check(lib.SSL_set_session(self._pointer(), session.pointer), "session")
+        self._resumes = session
 
     # ---- what was agreed ----
 
@@ -93,7 +99,10 @@ class ConnectionInfo:
         """To resume later. In TLS 1.3 after the first recv, which is when the server's tickets are read. OpenSSL
         resumes no session whose connection was closed without :meth:`Connection.shutdown`."""
         session = lib.SSL_get1_session(self._pointer())
-        return None if session == _NULL else Session(session)
+        return None if session == _NULL else Session(session, self._verified())
+
+    def _verified(self) -> tuple[bool, str | None]:
+        return bool(self.get_verify_mode() & constants.VERIFY_PEER), self._verify_host
 
     def session_reused(self) -> bool:
         return bool(lib.SSL_session_reused(self._pointer()) == 1)
@@ -196,6 +205,8 @@ class ConnectionInfo:
 
 def ip_address(host: str) -> str | None:
     """An IP address in its usual form, without a zone; None for anything else."""
+    if not isinstance(host, str):  # the ipaddress module reads numbers and bytes as addresses
+        raise TypeError(f"a host name must be a str, not {type(host).__name__}")
     try:
         address = ipaddress.ip_address(host)
     except ValueError:

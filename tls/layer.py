@@ -54,7 +54,7 @@ class _Scratch(threading.local):
     """Where bytes pass through, shared by a thread's connections: whoever fills it empties it before returning."""
 
     def __init__(self) -> None:
-        self.buffer = bytearray(_BUFFER_SIZE)
+        self.buffer = memoryview(bytearray(_BUFFER_SIZE))  # asyncio's own TLS, as transport below, takes slices of it
 
 
 _scratch = _Scratch()
@@ -114,7 +114,7 @@ class TLSLayer(asyncio.BufferedProtocol):
         self._timer = self._loop.call_later(self._timeouts.handshake, self._handshake_too_slow)
         self._handshake()
 
-    def get_buffer(self, sizehint: int) -> bytearray:
+    def get_buffer(self, sizehint: int) -> memoryview:
         return _scratch.buffer
 
     def buffer_updated(self, nbytes: int) -> None:
@@ -291,7 +291,7 @@ class TLSLayer(asyncio.BufferedProtocol):
         protocol = self._app_buffered
         if protocol is None:
             if count := self._receive(_scratch.buffer):
-                data = bytes(memoryview(_scratch.buffer)[:count])
+                data = bytes(_scratch.buffer[:count])
                 self._call(cast("asyncio.Protocol", self.app).data_received, data)
             return bool(count)
         room = self._call(self._get_buffer, protocol)
@@ -338,14 +338,12 @@ class TLSLayer(asyncio.BufferedProtocol):
     def pause_reading(self) -> None:
         if self.state is State.OPEN and not self.reading_paused:
             self.reading_paused = True
-            if not self.below.is_closing():
-                self.below.pause_reading()
+            self.below.pause_reading()
 
     def resume_reading(self) -> None:
         if self.state is State.OPEN and self.reading_paused:
             self.reading_paused = False
-            if not self.below.is_closing():
-                self.below.resume_reading()
+            self.below.resume_reading()
             self._loop.call_soon(self._read)
 
     # ---- writing ----
@@ -407,8 +405,7 @@ class TLSLayer(asyncio.BufferedProtocol):
             return
         if self.reading_paused:
             self.reading_paused = False
-            if not self.below.is_closing():
-                self.below.resume_reading()
+            self.below.resume_reading()
         self._loop.call_soon(self._read)
 
     def abort(self, error: BaseException | None = None) -> None:
@@ -472,6 +469,6 @@ class SSLError(Error, ssl.SSLError):
 
 def _as_connection_error(error: Error) -> Exception:
     """What asyncio's users expect to catch."""
-    failure = _unexpected_end() if isinstance(error, SysCallError) else SSLError(str(error))
+    failure = _unexpected_end() if isinstance(error, SysCallError) else SSLError(ssl.SSL_ERROR_SSL, str(error))
     failure.__cause__ = error
     return failure

@@ -89,7 +89,8 @@ class TLSTransport(transports._FlowControlMixin):
         self._layer.write_eof()
 
     def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
-        self._layer.below.set_write_buffer_limits(high, low)
+        if self._layer.state is not State.CLOSED:  # uvloop's raise
+            self._layer.below.set_write_buffer_limits(high, low)
 
     def get_write_buffer_size(self) -> int:
         return self._layer.below.get_write_buffer_size()
