@@ -176,7 +176,7 @@ async def start_tls(
         timeouts=timeouts,
         server_hostname=None if server_side else server_hostname,
         done=done,
-        upgraded=protocol,
+        upgraded=True,
     )
     transport.pause_reading()  # until the layer has its transport
     transport.set_protocol(layer)

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable
 from typing import Any, NamedTuple, cast
 
+from gpu_provider.tls.application import Application
 from gpu_provider.tls.connection import Connection
 from gpu_provider.tls.constants import RECEIVED_SHUTDOWN, SSL_MODE_ASYNC
 from gpu_provider.tls.errors import (
@@ -73,10 +74,10 @@ class TLSLayer(asyncio.BufferedProtocol):
         timeouts: Timeouts,
         server_hostname: str | None = None,
         done: asyncio.Future[Connected] | None = None,
-        upgraded: asyncio.BaseProtocol | None = None,
+        upgraded: bool = False,
     ) -> None:
         """``done``: told of the end of the handshake; None where nobody waits, and failures are logged.
-        ``upgraded``: the protocol that the transport below has had so far, and that goes on with TLS."""
+        ``upgraded``: the protocol has been connected, and goes on with TLS."""
         self._loop = asyncio.get_running_loop()
         self._factory = factory
         self._connection = connection
@@ -91,15 +92,13 @@ class TLSLayer(asyncio.BufferedProtocol):
         self._wrote_eof = False
         self._peer_closed = False
         self._below_paused = False
-        self._app_connected = upgraded is not None
         self._ssl_object: SSLObject | None = None
         self.state = State.HANDSHAKE
         self.reading_paused = False
-        self.writing_paused = False
-        self.app: asyncio.BaseProtocol | None = None
-        self._app_buffered: asyncio.BufferedProtocol | None = None
-        if upgraded is not None:
-            self.set_app(upgraded)
+        self.app = Application(self._loop, self.abort)
+        if upgraded:
+            self.app.set(factory())
+            self.app.connected = True
         self._notifier = LoopNotifier.of(self._loop)
         connection.set_mode(SSL_MODE_ASYNC)
         self._notifier.attach(connection, self._handshake)
@@ -153,13 +152,13 @@ class TLSLayer(asyncio.BufferedProtocol):
 
     def pause_writing(self) -> None:
         self._below_paused = True
-        self._pass_on_pause()
+        if self.state is not State.CLOSED:
+            self.app.pause_writing()
 
     def resume_writing(self) -> None:
         self._below_paused = False
-        if self.writing_paused and self.state is not State.CLOSED:
-            self.writing_paused = False
-            self._tell_flow("resume_writing")
+        if self.state is not State.CLOSED:
+            self.app.resume_writing()
 
     def connection_lost(self, exc: BaseException | None) -> None:
         error = self._error or exc
@@ -169,56 +168,7 @@ class TLSLayer(asyncio.BufferedProtocol):
         self._error = None  # its traceback refers to this object
         if self._done is not None and not self._done.done():
             self._done.set_exception(error or _unexpected_end())
-        app, self.app, self._app_buffered = self.app, None, None
-        if self._app_connected and app is not None:
-            self._app_connected = False
-            app.connection_lost(cast("Exception | None", error))
-
-    # ---- calling the protocol ----
-
-    def set_app(self, protocol: asyncio.BaseProtocol) -> None:
-        self.app = protocol
-        self._app_buffered = protocol if isinstance(protocol, asyncio.BufferedProtocol) else None
-
-    def _call(self, callback: Callable[..., Any], *arguments: Any) -> Any:
-        """What a protocol raises ends its connection and no other, and is reported as asyncio does."""
-        try:
-            return callback(*arguments)
-        except (SystemExit, KeyboardInterrupt):
-            raise
-        except BaseException as error:  # noqa: BLE001  asyncio's contract: whatever it is
-            self._protocol_failed(callback, error)
-            return None
-
-    def _protocol_failed(self, callback: Callable[..., Any], error: BaseException) -> None:
-        if not isinstance(error, OSError):
-            self._report_to_loop(callback, error)
-        self.abort(error)
-
-    def _report_to_loop(self, callback: Callable[..., Any], error: BaseException) -> None:
-        name = getattr(callback, "__qualname__", repr(callback))
-        self._loop.call_exception_handler(
-            {
-                "message": f"Fatal error: the protocol's {name}() raised",
-                "exception": error,
-                "transport": self.below,
-                "protocol": self.app,
-            }
-        )
-
-    def _pass_on_pause(self) -> None:
-        if self._app_connected and not self.writing_paused and self.state is not State.CLOSED:
-            self.writing_paused = True
-            self._tell_flow("pause_writing")
-
-    def _tell_flow(self, name: str) -> None:
-        callback = getattr(self.app, name)
-        try:
-            callback()
-        except (SystemExit, KeyboardInterrupt):
-            raise
-        except BaseException as error:  # noqa: BLE001  asyncio's contract: reported, and the connection goes on
-            self._report_to_loop(callback, error)
+        self.app.lose(error)
 
     # ---- the handshake ----
 
@@ -251,25 +201,23 @@ class TLSLayer(asyncio.BufferedProtocol):
         self._read()  # what came together with the end of the handshake
 
     def _connect_app(self) -> None:
-        transport = TLSTransport(self, self._loop)
         app = self.app
-        if not self._app_connected:
+        if app.protocol is None:
             try:
-                app = self._factory()
-            except Exception as error:  # noqa: BLE001  the caller's, or reported
+                app.set(self._factory())
+            except Exception as error:  # noqa: BLE001  the waiting caller's, or reported
                 if self._done is None:
-                    self._report_to_loop(self._factory, error)
+                    app.report(self._factory, error)
                 self.abort(error)
                 return
-            self.set_app(app)
-            self._app_connected = True
-            self._call(app.connection_made, transport)
-            if self._error is not None:
-                return
+        protocol, transport = cast("asyncio.BaseProtocol", app.protocol), TLSTransport(self, self._loop)
+        app.connect(transport)
+        if self._error is not None:  # connection_made() raised
+            return
         if self._done is not None and not self._done.done():
-            self._done.set_result((transport, cast("asyncio.BaseProtocol", app)))
-        if self._below_paused:
-            self._pass_on_pause()
+            self._done.set_result((transport, protocol))
+        if self._below_paused and self.state is not State.CLOSED:
+            app.pause_writing()
 
     def _handshake_too_slow(self) -> None:
         error = ConnectionAbortedError(f"the TLS handshake took longer than {self._timeouts.handshake} seconds")
@@ -288,26 +236,17 @@ class TLSLayer(asyncio.BufferedProtocol):
 
     def _hand_up(self) -> bool:
         """One call of the protocol's; False if there were no bytes for it."""
-        protocol = self._app_buffered
+        protocol = self.app.buffered
         if protocol is None:
             if count := self._receive(_scratch.buffer):
-                data = bytes(_scratch.buffer[:count])
-                self._call(cast("asyncio.Protocol", self.app).data_received, data)
+                self.app.give(bytes(_scratch.buffer[:count]))
             return bool(count)
-        room = self._call(self._get_buffer, protocol)
+        room = self.app.get_buffer(protocol)
         if self.state is not State.OPEN or self.reading_paused:  # since get_buffer()
             return True
         if count := self._receive(room):
-            self._call(protocol.buffer_updated, count)
+            self.app.filled(protocol, count)
         return bool(count)
-
-    @staticmethod
-    def _get_buffer(protocol: asyncio.BufferedProtocol) -> Any:
-        room = protocol.get_buffer(-1)
-        with memoryview(room) as view:
-            if view.readonly or view.nbytes == 0:
-                raise RuntimeError(f"get_buffer() returned {'a read-only' if view.readonly else 'an empty'} buffer")
-        return room
 
     def _receive(self, buffer: Any) -> int:
         """How many bytes were decrypted into ``buffer``; 0: no more for now, or ever."""
@@ -329,7 +268,7 @@ class TLSLayer(asyncio.BufferedProtocol):
         keep_open = False
         if not self._peer_closed:
             self._peer_closed = True
-            keep_open = self._call(cast("asyncio.Protocol", self.app).eof_received)
+            keep_open = self.app.end()
         if self.state is State.CLOSING:
             self._end()
         elif self._wrote_eof or not keep_open:

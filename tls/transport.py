@@ -44,7 +44,7 @@ class TLSTransport(transports._FlowControlMixin):
 
     @property
     def _protocol_paused(self) -> bool:  # ``sendfile`` starts from this
-        return self._layer.writing_paused
+        return self._layer.app.writing_paused
 
     def _force_close(self, exc: BaseException | None) -> None:  # asyncio's own TLS over this transport ends so
         self._layer.abort(exc)
@@ -53,10 +53,10 @@ class TLSTransport(transports._FlowControlMixin):
         return self._layer.get_extra_info(name, default)
 
     def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
-        self._layer.set_app(protocol)
+        self._layer.app.set(protocol)
 
     def get_protocol(self) -> asyncio.BaseProtocol:
-        return cast("asyncio.BaseProtocol", self._layer.app)
+        return cast("asyncio.BaseProtocol", self._layer.app.protocol)
 
     def is_closing(self) -> bool:
         return self._layer.state is not State.OPEN
