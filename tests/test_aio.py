@@ -395,6 +395,38 @@ async def test_a_handshake_that_finds_no_free_job_just_before_the_last_one_ends_
     await asyncio.to_thread(on_a_loop_of_its_own)
 
 
+async def test_a_handshake_that_waits_for_a_free_job_is_in_line_once_however_much_its_client_sends(
+    held_backend: HeldBackend, held_provider: BatchingProvider
+) -> None:
+    def on_a_loop_of_its_own() -> None:
+        async def run() -> None:
+            tls.set_async_job_limit(1)
+            served = Served()
+            await served.start(server_context(held_provider))
+            first = asyncio.create_task(connect(served))
+            while held_provider.stats().submitted == 0:  # noqa: ASYNC110
+                await asyncio.sleep(0)
+            notifier = tls.LoopNotifier.of(asyncio.get_running_loop())
+            hello = ssl.MemoryBIO()
+            with pytest.raises(ssl.SSLWantReadError):
+                client_ssl_context().wrap_bio(ssl.MemoryBIO(), hello, server_hostname="localhost").do_handshake()
+            _, writer = await asyncio.open_connection("127.0.0.1", served.port)
+            writer.write(hello.read())
+            while not notifier._starved:  # noqa: ASYNC110
+                await asyncio.sleep(0)
+            for _ in range(100):
+                writer.write(b"\x14\x03\x03\x00\x01\x01")
+                await asyncio.sleep(0)
+            assert len(notifier._starved) == 1
+            writer.transport.abort()
+            held_backend.release_all()
+            (await first)[0].abort()
+
+        asyncio.run(run())
+
+    await asyncio.to_thread(on_a_loop_of_its_own)
+
+
 async def test_what_a_protocol_can_ask_its_transport(serve: Callable[..., Awaitable[Served]]) -> None:
     context = server_context()
     context.set_alpn_server_protos([b"h2", b"http/1.1"])

@@ -4,11 +4,19 @@ import contextlib
 import os
 import socket
 import ssl
+from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
-from terminator_process import TIMEOUT, client_context, echo_terminator
+from forged_records import APPLICATION_DATA, TLS13_CIPHERSUITE, forging_client, plain
+from terminator_process import TIMEOUT, Terminator, Upstream, client_context, echo_terminator, write_credentials
+from tls_peers import Peer, accept, finish, server_context
+
+from gpu_provider.tls.terminator.poller import READABLE
+from gpu_provider.tls.terminator.relay import Relay
 
 HANDSHAKES = "gpu_provider_terminator_handshakes_total"
+SESSIONS = "gpu_provider_terminator_sessions_total"
 OPEN = "gpu_provider_terminator_open_connections"
 
 
@@ -73,7 +81,7 @@ def test_damaged_handshake(terminator):
 
 
 def test_garbage_after_the_handshake(terminator):
-    before = terminator.metric("gpu_provider_terminator_sessions_total", end="tls_error")
+    before = terminator.metric(SESSIONS, end="tls_error")
     with terminator.connect() as client:
         client.sendall(b"x")
         assert client.recv(1) == b"x"
@@ -81,8 +89,53 @@ def test_garbage_after_the_handshake(terminator):
     with raw:
         raw.sendall(b"\x17\x03\x03\x00\x20" + bytes(32))
         until_closed(raw)
-    terminator.wait_for_metric("gpu_provider_terminator_sessions_total", before + 1, end="tls_error")
+    terminator.wait_for_metric(SESSIONS, before + 1, end="tls_error")
     assert terminator.echo() == b"are you there?"
+
+
+def test_garbage_right_behind_a_good_record_is_acted_on_without_further_input(tmp_path):
+    """The read that returns the good bytes meets the error too, and neither the client nor the upstream sends more."""
+
+    def silent(connection):
+        while connection.recv(65536):
+            pass
+
+    flags = [*write_credentials(tmp_path), "--ciphersuites", TLS13_CIPHERSUITE]
+    with (
+        Upstream(silent) as upstream,
+        Terminator(*flags, upstream=upstream.address) as terminator,
+        terminator.dial() as sock,
+    ):
+        sender = forging_client(sock, client_context(), tmp_path / "keys")
+        sock.sendall(sender.seal(APPLICATION_DATA, b"GET /") + plain(APPLICATION_DATA, bytes(32)))
+        until_closed(sock)
+        terminator.wait_for_metric(SESSIONS, 1, end="tls_error")
+        terminator.wait_for_metric(OPEN, 0)
+
+
+def test_garbage_behind_bytes_that_the_upstream_does_not_take_ends_the_session():
+    connection = accept(server_context(asynchronous=False))
+    peer = Peer(connection)
+    finish(connection, peer)
+    full, other_end = socket.socketpair()
+    with full, other_end:
+        full.setblocking(False)
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                full.send(bytes(65536))
+        ends = []
+        session = SimpleNamespace(connection=connection, end=lambda result, _: ends.append(result))
+        server = SimpleNamespace(
+            buffer=memoryview(bytearray(65536)),
+            idle=Mock(),
+            poller=Mock(),
+            metrics=SimpleNamespace(bytes_to_upstream=0),
+        )
+        relay = Relay(session, full, server, b"")
+        peer.write(b"good")
+        connection.bio_write(plain(APPLICATION_DATA, bytes(32)))
+        relay.on_client(READABLE)
+        assert ends == ["tls_error"]
 
 
 def test_certificate_refused_by_the_client(terminator):

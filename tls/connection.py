@@ -60,7 +60,7 @@ _WRITE: int = lib.GP_WRITE
 _SHUTDOWN: int = lib.GP_SHUTDOWN
 _NAMES = {_HANDSHAKE: "do_handshake", _READ: "recv", _WRITE: "send", _SHUTDOWN: "shutdown"}
 _WANT_ASYNC: int = lib.SSL_ERROR_WANT_ASYNC
-_FATAL = frozenset((lib.SSL_ERROR_SSL, lib.SSL_ERROR_SYSCALL))
+_FATAL = frozenset((lib.SSL_ERROR_SSL, lib.SSL_ERROR_SYSCALL, lib.GP_ERROR_FLOOD))
 _NULL = ffi.NULL
 _operate = lib.gp_tls_operate
 _buffer = ffi.buffer
@@ -189,6 +189,12 @@ class Connection(ConnectionInfo):
                     f"the session to resume was not verified for {self._verify_host!r}: resuming shows no certificate"
                 )
 
+    @property
+    def failure(self) -> Error | None:
+        """What the next call raises at once: an error that was met behind the bytes that the last one returned. No
+        further event will tell of it."""
+        return self._error
+
     def _check_resume(self, paused: tuple[int, Any, int], operation: int, size: int) -> None:
         if paused[0] != operation or paused[2] != size:
             same = f"{_NAMES[paused[0]]} of {paused[2]} bytes" if paused[2] else _NAMES[paused[0]]
@@ -211,8 +217,9 @@ class Connection(ConnectionInfo):
 
     def recv_into(self, buffer: "WriteableBuffer", nbytes: int | None = None) -> int:
         """Decrypts into ``buffer`` and returns how many bytes, at least 1. Without ``SSL_MODE_ASYNC``, unless the
-        socket blocks, it fills as much of the buffer as has arrived; else up to one record of 16 KiB. If paused, the
-        bytes go into the buffer of the first call, which must therefore be passed again."""
+        socket blocks, it fills as much of the buffer as has arrived, but stops after some tens of records
+        (:meth:`want_read` tells that more may be here); else up to one record of 16 KiB. If paused, the bytes go into
+        the buffer of the first call, which must therefore be passed again."""
         view = _from_buffer("char[]", buffer, require_writable=True)
         return self._run_on(_READ, view, len(view) if nbytes is None else min(nbytes, len(view)))
 

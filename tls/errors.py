@@ -10,6 +10,7 @@ __all__ = [
     "CallbackError",
     "CertificateError",
     "Error",
+    "FloodError",
     "PrivateKeyError",
     "SysCallError",
     "WantAsyncError",
@@ -44,6 +45,11 @@ class WantAsyncJobError(Error):
 
 class ZeroReturnError(Error):
     """The peer has closed its side of the connection properly (close_notify)."""
+
+
+class FloodError(Error):
+    """The peer sent too much that is no application data: key updates, tickets, requests to renegotiate, empty records.
+    The connection is over. tls/flood.h says how much is too much."""
 
 
 class SysCallError(Error):
@@ -90,6 +96,7 @@ _WANTS: dict[int, type[Error]] = {
     lib.SSL_ERROR_ZERO_RETURN: ZeroReturnError,
 }
 _SSL_ERROR_SYSCALL: int = lib.SSL_ERROR_SYSCALL
+_FLOOD: int = lib.GP_ERROR_FLOOD
 
 
 def operation_error(ssl: object, error: int) -> Error:
@@ -97,6 +104,9 @@ def operation_error(ssl: object, error: int) -> Error:
     want = _WANTS.get(error)
     if want is not None:
         return want()
+    if error == _FLOOD:
+        lib.ERR_clear_error()
+        return FloodError("the peer keeps sending records without application data")
     errno = ffi.errno
     last = lib.ERR_peek_last_error()
     if error == _SSL_ERROR_SYSCALL and last == 0:

@@ -13,6 +13,7 @@ from gpu_provider.tls.connection import Connection
 from gpu_provider.tls.constants import RECEIVED_SHUTDOWN, SSL_MODE_ASYNC
 from gpu_provider.tls.errors import (
     Error,
+    FloodError,
     SysCallError,
     WantAsyncError,
     WantAsyncJobError,
@@ -29,6 +30,8 @@ _DISCARD_LIMIT = 256 * 1024
 """How many bytes may still come in after ``close()``: what was on its way. A peer that sends more is not listening."""
 _CLOSED_WRITES = 5
 """After so many writes to a closed transport, further ones are logged (as asyncio does)."""
+_ROUNDS = 8
+"""Times that one connection may hand bytes up before others get their turn."""
 
 _log = logging.getLogger("gpu_provider.tls.aio")
 
@@ -89,6 +92,9 @@ class TLSLayer(asyncio.BufferedProtocol):
         self._held = 0
         self._discarded = 0
         self._closed_writes = 0
+        self._starved = False  # of async jobs
+        self._behind = False  # there is input that waits for the loop's next turn
+        self._unread_answers = 0
         self._wrote_eof = False
         self._peer_closed = False
         self._below_paused = False
@@ -117,11 +123,11 @@ class TLSLayer(asyncio.BufferedProtocol):
         return _scratch.buffer
 
     def buffer_updated(self, nbytes: int) -> None:
-        if self.state is State.CLOSED:
-            return
+        if self.state is State.CLOSED or self._peer_closed:
+            return  # nothing counts behind close_notify, and nobody would read it
         self._connection.bio_write(_scratch.buffer, nbytes)
         if self.state is State.HANDSHAKE:
-            if not self._connection.waiting_for_async():
+            if not self._waits_for_job():
                 self._handshake()
             else:
                 # Whoever sends on while its handshake waits for a batch must not fill our memory.
@@ -142,7 +148,7 @@ class TLSLayer(asyncio.BufferedProtocol):
             return False
         self._connection.bio_shutdown()
         if self.state is State.HANDSHAKE:
-            if not self._connection.waiting_for_async():
+            if not self._waits_for_job():
                 self._handshake()
             else:
                 self._fail(_unexpected_end())
@@ -157,6 +163,9 @@ class TLSLayer(asyncio.BufferedProtocol):
 
     def resume_writing(self) -> None:
         self._below_paused = False
+        if self._unread_answers > _HELD_LIMIT:
+            self._read_later()
+        self._unread_answers = 0
         if self.state is not State.CLOSED:
             self.app.resume_writing()
 
@@ -176,12 +185,14 @@ class TLSLayer(asyncio.BufferedProtocol):
         """Goes on with it: at the start, when bytes have come, and when the notifier says that a pause is over."""
         if self.state is not State.HANDSHAKE:
             return
+        self._starved = False
         try:
             self._connection.do_handshake()
         except (WantReadError, WantAsyncError):
             self._flush()
             return
         except WantAsyncJobError:
+            self._starved = True
             self._notifier.when_job_ends(self._handshake)
             return
         except Error as error:
@@ -189,7 +200,7 @@ class TLSLayer(asyncio.BufferedProtocol):
             self._fail(_as_connection_error(error))
             return
         finally:
-            if self._held and not self._connection.waiting_for_async():
+            if self._held and not self._waits_for_job():
                 self._held = 0
                 self.below.resume_reading()
         self._flush()
@@ -219,6 +230,9 @@ class TLSLayer(asyncio.BufferedProtocol):
         if self._below_paused and self.state is not State.CLOSED:
             app.pause_writing()
 
+    def _waits_for_job(self) -> bool:
+        return self._starved or self._connection.waiting_for_async()
+
     def _handshake_too_slow(self) -> None:
         error = ConnectionAbortedError(f"the TLS handshake took longer than {self._timeouts.handshake} seconds")
         self._report(error)
@@ -227,12 +241,36 @@ class TLSLayer(asyncio.BufferedProtocol):
     # ---- reading ----
 
     def _read(self) -> None:
-        """Hands decrypted bytes up until there are no more, or the protocol wants no more."""
-        while self.state is State.OPEN and not self.reading_paused and not self._peer_closed:
-            if not self._hand_up():
+        """Hands decrypted bytes up until there are no more, or the protocol wants no more, or it is others' turn."""
+        for _ in range(_ROUNDS):
+            if self.state is State.OPEN:
+                if not self._wants_bytes() or not self._hand_up():
+                    return
+            elif self.state is not State.CLOSING or not self._receive(_scratch.buffer):
                 return
-        while self.state is State.CLOSING and self._receive(_scratch.buffer):
-            pass
+        self._read_later()
+
+    def _wants_bytes(self) -> bool:
+        """An error behind the last bytes needs no reader."""
+        return not self._peer_closed and (not self.reading_paused or self._connection.failure is not None)
+
+    def _read_later(self) -> None:
+        """In the loop's next turn. The transport below reads no more until all that is here has been dealt with."""
+        if not self._behind and self.state in {State.OPEN, State.CLOSING}:
+            self._behind = True
+            self.below.pause_reading()
+            self._loop.call_soon(self._catch_up)
+
+    def _catch_up(self) -> None:
+        self._behind = False
+        self._read()
+        if (
+            self.state in {State.OPEN, State.CLOSING}
+            and not self._behind
+            and not self.reading_paused
+            and self._unread_answers <= _HELD_LIMIT
+        ):
+            self.below.resume_reading()
 
     def _hand_up(self) -> bool:
         """One call of the protocol's; False if there were no bytes for it."""
@@ -242,7 +280,7 @@ class TLSLayer(asyncio.BufferedProtocol):
                 self.app.give(bytes(_scratch.buffer[:count]))
             return bool(count)
         room = self.app.get_buffer(protocol)
-        if self.state is not State.OPEN or self.reading_paused:  # since get_buffer()
+        if self.state is not State.OPEN or not self._wants_bytes():  # since get_buffer()
             return True
         if count := self._receive(room):
             self.app.filled(protocol, count)
@@ -253,7 +291,12 @@ class TLSLayer(asyncio.BufferedProtocol):
         try:
             return self._connection.recv_into(buffer)
         except WantReadError:
-            self._flush()  # the answer to a key update
+            answers = self._flush()  # to key updates
+            if self._below_paused:
+                # Whoever asks on without reading the answers must not fill our memory.
+                self._unread_answers += answers
+                if self._unread_answers > _HELD_LIMIT:
+                    self.below.pause_reading()
         except ZeroReturnError:
             self._peer_has_closed()
         except Error as error:
@@ -282,8 +325,7 @@ class TLSLayer(asyncio.BufferedProtocol):
     def resume_reading(self) -> None:
         if self.state is State.OPEN and self.reading_paused:
             self.reading_paused = False
-            self.below.resume_reading()
-            self._loop.call_soon(self._read)
+            self._read_later()
 
     # ---- writing ----
 
@@ -322,10 +364,12 @@ class TLSLayer(asyncio.BufferedProtocol):
         self._flush()
         return True
 
-    def _flush(self) -> None:
+    def _flush(self) -> int:
+        """Sends what libssl has for the peer; returns how many bytes."""
         count = self._connection.bio_pending()
         if count and not self.below.is_closing():
             self.below.write(self._connection.bio_read(count))
+        return count
 
     # ---- the end ----
     #
@@ -342,10 +386,8 @@ class TLSLayer(asyncio.BufferedProtocol):
         if self._peer_closed or self._connection.get_shutdown() & RECEIVED_SHUTDOWN:
             self._end()
             return
-        if self.reading_paused:
-            self.reading_paused = False
-            self.below.resume_reading()
-        self._loop.call_soon(self._read)
+        self.reading_paused = False
+        self._read_later()
 
     def abort(self, error: BaseException | None = None) -> None:
         """``error``: for the protocol's ``connection_lost``."""
@@ -406,8 +448,15 @@ class SSLError(Error, ssl.SSLError):
     """An Error that programs written for asyncio catch too: as ``ssl.SSLError``, or as OSError."""
 
 
+class _FloodError(FloodError, SSLError):
+    pass
+
+
 def _as_connection_error(error: Error) -> Exception:
     """What asyncio's users expect to catch."""
-    failure = _unexpected_end() if isinstance(error, SysCallError) else SSLError(ssl.SSL_ERROR_SSL, str(error))
+    if isinstance(error, SysCallError):
+        failure: Exception = _unexpected_end()
+    else:
+        failure = (_FloodError if isinstance(error, FloodError) else SSLError)(ssl.SSL_ERROR_SSL, str(error))
     failure.__cause__ = error
     return failure

@@ -1,5 +1,7 @@
 #include "operations.h"
 
+#include "flood.h"
+
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
@@ -13,6 +15,10 @@ SSL *gp_tls_new(SSL_CTX *ctx, int descriptor)
     SSL *ssl = SSL_new(ctx);
     if (ssl == NULL)
         return NULL;
+    if (!gp_flood_watch(ssl)) {
+        SSL_free(ssl);
+        return NULL;
+    }
     if (descriptor >= 0) {
         if (SSL_set_fd(ssl, descriptor) == 1)
             return ssl;
@@ -33,24 +39,32 @@ SSL *gp_tls_new(SSL_CTX *ctx, int descriptor)
     return ssl;
 }
 
-/* After a first record: whether to look for another. Not on a blocking socket, where that could wait for ever with bytes in
- * hand, and not in a job, whose arguments must stay as they were. */
-static int may_go_on(SSL *ssl)
-{
-    int descriptor = SSL_get_rfd(ssl);
+/* Records and messages that one read looks at before others get their turn, full buffer or not. Records of one byte
+ * would otherwise take a second to fill a large one. */
+#define READ_AT_ONCE 64
 
+/* After a first record: whether to look for another. Not on a blocking socket, where that could wait for ever with bytes in
+ * hand, and not in a job, whose arguments must stay as they were. *blocks is -1 before the first time. */
+static int may_go_on(SSL *ssl, int *blocks)
+{
     if (SSL_get_mode(ssl) & SSL_MODE_ASYNC)
         return 0;
-    return descriptor < 0 || SSL_pending(ssl) > 0 || (fcntl(descriptor, F_GETFL) & O_NONBLOCK) != 0;
+    if (*blocks < 0) {
+        int descriptor = SSL_get_rfd(ssl);
+        *blocks = descriptor >= 0 && (fcntl(descriptor, F_GETFL) & O_NONBLOCK) == 0;
+    }
+    return !*blocks || SSL_pending(ssl) > 0;
 }
 
 uint64_t gp_tls_operate(SSL *ssl, int operation, void *buffer, size_t size)
 {
+    struct gp_flood *flood = gp_flood_of(ssl);
     size_t done = 0, bytes;
-    int result, error;
+    int result, error, blocks = -1;
 
     ERR_clear_error();
     errno = 0;
+    flood->spent = 0;
     switch (operation) {
     case GP_HANDSHAKE:
         result = SSL_do_handshake(ssl);
@@ -58,15 +72,19 @@ uint64_t gp_tls_operate(SSL *ssl, int operation, void *buffer, size_t size)
     case GP_READ:
         do {
             result = SSL_read_ex(ssl, (char *)buffer + done, size - done, &bytes);
-            if (result > 0)
+            if (result > 0) {
                 done += bytes;
-        } while (result > 0 && done < size && may_go_on(ssl));
+                gp_flood_earn(flood);
+            }
+        } while (result > 0 && done < size && flood->spent < READ_AT_ONCE && may_go_on(ssl, &blocks));
         break;
     case GP_WRITE:
         do {
             result = SSL_write_ex(ssl, (const char *)buffer + done, size - done, &bytes);
-            if (result > 0)
+            if (result > 0) {
                 done += bytes;
+                gp_flood_earn(flood);
+            }
         } while (result > 0 && done < size && !(SSL_get_mode(ssl) & SSL_MODE_ASYNC));
         break;
     default:
@@ -79,6 +97,11 @@ uint64_t gp_tls_operate(SSL *ssl, int operation, void *buffer, size_t size)
     }
     int saved = errno;
     error = result > 0 ? SSL_ERROR_NONE : SSL_get_error(ssl, result);
+    if (flood->exceeded && error != SSL_ERROR_WANT_ASYNC && error != SSL_ERROR_WANT_ASYNC_JOB &&
+        (error != SSL_ERROR_NONE || operation == GP_SHUTDOWN)) {
+        done = operation == GP_SHUTDOWN ? 0 : done;
+        error = GP_ERROR_FLOOD;
+    }
     errno = saved;
     return (uint64_t)done << 8 | (uint64_t)error;
 }

@@ -8,15 +8,19 @@
 
 enum gp_operation { GP_HANDSHAKE, GP_READ, GP_WRITE, GP_SHUTDOWN };
 
+/* Beyond the SSL_ERROR_ values: the peer sent too much that is no application data (flood.h), and the connection is
+ * over. */
+#define GP_ERROR_FLOOD 255
+
 /* A new SSL: over the socket `descriptor`, or over two memory BIOs if that is negative. NULL with an error queued. */
 SSL *gp_tls_new(SSL_CTX *ctx, int descriptor);
 
-/* Returns done << 8 | the SSL_ERROR_ value. done: bytes read or written; for a shutdown 1 once both sides have closed.
+/* Returns done << 8 | the SSL_ERROR_ value or GP_ERROR_FLOOD. done: bytes read or written; for a shutdown 1 once both sides have closed.
  * errno is that of the operation.
  *
  * Without SSL_MODE_ASYNC a write goes on, record after record, until the buffer is done or libssl stops, and so does a read
- * that can't block: done and an error may both be set then. In that mode both end after one record, since a pause has to
- * leave the caller's arguments as they were. */
+ * that can't block: done and an error may both be set then. A read of very many small records stops earlier, without an
+ * error. In that mode both end after one record, since a pause has to leave the caller's arguments as they were. */
 uint64_t gp_tls_operate(SSL *ssl, int operation, void *buffer, size_t size);
 
 /* Cuts the connection off from its peer: reads meet the end, writes go nowhere. The descriptor is not used any more.

@@ -59,7 +59,7 @@ SSL_FILETYPE_PEM SSL_FILETYPE_ASN1 SSL_SENT_SHUTDOWN SSL_RECEIVED_SHUTDOWN
 SSL_SESS_CACHE_OFF SSL_SESS_CACHE_CLIENT SSL_SESS_CACHE_SERVER SSL_SESS_CACHE_BOTH
 TLS1_2_VERSION TLS1_3_VERSION
 SSL_ERROR_NONE SSL_ERROR_SSL SSL_ERROR_WANT_READ SSL_ERROR_WANT_WRITE SSL_ERROR_SYSCALL SSL_ERROR_ZERO_RETURN
-SSL_ERROR_WANT_ASYNC SSL_ERROR_WANT_ASYNC_JOB
+SSL_ERROR_WANT_ASYNC SSL_ERROR_WANT_ASYNC_JOB SSL_READING
 """
 
 SSL = """
@@ -115,6 +115,7 @@ int SSL_get_verify_mode(const SSL *ssl);
 void SSL_set_verify(SSL *ssl, int mode, void *callback);
 BIO *SSL_get_rbio(const SSL *ssl);
 BIO *SSL_get_wbio(const SSL *ssl);
+int SSL_want(const SSL *ssl);
 int SSL_pending(const SSL *ssl);
 int SSL_has_pending(const SSL *ssl);
 int SSL_get_shutdown(const SSL *ssl);
@@ -144,6 +145,7 @@ OURS = """
 #define GP_READ ...
 #define GP_WRITE ...
 #define GP_SHUTDOWN ...
+#define GP_ERROR_FLOOD ...
 SSL *gp_tls_new(SSL_CTX *ctx, int descriptor);
 uint64_t gp_tls_operate(SSL *ssl, int operation, void *buffer, size_t size);
 int gp_tls_cut_off(SSL *ssl);

@@ -6,8 +6,9 @@ becomes our close_notify. A reset, or an end of the client's stream without clos
 end, so that neither side takes a truncated stream for a whole one.
 
 Readiness comes edge-triggered: a flag remembers that there may be something to read until a read has said otherwise.
-A read that does not fill the buffer has emptied the socket, and saves the read that would only say so; unless the
-peer's end was already seen, for which no further event comes.
+A connection says so itself (``want_read``): it may have stopped early, or hold an error back behind the bytes that it
+returned. A read from the upstream that does not fill the buffer has emptied the socket, and saves the read that would
+only say so; unless the upstream's end was already seen, for which no further event comes.
 """
 
 from __future__ import annotations
@@ -32,15 +33,13 @@ class Relay:
     """Relays until both directions have ended, and then ends the session."""
 
     __slots__ = (
-        "_client_end_seen", "_client_ended", "_client_readable", "_close_notify_due", "_for_client", "_for_upstream",
+        "_client_ended", "_client_readable", "_close_notify_due", "_for_client", "_for_upstream",
         "_over", "_server", "_session", "_tls", "_upstream", "_upstream_end_seen", "_upstream_ended",
         "_upstream_readable", "_upstream_refuses",
     )  # fmt: skip
 
-    def __init__(
-        self, session: Session, upstream: socket.socket, server: Server, first: bytes, *, client_end_seen: bool
-    ) -> None:
-        """``first`` goes to the upstream before the client's bytes. ``client_end_seen``: that event came already."""
+    def __init__(self, session: Session, upstream: socket.socket, server: Server, first: bytes) -> None:
+        """``first`` goes to the upstream before the client's bytes."""
         self._session = session
         self._server = server
         self._tls = session.connection
@@ -48,7 +47,6 @@ class Relay:
         self._over = False
         # Towards the upstream.
         self._client_readable = True  # the handshake may have read the client's first bytes
-        self._client_end_seen = client_end_seen  # by the poller, maybe behind bytes that are still to be read
         self._client_ended = False  # nothing more is to be read
         self._for_upstream = memoryview(first)  # what it did not take yet
         self._upstream_refuses = False  # it takes no more, but what it has sent may still be here to be read
@@ -76,8 +74,6 @@ class Relay:
             self._client_is_gone("client_reset", "")
             return
         self._server.idle.start(self._session)
-        if events & PEER_ENDED:
-            self._client_end_seen = True
         if events & (READABLE | PEER_ENDED):
             self._client_readable = True
         if events & WRITABLE and (self._for_client or self._close_notify_due):
@@ -110,6 +106,9 @@ class Relay:
             sent = self._send_upstream(buffer[:count])
             if sent < count:
                 self._for_upstream = memoryview(bytes(buffer[sent:count]))
+                failure = self._tls.failure
+                if failure is not None and not isinstance(failure, tls.SysCallError):
+                    self._client_failed(failure)  # nothing is owed to one that broke the protocol
                 return
         self._server.poller.again(self._again_to_upstream)
 
@@ -130,14 +129,11 @@ class Relay:
         except tls.ZeroReturnError:
             self._client_is_done()
             return 0
-        except tls.SysCallError as error:
-            self._client_is_gone("client_eof" if error.args[0] == -1 else "client_reset", str(error))
-            return 0
         except tls.Error as error:
-            self._end("tls_error", str(error))
+            self._client_failed(error)
             return 0
         self._server.metrics.bytes_to_upstream += count
-        if count < len(buffer) and not self._client_end_seen and not connection.get_shutdown():
+        if connection.want_read():
             self._client_readable = False
         return count
 
@@ -165,6 +161,12 @@ class Relay:
             self._upstream_refuses = True
         if self._upstream_ended and not self._close_notify_due:
             self._both_ended()
+
+    def _client_failed(self, error: tls.Error) -> None:
+        if isinstance(error, tls.SysCallError):
+            self._client_is_gone("client_eof" if error.args[0] == -1 else "client_reset", str(error))
+        else:
+            self._end("client_flood" if isinstance(error, tls.FloodError) else "tls_error", str(error))
 
     def _client_is_gone(self, result: str, reason: str) -> None:
         """Without close_notify. Many clients end so when they have got what they wanted."""
@@ -217,12 +219,15 @@ class Relay:
     def _send_client(self, data: memoryview) -> int:
         """How many bytes are dealt with."""
         try:
-            return self._tls.send(data)
+            sent = self._tls.send(data)
         except tls.WantWriteError:
             return 0
         except tls.Error as error:
-            self._end("client_reset", str(error))
+            self._client_failed(error)
             return len(data)
+        if self._tls.failure is not None:
+            self._client_failed(self._tls.failure)
+        return sent
 
     def _send_close_notify(self) -> None:
         try:
@@ -230,7 +235,7 @@ class Relay:
         except tls.WantWriteError:
             return
         except tls.Error as error:
-            self._end("client_reset", str(error))
+            self._client_failed(error)
             return
         self._close_notify_due = False
         if self._client_ended:

@@ -32,7 +32,7 @@ from typing import TYPE_CHECKING
 from gpu_provider import tls
 from gpu_provider.tls import constants
 from gpu_provider.tls.terminator import proxy_protocol
-from gpu_provider.tls.terminator.poller import GONE, PEER_ENDED, READABLE, WRITABLE
+from gpu_provider.tls.terminator.poller import GONE, READABLE, WRITABLE
 from gpu_provider.tls.terminator.relay import Relay
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ class Session:
     """See the module. Made for an accepted, non-blocking socket, which it owns once :meth:`start` was called."""
 
     __slots__ = (
-        "_accepted", "_attempt", "_client_end_seen", "_relay", "_result", "_server", "_waits_for",
+        "_accepted", "_attempt", "_relay", "_result", "_server", "_waits_for",
         "client", "connection", "state", "upstream",
     )  # fmt: skip
 
@@ -84,7 +84,6 @@ class Session:
         self.connection.set_accept_state()
         self._server = server
         self._accepted = monotonic()  # uvloop's own clock counts whole milliseconds
-        self._client_end_seen = False
         self._waits_for = READABLE  # the events that let the handshake go on
         self._attempt = 0  # which of the upstream's addresses is tried
         self._relay: Relay | None = None
@@ -146,8 +145,6 @@ class Session:
     # ---- HANDSHAKE ----
 
     def _on_client(self, events: int) -> None:
-        if events & PEER_ENDED:
-            self._client_end_seen = True
         if self.state is State.HANDSHAKE:
             if events & GONE:
                 self._handshake_failed("client_gone", "the connection was reset")
@@ -256,7 +253,7 @@ class Session:
             except OSError as error:  # getpeername: the client was reset meanwhile
                 self.end("client_reset", os.strerror(error.errno or 0))
                 return
-        self._relay = relay = Relay(self, upstream, server, first, client_end_seen=self._client_end_seen)
+        self._relay = relay = Relay(self, upstream, server, first)
         server.poller.set_handler(self.client, relay.on_client)
         server.poller.set_handler(upstream, relay.on_upstream)
         relay.start(events)
