@@ -23,6 +23,8 @@ from gpu_provider.tls import aio
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from tls_peers import Credentials
+
 LIMIT = 5
 """Seconds after which a scenario hangs."""
 
@@ -30,11 +32,16 @@ LIMIT = 5
 @functools.cache
 def server_ssl_context() -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    present(context, credentials())
+    return context
+
+
+def present(context: ssl.SSLContext, own: Credentials) -> None:
+    """Has ``context`` show this certificate."""
     with tempfile.NamedTemporaryFile() as file:
-        file.write(credentials().chain + credentials().key)
+        file.write(own.chain + own.key)
         file.flush()
         context.load_cert_chain(file.name)
-    return context
 
 
 def client_context() -> tls.Context:
@@ -59,6 +66,11 @@ class Ssl:
         self.server_context = server_ssl_context.__wrapped__()
         for context in (self.server_context, self.client_context):
             context.maximum_version = ssl.TLSVersion.TLSv1_2
+
+    def ask_for_certificates(self) -> None:
+        self.server_context = server_ssl_context.__wrapped__()
+        self.server_context.verify_mode = ssl.CERT_REQUIRED
+        authority().configure_trust(self.server_context)
 
     async def create_server(self, factory: Any, *arguments: Any, **options: Any) -> Any:
         return await self.loop.create_server(factory, *arguments, ssl=self.server_context, **options)
@@ -96,6 +108,11 @@ class Ours(Ssl):
     def speak_tls_1_2(self) -> None:
         for context in (self.server_context, self.client_context):
             context.set_max_proto_version(tls.TLS1_2_VERSION)
+
+    def ask_for_certificates(self) -> None:
+        self.server_context.set_verify(tls.VERIFY_PEER | tls.VERIFY_FAIL_IF_NO_PEER_CERT)
+        with authority().cert_pem.tempfile() as path:
+            self.server_context.load_verify_locations(path)
 
     async def create_server(self, factory: Any, *arguments: Any, **options: Any) -> Any:
         return await aio.create_server(factory, *arguments, context=self.server_context, **_names(options))

@@ -7,6 +7,7 @@ import contextlib
 import gc
 import os
 import ssl
+import tempfile
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -228,6 +229,33 @@ async def test_one_kind_of_tls_runs_within_the_other(outer: str, reported: list[
         assert await reader.readexactly(len(data)) == data[::-1]
         transport.close()
         assert await reader.read() == b""
+
+
+async def test_sendfile_to_a_peer_that_leaves_fails_and_is_told_once(reported: list[dict[str, Any]]) -> None:
+    loop = asyncio.get_running_loop()
+    if type(loop).__module__ == "uvloop":
+        pytest.skip("uvloop has no sendfile")
+
+    async def leave(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(1)
+        writer.transport.abort()
+
+    lost: list[Exception | None] = []
+
+    class Client(asyncio.Protocol):
+        def connection_lost(self, exc: Exception | None) -> None:
+            lost.append(exc)
+
+    async with await asyncio.start_server(leave, "127.0.0.1", 0, ssl=server_ssl_context()) as listening:
+        transport, _ = await aio.create_connection(
+            Client, *listening.sockets[0].getsockname(), context=client_context(), server_hostname="localhost"
+        )
+        with tempfile.TemporaryFile() as file:
+            file.truncate(64 << 20)
+            with pytest.raises(OSError):  # noqa: PT011  a reset or a broken pipe
+                await loop.sendfile(transport, file)
+        assert len(lost) == 1
+        assert isinstance(lost[0], OSError)
 
 
 async def test_ssl_beside_a_context_is_a_mistake() -> None:

@@ -18,9 +18,10 @@ from contract_stacks import (
     compare,
     event_loop_policy,  # noqa: F401  a fixture
     hang_up,
+    present,
     server_ssl_context,
 )
-from tls_peers import client_ssl_context
+from tls_peers import client_ssl_context, credentials
 
 pytestmark = pytest.mark.filterwarnings("ignore:Overriding the .event_loop_policy.")
 
@@ -107,6 +108,23 @@ async def a_server_that_does_not_start_by_itself(world: World) -> None:
     writer.close()
     await world.record.until(lambda events: ("lost", "NoneType") in events)
     await server.wait_closed()
+
+
+@scenario("server")
+async def a_client_with_a_certificate(world: World) -> None:
+    world.stack.ask_for_certificates()
+    made: asyncio.Queue[Any] = asyncio.Queue()
+    port = await world.serve(lambda: Recorder(world.record, made=lambda protocol: made.put_nowait(protocol.transport)))
+    for certificate in (None, credentials("client.example")):
+        context = client_ssl_context()
+        if certificate is not None:
+            present(context, certificate)
+        _, writer = await asyncio.open_connection("127.0.0.1", port, ssl=context, server_hostname="localhost")
+        world.closing.callback(writer.transport.abort)
+    transport = await made.get()  # the first was refused
+    world.record.add("peercert", transport.get_extra_info("peercert"))
+    world.record.add("DER", transport.get_extra_info("ssl_object").getpeercert(True))
+    transport.abort()
 
 
 def _clients_end(how: str) -> None:
