@@ -11,14 +11,16 @@ from typing import Any
 
 import pytest
 from contract_stacks import (
+    Ours,
     Recorder,
     Scenario,
     Scenarios,
     World,
-    compare,
     event_loop_policy,  # noqa: F401  a fixture
+    expected,
     hang_up,
     present,
+    run,
     server_ssl_context,
 )
 from tls_peers import client_ssl_context, credentials
@@ -322,4 +324,4 @@ async def streams(world: World) -> None:
 async def test_a_call_does_the_same(role: str, function: Scenario, difference: str | None, ours: Any) -> None:
     if function in ASYNCIO_ONLY and type(asyncio.get_running_loop()).__module__ == "uvloop":
         pytest.skip(f"uvloop has no {function.__name__}")
-    await compare(role, function, difference, ours)
+    assert await run(Ours, role, function) == await expected(role, function, difference, ours)
