@@ -48,6 +48,7 @@ default_properties = ?provider=gpu_provider
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit code; argparse's own errors leave by SystemExit with code 2."""
+    _open_standard_streams()
     parser = _parser()
     args = parser.parse_args(argv)
     try:
@@ -66,6 +67,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_FAILED
     return code
+
+
+def _open_standard_streams() -> None:
+    """Opens to nowhere those that the caller has closed. Otherwise a connection could get the number of one of them,
+    and what is written there would go to a stranger."""
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest free number, which is this one
+    sys.stdout = sys.stdout or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - until the process ends
+    sys.stderr = sys.stderr or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -49,7 +49,7 @@ def check(config: TerminatorConfig) -> None:
 
 def run(config: TerminatorConfig) -> int:
     """Serves until SIGTERM or SIGINT. Returns the exit code. Raises ConfigError if it can't start."""
-    configure_logging(config.log_level)
+    log = configure_logging(config.log_level)
     # Private keys are in this process's memory, and do not belong into a file on disk.
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     _check_descriptors(config)
@@ -59,7 +59,8 @@ def run(config: TerminatorConfig) -> int:
     registry = CollectorRegistry()
     with BatchingProvider(config, registry=registry) as provider:
         certificates = load_certificates(config, provider)
-        terminator = Terminator(config, provider, certificates, upstream, registry)
+        metrics = TerminatorMetrics(log)
+        terminator = Terminator(config, provider, certificates, upstream, registry=registry, metrics=metrics)
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
             return runner.run(terminator.serve(listeners, admin_listeners))
 
@@ -73,15 +74,17 @@ class Terminator:
         provider: BatchingProvider,
         certificates: Certificates,
         upstream: tuple[Resolved, ...],
+        *,
         registry: CollectorRegistry,
+        metrics: TerminatorMetrics,
     ) -> None:
         self._config = config
         self._provider = provider
         self._certificates = certificates
         self._upstream = upstream
         self._registry = registry
-        self._metrics = TerminatorMetrics()
-        registry.register(self._metrics)
+        self._metrics = metrics
+        registry.register(metrics)
 
     async def serve(self, listeners: list[socket.socket], admin_listeners: list[socket.socket]) -> int:
         loop = asyncio.get_running_loop()
