@@ -25,8 +25,8 @@ separated by commas) or in the TOML file of --config (queue_depth = 4096, cert =
 environment, the environment over the file.
 
 signals:
-  SIGTERM, SIGINT  stop accepting, let open connections finish for --drain-timeout seconds, then cut them off; a second
-                   signal cuts them off at once
+  SIGTERM, SIGINT  accept no connection but those that the system has begun, let all of them finish for
+                   --drain-timeout seconds, then cut them off; a second signal cuts them off at once
   SIGHUP           read the certificate and key files again, for new connections; on any error the old ones stay
 
 exit codes:

@@ -2,17 +2,30 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import os
 import resource
 import socket
+import struct
 
 from gpu_provider.errors import ConfigError
 from gpu_provider.tls.terminator.addresses import Address, format_address, resolve
 
-__all__ = ["listen", "raise_descriptor_limit"]
+__all__ = ["defer_accept", "listen", "raise_descriptor_limit", "refuse_newcomers"]
 
 _BACKLOG = 4096  # the kernel lowers it to net.core.somaxconn
+_DEFER_ACCEPT_SECONDS = 1
+_SO_ATTACH_FILTER = 26
+_DROP_SYN = (
+    (0x30, 0, 0, 13),  # load the byte of the TCP header that holds the flags
+    (0x54, 0, 0, 0x12),  # keep SYN and ACK of them
+    (0x15, 0, 1, 0x02),  # only SYN?
+    (0x06, 0, 0, 0),  # drop the packet
+    (0x06, 0, 0, 0xFFFFFFFF),  # pass all of it
+)
+"""For the kernel's packet filter, classic BPF: code, jump if true, jump if false, operand."""
+
 _REMEDIES = {
     errno.EADDRINUSE: "another program listens there; stop it, or choose another port",
     errno.EADDRNOTAVAIL: "this machine has no such address; use one of its own, or 0.0.0.0 or [::] for all",
@@ -55,6 +68,30 @@ def listen(address: Address, setting: str) -> list[socket.socket]:
         text = f"{setting}: can't listen on {format_address(address)}: {os.strerror(number)}"
         raise ConfigError(f"{text}; {remedy}" if remedy else text) from None
     return listeners
+
+
+def defer_accept(listener: socket.socket) -> None:
+    """A TLS client speaks first, so the system may keep a connection until its first bytes are here. One that is silent
+    for longer than a second is accepted all the same."""
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, _DEFER_ACCEPT_SECONDS)
+
+
+def refuse_newcomers(listener: socket.socket) -> bool:
+    """Has the system begin no further connection, but complete and hand out those that it has begun. To close a
+    listening socket resets these: their clients may hold them to be established.
+
+    A newcomer's first packet is dropped. Its client sends it again after a second, and is refused if the socket is
+    closed by then. False if the system can't do it.
+    """
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, 0)
+    program = ctypes.create_string_buffer(b"".join(struct.pack("=HBBI", *instruction) for instruction in _DROP_SYN))
+    try:
+        listener.setsockopt(
+            socket.SOL_SOCKET, _SO_ATTACH_FILTER, struct.pack("@HP", len(_DROP_SYN), ctypes.addressof(program))
+        )
+    except OSError:
+        return False
+    return True
 
 
 def raise_descriptor_limit(wanted: int) -> int:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import os
-import socket
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import structlog
 
@@ -14,10 +14,12 @@ from gpu_provider import tls
 from gpu_provider.errors import ConfigError
 from gpu_provider.tls.terminator.addresses import Resolved, resolve
 from gpu_provider.tls.terminator.deadlines import Deadlines
+from gpu_provider.tls.terminator.listening import defer_accept, refuse_newcomers
 from gpu_provider.tls.terminator.poller import Poller
 from gpu_provider.tls.terminator.session import Session, State
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Sequence
 
     from gpu_provider.tls.terminator.certificates import Certificates
@@ -29,7 +31,9 @@ __all__ = ["Server"]
 _ACCEPT_BURST = 64
 _BUFFER_SIZE = 65536
 """Bytes per read. Also what each direction of a connection can hold back at most, when its receiver is slow."""
-_DEFER_ACCEPT_SECONDS = 1
+_SETTLE_SECONDS = 0.25
+"""After SIGTERM, for connections that the system has begun: a round trip to the client and back."""
+
 _LINGER_SECONDS = 2.0
 _RESOLVE_AGAIN_SECONDS = 1.0
 _NO_DESCRIPTOR_PAUSE_SECONDS = 0.1
@@ -69,9 +73,11 @@ class Server:
         self._config = config
         self._max_connections = config.max_connections
         self._sessions: set[Session] = set()
-        self._all_ended: asyncio.Future[None] | None = None
+        self._all_ended = asyncio.Event()
         self._listeners: list[socket.socket] = []
         self._accepting = False
+        self._last_call = False
+        """The listening sockets are to be closed as soon as nobody waits there."""
         self._resolved_at = loop.time()
         self._resolving: asyncio.Task[None] | None = None
         self.use_certificates(certificates)
@@ -86,9 +92,7 @@ class Server:
     def start(self, listeners: list[socket.socket]) -> None:
         self._listeners = listeners
         for listener in listeners:
-            # A TLS client speaks first, so the system may keep a connection until its first bytes are here. One that is
-            # silent for longer than this is accepted all the same, and the handshake timeout ends it.
-            listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, _DEFER_ACCEPT_SECONDS)
+            defer_accept(listener)
         self._set_accepting(True)
 
     def _set_accepting(self, accepting: bool) -> None:
@@ -108,6 +112,8 @@ class Server:
             try:
                 client, _ = listener.accept()
             except BlockingIOError:
+                if self._last_call:
+                    self._close_listener(listener)
                 return
             except ConnectionAbortedError:
                 continue
@@ -133,6 +139,8 @@ class Server:
     def _accept_again(self) -> None:
         if self._listeners and len(self._sessions) < self._max_connections:
             self._set_accepting(True)
+            if self._last_call:  # a socket where nobody waits would not become readable, and so not be closed
+                self.loop.call_soon(self._make_last_call)
 
     # ---- for the sessions ----
 
@@ -141,8 +149,7 @@ class Server:
         self.metrics.open -= 1
         if not self._accepting:
             self._accept_again()
-        if self._all_ended is not None and not self._sessions and not self._all_ended.done():
-            self._all_ended.set_result(None)
+        self._look_for_end()
 
     def upstream_failed(self, error: int) -> None:
         """No address of the upstream took the connection. Its name may stand for others by now."""
@@ -163,30 +170,52 @@ class Server:
     # ---- the end ----
 
     def stop_accepting(self) -> None:
-        """Closes the listening sockets, but serves those that are in their backlogs: their clients are connected."""
-        for listener in self._listeners:
+        """Lets nobody in but those whose connections the system has begun, and closes the listening sockets when these
+        were accepted: at once or, with ``max_connections`` open, as soon as there is room."""
+        settled = [refuse_newcomers(listener) for listener in self._listeners]
+        self.loop.call_later(_SETTLE_SECONDS if all(settled) else 0.0, self._make_last_call)
+
+    def _make_last_call(self) -> None:
+        self._last_call = True
+        for listener in tuple(self._listeners):
+            self._accept(listener)
+
+    def _close_listener(self, listener: socket.socket) -> None:
+        if listener in self._listeners:
+            self._listeners.remove(listener)
             if self._accepting:
-                self._accept(listener)
-        self._set_accepting(False)
-        for listener in self._listeners:
+                self.loop.remove_reader(listener.fileno())
             listener.close()
-        self._listeners = []
+            self._look_for_end()
+
+    def _look_for_end(self) -> None:
+        if not self._sessions and not self._listeners:
+            self._all_ended.set()
 
     async def drain(self, seconds: float, hurry: asyncio.Event) -> bool:
-        """Waits until every connection has ended. Those that are left after ``seconds``, or when ``hurry`` is set, are
-        cut off; False then."""
-        if self._sessions:
-            self._all_ended = self.loop.create_future()
-            hurrying = self.loop.create_task(hurry.wait())
-            either: set[asyncio.Future[Any]] = {self._all_ended, hurrying}
-            await asyncio.wait(either, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
-            hurrying.cancel()
-        left = len(self._sessions)
+        """After :meth:`stop_accepting`: waits until every connection has ended. Those that are left after ``seconds``,
+        or when ``hurry`` is set, are cut off; False then."""
+        either = [self.loop.create_task(event.wait()) for event in (self._all_ended, hurry)]
+        await asyncio.wait(either, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+        for task in either:
+            task.cancel()
+        left = len(self._sessions) + self._turn_away()
         for session in tuple(self._sessions):
             session.abort()
         if left:
             self.log.warning("connections cut off", connections=left)
         return not left
+
+    def _turn_away(self) -> int:
+        """Closes the listening sockets that are still open. Returns how many connections waited there."""
+        waiting = 0
+        for listener in tuple(self._listeners):
+            with contextlib.suppress(OSError):
+                while True:
+                    listener.accept()[0].close()
+                    waiting += 1
+            self._close_listener(listener)
+        return waiting
 
     def close(self) -> None:
         """After :meth:`stop_accepting` and :meth:`drain`."""
