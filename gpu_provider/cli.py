@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib.metadata
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -49,6 +50,10 @@ default_properties = ?provider=gpu_provider
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit code; argparse's own errors leave by SystemExit with code 2."""
     _open_standard_streams()
+    if "terminator" in (sys.argv[1:2] if argv is None else argv[:1]):
+        # The terminator will handle them; until its modules are imported, they would end the process.
+        for number in (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
+            signal.signal(number, signal.SIG_IGN)
     parser = _parser()
     args = parser.parse_args(argv)
     try:

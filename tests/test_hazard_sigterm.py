@@ -14,7 +14,7 @@ from terminator_process import (
 )
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGQUIT])
 def test_open_connections_finish_and_new_ones_are_refused(tmp_path, number):
     with echo_terminator(tmp_path) as terminator:
         with terminator.connect() as client:
@@ -119,12 +119,25 @@ def test_connections_that_do_not_end_are_cut_off_after_the_timeout(tmp_path):
         assert client.recv(1) == b""
 
 
-def test_second_signal_ends_the_draining_at_once(tmp_path):
+@pytest.mark.parametrize("second", [signal.SIGTERM, signal.SIGINT, signal.SIGQUIT])
+def test_signals_that_come_together_are_one(tmp_path, second):
+    """``timeout`` and others send one to the process and one to its group."""
+    with echo_terminator(tmp_path) as terminator:
+        with terminator.connect() as client:
+            terminator.process.send_signal(signal.SIGTERM)
+            terminator.process.send_signal(second)
+            terminator.wait_for("draining")
+            client.sendall(b"finish me")
+            assert receive(client, 9) == b"finish me"
+            client.unwrap()
+        for _ in range(20):
+            terminator.process.send_signal(second)  # also while the process ends
+        assert terminator.wait() == 0
+
+
+def test_later_signal_ends_the_draining_at_once(tmp_path):
     with echo_terminator(tmp_path, "--drain-timeout", "3600") as terminator, terminator.connect():
-        terminator.process.send_signal(signal.SIGTERM)
-        terminator.wait_for("draining")
-        terminator.process.send_signal(signal.SIGTERM)
-        assert terminator.wait() == 3
+        assert terminator.end_at_once() == 3
 
 
 def test_a_handshake_in_progress_is_finished_while_draining(tmp_path):

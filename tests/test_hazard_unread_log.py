@@ -138,12 +138,11 @@ def test_a_stopped_terminal_stops_nothing(tmp_path):
 
 
 def test_with_standard_error_closed_it_serves_and_no_connection_gets_the_log(tmp_path):
-    closing = ["sh", "-c", 'exec "$@" 2>&- <&-', "sh"]
     with Upstream(echo) as upstream:
         terminator = Unlogged(
             *write_credentials(tmp_path), "--log-level", "debug", upstream=upstream.address, stderr=None
         )
-        terminator._command = [*closing, *terminator._command]
+        terminator._command = ["sh", "-c", 'exec "$@" 2>&- <&-', "sh", *terminator._command]
         with terminator:
             terminator.wait_until_ready()
             assert os.readlink(f"/proc/{terminator.process.pid}/fd/2") == os.devnull

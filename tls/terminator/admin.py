@@ -22,7 +22,7 @@ __all__ = ["AdminServer"]
 _TEXT = "text/plain; charset=utf-8"
 _REQUEST_SECONDS = 5.0
 _MOST_HEADER_LINES = 100
-_MOST_REQUESTS = 32
+_MOST_REQUESTS = 8
 """At a time; a further one ends the oldest. The descriptors for so many are kept free of connections."""
 
 Answer = tuple[HTTPStatus, str, bytes]
@@ -61,6 +61,8 @@ class AdminServer:
                 await writer.wait_closed()
         except (OSError, TimeoutError, ValueError, asyncio.IncompleteReadError):
             pass  # the client went away, was too slow to send or to read, or sent a line beyond the reader's limit
+        except MemoryError:
+            pass  # it may be there for the next request
         except asyncio.CancelledError:
             pass  # by this class alone; asyncio would report a cancelled task as a failed one
         finally:

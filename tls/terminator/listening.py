@@ -12,9 +12,13 @@ import struct
 from gpu_provider.errors import ConfigError
 from gpu_provider.tls.terminator.addresses import Address, format_address, resolve
 
-__all__ = ["defer_accept", "listen", "raise_descriptor_limit", "refuse_newcomers"]
+__all__ = ["defer_accept", "fit_descriptor_limit", "listen", "refuse_newcomers"]
 
 _BACKLOG = 4096  # the kernel lowers it to net.core.somaxconn
+_DESCRIPTORS_EACH = 2
+"""The client's and the upstream's socket."""
+_SPARE_DESCRIPTORS = 16
+"""For the admin port, and for reading certificates and resolving names while everything else is in use."""
 _DEFER_ACCEPT_SECONDS = 1
 _SO_ATTACH_FILTER = 26
 _DROP_SYN = (
@@ -94,12 +98,21 @@ def refuse_newcomers(listener: socket.socket) -> bool:
     return True
 
 
-def raise_descriptor_limit(wanted: int) -> int:
-    """Raises the limit of open files as far as allowed, if it is below ``wanted``. Returns the limit."""
+def fit_descriptor_limit(max_connections: int) -> int:
+    """Raises the limit of open files, as far as that is allowed, to what so many connections need. Returns how many it
+    is enough for. To be called when everything is open that stays open. Raises ConfigError if not even one fits."""
+    others = len(os.listdir("/proc/self/fd")) + _SPARE_DESCRIPTORS
+    wanted = others + _DESCRIPTORS_EACH * max_connections
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft == resource.RLIM_INFINITY:
-        return wanted
+        return max_connections
     if soft < wanted:
         soft = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-    return soft
+    enough_for = (soft - others) // _DESCRIPTORS_EACH
+    if enough_for < 1:
+        raise ConfigError(
+            f"the limit of open files, {soft}, leaves none for connections: raise it (ulimit -n) to {wanted} "
+            f"for max_connections = {max_connections}"
+        )
+    return min(enough_for, max_connections)

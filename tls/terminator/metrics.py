@@ -39,6 +39,7 @@ class TerminatorMetrics(Collector):
         self.upstream_failures: Counter[str] = Counter()
         self.bytes_to_upstream = 0
         self.bytes_to_client = 0
+        self.shortages: Counter[str] = Counter()
         self.reloads: Counter[str] = Counter()
         self.certificates: tuple[Certificate, ...] = ()
         self._handshake_buckets = [0] * (len(_HANDSHAKE_BOUNDS) + 1)
@@ -79,6 +80,12 @@ class TerminatorMetrics(Collector):
             "Decrypted bytes relayed",
             ("direction",),
             {"to_upstream": self.bytes_to_upstream, "to_client": self.bytes_to_client},
+        )
+        yield _counter(
+            "shortages",
+            "Connections that could not be accepted or served for want of resources",
+            ("reason",),
+            self.shortages,
         )
         yield _counter("reloads", "Reloads of the certificates, by result", ("result",), self.reloads)
         yield CounterMetricFamily(

@@ -13,10 +13,12 @@ import structlog
 from gpu_provider import tls
 from gpu_provider.errors import ConfigError
 from gpu_provider.tls.terminator.addresses import Resolved, resolve
+from gpu_provider.tls.terminator.background import in_background
 from gpu_provider.tls.terminator.deadlines import Deadlines
 from gpu_provider.tls.terminator.listening import defer_accept, refuse_newcomers
 from gpu_provider.tls.terminator.poller import Poller
 from gpu_provider.tls.terminator.session import Session, State
+from gpu_provider.tls.terminator.shortage import Shortage
 
 if TYPE_CHECKING:
     import socket
@@ -36,8 +38,9 @@ _SETTLE_SECONDS = 0.25
 
 _LINGER_SECONDS = 2.0
 _RESOLVE_AGAIN_SECONDS = 1.0
-_NO_DESCRIPTOR_PAUSE_SECONDS = 0.1
-_NO_DESCRIPTOR = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
+_SHORTAGE_PAUSE_SECONDS = 0.1
+_SHORTAGES = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
+_OUT_OF_MEMORY = "out of memory"
 _PROXY_VERSIONS = {"off": 0, "v1": 1, "v2": 2}
 
 
@@ -55,7 +58,7 @@ class Server:
         self.log = structlog.stdlib.get_logger(__name__)
         self.metrics = metrics
         self.notifier = tls.LoopNotifier.of(loop)
-        self.poller = Poller(loop)
+        self.poller = Poller(loop, self._out_of_memory_at)
         self.buffer = memoryview(bytearray(_BUFFER_SIZE))
         """Every read of every connection goes here: it is empty again before another handler runs."""
         self.upstream = upstream
@@ -76,6 +79,8 @@ class Server:
         self._all_ended = asyncio.Event()
         self._listeners: list[socket.socket] = []
         self._accepting = False
+        self.shortage = Shortage(loop, metrics.shortages)
+        self._pause: asyncio.TimerHandle | None = None
         self._last_call = False
         """The listening sockets are to be closed as soon as nobody waits there."""
         self._resolved_at = loop.time()
@@ -88,6 +93,10 @@ class Server:
         self.metrics.certificates = certificates.all
 
     # ---- accepting ----
+
+    def limit_connections(self, most: int) -> None:
+        """To this, where ``max_connections`` is more."""
+        self._max_connections = min(most, self._max_connections)
 
     def start(self, listeners: list[socket.socket]) -> None:
         self._listeners = listeners
@@ -108,6 +117,7 @@ class Server:
         for _ in range(_ACCEPT_BURST):
             if len(self._sessions) >= self._max_connections:
                 self._set_accepting(False)
+            if not self._accepting:
                 return
             try:
                 client, _ = listener.accept()
@@ -117,27 +127,57 @@ class Server:
                 return
             except ConnectionAbortedError:
                 continue
+            except MemoryError:
+                self.run_out_of_memory()
+                return
             except OSError as error:
-                if error.errno not in _NO_DESCRIPTOR:
+                if error.errno not in _SHORTAGES:
                     raise
-                self.log.warning("can't accept", reason=os.strerror(error.errno), open_connections=len(self._sessions))
-                self._set_accepting(False)
-                self.loop.call_later(_NO_DESCRIPTOR_PAUSE_SECONDS, self._accept_again)
+                self._run_short(os.strerror(error.errno))
                 return
             client.setblocking(False)
             self.metrics.accepted += 1
-            try:
-                session = Session(self, client)
-            except tls.Error as error:
-                self.log.warning("can't serve a connection", reason=str(error))
-                client.close()
-                continue
-            self._sessions.add(session)
-            self.metrics.open += 1
+            self._serve(client)
+
+    def _serve(self, client: socket.socket) -> None:
+        try:
+            session = Session(self, client)
+        except (tls.Error, MemoryError) as error:
+            self._run_short(str(error) or _OUT_OF_MEMORY)
+            client.close()
+            return
+        self._sessions.add(session)
+        self.metrics.open += 1
+        try:
             session.start()
+        except MemoryError:
+            self.run_out_of_memory()
+            session.abort("out_of_memory")
+
+    def _run_short(self, reason: str) -> None:
+        """Something has run out. What is open may give it back; until then nobody else is let in."""
+        self.shortage.notice(reason, len(self._sessions))
+        self._set_accepting(False)
+        if self._pause is None:
+            self._pause = self.loop.call_later(_SHORTAGE_PAUSE_SECONDS, self._end_pause)
+
+    def run_out_of_memory(self) -> None:
+        self._run_short(_OUT_OF_MEMORY)
+
+    def _end_pause(self) -> None:
+        self._pause = None
+        self._accept_again()
+
+    def _out_of_memory_at(self, descriptor: int) -> None:
+        """A socket's handler had no memory to go on. Its connection has lost that event, and so ends."""
+        self.run_out_of_memory()
+        for session in self._sessions:
+            if descriptor in {session.client.fileno(), session.upstream.fileno() if session.upstream else -1}:
+                session.abort("out_of_memory")
+                return
 
     def _accept_again(self) -> None:
-        if self._listeners and len(self._sessions) < self._max_connections:
+        if self._listeners and self._pause is None and len(self._sessions) < self._max_connections:
             self._set_accepting(True)
             if self._last_call:  # a socket where nobody waits would not become readable, and so not be closed
                 self.loop.call_soon(self._make_last_call)
@@ -155,6 +195,8 @@ class Server:
         """No address of the upstream took the connection. Its name may stand for others by now."""
         reason = errno.errorcode.get(error, str(error))
         self.metrics.upstream_failures[reason] += 1
+        if error in _SHORTAGES:
+            self._run_short(os.strerror(error))
         self.log.debug("upstream unreachable", upstream=self._config.upstream, reason=os.strerror(error))
         now = self.loop.time()
         if now - self._resolved_at >= _RESOLVE_AGAIN_SECONDS and (self._resolving is None or self._resolving.done()):
@@ -163,7 +205,7 @@ class Server:
 
     async def _resolve_again(self) -> None:
         try:
-            self.upstream = await asyncio.to_thread(resolve, self._config.upstream_address, to_listen=False)
+            self.upstream = await in_background(resolve, self._config.upstream_address, to_listen=False)
         except ConfigError as error:
             self.log.warning("upstream name can't be resolved now", reason=str(error))
 
@@ -221,6 +263,8 @@ class Server:
         """After :meth:`stop_accepting` and :meth:`drain`."""
         if self._resolving is not None:
             self._resolving.cancel()
+        if self._pause is not None:
+            self._pause.cancel()
         for deadlines in self.deadlines.values():
             deadlines.close()
         self.poller.close()
