@@ -289,11 +289,13 @@ def reset(connection: socket.socket) -> None:
 
 
 @contextlib.contextmanager
-def echo_terminator(directory: Path, *flags: str, kind: str = "RSA") -> Iterator[Terminator]:
+def echo_terminator(directory: Path, *flags: str, kind: str = "RSA", **options: Any) -> Iterator[Terminator]:
     """A terminator for localhost in front of an upstream that echoes."""
     with (
         Upstream(echo) as upstream,
-        Terminator(*write_credentials(directory, kind=kind), *flags, upstream=upstream.address) as terminator,
+        Terminator(
+            *write_credentials(directory, kind=kind), *flags, upstream=upstream.address, **options
+        ) as terminator,
     ):
         yield terminator
 

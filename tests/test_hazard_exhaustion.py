@@ -8,6 +8,7 @@ import threading
 from collections import Counter
 from pathlib import Path
 
+import pytest
 from terminator_process import TIMEOUT, Terminator, Upstream, client_context, echo, receive, write_credentials
 
 from gpu_provider.tls.terminator.shortage import Shortage
@@ -65,13 +66,15 @@ def test_few_descriptors_lower_max_connections_and_everybody_is_served(tmp_path)
         assert terminator.admin("/readyz")[0] == 200
 
 
-def test_without_descriptors_for_one_connection_it_does_not_start(tmp_path):
+@pytest.mark.parametrize("limit", [8, 16, 34])
+def test_without_descriptors_for_one_connection_it_does_not_start(tmp_path, limit):
     with Upstream(echo) as upstream:
-        terminator = Terminator(*write_credentials(tmp_path), upstream=upstream.address, first="ulimit -n 30")
+        terminator = Terminator(*write_credentials(tmp_path), upstream=upstream.address, first=f"ulimit -n {limit}")
         with contextlib.suppress(AssertionError), terminator:
             pass
     assert terminator.process.returncode == 2
-    assert terminator.other_lines[-1].startswith("gpu-provider terminator: error: the limit of open files, 30, leaves")
+    (line,) = terminator.other_lines
+    assert line.startswith(f"gpu-provider terminator: error: the limit of open files, {limit}, leaves none")
 
 
 def test_descriptors_that_run_out_later_shed_load_without_a_storm_and_it_passes(tmp_path):

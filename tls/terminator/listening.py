@@ -12,11 +12,14 @@ import struct
 from gpu_provider.errors import ConfigError
 from gpu_provider.tls.terminator.addresses import Address, format_address, resolve
 
-__all__ = ["defer_accept", "fit_descriptor_limit", "listen", "refuse_newcomers"]
+__all__ = ["connections_allowed", "defer_accept", "listen", "raise_descriptor_limit", "refuse_newcomers"]
 
 _BACKLOG = 4096  # the kernel lowers it to net.core.somaxconn
 _DESCRIPTORS_EACH = 2
 """The client's and the upstream's socket."""
+_OTHER_DESCRIPTORS = 128
+_FEWEST_DESCRIPTORS = 32
+"""With fewer, start-up itself would fail somewhere."""
 _SPARE_DESCRIPTORS = 16
 """For the admin port, and for reading certificates and resolving names while everything else is in use."""
 _DEFER_ACCEPT_SECONDS = 1
@@ -98,21 +101,33 @@ def refuse_newcomers(listener: socket.socket) -> bool:
     return True
 
 
-def fit_descriptor_limit(max_connections: int) -> int:
-    """Raises the limit of open files, as far as that is allowed, to what so many connections need. Returns how many it
-    is enough for. To be called when everything is open that stays open. Raises ConfigError if not even one fits."""
-    others = len(os.listdir("/proc/self/fd")) + _SPARE_DESCRIPTORS
-    wanted = others + _DESCRIPTORS_EACH * max_connections
+def raise_descriptor_limit(max_connections: int) -> None:
+    """Raises the limit of open files, as far as that is allowed, to what so many connections need. Raises ConfigError
+    if it is too low even to start."""
+    wanted = _DESCRIPTORS_EACH * max_connections + _OTHER_DESCRIPTORS
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft == resource.RLIM_INFINITY:
-        return max_connections
-    if soft < wanted:
+    if soft != resource.RLIM_INFINITY and soft < wanted:
         soft = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-    enough_for = (soft - others) // _DESCRIPTORS_EACH
-    if enough_for < 1:
-        raise ConfigError(
-            f"the limit of open files, {soft}, leaves none for connections: raise it (ulimit -n) to {wanted} "
-            f"for max_connections = {max_connections}"
-        )
-    return min(enough_for, max_connections)
+        if soft < _FEWEST_DESCRIPTORS:
+            raise _too_few_descriptors(soft, wanted, max_connections)
+
+
+def connections_allowed(max_connections: int) -> int:
+    """For how many connections the limit of open files is enough, at most ``max_connections``. To be called when
+    everything is open that stays open. Raises ConfigError if it is not enough for one."""
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    if limit == resource.RLIM_INFINITY:
+        return max_connections
+    others = len(os.listdir("/proc/self/fd")) + _SPARE_DESCRIPTORS
+    allowed = (limit - others) // _DESCRIPTORS_EACH
+    if allowed < 1:
+        raise _too_few_descriptors(limit, others + _DESCRIPTORS_EACH * max_connections, max_connections)
+    return min(allowed, max_connections)
+
+
+def _too_few_descriptors(limit: int, wanted: int, max_connections: int) -> ConfigError:
+    return ConfigError(
+        f"the limit of open files, {limit}, leaves none for connections: raise it (ulimit -n) to {wanted} "
+        f"for max_connections = {max_connections}"
+    )

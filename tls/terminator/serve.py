@@ -15,12 +15,12 @@ import structlog
 from prometheus_client import CollectorRegistry
 
 from gpu_provider import BatchingProvider
-from gpu_provider.errors import BackendError, ConfigError, GpuProviderError
+from gpu_provider.errors import ConfigError, GpuProviderError
 from gpu_provider.tls.terminator.addresses import Resolved, format_address, resolve
 from gpu_provider.tls.terminator.admin import AdminServer
 from gpu_provider.tls.terminator.background import in_background
 from gpu_provider.tls.terminator.certificates import load_certificates
-from gpu_provider.tls.terminator.listening import fit_descriptor_limit, listen
+from gpu_provider.tls.terminator.listening import connections_allowed, listen, raise_descriptor_limit
 from gpu_provider.tls.terminator.logs import configure_logging
 from gpu_provider.tls.terminator.metrics import TerminatorMetrics
 from gpu_provider.tls.terminator.server import Server
@@ -28,6 +28,7 @@ from gpu_provider.tls.terminator.signals import SignalHandlers
 
 if TYPE_CHECKING:
     import socket
+    from collections.abc import Iterator
 
     from gpu_provider.tls.terminator.certificates import Certificates
     from gpu_provider.tls.terminator.config import TerminatorConfig
@@ -51,6 +52,11 @@ _log = structlog.stdlib.get_logger(__name__)
 
 def check(config: TerminatorConfig) -> None:
     """Everything that can be checked without listening: files, keys, names. Raises ConfigError."""
+    with _start_errors():
+        _check(config)
+
+
+def _check(config: TerminatorConfig) -> None:
     load_certificates(config, None)
     _resolve_upstream(config)
     resolve(config.listen_address, to_listen=True)
@@ -60,9 +66,18 @@ def check(config: TerminatorConfig) -> None:
 
 def run(config: TerminatorConfig) -> int:
     """Serves until a signal ends it. Returns the exit code. Raises ConfigError if it can't start."""
-    try:
+    with _start_errors():
         return _run(config)
-    except BackendError as error:
+
+
+@contextlib.contextmanager
+def _start_errors() -> Iterator[None]:
+    """Whatever keeps it from starting is told in one line."""
+    try:
+        yield
+    except ConfigError:
+        raise
+    except (GpuProviderError, OSError) as error:
         raise ConfigError(str(error)) from None
     except MemoryError:
         raise ConfigError("there is not enough memory to start; raise its limit (ulimit -v)") from None
@@ -73,6 +88,7 @@ def _run(config: TerminatorConfig) -> int:
     log = configure_logging(config.log_level)
     # Private keys are in this process's memory, and do not belong into a file on disk.
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    raise_descriptor_limit(config.max_connections)
     upstream = _resolve_upstream(config)
     listeners = listen(config.listen_address, "listen")
     admin_listeners = listen(config.admin_address, "admin") if config.admin_address is not None else []
@@ -233,17 +249,23 @@ class Terminator:
     def _start_reload(self) -> None:
         task = self._loop.create_task(self._reload())
         self._reloads.add(task)
-        task.add_done_callback(self._reloads.discard)
+        task.add_done_callback(self._reload_ended)
+
+    def _reload_ended(self, task: asyncio.Task[None]) -> None:
+        self._reloads.discard(task)
+        if task.cancelled() or (error := task.exception()) is None:
+            return
+        self._metrics.reloads["failed"] += 1
+        expected = isinstance(error, (GpuProviderError, MemoryError))
+        _log.error(
+            "certificates not reloaded, the old ones stay in use",
+            reason=str(error) or type(error).__name__,
+            exc_info=None if expected else error,
+        )
 
     async def _reload(self) -> None:
         async with self._reloading:
-            try:
-                certificates = await in_background(load_certificates, self._config, self._provider)
-            except (GpuProviderError, MemoryError) as error:
-                self._metrics.reloads["failed"] += 1
-                reason = str(error) or "out of memory"
-                _log.error("certificates not reloaded, the old ones stay in use", reason=reason)
-                return
+            certificates = await in_background(load_certificates, self._config, self._provider)
             self._server.use_certificates(certificates)
             self._metrics.reloads["ok"] += 1
             _report_certificates(certificates)
@@ -277,7 +299,7 @@ def _resolve_upstream(config: TerminatorConfig) -> tuple[Resolved, ...]:
 
 
 def _connections_allowed(config: TerminatorConfig) -> int:
-    allowed = fit_descriptor_limit(config.max_connections)
+    allowed = connections_allowed(config.max_connections)
     if allowed < config.max_connections:
         _log.warning(
             "max_connections is lowered to what the limit of open files allows; raise it to have more (ulimit -n)",
