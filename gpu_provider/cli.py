@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib.metadata
 import os
+import signal
 import sys
 from typing import TYPE_CHECKING
 
@@ -22,6 +23,11 @@ _INTERRUPTED = 130
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit code; argparse's own errors leave by SystemExit with code 2."""
+    _open_standard_streams()
+    if "terminator" in (sys.argv[1:2] if argv is None else argv[:1]):
+        # The terminator will handle them; until its modules are imported, they would end the process.
+        for number in (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
+            signal.signal(number, signal.SIG_IGN)
     parser = _parser()
     args = parser.parse_args(argv)
     try:
@@ -40,6 +46,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_FAILED
     return code
+
+
+def _open_standard_streams() -> None:
+    """Opens to nowhere those that the caller has closed. Otherwise a connection could get the number of one of them,
+    and what is written there would go to a stranger."""
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest free number, which is this one
+    sys.stdout = sys.stdout or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - until the process ends
+    sys.stderr = sys.stderr or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
 
 
 def _parser() -> argparse.ArgumentParser:

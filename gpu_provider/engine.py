@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from gpu_provider.backends.base import KeyHolder, OnGpu
 from gpu_provider.calls import CallQueue
 from gpu_provider.client import CLASSES
-from gpu_provider.errors import OperationError, ProviderClosedError
+from gpu_provider.errors import BackendError, OperationError, ProviderClosedError
 from gpu_provider.health import BackendState, Health
 from gpu_provider.jobs import Buffers, RsaJob
 from gpu_provider.lanes import BackendLanes, Lane
@@ -103,6 +103,9 @@ class Engine:
         self._inline = next((backend for backend in self._backends if backend.backend is inline), self._last_resort)
         self._open_more = open_more
         self._removed_keys = 0
+        self.failure: str | None = None
+        """Why the threads have ended although nobody closed the engine."""
+        self._for_failed = Buffers(_FAILED_AT_ONCE)  # made in time: there may be no memory for it later
         # No lock between the applications' threads and these: a signal handler, or what the garbage collector runs, may
         # call close() while its thread is in the middle of submit().
         self._closing = False
@@ -138,7 +141,10 @@ class Engine:
             for backend in self._all():
                 undo.callback(backend.stop)
                 backend.start(self._limits.max_batch, self._lane_finished)
-            self._thread.start()
+            try:
+                self._thread.start()
+            except RuntimeError as error:
+                raise BackendError(f"the batching thread can't be started: {error}") from error
             # What was submitted is completed at the interpreter's exit too, before the daemon threads are frozen.
             atexit.register(self.close)
             undo.pop_all()
@@ -243,9 +249,13 @@ class Engine:
             self._return(_Return(lane, job, seconds))
             job.finish()
         else:
-            self._deliver_failed(lane.owner, job, succeeded, outcome)
+            try:
+                self._deliver_failed(lane.owner, job, succeeded, outcome)
+            except MemoryError:  # for the arrays of a second attempt
+                job.finish()
             self._return(_Return(lane, job, seconds, broken=_describe(outcome)))
-        self._futures.deliver()
+        with contextlib.suppress(MemoryError):  # then the next batch's thread delivers them
+            self._futures.deliver()
         if buffers is not None:
             lane.recycle(buffers)
 
@@ -267,9 +277,10 @@ class Engine:
         try:
             try:
                 self._serve()
-            except BaseException:  # noqa: BLE001 (whatever it is, connections wait for this thread)
-                _log.exception("the batching thread failed; from now on OpenSSL computes every operation at once")
+            except BaseException as error:  # noqa: BLE001 (whatever it is, connections wait for this thread)
+                self.failure = f"the batching thread failed: {type(error).__name__}: {error}"
                 self._fail_waiting()
+                _log.exception("the batching thread failed; from now on OpenSSL computes every operation at once")
             self._futures.deliver()
             self._futures.fail_all()
         finally:
@@ -356,7 +367,7 @@ class Engine:
             call.fail(OperationError("the batching thread failed"))
         lib.gp_consumer_wait(self._client.pointer, 0, 0, ffi.NULL, self._waiting, self._oldest_ns)
         for kind in range(CLASSES):
-            while job := RsaJob.take(self._client, kind, _FAILED_AT_ONCE, Buffers(_FAILED_AT_ONCE)):
+            while job := RsaJob.take(self._client, kind, _FAILED_AT_ONCE, self._for_failed):
                 job.finish()
         self._end_lanes()
         for again in self._again:

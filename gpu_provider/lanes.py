@@ -41,7 +41,7 @@ class Lane:
         self.deadline_ns = 0  # 0: none
         self.expected_ns = 0  # when the job should be done
         self._batch_size = batch_size
-        self._spare: list[Buffers] = []
+        self._spare = [Buffers(batch_size)]  # made in time: there may be no memory for them later
         self._finished = finished
         self._inbox: SimpleQueue[Job | None] = SimpleQueue()
         # A daemon, because a foreign backend may never return from its call, and the interpreter must end all the same.

@@ -364,6 +364,12 @@ class BatchingProvider:
 
     # ---- observation ----
 
+    @property
+    def failure(self) -> str | None:
+        """Why the provider does not batch any more, or None: it ran out of memory, or has a fault. TLS connections go
+        on, computed by OpenSSL at once; library requests end with ProviderClosedError. Make a new provider, or end."""
+        return self._engine.failure
+
     def stats(self) -> ProviderStats:
         """Counters and states now."""
         self._client.check_process()

@@ -75,10 +75,19 @@ def run_command(*arguments: str, **settings: str) -> subprocess.CompletedProcess
 class Terminator:
     """``gpu-provider terminator`` on a free port, ready when the ``with`` block begins and ended after it."""
 
-    def __init__(self, *flags: str, upstream: str, settings: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        *flags: str,
+        upstream: str,
+        settings: Mapping[str, str] | None = None,
+        first: str = "",
+    ) -> None:
+        """``first``: commands for sh, which then becomes the terminator: ``ulimit -n 64``."""
         addresses = () if "--listen" in flags else ("--listen", "127.0.0.1:0")
         self._command = [*COMMAND, "terminator", *addresses, "--admin", "127.0.0.1:0", "--upstream", upstream, *flags]
         self._settings = dict(settings or {})
+        if first:
+            self._command = ["sh", "-c", f'{first}; exec "$@"', "sh", *self._command]
         self.events: list[dict[str, Any]] = []
         self.other_lines: list[str] = []
         self._changed = threading.Condition()
@@ -105,14 +114,20 @@ class Terminator:
         assert not [event for event in self.events if "exception" in event], self.events
 
     def _end(self) -> None:
-        if self.process.poll() is None:
-            self.process.send_signal(signal.SIGTERM)
-            self.process.send_signal(signal.SIGTERM)
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self.process.wait(TIMEOUT)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.end_at_once()
         self.process.kill()
         self.process.wait()
         self._reader.join()
+
+    def end_at_once(self) -> int:
+        """By signals until it has ended: one that comes soon after another means no more than that one."""
+        deadline = time.monotonic() + TIMEOUT
+        while time.monotonic() < deadline:
+            self.process.send_signal(signal.SIGTERM)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                return self.process.wait(0.5)
+        raise subprocess.TimeoutExpired(self._command, TIMEOUT)
 
     def _read_log(self) -> None:
         assert self.process.stderr is not None
@@ -274,11 +289,13 @@ def reset(connection: socket.socket) -> None:
 
 
 @contextlib.contextmanager
-def echo_terminator(directory: Path, *flags: str, kind: str = "RSA") -> Iterator[Terminator]:
+def echo_terminator(directory: Path, *flags: str, kind: str = "RSA", **options: Any) -> Iterator[Terminator]:
     """A terminator for localhost in front of an upstream that echoes."""
     with (
         Upstream(echo) as upstream,
-        Terminator(*write_credentials(directory, kind=kind), *flags, upstream=upstream.address) as terminator,
+        Terminator(
+            *write_credentials(directory, kind=kind), *flags, upstream=upstream.address, **options
+        ) as terminator,
     ):
         yield terminator
 

@@ -68,6 +68,17 @@ def test_garbage_harms_nobody(terminator, request_bytes):
     assert terminator.admin("/livez")[0] == 200
 
 
+def test_clients_that_send_nothing_make_room_for_others(terminator):
+    with contextlib.ExitStack() as clients:
+        idle = [
+            clients.enter_context(socket.create_connection(terminator.admin_address, timeout=TIMEOUT))
+            for _ in range(200)
+        ]
+        assert terminator.admin("/readyz")[0] == 200
+        idle[0].settimeout(3)  # it has five seconds where nobody else comes
+        assert idle[0].recv(1) == b""
+
+
 def test_draining_is_alive_and_not_ready(tmp_path):
     with echo_terminator(tmp_path) as terminator:
         with terminator.connect() as client:
@@ -76,4 +87,15 @@ def test_draining_is_alive_and_not_ready(tmp_path):
             assert terminator.admin("/livez")[0] == 200
             assert terminator.admin("/readyz") == (503, "draining\n")
             client.unwrap()
+        assert terminator.wait() == 0
+
+
+def test_an_open_request_does_not_delay_the_end(tmp_path):
+    with (
+        echo_terminator(tmp_path) as terminator,
+        socket.create_connection(terminator.admin_address, timeout=TIMEOUT) as client,
+    ):
+        client.sendall(b"GET /livez HT")
+        assert terminator.admin("/livez")[0] == 200  # so the other one is accepted by now
+        terminator.process.send_signal(signal.SIGTERM)
         assert terminator.wait() == 0

@@ -23,6 +23,7 @@ from gpu_provider import (
 )
 from gpu_provider.backends.libcrypto import LibcryptoBackend
 from gpu_provider.health import BackendState, Health
+from gpu_provider.jobs import RsaJob
 from gpu_provider.lanes import MODEXP
 from gpu_provider.scheduler import CostCurve
 from gpu_provider.testing import HeldBackend
@@ -257,7 +258,38 @@ def test_a_failure_of_the_batching_thread_leaves_nobody_waiting(
         held_provider.private_op(key, 2)
     held_provider.close()
     assert "the batching thread failed" in caplog.text
+    assert (held_provider.failure or "").startswith("the batching thread failed: TypeError")
     assert held_provider.stats().in_use == 0
+
+
+def test_a_result_whose_verification_failed_never_leaves(
+    held_provider: BatchingProvider, held_backend: HeldBackend, key: Key, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(_client: Client, _batch: Batch) -> int:
+        raise MemoryError
+
+    monkeypatch.setattr("gpu_provider.client.Client.verify", failing)
+    held_backend.release_all()
+    held_backend.lie_next()
+    assert held_provider.private_op(key, 2) == pow(2, D, N)
+    assert held_provider.stats().fallbacks == 1
+
+
+def test_without_memory_to_compute_again_a_batch_ends_with_an_error_and_the_next_one_works(
+    held_provider: BatchingProvider, held_backend: HeldBackend, key: Key, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(_job: RsaJob, _largest: int, _whole: bool) -> list[RsaJob]:
+        raise MemoryError
+
+    held_backend.release_all()
+    with monkeypatch.context() as patch:
+        patch.setattr(RsaJob, "split_off_failed", failing)
+        held_backend.fail_next()
+        with pytest.raises(OperationError):
+            held_provider.private_op(key, 2)
+    assert held_provider.private_op(key, 3) == pow(3, D, N)
+    assert held_provider.failure is None
+    held_provider.close()
 
 
 class PromisingBackend(HeldBackend):

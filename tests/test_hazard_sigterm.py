@@ -1,6 +1,8 @@
 """SIGTERM and SIGINT: under load no request that was accepted is lost, and nothing keeps the process from ending."""
 
+import contextlib
 import signal
+import ssl
 import threading
 
 import pytest
@@ -12,7 +14,7 @@ from terminator_process import (
 )
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGQUIT])
 def test_open_connections_finish_and_new_ones_are_refused(tmp_path, number):
     with echo_terminator(tmp_path) as terminator:
         with terminator.connect() as client:
@@ -64,6 +66,51 @@ def test_under_load_whoever_got_through_the_handshake_gets_the_answer(tmp_path):
         assert not lost
 
 
+def connect_while_stopped(terminator, clients, count):
+    """Clients whose connections the system has accepted, and who have sent their first message, while the terminator
+    could not; then SIGTERM."""
+    context = client_context()
+    terminator.process.send_signal(signal.SIGSTOP)
+    waiting = []
+    for _ in range(count):
+        client = context.wrap_socket(terminator.dial(), server_hostname="localhost", do_handshake_on_connect=False)
+        waiting.append(clients.enter_context(client))
+        client.setblocking(False)
+        with contextlib.suppress(ssl.SSLWantReadError):
+            client.do_handshake()
+    terminator.process.send_signal(signal.SIGTERM)
+    terminator.process.send_signal(signal.SIGCONT)
+    return waiting
+
+
+def finish(client):
+    client.settimeout(TIMEOUT)
+    client.do_handshake()
+    client.sendall(b"served")
+    assert receive(client, 6) == b"served"
+    client.unwrap()
+
+
+@pytest.mark.parametrize(("flags", "count"), [((), 400), (("--max-connections", "10"), 40)])
+def test_whoever_waits_to_be_accepted_is_served(tmp_path, flags, count):
+    with echo_terminator(tmp_path, *flags) as terminator, contextlib.ExitStack() as clients:
+        for client in connect_while_stopped(terminator, clients, count):
+            finish(client)
+        assert terminator.wait() == 0
+        assert terminator.wait_for("stopped")["clean"] is True
+        assert terminator.wait_for("stopped")["requests"] == count
+
+
+def test_whoever_could_not_be_accepted_in_time_counts_as_cut_off(tmp_path):
+    flags = ("--max-connections", "1", "--drain-timeout", "0.5")
+    with echo_terminator(tmp_path, *flags) as terminator, contextlib.ExitStack() as clients:
+        clients.enter_context(terminator.connect())
+        connect_while_stopped(terminator, clients, 3)
+        assert terminator.wait() == 3
+        assert terminator.wait_for("connections cut off")["connections"] == 4
+        assert terminator.wait_for("stopped")["clean"] is False
+
+
 def test_connections_that_do_not_end_are_cut_off_after_the_timeout(tmp_path):
     with echo_terminator(tmp_path, "--drain-timeout", "0.2") as terminator, terminator.connect() as client:
         terminator.process.send_signal(signal.SIGTERM)
@@ -72,12 +119,25 @@ def test_connections_that_do_not_end_are_cut_off_after_the_timeout(tmp_path):
         assert client.recv(1) == b""
 
 
-def test_second_signal_ends_the_draining_at_once(tmp_path):
+@pytest.mark.parametrize("second", [signal.SIGTERM, signal.SIGINT, signal.SIGQUIT])
+def test_signals_that_come_together_are_one(tmp_path, second):
+    """``timeout`` and others send one to the process and one to its group."""
+    with echo_terminator(tmp_path) as terminator:
+        with terminator.connect() as client:
+            terminator.process.send_signal(signal.SIGTERM)
+            terminator.process.send_signal(second)
+            terminator.wait_for("draining")
+            client.sendall(b"finish me")
+            assert receive(client, 9) == b"finish me"
+            client.unwrap()
+        for _ in range(20):
+            terminator.process.send_signal(second)  # also while the process ends
+        assert terminator.wait() == 0
+
+
+def test_later_signal_ends_the_draining_at_once(tmp_path):
     with echo_terminator(tmp_path, "--drain-timeout", "3600") as terminator, terminator.connect():
-        terminator.process.send_signal(signal.SIGTERM)
-        terminator.wait_for("draining")
-        terminator.process.send_signal(signal.SIGTERM)
-        assert terminator.wait() == 3
+        assert terminator.end_at_once() == 3
 
 
 def test_a_handshake_in_progress_is_finished_while_draining(tmp_path):

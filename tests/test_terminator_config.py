@@ -146,7 +146,7 @@ def swap(directory):
         (make_encrypted, "server.key", ["encrypted", "openssl pkey"]),
         (make_mismatched, "server.key", ["does not belong to", "server.pem"]),
         (make_mismatched_kinds, "server.key", ["does not belong to", "server.pem"]),
-        (make_ed25519, "server.pem", ["Ed25519", "RSA or EC"]),
+        (make_ed25519, "server.pem", ["ED25519", "RSA or EC"]),
         (swap, "server.pem", ["certificate"]),
     ],
 )

@@ -43,6 +43,9 @@ const char *OBJ_nid2ln(int nid);
 void EVP_PKEY_free(EVP_PKEY *key);
 int EVP_PKEY_is_a(const EVP_PKEY *key, const char *name);
 const char *EVP_PKEY_get0_type_name(const EVP_PKEY *key);
+int EVP_PKEY_get_bits(const EVP_PKEY *key);
+int EVP_PKEY_get_group_name(const EVP_PKEY *key, char *name, size_t size, size_t *length);
+EVP_PKEY *X509_get0_pubkey(const X509 *certificate);
 void X509_free(X509 *certificate);
 int i2d_X509(const X509 *certificate, unsigned char **out);
 const char *X509_verify_cert_error_string(long error);
@@ -83,6 +86,7 @@ int SSL_CTX_set1_groups_list(SSL_CTX *ctx, const char *list);
 int SSL_CTX_set1_sigalgs_list(SSL_CTX *ctx, const char *list);
 int SSL_CTX_use_PrivateKey(SSL_CTX *ctx, EVP_PKEY *key);
 int SSL_CTX_check_private_key(const SSL_CTX *ctx);
+X509 *SSL_CTX_get0_certificate(const SSL_CTX *ctx);
 int SSL_CTX_load_verify_locations(SSL_CTX *ctx, const char *file, const char *directory);
 int SSL_CTX_set_default_verify_paths(SSL_CTX *ctx);
 void SSL_CTX_set_verify(SSL_CTX *ctx, int mode, void *callback);
@@ -153,6 +157,9 @@ int gp_tls_use_certificates(SSL_CTX *ctx, OSSL_LIB_CTX *libctx, const char *pem,
 EVP_PKEY *gp_tls_load_key(OSSL_LIB_CTX *libctx, const char *path, const void *data, size_t size, int der,
                           const char *password, int *asked);
 
+int64_t gp_leaf_names(const SSL_CTX *ctx, char *names, size_t capacity);
+int64_t gp_leaf_not_after(const SSL_CTX *ctx);
+
 int gp_wakeup_open(void);
 int gp_wakeup_descriptor(int ring);
 void gp_wakeup_close(int ring);
@@ -180,7 +187,7 @@ ffi.cdef(OURS)
 ffi.set_source(
     "gpu_provider.tls._ssl",
     "#include <openssl/err.h>\n#include <openssl/provider.h>\n#include <openssl/ssl.h>\n#include <openssl/x509v3.h>\n"
-    '#include "operations.h"\n#include "selection.h"\n#include "wakeup.h"\n',
+    '#include "leaf.h"\n#include "operations.h"\n#include "selection.h"\n#include "wakeup.h"\n',
     sources=sorted(str(path) for path in Path("tls").glob("*.c") if path.name != "_ssl.c"),
     include_dirs=["tls"],
     depends=sorted(str(path) for path in Path("tls").glob("*.h")),

@@ -6,7 +6,6 @@ Three fixed answers need no framework. It is for the operator's own network: by 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from http import HTTPStatus
 from typing import TYPE_CHECKING
 
@@ -23,6 +22,8 @@ __all__ = ["AdminServer"]
 _TEXT = "text/plain; charset=utf-8"
 _REQUEST_SECONDS = 5.0
 _MOST_HEADER_LINES = 100
+_MOST_REQUESTS = 8
+"""At a time; a further one ends the oldest. The descriptors for so many are kept free of connections."""
 
 Answer = tuple[HTTPStatus, str, bytes]
 
@@ -34,7 +35,7 @@ class AdminServer:
         self._registry = registry
         self._is_ready = is_ready
         self._servers: list[asyncio.Server] = []
-        self._requests: set[asyncio.Task[None]] = set()
+        self._requests: dict[asyncio.Task[None], None] = {}  # the oldest first
 
     async def start(self, listeners: list[socket.socket]) -> None:
         for listener in listeners:
@@ -50,17 +51,23 @@ class AdminServer:
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
         assert task is not None  # noqa: S101 - asyncio runs this as a task
-        self._requests.add(task)
+        self._requests[task] = None
+        if len(self._requests) > _MOST_REQUESTS:
+            next(iter(self._requests)).cancel()
         try:
             async with asyncio.timeout(_REQUEST_SECONDS):
                 await self._serve(reader, writer)
-        except (OSError, TimeoutError, ValueError, asyncio.IncompleteReadError):
-            pass  # the client went away, was too slow, or sent a line beyond the reader's limit
-        finally:
-            self._requests.discard(task)
-            writer.close()
-            with contextlib.suppress(OSError):
+                writer.close()
                 await writer.wait_closed()
+        except (OSError, TimeoutError, ValueError, asyncio.IncompleteReadError):
+            pass  # the client went away, was too slow to send or to read, or sent a line beyond the reader's limit
+        except MemoryError:
+            pass  # it may be there for the next request
+        except asyncio.CancelledError:
+            pass  # by this class alone; asyncio would report a cancelled task as a failed one
+        finally:
+            self._requests.pop(task)
+            writer.transport.abort()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         request = (await reader.readline()).decode("latin-1").split()

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import stat
 from typing import TYPE_CHECKING
-
-from cryptography import x509
-from cryptography.hazmat.primitives.asymmetric import ec, rsa
-from cryptography.x509.oid import NameOID
 
 from gpu_provider import tls
 from gpu_provider.errors import ConfigError
 from gpu_provider.tls import constants
+from gpu_provider.tls.leaf import read_leaf
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -22,6 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["Certificate", "Certificates", "load_certificates"]
 
 _VERSIONS = {"TLSv1.2": constants.TLS1_2_VERSION, "TLSv1.3": constants.TLS1_3_VERSION}
+_MOST_BYTES = 1 << 20
 _READ_BUFFER = 65536  # four records of the largest size
 
 
@@ -54,8 +53,10 @@ def load_certificates(config: TerminatorConfig, provider: BatchingProvider | Non
     for cert, key in zip(config.cert, config.key, strict=True):
         context = _settings_context(config, provider)
         try:
+            _check_file(cert)
+            _check_file(key)
             context.use_certificate_chain_file(cert)
-            certificate = _describe(cert)
+            certificate = _describe(cert, context)
             context.use_privatekey_file(key)
         except (tls.CertificateError, tls.PrivateKeyError) as error:
             raise ConfigError(f"{error}; given as --cert {cert} --key {key}") from None
@@ -97,39 +98,31 @@ def _settings_context(config: TerminatorConfig, provider: BatchingProvider | Non
     return context
 
 
-def _describe(path: Path) -> Certificate:
+def _check_file(path: Path) -> None:
+    """Before it is read: a pipe would be waited for, maybe for ever."""
     try:
-        leaf = x509.load_pem_x509_certificates(path.read_bytes())[0]
-        names = _names(leaf)
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"certificate file {str(path)!r} can't be read: {error}") from None
-    return Certificate(path, names, _key_type(leaf, path), leaf.not_valid_after_utc.timestamp())
+        status = path.stat()
+    except OSError:
+        return  # reading it will say why
+    except ValueError as error:
+        raise ConfigError(f"{str(path)!r} can't be the name of a file: {error}") from None
+    if not stat.S_ISREG(status.st_mode) and not stat.S_ISDIR(status.st_mode):
+        raise ConfigError(f"{str(path)!r} is no regular file; give a PEM file")
+    if status.st_size > _MOST_BYTES:
+        raise ConfigError(f"{str(path)!r} has {status.st_size} bytes; a PEM file has at most {_MOST_BYTES}")
 
 
-def _names(leaf: x509.Certificate) -> tuple[str, ...]:
-    """The subject alternative names, or where the extension is missing the common name."""
+def _describe(path: Path, context: tls.Context) -> Certificate:
     try:
-        alternative = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName)
-        names = alternative.value.get_values_for_type(x509.DNSName)
-    except x509.ExtensionNotFound:
-        names = [str(attribute.value) for attribute in leaf.subject.get_attributes_for_oid(NameOID.COMMON_NAME)]
-    usable = (name.rstrip(".").lower() for name in names)
-    return tuple(dict.fromkeys(name for name in usable if _is_server_name(name)))
+        leaf = read_leaf(context)
+    except tls.CertificateError as error:
+        raise ConfigError(f"certificate file {str(path)!r} can't be used: {error}") from None
+    usable = (name.rstrip(".").lower() for name in leaf.names)
+    names = tuple(dict.fromkeys(name for name in usable if _is_server_name(name)))
+    return Certificate(path, names, leaf.key_type, leaf.not_after)
 
 
 def _is_server_name(name: str) -> bool:
     """Whether clients can ask for it: not so for wildcards other than ``*.`` at the front, which no client accepts."""
     host = name.removeprefix("*.")
     return bool(host) and len(name) <= 255 and name.isascii() and "*" not in host and "\0" not in host
-
-
-def _key_type(leaf: x509.Certificate, path: Path) -> str:
-    key = leaf.public_key()
-    if isinstance(key, rsa.RSAPublicKey):
-        return f"RSA-{key.key_size}"
-    if isinstance(key, ec.EllipticCurvePublicKey):
-        return f"EC-{key.curve.name}"
-    raise ConfigError(
-        f"certificate file {str(path)!r} has a key of type {type(key).__name__.removesuffix('PublicKey')}; "
-        "a certificate with an RSA or EC key is needed"
-    )

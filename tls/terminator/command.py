@@ -25,14 +25,18 @@ separated by commas) or in the TOML file of --config (queue_depth = 4096, cert =
 environment, the environment over the file.
 
 signals:
-  SIGTERM, SIGINT  stop accepting, let open connections finish for --drain-timeout seconds, then cut them off; a second
-                   signal cuts them off at once
-  SIGHUP           read the certificate and key files again, for new connections; on any error the old ones stay
+  SIGTERM, SIGINT, SIGQUIT  accept no connection but those that the system has begun, let all of them finish for
+                            --drain-timeout seconds, then cut them off; another one, at least a second later, cuts
+                            them off at once
+  SIGHUP                    read the certificate and key files again, for new connections; on any error the old ones
+                            stay
+  SIGUSR1, SIGUSR2          nothing
 
 exit codes:
   0  ended on a signal, every connection had finished
-  2  a mistake in the settings, or an address that can't be used
+  2  can't start: a mistake in the settings, an address that can't be used, or too few files, threads or memory
   3  ended on a signal, connections had to be cut off
+  4  ended by itself, because it could not go on: the log says why
 
 Core dumps are switched off, since private keys are in memory. (A system that pipes them to a program ignores that.)"""
 

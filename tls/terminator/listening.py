@@ -2,17 +2,37 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import os
 import resource
 import socket
+import struct
 
 from gpu_provider.errors import ConfigError
 from gpu_provider.tls.terminator.addresses import Address, format_address, resolve
 
-__all__ = ["listen", "raise_descriptor_limit"]
+__all__ = ["connections_allowed", "defer_accept", "listen", "raise_descriptor_limit", "refuse_newcomers"]
 
 _BACKLOG = 4096  # the kernel lowers it to net.core.somaxconn
+_DESCRIPTORS_EACH = 2
+"""The client's and the upstream's socket."""
+_OTHER_DESCRIPTORS = 128
+_FEWEST_DESCRIPTORS = 32
+"""With fewer, start-up itself would fail somewhere."""
+_SPARE_DESCRIPTORS = 16
+"""For the admin port, and for reading certificates and resolving names while everything else is in use."""
+_DEFER_ACCEPT_SECONDS = 1
+_SO_ATTACH_FILTER = 26
+_DROP_SYN = (
+    (0x30, 0, 0, 13),  # load the byte of the TCP header that holds the flags
+    (0x54, 0, 0, 0x12),  # keep SYN and ACK of them
+    (0x15, 0, 1, 0x02),  # only SYN?
+    (0x06, 0, 0, 0),  # drop the packet
+    (0x06, 0, 0, 0xFFFFFFFF),  # pass all of it
+)
+"""For the kernel's packet filter, classic BPF: code, jump if true, jump if false, operand."""
+
 _REMEDIES = {
     errno.EADDRINUSE: "another program listens there; stop it, or choose another port",
     errno.EADDRNOTAVAIL: "this machine has no such address; use one of its own, or 0.0.0.0 or [::] for all",
@@ -57,12 +77,57 @@ def listen(address: Address, setting: str) -> list[socket.socket]:
     return listeners
 
 
-def raise_descriptor_limit(wanted: int) -> int:
-    """Raises the limit of open files as far as allowed, if it is below ``wanted``. Returns the limit."""
+def defer_accept(listener: socket.socket) -> None:
+    """A TLS client speaks first, so the system may keep a connection until its first bytes are here. One that is silent
+    for longer than a second is accepted all the same."""
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, _DEFER_ACCEPT_SECONDS)
+
+
+def refuse_newcomers(listener: socket.socket) -> bool:
+    """Has the system begin no further connection, but complete and hand out those that it has begun. To close a
+    listening socket resets these: their clients may hold them to be established.
+
+    A newcomer's first packet is dropped. Its client sends it again after a second, and is refused if the socket is
+    closed by then. False if the system can't do it.
+    """
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, 0)
+    program = ctypes.create_string_buffer(b"".join(struct.pack("=HBBI", *instruction) for instruction in _DROP_SYN))
+    try:
+        listener.setsockopt(
+            socket.SOL_SOCKET, _SO_ATTACH_FILTER, struct.pack("@HP", len(_DROP_SYN), ctypes.addressof(program))
+        )
+    except OSError:
+        return False
+    return True
+
+
+def raise_descriptor_limit(max_connections: int) -> None:
+    """Raises the limit of open files, as far as that is allowed, to what so many connections need. Raises ConfigError
+    if it is too low even to start."""
+    wanted = _DESCRIPTORS_EACH * max_connections + _OTHER_DESCRIPTORS
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft == resource.RLIM_INFINITY:
-        return wanted
-    if soft < wanted:
+    if soft != resource.RLIM_INFINITY and soft < wanted:
         soft = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-    return soft
+        if soft < _FEWEST_DESCRIPTORS:
+            raise _too_few_descriptors(soft, wanted, max_connections)
+
+
+def connections_allowed(max_connections: int) -> int:
+    """For how many connections the limit of open files is enough, at most ``max_connections``. To be called when
+    everything is open that stays open. Raises ConfigError if it is not enough for one."""
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    if limit == resource.RLIM_INFINITY:
+        return max_connections
+    others = len(os.listdir("/proc/self/fd")) + _SPARE_DESCRIPTORS
+    allowed = (limit - others) // _DESCRIPTORS_EACH
+    if allowed < 1:
+        raise _too_few_descriptors(limit, others + _DESCRIPTORS_EACH * max_connections, max_connections)
+    return min(allowed, max_connections)
+
+
+def _too_few_descriptors(limit: int, wanted: int, max_connections: int) -> ConfigError:
+    return ConfigError(
+        f"the limit of open files, {limit}, leaves none for connections: raise it (ulimit -n) to {wanted} "
+        f"for max_connections = {max_connections}"
+    )

@@ -1,17 +1,139 @@
-"""Logging of the programs: structlog over the standard library's logging, so that the library's lines come along."""
+"""Logging of the programs: structlog over the standard library's logging, so that the library's lines come along.
+
+Nobody waits for the log. Whoever reads it may stop reading (a full pipe, a stopped terminal) or go away (a full disk, a
+closed pipe); so a thread of its own writes it, and lines that it can't write in time are dropped and counted.
+"""
 
 from __future__ import annotations
 
+import atexit
+import io
 import logging
+import os
+import select
 import sys
+import threading
+from queue import SimpleQueue
+from typing import TYPE_CHECKING
 
 import structlog
 
-__all__ = ["configure_logging"]
+from gpu_provider.errors import BackendError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Self
+
+    from _typeshed import ReadableBuffer
+
+__all__ = ["BackgroundWriter", "configure_logging"]
+
+_STDERR = 2
+_MOST_WAITING = 1024
+"""Lines. A reader that keeps up leaves a few waiting; one that has stopped would only be sent old ones later."""
+_MOST_AT_ONCE = 65536
+_EXIT_SECONDS = 1.0
+"""What the process's end may wait for the last lines."""
+
+_log = structlog.stdlib.get_logger(__name__)
 
 
-def configure_logging(level_name: str) -> None:
-    """Logs to stderr: lines for people on a terminal, else one JSON object per line. level_name: such as "info"."""
+class BackgroundWriter(io.RawIOBase):
+    """A stream whose :meth:`write` never waits: a thread of its own writes to ``descriptor``.
+
+    It leaves the descriptor's flags alone, because other programs may share them.
+    """
+
+    def __init__(self, descriptor: int, recovered: Callable[[int], None]) -> None:
+        """``recovered(count)`` is called on the thread when it can write again after ``count`` writes were dropped."""
+        super().__init__()
+        self.dropped = 0
+        self._descriptor = descriptor
+        self._recovered = recovered
+        self._reported = 0
+        self._line_cut = False
+        # A destructor may log while this thread is here: SimpleQueue and RLock are safe then, Queue and Lock are not.
+        self._waiting: SimpleQueue[bytes | threading.Event] = SimpleQueue()
+        self._lock = threading.RLock()
+        self._thread = threading.Thread(target=self._run, name="gpu-provider-log", daemon=True)
+
+    def start(self) -> Self:
+        """Raises RuntimeError if there can be no further thread."""
+        self._thread.start()
+        return self
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: ReadableBuffer, /) -> int:
+        line = bytes(data)
+        with self._lock:
+            if self._waiting.qsize() < _MOST_WAITING:
+                self._waiting.put(line)
+            else:
+                self.dropped += 1
+        return len(line)
+
+    def wait_written(self, seconds: float) -> bool:
+        """Whether everything so far was written, or dropped, within this time."""
+        written = threading.Event()
+        self._waiting.put(written)
+        return written.wait(seconds)
+
+    def _run(self) -> None:
+        while True:
+            lines: list[bytes] = []
+            written = self._take(lines)
+            try:
+                self._write(b"".join(lines))
+            except (OSError, MemoryError):
+                with self._lock:
+                    self.dropped += len(lines)
+            else:
+                self._report()
+            if written is not None:
+                written.set()
+
+    def _take(self, lines: list[bytes]) -> threading.Event | None:
+        """Waits for a line and takes those that are there by then, up to an event for whoever waits for them. One write
+        for many: after each, this thread waits for its turn beside a busy event loop."""
+        size = 0
+        while not lines or (size < _MOST_AT_ONCE and not self._waiting.empty()):
+            item = self._waiting.get()
+            if isinstance(item, threading.Event):
+                return item
+            lines.append(item)
+            size += len(item)
+        return None
+
+    def _write(self, data: bytes) -> None:
+        if self._line_cut and data:
+            data = b"\n" + data
+        written = 0
+        while written < len(data):
+            try:
+                written += os.write(self._descriptor, data[written:])
+            except BlockingIOError:  # another program has made the description that it shares with us non-blocking
+                select.select([], [self._descriptor], [])
+            except OSError:
+                self._line_cut = self._line_cut or written > 0
+                raise
+            else:
+                self._line_cut = False
+
+    def _report(self) -> None:
+        dropped = self.dropped
+        if dropped != self._reported and self._waiting.empty():
+            missing, self._reported = dropped - self._reported, dropped
+            self._recovered(missing)
+
+
+def configure_logging(level_name: str) -> BackgroundWriter:
+    """Logs to stderr: lines for people on a terminal, else one JSON object per line. level_name: such as "info".
+
+    Whatever else this program writes to ``sys.stderr``, such as tracebacks and warnings, takes the same way from now
+    on. Raises BackendError if there can be no further thread.
+    """
     level = logging.getLevelNamesMapping()[level_name.upper()]
     shared: list[structlog.typing.Processor] = [
         structlog.stdlib.add_log_level,
@@ -20,9 +142,8 @@ def configure_logging(level_name: str) -> None:
         structlog.processors.TimeStamper(fmt="iso", utc=True),
         structlog.processors.format_exc_info,
     ]
-    on_terminal = sys.stderr.isatty()
     renderer: structlog.typing.Processor = (
-        structlog.dev.ConsoleRenderer() if on_terminal else structlog.processors.JSONRenderer()
+        structlog.dev.ConsoleRenderer() if os.isatty(_STDERR) else structlog.processors.JSONRenderer()
     )
     structlog.configure(
         processors=[
@@ -34,6 +155,14 @@ def configure_logging(level_name: str) -> None:
         wrapper_class=structlog.make_filtering_bound_logger(level),
         cache_logger_on_first_use=True,
     )
+    try:
+        writer = BackgroundWriter(_STDERR, _lines_dropped).start()
+    except RuntimeError as error:
+        raise BackendError(
+            f"the log's thread can't be started: {error}; raise the limit of processes (ulimit -u)"
+        ) from None
+    atexit.register(writer.wait_written, _EXIT_SECONDS)
+    sys.stderr = io.TextIOWrapper(writer, encoding="utf-8", errors="backslashreplace", write_through=True)
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
@@ -45,3 +174,8 @@ def configure_logging(level_name: str) -> None:
     root.handlers[:] = [handler]
     root.setLevel(level)
     logging.getLogger("asyncio").setLevel(max(logging.INFO, root.level))
+    return writer
+
+
+def _lines_dropped(count: int) -> None:
+    _log.warning("log lines were dropped, because nobody read them or they could not be written", lines=count)

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from prometheus_client.metrics_core import Metric
 
     from gpu_provider.tls.terminator.certificates import Certificate
+    from gpu_provider.tls.terminator.logs import BackgroundWriter
 
 __all__ = ["TerminatorMetrics"]
 
@@ -28,7 +29,7 @@ _HANDSHAKE_BOUNDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.
 class TerminatorMetrics(Collector):
     """Counts since the start. Register it with a prometheus_client registry; scrape on the event loop's thread."""
 
-    def __init__(self) -> None:
+    def __init__(self, log: BackgroundWriter | None = None) -> None:
         self.accepted = 0
         self.open = 0
         self.handshakes: Counter[tuple[str, str, str]] = Counter()
@@ -38,10 +39,12 @@ class TerminatorMetrics(Collector):
         self.upstream_failures: Counter[str] = Counter()
         self.bytes_to_upstream = 0
         self.bytes_to_client = 0
+        self.shortages: Counter[str] = Counter()
         self.reloads: Counter[str] = Counter()
         self.certificates: tuple[Certificate, ...] = ()
         self._handshake_buckets = [0] * (len(_HANDSHAKE_BOUNDS) + 1)
         self._handshake_seconds = 0.0
+        self._log = log
 
     def handshake_done(self, seconds: float, version: str, async_status: str) -> None:
         self.handshakes["ok", version, async_status] += 1
@@ -78,7 +81,18 @@ class TerminatorMetrics(Collector):
             ("direction",),
             {"to_upstream": self.bytes_to_upstream, "to_client": self.bytes_to_client},
         )
+        yield _counter(
+            "shortages",
+            "Connections that could not be accepted or served for want of resources",
+            ("reason",),
+            self.shortages,
+        )
         yield _counter("reloads", "Reloads of the certificates, by result", ("result",), self.reloads)
+        yield CounterMetricFamily(
+            _PREFIX + "log_lines_dropped",
+            "Log lines that could not be written, or not in time",
+            value=self._log.dropped if self._log is not None else 0,
+        )
         expiry = GaugeMetricFamily(
             _PREFIX + "certificate_expiry_timestamp_seconds",
             "When the certificate in use expires, in Unix time",

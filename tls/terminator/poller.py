@@ -39,8 +39,10 @@ Handler = Callable[[int], None]
 class Poller:
     """One epoll set. All methods run on the event loop's thread."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, out_of_memory: Callable[[int], None]) -> None:
+        """``out_of_memory(descriptor)`` is called when a handler raised MemoryError: its event is lost."""
         self._loop = loop
+        self._out_of_memory = out_of_memory
         self._epoll = select.epoll()
         self._handlers: dict[int, Handler] = {}
         self._events: deque[tuple[int, int]] = deque()
@@ -88,7 +90,10 @@ class Poller:
                 descriptor, what = events.popleft()
                 handler = handlers.get(descriptor)
                 if handler is not None:
-                    handler(what)
+                    try:
+                        handler(what)
+                    except MemoryError:
+                        self._out_of_memory(descriptor)
         finally:
             # An edge comes once. Should a handler raise, which the loop reports, the others still get theirs.
             self._dispatching = bool(events)

@@ -3,43 +3,60 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
+import os
 import resource
 import signal
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import structlog
 from prometheus_client import CollectorRegistry
 
 from gpu_provider import BatchingProvider
-from gpu_provider.errors import ConfigError
+from gpu_provider.errors import ConfigError, GpuProviderError
 from gpu_provider.tls.terminator.addresses import Resolved, format_address, resolve
 from gpu_provider.tls.terminator.admin import AdminServer
+from gpu_provider.tls.terminator.background import in_background
 from gpu_provider.tls.terminator.certificates import load_certificates
-from gpu_provider.tls.terminator.listening import listen, raise_descriptor_limit
+from gpu_provider.tls.terminator.listening import connections_allowed, listen, raise_descriptor_limit
 from gpu_provider.tls.terminator.logs import configure_logging
 from gpu_provider.tls.terminator.metrics import TerminatorMetrics
 from gpu_provider.tls.terminator.server import Server
+from gpu_provider.tls.terminator.signals import SignalHandlers
 
 if TYPE_CHECKING:
     import socket
+    from collections.abc import Iterator
 
     from gpu_provider.tls.terminator.certificates import Certificates
     from gpu_provider.tls.terminator.config import TerminatorConfig
 
-__all__ = ["EXIT_CLEAN", "EXIT_FORCED", "check", "run"]
+__all__ = ["EXIT_CLEAN", "EXIT_FAILED", "EXIT_FORCED", "check", "run"]
 
 EXIT_CLEAN = 0
 EXIT_FORCED = 3
 """Connections had to be cut off at the end."""
+EXIT_FAILED = 4
+"""It ended by itself, because it could not go on."""
 
-_OTHER_DESCRIPTORS = 128
+_LOOK_SECONDS = 1.0
+_SECOND_SIGNAL_SECONDS = 1.0
+"""Signals that come together, as from a supervisor to the process and to its group, count as one."""
+_LAST_LINES_SECONDS = 1.0
+_END_SECONDS = 5.0
+"""For a process whose memory does not even do for its end."""
 _log = structlog.stdlib.get_logger(__name__)
 
 
 def check(config: TerminatorConfig) -> None:
     """Everything that can be checked without listening: files, keys, names. Raises ConfigError."""
+    with _start_errors():
+        _check(config)
+
+
+def _check(config: TerminatorConfig) -> None:
     load_certificates(config, None)
     _resolve_upstream(config)
     resolve(config.listen_address, to_listen=True)
@@ -48,20 +65,51 @@ def check(config: TerminatorConfig) -> None:
 
 
 def run(config: TerminatorConfig) -> int:
-    """Serves until SIGTERM or SIGINT. Returns the exit code. Raises ConfigError if it can't start."""
-    configure_logging(config.log_level)
+    """Serves until a signal ends it. Returns the exit code. Raises ConfigError if it can't start."""
+    with _start_errors():
+        return _run(config)
+
+
+@contextlib.contextmanager
+def _start_errors() -> Iterator[None]:
+    """Whatever keeps it from starting is told in one line."""
+    try:
+        yield
+    except ConfigError:
+        raise
+    except (GpuProviderError, OSError) as error:
+        raise ConfigError(str(error)) from None
+    except MemoryError:
+        raise ConfigError("there is not enough memory to start; raise its limit (ulimit -v)") from None
+
+
+def _run(config: TerminatorConfig) -> int:
+    signals = SignalHandlers()
+    log = configure_logging(config.log_level)
     # Private keys are in this process's memory, and do not belong into a file on disk.
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    _check_descriptors(config)
+    raise_descriptor_limit(config.max_connections)
     upstream = _resolve_upstream(config)
     listeners = listen(config.listen_address, "listen")
     admin_listeners = listen(config.admin_address, "admin") if config.admin_address is not None else []
     registry = CollectorRegistry()
     with BatchingProvider(config, registry=registry) as provider:
         certificates = load_certificates(config, provider)
-        terminator = Terminator(config, provider, certificates, upstream, registry)
+        metrics = TerminatorMetrics(log)
+        terminator = Terminator(config, provider, certificates, upstream, registry=registry, metrics=metrics)
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-            return runner.run(terminator.serve(listeners, admin_listeners))
+            try:
+                code = runner.run(terminator.serve(listeners, admin_listeners, signals))
+            except MemoryError:
+                if not terminator.has_started:
+                    raise
+                _log.error("ending, because this process can't go on", reason="out of memory")
+                code = EXIT_FAILED
+            if code == EXIT_FAILED:
+                # Its threads may be in any state: nobody should wait for them.
+                log.wait_written(_LAST_LINES_SECONDS)
+                os._exit(code)
+            return code
 
 
 class Terminator:
@@ -73,28 +121,35 @@ class Terminator:
         provider: BatchingProvider,
         certificates: Certificates,
         upstream: tuple[Resolved, ...],
+        *,
         registry: CollectorRegistry,
+        metrics: TerminatorMetrics,
     ) -> None:
         self._config = config
         self._provider = provider
         self._certificates = certificates
         self._upstream = upstream
         self._registry = registry
-        self._metrics = TerminatorMetrics()
-        registry.register(self._metrics)
+        self._metrics = metrics
+        self._stopped_at = 0.0
+        self._failure: str | None = None
+        self.has_started = False
+        registry.register(metrics)
 
-    async def serve(self, listeners: list[socket.socket], admin_listeners: list[socket.socket]) -> int:
-        loop = asyncio.get_running_loop()
+    async def serve(
+        self, listeners: list[socket.socket], admin_listeners: list[socket.socket], signals: SignalHandlers
+    ) -> int:
+        self._loop = loop = asyncio.get_running_loop()
         self._stopping = asyncio.Event()
         self._hurry = asyncio.Event()
         self._reloading = asyncio.Lock()
         self._reloads: set[asyncio.Task[None]] = set()
-        server = Server(self._config, self._certificates, self._upstream, self._metrics)
+        self._server = server = Server(self._config, self._certificates, self._upstream, self._metrics)
         admin = AdminServer(self._registry, self._is_ready)
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._stop, number)
-        loop.add_signal_handler(signal.SIGHUP, self._start_reload, server)
+        loop.set_exception_handler(self._on_loop_error)
+        signals.deliver_to(loop, self._on_signal)
         await admin.start(admin_listeners)
+        server.limit_connections(_connections_allowed(self._config))
         server.start(listeners)
         # What start-up made stays until the end: collections need not walk it again and again.
         gc.collect()
@@ -108,7 +163,9 @@ class Terminator:
             backend=self._provider.stats().backend,
             event_loop=type(loop).__module__.partition(".")[0],
         )
-        await self._stopping.wait()
+        self.has_started = True
+        while not await _is_set_within(self._stopping, _LOOK_SECONDS):
+            self._look_for_failure()
         server.stop_accepting()
         _log.info("draining", connections=self._metrics.open, seconds=self._config.drain_timeout)
         clean = await server.drain(self._config.drain_timeout, self._hurry)
@@ -129,36 +186,97 @@ class Terminator:
             retries=stats.retries,
             failed=stats.failed,
         )
+        signals.ignore_all()
+        if self._failure is not None:
+            return EXIT_FAILED
         return EXIT_CLEAN if clean else EXIT_FORCED
 
     def _is_ready(self) -> tuple[bool, str]:
-        if self._stopping.is_set():
-            return False, "draining"
+        not_ready = self._failure or self._provider.failure or self._server.shortage.present
+        if not_ready is None and self._stopping.is_set():
+            not_ready = "draining"
+        if not_ready is not None:
+            return False, not_ready
         return True, f"ready, computing with {self._provider.stats().backend}"
 
-    def _stop(self, number: signal.Signals) -> None:
-        if self._stopping.is_set():
+    # ---- signals ----
+
+    def _on_signal(self, number: signal.Signals) -> None:
+        if number == signal.SIGHUP:
+            self._start_reload()
+        elif not self._stopping.is_set():
+            self._stop()
+        elif self._loop.time() - self._stopped_at >= _SECOND_SIGNAL_SECONDS:
             _log.warning("cutting connections off", signal=number.name)
             self._hurry.set()
+
+    def _stop(self) -> None:
+        self._stopped_at = self._loop.time()
         self._stopping.set()
 
-    def _start_reload(self, server: Server) -> None:
-        task = asyncio.get_running_loop().create_task(self._reload(server))
-        self._reloads.add(task)
-        task.add_done_callback(self._reloads.discard)
+    # ---- what ends it but for signals ----
 
-    async def _reload(self, server: Server) -> None:
+    def _look_for_failure(self) -> None:
+        if self._provider.failure is not None:
+            self._fail(self._provider.failure)
+        elif self._server.shortage.lasting:
+            self._fail(f"{self._server.shortage.present}, and it does not pass")
+
+    def _fail(self, reason: str) -> None:
+        """Ends as on a signal: whoever started this process can start it again."""
+        if self._failure is None:
+            self._failure = reason
+            _log.error("ending, because this process can't go on", reason=reason)
+        if not self._stopping.is_set():
+            self._stop()
+
+    def _on_loop_error(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        """A callback of the loop raised an exception."""
+        if not isinstance(context.get("exception"), MemoryError):
+            loop.default_exception_handler(context)
+            return
+        # It belongs to no connection, or to one that can't be told: what it left undone is unknown.
+        self._server.run_out_of_memory()
+        self._fail("out of memory")
+        ending_for = loop.time() - self._stopped_at
+        if ending_for > _SECOND_SIGNAL_SECONDS:
+            self._hurry.set()
+        if ending_for > _END_SECONDS:
+            os._exit(EXIT_FAILED)
+
+    # ---- certificates ----
+
+    def _start_reload(self) -> None:
+        task = self._loop.create_task(self._reload())
+        self._reloads.add(task)
+        task.add_done_callback(self._reload_ended)
+
+    def _reload_ended(self, task: asyncio.Task[None]) -> None:
+        self._reloads.discard(task)
+        if task.cancelled() or (error := task.exception()) is None:
+            return
+        self._metrics.reloads["failed"] += 1
+        expected = isinstance(error, (GpuProviderError, MemoryError))
+        _log.error(
+            "certificates not reloaded, the old ones stay in use",
+            reason=str(error) or type(error).__name__,
+            exc_info=None if expected else error,
+        )
+
+    async def _reload(self) -> None:
         async with self._reloading:
-            try:
-                certificates = await asyncio.to_thread(load_certificates, self._config, self._provider)
-            except ConfigError as error:
-                self._metrics.reloads["failed"] += 1
-                _log.error("certificates not reloaded, the old ones stay in use", reason=str(error))
-                return
-            server.use_certificates(certificates)
+            certificates = await in_background(load_certificates, self._config, self._provider)
+            self._server.use_certificates(certificates)
             self._metrics.reloads["ok"] += 1
             _report_certificates(certificates)
             _log.info("certificates reloaded", certificates=len(certificates.all))
+
+
+async def _is_set_within(event: asyncio.Event, seconds: float) -> bool:
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            await event.wait()
+    return event.is_set()
 
 
 def _report_certificates(certificates: Certificates) -> None:
@@ -180,16 +298,15 @@ def _resolve_upstream(config: TerminatorConfig) -> tuple[Resolved, ...]:
         raise ConfigError(f"upstream: {error}") from None
 
 
-def _check_descriptors(config: TerminatorConfig) -> None:
-    wanted = 2 * config.max_connections + _OTHER_DESCRIPTORS
-    limit = raise_descriptor_limit(wanted)
-    if limit < wanted:
+def _connections_allowed(config: TerminatorConfig) -> int:
+    allowed = connections_allowed(config.max_connections)
+    if allowed < config.max_connections:
         _log.warning(
-            "the limit of open files is too low for max_connections; raise it (ulimit -n), or lower max_connections",
-            limit=limit,
+            "max_connections is lowered to what the limit of open files allows; raise it to have more (ulimit -n)",
             max_connections=config.max_connections,
-            wanted=wanted,
+            lowered_to=allowed,
         )
+    return allowed
 
 
 def _loop_factory() -> type[asyncio.AbstractEventLoop] | None:

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import os
-import socket
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import structlog
 
 from gpu_provider import tls
 from gpu_provider.errors import ConfigError
 from gpu_provider.tls.terminator.addresses import Resolved, resolve
+from gpu_provider.tls.terminator.background import in_background
 from gpu_provider.tls.terminator.deadlines import Deadlines
+from gpu_provider.tls.terminator.listening import defer_accept, refuse_newcomers
 from gpu_provider.tls.terminator.poller import Poller
 from gpu_provider.tls.terminator.session import Session, State
+from gpu_provider.tls.terminator.shortage import Shortage
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Sequence
 
     from gpu_provider.tls.terminator.certificates import Certificates
@@ -29,11 +33,14 @@ __all__ = ["Server"]
 _ACCEPT_BURST = 64
 _BUFFER_SIZE = 65536
 """Bytes per read. Also what each direction of a connection can hold back at most, when its receiver is slow."""
-_DEFER_ACCEPT_SECONDS = 1
+_SETTLE_SECONDS = 0.25
+"""After SIGTERM, for connections that the system has begun: a round trip to the client and back."""
+
 _LINGER_SECONDS = 2.0
 _RESOLVE_AGAIN_SECONDS = 1.0
-_NO_DESCRIPTOR_PAUSE_SECONDS = 0.1
-_NO_DESCRIPTOR = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
+_SHORTAGE_PAUSE_SECONDS = 0.1
+_SHORTAGES = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
+_OUT_OF_MEMORY = "out of memory"
 _PROXY_VERSIONS = {"off": 0, "v1": 1, "v2": 2}
 
 
@@ -51,7 +58,7 @@ class Server:
         self.log = structlog.stdlib.get_logger(__name__)
         self.metrics = metrics
         self.notifier = tls.LoopNotifier.of(loop)
-        self.poller = Poller(loop)
+        self.poller = Poller(loop, self._out_of_memory_at)
         self.buffer = memoryview(bytearray(_BUFFER_SIZE))
         """Every read of every connection goes here: it is empty again before another handler runs."""
         self.upstream = upstream
@@ -69,9 +76,13 @@ class Server:
         self._config = config
         self._max_connections = config.max_connections
         self._sessions: set[Session] = set()
-        self._all_ended: asyncio.Future[None] | None = None
+        self._all_ended = asyncio.Event()
         self._listeners: list[socket.socket] = []
         self._accepting = False
+        self.shortage = Shortage(loop, metrics.shortages)
+        self._pause: asyncio.TimerHandle | None = None
+        self._last_call = False
+        """The listening sockets are to be closed as soon as nobody waits there."""
         self._resolved_at = loop.time()
         self._resolving: asyncio.Task[None] | None = None
         self.use_certificates(certificates)
@@ -83,12 +94,14 @@ class Server:
 
     # ---- accepting ----
 
+    def limit_connections(self, most: int) -> None:
+        """To this, where ``max_connections`` is more."""
+        self._max_connections = min(most, self._max_connections)
+
     def start(self, listeners: list[socket.socket]) -> None:
         self._listeners = listeners
         for listener in listeners:
-            # A TLS client speaks first, so the system may keep a connection until its first bytes are here. One that is
-            # silent for longer than this is accepted all the same, and the handshake timeout ends it.
-            listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, _DEFER_ACCEPT_SECONDS)
+            defer_accept(listener)
         self._set_accepting(True)
 
     def _set_accepting(self, accepting: bool) -> None:
@@ -104,35 +117,70 @@ class Server:
         for _ in range(_ACCEPT_BURST):
             if len(self._sessions) >= self._max_connections:
                 self._set_accepting(False)
+            if not self._accepting:
                 return
             try:
                 client, _ = listener.accept()
             except BlockingIOError:
+                if self._last_call:
+                    self._close_listener(listener)
                 return
             except ConnectionAbortedError:
                 continue
+            except MemoryError:
+                self.run_out_of_memory()
+                return
             except OSError as error:
-                if error.errno not in _NO_DESCRIPTOR:
+                if error.errno not in _SHORTAGES:
                     raise
-                self.log.warning("can't accept", reason=os.strerror(error.errno), open_connections=len(self._sessions))
-                self._set_accepting(False)
-                self.loop.call_later(_NO_DESCRIPTOR_PAUSE_SECONDS, self._accept_again)
+                self._run_short(os.strerror(error.errno))
                 return
             client.setblocking(False)
             self.metrics.accepted += 1
-            try:
-                session = Session(self, client)
-            except tls.Error as error:
-                self.log.warning("can't serve a connection", reason=str(error))
-                client.close()
-                continue
-            self._sessions.add(session)
-            self.metrics.open += 1
+            self._serve(client)
+
+    def _serve(self, client: socket.socket) -> None:
+        try:
+            session = Session(self, client)
+        except (tls.Error, MemoryError) as error:
+            self._run_short(str(error) or _OUT_OF_MEMORY)
+            client.close()
+            return
+        self._sessions.add(session)
+        self.metrics.open += 1
+        try:
             session.start()
+        except MemoryError:
+            self.run_out_of_memory()
+            session.abort("out_of_memory")
+
+    def _run_short(self, reason: str) -> None:
+        """Something has run out. What is open may give it back; until then nobody else is let in."""
+        self.shortage.notice(reason, len(self._sessions))
+        self._set_accepting(False)
+        if self._pause is None:
+            self._pause = self.loop.call_later(_SHORTAGE_PAUSE_SECONDS, self._end_pause)
+
+    def run_out_of_memory(self) -> None:
+        self._run_short(_OUT_OF_MEMORY)
+
+    def _end_pause(self) -> None:
+        self._pause = None
+        self._accept_again()
+
+    def _out_of_memory_at(self, descriptor: int) -> None:
+        """A socket's handler had no memory to go on. Its connection has lost that event, and so ends."""
+        self.run_out_of_memory()
+        for session in self._sessions:
+            if descriptor in {session.client.fileno(), session.upstream.fileno() if session.upstream else -1}:
+                session.abort("out_of_memory")
+                return
 
     def _accept_again(self) -> None:
-        if self._listeners and len(self._sessions) < self._max_connections:
+        if self._listeners and self._pause is None and len(self._sessions) < self._max_connections:
             self._set_accepting(True)
+            if self._last_call:  # a socket where nobody waits would not become readable, and so not be closed
+                self.loop.call_soon(self._make_last_call)
 
     # ---- for the sessions ----
 
@@ -141,13 +189,14 @@ class Server:
         self.metrics.open -= 1
         if not self._accepting:
             self._accept_again()
-        if self._all_ended is not None and not self._sessions and not self._all_ended.done():
-            self._all_ended.set_result(None)
+        self._look_for_end()
 
     def upstream_failed(self, error: int) -> None:
         """No address of the upstream took the connection. Its name may stand for others by now."""
         reason = errno.errorcode.get(error, str(error))
         self.metrics.upstream_failures[reason] += 1
+        if error in _SHORTAGES:
+            self._run_short(os.strerror(error))
         self.log.debug("upstream unreachable", upstream=self._config.upstream, reason=os.strerror(error))
         now = self.loop.time()
         if now - self._resolved_at >= _RESOLVE_AGAIN_SECONDS and (self._resolving is None or self._resolving.done()):
@@ -156,42 +205,66 @@ class Server:
 
     async def _resolve_again(self) -> None:
         try:
-            self.upstream = await asyncio.to_thread(resolve, self._config.upstream_address, to_listen=False)
+            self.upstream = await in_background(resolve, self._config.upstream_address, to_listen=False)
         except ConfigError as error:
             self.log.warning("upstream name can't be resolved now", reason=str(error))
 
     # ---- the end ----
 
     def stop_accepting(self) -> None:
-        """Closes the listening sockets, but serves those that are in their backlogs: their clients are connected."""
-        for listener in self._listeners:
+        """Lets nobody in but those whose connections the system has begun, and closes the listening sockets when these
+        were accepted: at once or, with ``max_connections`` open, as soon as there is room."""
+        settled = [refuse_newcomers(listener) for listener in self._listeners]
+        self.loop.call_later(_SETTLE_SECONDS if all(settled) else 0.0, self._make_last_call)
+
+    def _make_last_call(self) -> None:
+        self._last_call = True
+        for listener in tuple(self._listeners):
+            self._accept(listener)
+
+    def _close_listener(self, listener: socket.socket) -> None:
+        if listener in self._listeners:
+            self._listeners.remove(listener)
             if self._accepting:
-                self._accept(listener)
-        self._set_accepting(False)
-        for listener in self._listeners:
+                self.loop.remove_reader(listener.fileno())
             listener.close()
-        self._listeners = []
+            self._look_for_end()
+
+    def _look_for_end(self) -> None:
+        if not self._sessions and not self._listeners:
+            self._all_ended.set()
 
     async def drain(self, seconds: float, hurry: asyncio.Event) -> bool:
-        """Waits until every connection has ended. Those that are left after ``seconds``, or when ``hurry`` is set, are
-        cut off; False then."""
-        if self._sessions:
-            self._all_ended = self.loop.create_future()
-            hurrying = self.loop.create_task(hurry.wait())
-            either: set[asyncio.Future[Any]] = {self._all_ended, hurrying}
-            await asyncio.wait(either, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
-            hurrying.cancel()
-        left = len(self._sessions)
+        """After :meth:`stop_accepting`: waits until every connection has ended. Those that are left after ``seconds``,
+        or when ``hurry`` is set, are cut off; False then."""
+        either = [self.loop.create_task(event.wait()) for event in (self._all_ended, hurry)]
+        await asyncio.wait(either, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+        for task in either:
+            task.cancel()
+        left = len(self._sessions) + self._turn_away()
         for session in tuple(self._sessions):
             session.abort()
         if left:
             self.log.warning("connections cut off", connections=left)
         return not left
 
+    def _turn_away(self) -> int:
+        """Closes the listening sockets that are still open. Returns how many connections waited there."""
+        waiting = 0
+        for listener in tuple(self._listeners):
+            with contextlib.suppress(OSError):
+                while True:
+                    listener.accept()[0].close()
+                    waiting += 1
+            self._close_listener(listener)
+        return waiting
+
     def close(self) -> None:
         """After :meth:`stop_accepting` and :meth:`drain`."""
         if self._resolving is not None:
             self._resolving.cancel()
+        if self._pause is not None:
+            self._pause.cancel()
         for deadlines in self.deadlines.values():
             deadlines.close()
         self.poller.close()

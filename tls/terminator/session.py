@@ -110,12 +110,12 @@ class Session:
             case State.ENDED:
                 pass
 
-    def abort(self) -> None:
+    def abort(self, result: str = "forced") -> None:
         """Ends the session whatever it is doing, without a word to either side."""
         if self.state is State.HANDSHAKE:
-            self._handshake_failed("forced", "")
+            self._handshake_failed(result, "")
         else:
-            self.end("forced")
+            self.end(result)
 
     def end(self, result: str, reason: str = "") -> None:
         """Closes both sides now. ``result`` says how the session ended, for the metric."""
@@ -172,6 +172,8 @@ class Session:
         except tls.SysCallError as error:
             self._handshake_failed("client_gone", str(error))
         except tls.Error as error:
+            if "malloc failure" in str(error):
+                self._server.run_out_of_memory()
             self._handshake_failed("failed", str(error))
         else:
             self._handshake_done()

@@ -1,0 +1,83 @@
+#include "leaf.h"
+
+#include <openssl/err.h>
+#include <openssl/x509v3.h>
+#include <string.h>
+#include <time.h>
+
+struct names {
+    char *text;
+    size_t size, capacity;
+};
+
+static int append(struct names *names, const unsigned char *name, int length)
+{
+    if (length < 0)
+        return 0;
+    if (memchr(name, 0, (size_t)length) != NULL)
+        return 1;
+    if ((size_t)length + 1 > names->capacity - names->size)
+        return 0;
+    memcpy(names->text + names->size, name, (size_t)length);
+    names->size += (size_t)length;
+    names->text[names->size++] = '\0';
+    return 1;
+}
+
+static int append_dns_names(struct names *names, const GENERAL_NAMES *all)
+{
+    for (int i = 0; i < sk_GENERAL_NAME_num(all); i++) {
+        const GENERAL_NAME *name = sk_GENERAL_NAME_value(all, i);
+        int type;
+        const ASN1_STRING *value = GENERAL_NAME_get0_value(name, &type);
+
+        if (type == GEN_DNS && !append(names, ASN1_STRING_get0_data(value), ASN1_STRING_length(value)))
+            return 0;
+    }
+    return 1;
+}
+
+static int append_common_names(struct names *names, const X509_NAME *subject)
+{
+    int at = -1;
+
+    while ((at = X509_NAME_get_index_by_NID(subject, NID_commonName, at)) >= 0) {
+        unsigned char *utf8 = NULL;
+        int length = ASN1_STRING_to_UTF8(&utf8, X509_NAME_ENTRY_get_data(X509_NAME_get_entry(subject, at)));
+        int ok = append(names, utf8, length);
+
+        OPENSSL_free(utf8);
+        if (!ok)
+            return 0;
+    }
+    return 1;
+}
+
+int64_t gp_leaf_names(const SSL_CTX *ctx, char *text, size_t capacity)
+{
+    const X509 *certificate = SSL_CTX_get0_certificate(ctx);
+    struct names names = {.text = text, .capacity = capacity};
+    int critical = 0, ok = 0;
+    GENERAL_NAMES *alternative;
+
+    if (certificate == NULL)
+        return -1;
+    alternative = X509_get_ext_d2i(certificate, NID_subject_alt_name, &critical, NULL);
+    if (alternative != NULL)
+        ok = append_dns_names(&names, alternative);
+    else if (critical == -1) /* there is no such extension; otherwise it is there twice, or damaged */
+        ok = append_common_names(&names, X509_get_subject_name(certificate));
+    GENERAL_NAMES_free(alternative);
+    ERR_clear_error();
+    return ok ? (int64_t)names.size : -1;
+}
+
+int64_t gp_leaf_not_after(const SSL_CTX *ctx)
+{
+    const X509 *certificate = SSL_CTX_get0_certificate(ctx);
+    struct tm utc;
+
+    if (certificate == NULL || ASN1_TIME_to_tm(X509_get0_notAfter(certificate), &utc) != 1)
+        return INT64_MIN;
+    return (int64_t)timegm(&utc);
+}

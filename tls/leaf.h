@@ -1,0 +1,16 @@
+/* What a context's own certificate says of itself, as OpenSSL reads it: it serves some that other parsers refuse. */
+#ifndef GP_TLS_LEAF_H
+#define GP_TLS_LEAF_H
+
+#include <openssl/ssl.h>
+#include <stddef.h>
+#include <stdint.h>
+
+/* The DNS names, or without subject alternative names the common names, each ended by a 0; those that hold a 0 are left out.
+ * Returns how many bytes they take, or -1: they can't be read, or take more than `capacity`. */
+int64_t gp_leaf_names(const SSL_CTX *ctx, char *names, size_t capacity);
+
+/* Unix time; INT64_MIN: can't be read. */
+int64_t gp_leaf_not_after(const SSL_CTX *ctx);
+
+#endif

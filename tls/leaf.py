@@ -1,0 +1,51 @@
+"""What a Context's own certificate says of itself, as OpenSSL reads it: it serves some that other parsers refuse."""
+
+from dataclasses import dataclass
+
+from gpu_provider.tls._ssl import ffi, lib
+from gpu_provider.tls.context import Context
+from gpu_provider.tls.errors import CertificateError
+
+__all__ = ["Leaf", "read_leaf"]
+
+_MOST_BYTES = 1 << 20
+_GROUP_NAMES = {"prime256v1": "secp256r1"}
+"""OpenSSL's name, and the one that TLS uses."""
+
+
+@dataclass(frozen=True, slots=True)
+class Leaf:
+    """A certificate with an RSA or EC key."""
+
+    names: tuple[str, ...]
+    """The DNS names, or without subject alternative names the common names, as they stand there."""
+    key_type: str
+    """Such as RSA-2048 or EC-secp256r1."""
+    not_after: float
+    """Unix time."""
+
+
+def read_leaf(context: Context) -> Leaf:
+    """Of the certificate that the context was given last. CertificateError, which does not name the file."""
+    names = ffi.new("char[]", _MOST_BYTES)
+    size = lib.gp_leaf_names(context.pointer, names, _MOST_BYTES)
+    if size < 0:
+        raise CertificateError("its subject alternative names can't be read, or are there twice; issue it again")
+    not_after = lib.gp_leaf_not_after(context.pointer)
+    if not_after == -(1 << 63):
+        raise CertificateError("the time it is valid for can't be read; issue it again")
+    texts = ffi.buffer(names, size)[:].decode("utf-8", "replace").split("\0")[:-1]
+    return Leaf(tuple(texts), _key_type(context), float(not_after))
+
+
+def _key_type(context: Context) -> str:
+    key = lib.X509_get0_pubkey(lib.SSL_CTX_get0_certificate(context.pointer))
+    if any(lib.EVP_PKEY_is_a(key, name) == 1 for name in (b"RSA", b"RSA-PSS")):
+        return f"RSA-{lib.EVP_PKEY_get_bits(key)}"
+    if lib.EVP_PKEY_is_a(key, b"EC") == 1:
+        group = ffi.new("char[]", 80)
+        lib.EVP_PKEY_get_group_name(key, group, len(group), ffi.NULL)
+        name = ffi.string(group).decode()
+        return f"EC-{_GROUP_NAMES.get(name, name)}"
+    kind = ffi.string(lib.EVP_PKEY_get0_type_name(key)).decode()
+    raise CertificateError(f"it has a key of type {kind}; a certificate with an RSA or EC key is needed")

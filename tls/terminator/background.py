@@ -1,0 +1,39 @@
+"""Calls that may take long, off the event loop's thread."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from concurrent.futures import Future
+from typing import TYPE_CHECKING, ParamSpec, TypeVar
+
+from gpu_provider.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["in_background"]
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+async def in_background(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Like asyncio.to_thread, but the process's end does not wait for the call: a name server or a network file system
+    may never answer. Raises what the function raises, and ConfigError if there can be no further thread."""
+    outcome: Future[T] = Future()
+    outcome.set_running_or_notify_cancel()
+
+    def run() -> None:
+        try:
+            result = function(*args, **kwargs)
+        except BaseException as error:  # noqa: BLE001 - whoever awaits the call handles it
+            outcome.set_exception(error)
+        else:
+            outcome.set_result(result)
+
+    try:
+        threading.Thread(target=run, name="gpu-provider-background", daemon=True).start()
+    except RuntimeError as error:
+        raise ConfigError(f"no thread can be started: {error}; raise the limit of processes (ulimit -u)") from None
+    return await asyncio.wrap_future(outcome)

@@ -1,0 +1,57 @@
+"""What the terminator has run out of, such as descriptors or memory, and what log, /readyz and metrics say of it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import structlog
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections import Counter
+
+__all__ = ["Shortage"]
+
+_PRESENT_SECONDS = 1.0
+_LASTING_SECONDS = 10.0
+_LOG_SECONDS = 10.0
+
+
+class Shortage:
+    """Noticed over and over while it lasts, which may be thousands of times a second; logged every ten seconds."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, counts: Counter[str]) -> None:
+        """``counts``: how often each reason was noticed, for the metrics."""
+        self._loop = loop
+        self._counts = counts
+        self._log = structlog.stdlib.get_logger(__name__)
+        self._reason = ""
+        self._since = self._last = self._logged = -float("inf")
+        self._unlogged = 0
+
+    def notice(self, reason: str, open_connections: int) -> None:
+        """A connection could not be accepted or served now, because of ``reason``."""
+        now = self._loop.time()
+        self._counts[reason] += 1
+        if now - self._last > _PRESENT_SECONDS:
+            self._since = now
+        self._reason, self._last = reason, now
+        self._unlogged += 1
+        if now - self._logged >= _LOG_SECONDS:
+            self._log.warning(
+                "can't serve further connections now",
+                reason=reason,
+                times=self._unlogged,
+                open_connections=open_connections,
+            )
+            self._logged, self._unlogged = now, 0
+
+    @property
+    def present(self) -> str | None:
+        """The reason, if there was a shortage within the last second."""
+        return self._reason if self._loop.time() - self._last <= _PRESENT_SECONDS else None
+
+    @property
+    def lasting(self) -> bool:
+        """Whether there has been one all the time for so long that it will not pass by itself."""
+        return self.present is not None and self._last - self._since >= _LASTING_SECONDS
