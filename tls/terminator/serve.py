@@ -25,7 +25,7 @@ from gpu_provider.tls.terminator.server import Server
 if TYPE_CHECKING:
     import socket
 
-    from gpu_provider.tls.terminator.certificates import Certificates
+    from gpu_provider.tls.terminator.certificates import Certificate
     from gpu_provider.tls.terminator.config import TerminatorConfig
 
 __all__ = ["EXIT_CLEAN", "EXIT_FORCED", "check", "run"]
@@ -58,8 +58,7 @@ def run(config: TerminatorConfig) -> int:
     admin_listeners = listen(config.admin_address, "admin") if config.admin_address is not None else []
     registry = CollectorRegistry()
     with BatchingProvider(config, registry=registry) as provider:
-        certificates = load_certificates(config, provider)
-        terminator = Terminator(config, provider, certificates, upstream, registry)
+        terminator = Terminator(config, provider, upstream, registry)
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
             return runner.run(terminator.serve(listeners, admin_listeners))
 
@@ -71,25 +70,25 @@ class Terminator:
         self,
         config: TerminatorConfig,
         provider: BatchingProvider,
-        certificates: Certificates,
         upstream: tuple[Resolved, ...],
         registry: CollectorRegistry,
     ) -> None:
         self._config = config
         self._provider = provider
-        self._certificates = certificates
         self._upstream = upstream
         self._registry = registry
         self._metrics = TerminatorMetrics()
         registry.register(self._metrics)
 
     async def serve(self, listeners: list[socket.socket], admin_listeners: list[socket.socket]) -> int:
+        """Raises ConfigError if it can't start."""
         loop = asyncio.get_running_loop()
         self._stopping = asyncio.Event()
         self._hurry = asyncio.Event()
         self._reloading = asyncio.Lock()
         self._reloads: set[asyncio.Task[None]] = set()
-        server = Server(self._config, self._certificates, self._upstream, self._metrics)
+        # The server alone keeps the certificates, so that a reload lets go of the keys that it replaces.
+        server = Server(self._config, load_certificates(self._config, self._provider), self._upstream, self._metrics)
         admin = AdminServer(self._registry, self._is_ready)
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop, number)
@@ -99,7 +98,7 @@ class Terminator:
         # What start-up made stays until the end: collections need not walk it again and again.
         gc.collect()
         gc.freeze()
-        _report_certificates(self._certificates)
+        _report_certificates(self._metrics.certificates)
         _log.info(
             "ready",
             listen=[format_address(listener.getsockname()) for listener in listeners],
@@ -157,12 +156,12 @@ class Terminator:
                 return
             server.use_certificates(certificates)
             self._metrics.reloads["ok"] += 1
-            _report_certificates(certificates)
+            _report_certificates(certificates.all)
             _log.info("certificates reloaded", certificates=len(certificates.all))
 
 
-def _report_certificates(certificates: Certificates) -> None:
-    for certificate in certificates.all:
+def _report_certificates(certificates: tuple[Certificate, ...]) -> None:
+    for certificate in certificates:
         log = _log.warning if certificate.not_after < time.time() else _log.info
         log(
             "certificate" if certificate.not_after >= time.time() else "certificate has expired",
