@@ -49,6 +49,7 @@ class TerminatorConfig(ProviderConfig, frozen=True, kw_only=True, forbid_unknown
 
     handshake_timeout: _Seconds = 10.0
     connect_timeout: _Seconds = 5.0
+    """Seconds for connecting to the upstream. Several addresses are tried beside each other, 250 ms apart."""
 
     idle_timeout: _SecondsOrNever = 600.0
     """Seconds without a byte in either direction after which a connection is closed; 0: never."""

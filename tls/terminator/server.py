@@ -13,6 +13,7 @@ import structlog
 from gpu_provider import tls
 from gpu_provider.errors import ConfigError
 from gpu_provider.tls.terminator.addresses import Resolved, resolve
+from gpu_provider.tls.terminator.connecting import Connecting, attempt_delay
 from gpu_provider.tls.terminator.deadlines import Deadlines
 from gpu_provider.tls.terminator.poller import Poller
 from gpu_provider.tls.terminator.session import Session, State
@@ -58,6 +59,8 @@ class Server:
         self.proxy_version = _PROXY_VERSIONS[config.proxy_protocol]
         self.handshakes = Deadlines(loop, config.handshake_timeout, Session.expire)
         self.connects = Deadlines(loop, config.connect_timeout, Session.expire)
+        self.connect_timeout = config.connect_timeout
+        self.attempts = Deadlines(loop, attempt_delay(config.connect_timeout), Connecting.expire)
         self.idle = Deadlines(loop, config.idle_timeout, Session.expire)
         self.lingering = Deadlines(loop, _LINGER_SECONDS, Session.expire)
         self.deadlines = {
@@ -192,6 +195,7 @@ class Server:
         """After :meth:`stop_accepting` and :meth:`drain`."""
         if self._resolving is not None:
             self._resolving.cancel()
+        self.attempts.close()
         for deadlines in self.deadlines.values():
             deadlines.close()
         self.poller.close()

@@ -11,7 +11,7 @@
 HANDSHAKE   do_handshake() until it is done. It stops for bytes from the client, for room towards it, or for the batch
             that holds its RSA operation; the notifier says when that one is done. The socket's events need no action
             meanwhile: whoever resumes the handshake goes on until the socket would block.
-CONNECTING  to the upstream, one address after the other.
+CONNECTING  to the upstream: connecting.py.
 RELAY       both ways at once: relay.py.
 LINGER      close_notify was sent and nothing more will be; what the client still sends is read and dropped until it
             closes. Closing at once would answer that data with a reset, which could destroy what we sent last.
@@ -32,6 +32,7 @@ from typing import TYPE_CHECKING
 from gpu_provider import tls
 from gpu_provider.tls import constants
 from gpu_provider.tls.terminator import proxy_protocol
+from gpu_provider.tls.terminator.connecting import Connecting
 from gpu_provider.tls.terminator.poller import GONE, PEER_ENDED, READABLE, WRITABLE
 from gpu_provider.tls.terminator.relay import Relay
 
@@ -39,9 +40,6 @@ if TYPE_CHECKING:
     from gpu_provider.tls.terminator.server import Server
 
 __all__ = ["Session", "State"]
-
-_NON_BLOCKING_STREAM = socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
-
 
 _DROP_ROUNDS = 8
 """Buffers to read and drop before others get their turn."""
@@ -71,7 +69,7 @@ class Session:
     """See the module. Made for an accepted, non-blocking socket, which it owns once :meth:`start` was called."""
 
     __slots__ = (
-        "_accepted", "_attempt", "_client_end_seen", "_relay", "_result", "_server", "_waits_for",
+        "_accepted", "_client_end_seen", "_connecting", "_relay", "_result", "_server", "_waits_for",
         "client", "connection", "state", "upstream",
     )  # fmt: skip
 
@@ -86,7 +84,7 @@ class Session:
         self._accepted = monotonic()  # uvloop's own clock counts whole milliseconds
         self._client_end_seen = False
         self._waits_for = READABLE  # the events that let the handshake go on
-        self._attempt = 0  # which of the upstream's addresses is tried
+        self._connecting: Connecting | None = None
         self._relay: Relay | None = None
         self._result = ""  # how a lingering session ended
 
@@ -130,10 +128,7 @@ class Session:
         server = self._server
         server.deadlines[self.state].stop(self)
         self.state, self._result = State.LINGER, result
-        self._stop_relay()
-        if self.upstream is not None:
-            server.poller.discard(self.upstream)
-            self.upstream = None
+        self._drop_upstream()
         try:
             self.client.shutdown(socket.SHUT_WR)
         except OSError:  # the client is gone already
@@ -196,42 +191,10 @@ class Session:
         connection.clear_mode(constants.SSL_MODE_ASYNC)
         self.state = State.CONNECTING
         server.connects.start(self)
-        self._connect()
+        self._connecting = Connecting(server, self._connected, self._upstream_failed)
+        self._connecting.start()
 
     # ---- CONNECTING ----
-
-    def _connect(self) -> None:
-        family, address = self._server.upstream[self._attempt]
-        try:
-            self.upstream = upstream = socket.socket(family, _NON_BLOCKING_STREAM)
-            upstream.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            error = upstream.connect_ex(address)
-        except OSError as failure:  # no descriptor left, or a family that this machine does not have
-            self._address_failed(failure.errno or errno.EIO)
-            return
-        if error in {0, errno.EINPROGRESS}:
-            self._server.poller.add(upstream, self._on_upstream)
-        else:
-            self._address_failed(error)
-
-    def _on_upstream(self, events: int) -> None:
-        if self.state is not State.CONNECTING or self.upstream is None:
-            return
-        error = self.upstream.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-        if error:
-            self._address_failed(error)
-        elif events & WRITABLE and not events & GONE:
-            self._connected(self.upstream, events)
-
-    def _address_failed(self, error: int) -> None:
-        if self.upstream is not None:
-            self._server.poller.discard(self.upstream)
-            self.upstream = None
-        self._attempt += 1
-        if self._attempt < len(self._server.upstream):
-            self._connect()
-        else:
-            self._upstream_failed(error)
 
     def _upstream_failed(self, error: int) -> None:
         """The client learns it by a proper end of the TLS connection, since nothing of an answer was lost."""
@@ -246,7 +209,8 @@ class Session:
     def _connected(self, upstream: socket.socket, events: int) -> None:
         server = self._server
         server.connects.stop(self)
-        self.state = State.RELAY
+        self._connecting = None
+        self.state, self.upstream = State.RELAY, upstream
         first = b""
         if server.proxy_version:
             try:
@@ -285,15 +249,19 @@ class Session:
         server = self._server
         server.deadlines[self.state].stop(self)
         self.state = State.ENDED
-        self._stop_relay()
+        self._drop_upstream()
         # Takes the SSL off the descriptor, and keeps it by itself if its job still waits for a batch.
         self.connection.close()
         server.poller.discard(self.client)
-        if self.upstream is not None:
-            server.poller.discard(self.upstream)
         server.session_ended(self)
 
-    def _stop_relay(self) -> None:
+    def _drop_upstream(self) -> None:
+        if self._connecting is not None:
+            self._connecting.stop()
+            self._connecting = None
         if self._relay is not None:
             self._relay.stop()
             self._relay = None
+        if self.upstream is not None:
+            self._server.poller.discard(self.upstream)
+            self.upstream = None
