@@ -2,8 +2,12 @@
 
 Each direction keeps what its receiver did not take (at most one buffer) and reads no more until that is gone. Each
 ends on its own: the client's close_notify becomes the end of the stream towards the upstream, and the upstream's end
-becomes our close_notify. A reset, or an end of the client's stream without close_notify, is passed on as an abrupt
-end, so that neither side takes a truncated stream for a whole one.
+becomes our close_notify. Any other end is passed on as an abrupt one, so that neither side takes a truncated stream for
+a whole one. When the client is reset, ends without close_notify, sends what is no TLS record, or runs into a timeout,
+the upstream's connection is reset. When the upstream is reset, the client's ends without close_notify.
+
+Bytes that were relayed before an abrupt end may be lost: those that are kept here, and those that the kernel has not
+delivered to the upstream yet.
 
 Readiness comes edge-triggered: a flag remembers that there may be something to read until a read has said otherwise.
 A read that does not fill the buffer has emptied the socket, and saves the read that would only say so; unless the
@@ -12,6 +16,7 @@ peer's end was already seen, for which no further event comes.
 
 from __future__ import annotations
 
+import errno
 import socket
 from typing import TYPE_CHECKING
 
@@ -32,9 +37,9 @@ class Relay:
     """Relays until both directions have ended, and then ends the session."""
 
     __slots__ = (
-        "_client_end_seen", "_client_ended", "_client_readable", "_close_notify_due", "_for_client", "_for_upstream",
+        "_client_end_seen", "_client_readable", "_close_notify_due", "_for_client", "_for_upstream",
         "_over", "_server", "_session", "_tls", "_upstream", "_upstream_end_seen", "_upstream_ended",
-        "_upstream_readable", "_upstream_refuses",
+        "_upstream_readable", "_upstream_refuses", "_upstream_was_reset", "client_ended",
     )  # fmt: skip
 
     def __init__(
@@ -49,13 +54,14 @@ class Relay:
         # Towards the upstream.
         self._client_readable = True  # the handshake may have read the client's first bytes
         self._client_end_seen = client_end_seen  # by the poller, maybe behind bytes that are still to be read
-        self._client_ended = False  # nothing more is to be read
+        self.client_ended = False  # by close_notify, or because the upstream takes nothing more
         self._for_upstream = memoryview(first)  # what it did not take yet
         self._upstream_refuses = False  # it takes no more, but what it has sent may still be here to be read
         # Towards the client.
         self._upstream_readable = False
         self._upstream_end_seen = False
         self._upstream_ended = False
+        self._upstream_was_reset = False  # a write has said so
         self._for_client = memoryview(b"")
         self._close_notify_due = False
 
@@ -75,7 +81,7 @@ class Relay:
         if events & GONE:  # a reset: we have not closed our direction
             self._client_is_gone("client_reset", "")
             return
-        self._server.idle.start(self._session)
+        self._session.moved()
         if events & PEER_ENDED:
             self._client_end_seen = True
         if events & (READABLE | PEER_ENDED):
@@ -86,7 +92,7 @@ class Relay:
             self._to_upstream()
 
     def on_upstream(self, events: int) -> None:
-        self._server.idle.start(self._session)
+        self._session.moved()
         if events & PEER_ENDED:
             self._upstream_end_seen = True
         if events & WRITABLE and self._for_upstream:
@@ -102,7 +108,7 @@ class Relay:
         for _ in range(_ROUNDS):
             if self._for_upstream:
                 self._for_upstream = self._for_upstream[self._send_upstream(self._for_upstream) :]
-            if self._for_upstream or self._client_ended or not self._client_readable:
+            if self._for_upstream or self.client_ended or not self._client_readable:
                 return
             count = self._read_client(buffer)
             if count == 0:
@@ -134,7 +140,7 @@ class Relay:
             self._client_is_gone("client_eof" if error.args[0] == -1 else "client_reset", str(error))
             return 0
         except tls.Error as error:
-            self._end("tls_error", str(error))
+            self._cut("tls_error", str(error))
             return 0
         self._server.metrics.bytes_to_upstream += count
         if count < len(buffer) and not self._client_end_seen and not connection.get_shutdown():
@@ -147,9 +153,12 @@ class Relay:
             return self._upstream.send(data)
         except BlockingIOError:
             return 0
-        except OSError:
+        except OSError as error:
             # It may have answered before it closed. So that comes first, and what the client sends is of no use now.
-            self._upstream_refuses = self._client_ended = True
+            self._upstream_refuses = self.client_ended = True
+            # The kernel tells of a reset once: the reads that follow end as if the stream were whole. With EPIPE it is,
+            # because the upstream's end had come before the reset.
+            self._upstream_was_reset = error.errno != errno.EPIPE
             if self._upstream_ended:
                 self._both_ended()
             else:
@@ -158,7 +167,7 @@ class Relay:
             return len(data)
 
     def _client_is_done(self) -> None:
-        self._client_ended = True
+        self.client_ended = True
         try:
             self._upstream.shutdown(socket.SHUT_WR)
         except OSError:  # it was reset: reading from it will say so
@@ -203,7 +212,10 @@ class Relay:
             self._upstream_readable = False
             return 0
         except OSError as error:
-            self._end("upstream_reset", str(error))
+            self._cut("upstream_reset", str(error))
+            return 0
+        if count == 0 and self._upstream_was_reset:
+            self._cut("upstream_reset")
             return 0
         if count == 0:
             self._upstream_ended = self._close_notify_due = True
@@ -233,7 +245,7 @@ class Relay:
             self._end("client_reset", str(error))
             return
         self._close_notify_due = False
-        if self._client_ended:
+        if self.client_ended:
             self._both_ended()
 
     # ---- the end ----
@@ -244,6 +256,11 @@ class Relay:
             self._session.linger("closed")
         else:
             self._session.end("closed")
+
+    def _cut(self, result: str, reason: str = "") -> None:
+        """An abrupt end that leaves the client time to read what was sent to it."""
+        self._over = True
+        self._session.linger(result, reason)
 
     def _end(self, result: str, reason: str = "") -> None:
         self._over = True

@@ -16,7 +16,7 @@ from gpu_provider.tls.terminator.addresses import Resolved, resolve
 from gpu_provider.tls.terminator.connecting import Connecting, attempt_delay
 from gpu_provider.tls.terminator.deadlines import Deadlines
 from gpu_provider.tls.terminator.poller import Poller
-from gpu_provider.tls.terminator.session import Session, State
+from gpu_provider.tls.terminator.session import IDLE_LOOKS, Session, State
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -61,7 +61,7 @@ class Server:
         self.connects = Deadlines(loop, config.connect_timeout, Session.expire)
         self.connect_timeout = config.connect_timeout
         self.attempts = Deadlines(loop, attempt_delay(config.connect_timeout), Connecting.expire)
-        self.idle = Deadlines(loop, config.idle_timeout, Session.expire)
+        self.idle = Deadlines(loop, config.idle_timeout / IDLE_LOOKS, Session.expire)
         self.lingering = Deadlines(loop, _LINGER_SECONDS, Session.expire)
         self.deadlines = {
             State.HANDSHAKE: self.handshakes,

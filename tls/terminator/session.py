@@ -4,17 +4,21 @@
 
     HANDSHAKE ──▶ CONNECTING ──▶ RELAY ──▶ ENDED
         │             │            │         ▲
-        │             └──▶ LINGER ◀┘         │
-        │                    └───────────────┤
-        └────────────────────────────────────┘
+        └─────────────┴──▶ LINGER ◀┘         │
+                              └──────────────┘
 
 HANDSHAKE   do_handshake() until it is done. It stops for bytes from the client, for room towards it, or for the batch
             that holds its RSA operation; the notifier says when that one is done. The socket's events need no action
             meanwhile: whoever resumes the handshake goes on until the socket would block.
 CONNECTING  to the upstream: connecting.py.
 RELAY       both ways at once: relay.py.
-LINGER      close_notify was sent and nothing more will be; what the client still sends is read and dropped until it
-            closes. Closing at once would answer that data with a reset, which could destroy what we sent last.
+LINGER      nothing more will be sent: after close_notify, after a fatal alert, or because the upstream was reset. What
+            the client still sends is read and dropped until it closes. Closing at once would answer that data with a
+            reset, which could destroy what we sent last.
+
+The upstream sees the end of the client's stream only where the client has sent close_notify (relay.py). However else
+the session ends, the upstream's connection is reset, so that it does not take a truncated stream for a whole one. Such
+a reset discards what the kernel has not delivered yet.
 
 All methods run on the event loop's thread. There are no asyncio transports or streams here: the sockets are
 non-blocking, and their readiness comes edge-triggered from the poller.
@@ -22,9 +26,11 @@ non-blocking, and their readiness comes edge-triggered from the poller.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import socket
+import struct
 from enum import Enum, auto
 from time import monotonic
 from typing import TYPE_CHECKING
@@ -34,15 +40,21 @@ from gpu_provider.tls import constants
 from gpu_provider.tls.terminator import proxy_protocol
 from gpu_provider.tls.terminator.connecting import Connecting
 from gpu_provider.tls.terminator.poller import GONE, PEER_ENDED, READABLE, WRITABLE
+from gpu_provider.tls.terminator.progress import Progress
 from gpu_provider.tls.terminator.relay import Relay
 
 if TYPE_CHECKING:
     from gpu_provider.tls.terminator.server import Server
 
-__all__ = ["Session", "State"]
+__all__ = ["IDLE_LOOKS", "Session", "State"]
+
+IDLE_LOOKS = 4
+"""How often to look for progress within idle_timeout."""
 
 _DROP_ROUNDS = 8
 """Buffers to read and drop before others get their turn."""
+
+_RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # struct linger
 
 
 class State(Enum):
@@ -69,8 +81,8 @@ class Session:
     """See the module. Made for an accepted, non-blocking socket, which it owns once :meth:`start` was called."""
 
     __slots__ = (
-        "_accepted", "_client_end_seen", "_connecting", "_relay", "_result", "_server", "_waits_for",
-        "client", "connection", "state", "upstream",
+        "_accepted", "_client_end_seen", "_connecting", "_progress", "_quiet_looks", "_relay", "_result", "_server",
+        "_waits_for", "client", "connection", "state", "upstream",
     )  # fmt: skip
 
     def __init__(self, server: Server, client: socket.socket) -> None:
@@ -86,7 +98,9 @@ class Session:
         self._waits_for = READABLE  # the events that let the handshake go on
         self._connecting: Connecting | None = None
         self._relay: Relay | None = None
-        self._result = ""  # how a lingering session ended
+        self._progress = Progress()
+        self._quiet_looks = 0
+        self._result = ""  # how a lingering session ended; of a failed handshake nothing is left to count
 
     def start(self) -> None:
         server = self._server
@@ -103,9 +117,12 @@ class Session:
             case State.CONNECTING:
                 self._upstream_failed(errno.ETIMEDOUT)
             case State.RELAY:
-                self.end("idle_timeout")
+                self._look_for_progress()
             case State.LINGER:
-                self.end(self._result)
+                if self._progress.seen(self.client):
+                    self._server.lingering.start(self)
+                else:
+                    self.end(self._result)
             case State.ENDED:
                 pass
 
@@ -114,20 +131,30 @@ class Session:
         if self.state is State.HANDSHAKE:
             self._handshake_failed("forced", "")
         else:
-            self.end("forced")
+            self.end(self._result if self.state is State.LINGER else "forced")
 
     def end(self, result: str, reason: str = "") -> None:
         """Closes both sides now. ``result`` says how the session ended, for the metric."""
         if self.state is not State.ENDED:
-            self._server.metrics.sessions[result] += 1
-            self._server.log.debug("session ended", end=result, reason=reason)
+            if result:
+                self._server.metrics.sessions[result] += 1
+                self._server.log.debug("session ended", end=result, reason=reason)
             self._close()
 
-    def linger(self, result: str) -> None:
-        """To be called after close_notify was sent."""
+    def moved(self) -> None:
+        """Bytes came from or went to either side: idle_timeout begins again."""
+        self._quiet_looks = 0
+        self._progress.forget()
+        self._server.idle.start(self)
+
+    def linger(self, result: str, reason: str = "") -> None:
+        """Ends both directions, but lets the client read what was sent to it: close_notify, an alert, or bytes without
+        either."""
         server = self._server
+        server.log.debug("lingering", end=result, reason=reason)
         server.deadlines[self.state].stop(self)
         self.state, self._result = State.LINGER, result
+        self._progress.seen(self.client)
         self._drop_upstream()
         try:
             self.client.shutdown(socket.SHUT_WR)
@@ -177,7 +204,10 @@ class Session:
     def _handshake_failed(self, result: str, reason: str) -> None:
         self._server.metrics.handshake_failed(result)
         self._server.log.debug("handshake failed", result=result, reason=reason)
-        self._close()
+        if result == "failed":
+            self.linger("")  # the client is to read the alert
+        else:
+            self._close()
 
     def _handshake_done(self) -> None:
         server, connection = self._server, self.connection
@@ -199,6 +229,9 @@ class Session:
     def _upstream_failed(self, error: int) -> None:
         """The client learns it by a proper end of the TLS connection, since nothing of an answer was lost."""
         self._server.upstream_failed(error)
+        if error == errno.ECONNRESET:  # it was connected, so this is not known
+            self.linger("upstream_reset")
+            return
         try:
             self.connection.shutdown()
         except tls.Error as failure:
@@ -224,6 +257,16 @@ class Session:
         server.poller.set_handler(self.client, relay.on_client)
         server.poller.set_handler(upstream, relay.on_upstream)
         relay.start(events)
+
+    # ---- RELAY ----
+
+    def _look_for_progress(self) -> None:
+        assert self.upstream is not None  # noqa: S101  the state says so
+        self._quiet_looks = 0 if self._progress.seen(self.client, self.upstream) else self._quiet_looks + 1
+        if self._quiet_looks < IDLE_LOOKS:
+            self._server.idle.start(self)
+        else:
+            self.end("idle_timeout")
 
     # ---- LINGER and ENDED ----
 
@@ -259,9 +302,14 @@ class Session:
         if self._connecting is not None:
             self._connecting.stop()
             self._connecting = None
+        client_ended = False
         if self._relay is not None:
+            client_ended = self._relay.client_ended
             self._relay.stop()
             self._relay = None
         if self.upstream is not None:
+            if not client_ended:
+                with contextlib.suppress(OSError):
+                    self.upstream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
             self._server.poller.discard(self.upstream)
             self.upstream = None
