@@ -15,6 +15,7 @@ from gpu_provider.errors import ConfigError
 from gpu_provider.tls.terminator.addresses import Resolved, resolve
 from gpu_provider.tls.terminator.connecting import Connecting, attempt_delay
 from gpu_provider.tls.terminator.deadlines import Deadlines
+from gpu_provider.tls.terminator.listening import seconds_since_input
 from gpu_provider.tls.terminator.poller import Poller
 from gpu_provider.tls.terminator.session import IDLE_LOOKS, Session, State
 
@@ -70,7 +71,7 @@ class Server:
             State.LINGER: self.lingering,
         }
         self._config = config
-        self._max_connections = config.max_connections
+        self._max_connections = metrics.max_connections = config.max_connections
         self._sessions: set[Session] = set()
         self._all_ended: asyncio.Future[None] | None = None
         self._listeners: list[socket.socket] = []
@@ -106,6 +107,7 @@ class Server:
     def _accept(self, listener: socket.socket) -> None:
         for _ in range(_ACCEPT_BURST):
             if len(self._sessions) >= self._max_connections:
+                self.metrics.limit_reached += 1
                 self._set_accepting(False)
                 return
             try:
@@ -123,6 +125,7 @@ class Server:
                 return
             client.setblocking(False)
             self.metrics.accepted += 1
+            self.metrics.accept_queue.observe(seconds_since_input(client))
             try:
                 session = Session(self, client)
             except tls.Error as error:

@@ -39,6 +39,7 @@ from gpu_provider import tls
 from gpu_provider.tls import constants
 from gpu_provider.tls.terminator import proxy_protocol
 from gpu_provider.tls.terminator.connecting import Connecting
+from gpu_provider.tls.terminator.failures import handshake_failure
 from gpu_provider.tls.terminator.poller import GONE, PEER_ENDED, READABLE, WRITABLE
 from gpu_provider.tls.terminator.progress import Progress
 from gpu_provider.tls.terminator.relay import Relay
@@ -202,7 +203,7 @@ class Session:
             self._handshake_done()
 
     def _handshake_failed(self, result: str, reason: str) -> None:
-        self._server.metrics.handshake_failed(result)
+        self._server.metrics.handshake_failed(result, handshake_failure(reason) if result == "failed" else result)
         self._server.log.debug("handshake failed", result=result, reason=reason)
         if result == "failed":
             self.linger("")  # the client is to read the alert
@@ -216,6 +217,7 @@ class Session:
             monotonic() - self._accepted,
             connection.get_protocol_version_name(),
             connection.get_async_status().name,
+            resumed=connection.session_reused(),
         )
         # No private operation follows on this side: reads and writes need no job from here on.
         connection.clear_mode(constants.SSL_MODE_ASYNC)
