@@ -1,7 +1,6 @@
 """Context: what connections have in common, an SSL_CTX."""
 
 import os
-import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +10,8 @@ from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
 from gpu_provider.tls import constants, credentials
 from gpu_provider.tls._ssl import ffi, lib
 from gpu_provider.tls.errors import CertificateError, Error, check, why
+from gpu_provider.tls.library_context import default_library_context
+from gpu_provider.tls.tickets import TicketKeys
 
 if TYPE_CHECKING:
     from gpu_provider.provider import BatchingProvider
@@ -30,28 +31,6 @@ _MODES = (
     constants.MODE_ENABLE_PARTIAL_WRITE | constants.MODE_ACCEPT_MOVING_WRITE_BUFFER | constants.MODE_RELEASE_BUFFERS
 )
 _SESSION_ID_CONTEXT = b"gpu_provider.tls"
-_default_lock = threading.Lock()
-_default_libctx: Any = None
-
-
-def _default_library_context() -> Any:
-    """OpenSSL's default provider alone, for contexts without a batching provider. Made at first use; never freed."""
-    global _default_libctx  # noqa: PLW0603
-    with _default_lock:
-        if _default_libctx is None:
-            libctx = lib.OSSL_LIB_CTX_new()
-            if libctx == ffi.NULL or lib.OSSL_PROVIDER_load(libctx, b"default") == ffi.NULL:
-                raise Error(f"OpenSSL's default provider can't be loaded: {why()}")
-            _default_libctx = libctx
-    return _default_libctx
-
-
-def _renew_lock_in_child() -> None:
-    global _default_lock  # noqa: PLW0603
-    _default_lock = threading.Lock()
-
-
-os.register_at_fork(after_in_child=_renew_lock_in_child)
 
 
 def alpn_wire(protocols: Sequence[bytes]) -> bytes:
@@ -123,7 +102,7 @@ class Context:
             raise ValueError(f"method must be one of {sorted(_METHODS)}, not {method!r}")
         library_context = None if provider is None else provider.library_context
         if library_context is None:
-            self._libctx = _default_library_context()
+            self._libctx = default_library_context()
         else:
             self._libctx = ffi.cast("OSSL_LIB_CTX *", library_context.pointer)
         ctx = lib.SSL_CTX_new_ex(self._libctx, ffi.NULL, _METHODS[method]())
@@ -205,6 +184,13 @@ class Context:
         """
         lib.SSL_CTX_set_default_read_buffer_len(self._ctx, size)
         lib.SSL_CTX_set_read_ahead(self._ctx, 1)
+
+    def set_ticket_keys(self, keys: TicketKeys) -> None:
+        """Has session tickets encrypted with these keys for connections made from now on, instead of with keys of this
+        context alone. A server that reads its certificates again gives its new context the keys of the old one; give it
+        another :meth:`set_session_id_context` where sessions must not be resumed."""
+        check(lib.gp_tickets_install(self._ctx, keys.pointer), "ticket keys")
+        self._owned.alive.append(keys)
 
     # ---- certificates and keys ----
 

@@ -1,5 +1,7 @@
 #include "operations.h"
 
+#include "tickets.h"
+
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
@@ -11,8 +13,10 @@ SSL *gp_tls_new(SSL_CTX *ctx, int descriptor)
 {
     ERR_clear_error();
     SSL *ssl = SSL_new(ctx);
-    if (ssl == NULL)
+    if (ssl == NULL || !gp_tickets_inherit(ssl)) {
+        SSL_free(ssl);
         return NULL;
+    }
     if (descriptor >= 0) {
         if (SSL_set_fd(ssl, descriptor) == 1)
             return ssl;

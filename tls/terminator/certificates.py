@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from typing import TYPE_CHECKING
 
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from cryptography.x509.oid import NameOID
 
 from gpu_provider import tls
@@ -36,6 +38,8 @@ class Certificate:
     """DNS names in lower case, wildcards included."""
     key_type: str
     """Such as ``RSA-2048``."""
+    public_key: bytes
+    """SHA-256 of the SubjectPublicKeyInfo."""
     not_before: float
     """Unix time, as ``not_after``."""
     not_after: float
@@ -59,8 +63,14 @@ class Certificates:
     """Also of what the certificates are to each other."""
 
 
-def load_certificates(config: TerminatorConfig, provider: BatchingProvider | None) -> Certificates:
-    """Reads every pair of files. Raises ConfigError that names the file and what to do about it."""
+def load_certificates(
+    config: TerminatorConfig, provider: BatchingProvider | None, ticket_keys: tls.TicketKeys | None = None
+) -> Certificates:
+    """Reads every pair of files. Raises ConfigError that names the file and what to do about it.
+
+    ``ticket_keys``: the same at each reload, so that clients go on resuming their sessions; but not those that began
+    with other private keys. Who has got hold of a replaced key may have read such a session, and a resumed one with it.
+    """
     certificates = [_read(config, cert, key) for cert, key in zip(config.cert, config.key, strict=True)]
     by_name: dict[str, dict[str, int]] = {}
     for index, certificate in enumerate(certificates):
@@ -72,6 +82,11 @@ def load_certificates(config: TerminatorConfig, provider: BatchingProvider | Non
         indices: _context(config, provider, [(config.cert[index], config.key[index]) for index in indices])
         for indices in {first, *together.values()}
     }
+    identity = hashlib.sha256(b"".join(sorted(certificate.public_key for certificate in certificates))).digest()
+    for context in contexts.values():
+        context.set_session_id_context(identity)
+        if ticket_keys is not None:
+            context.set_ticket_keys(ticket_keys)
     contexts[first].set_sni_contexts({name: contexts[indices] for name, indices in together.items()})
     used = {index for indices in (first, *together.values()) for index in indices}
     warnings = [warning for certificate in certificates for warning in certificate.warnings]
@@ -182,6 +197,7 @@ def _describe(path: Path) -> Certificate:
         path,
         names,
         _key_type(leaf, path),
+        hashlib.sha256(leaf.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)).digest(),
         leaf.not_valid_before_utc.timestamp(),
         leaf.not_valid_after_utc.timestamp(),
         tuple(chain_warnings(path, chain)),

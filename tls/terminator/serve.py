@@ -13,6 +13,7 @@ from prometheus_client import CollectorRegistry
 
 from gpu_provider import BatchingProvider
 from gpu_provider.errors import ConfigError
+from gpu_provider.tls import TicketKeys
 from gpu_provider.tls.terminator.addresses import Resolved, format_address, resolve
 from gpu_provider.tls.terminator.admin import AdminServer
 from gpu_provider.tls.terminator.certificate_checks import date, validity
@@ -83,6 +84,7 @@ class Terminator:
         self._provider = provider
         self._upstream = upstream
         self._registry = registry
+        self._ticket_keys = TicketKeys()
         self._metrics = TerminatorMetrics()
         registry.register(self._metrics)
 
@@ -154,7 +156,7 @@ class Terminator:
 
     def _load_certificates(self) -> Certificates:
         """Raises ConfigError."""
-        certificates = load_certificates(self._config, self._provider)
+        certificates = load_certificates(self._config, self._provider, self._ticket_keys)
         for warning in certificates.warnings:
             _log.warning(warning)
         return certificates
