@@ -178,8 +178,8 @@ def test_truncated_upload_to_a_slow_upstream_does_not_look_whole(tmp_path: Path)
         client = terminator.library_client()
         send_until_nothing_is_taken(client)
         reset_by_client(client, terminator)
-        terminator.wait_for_metric(SESSIONS, 1, end="client_reset")
         may_read.set()
+        terminator.wait_for_metric(SESSIONS, 1, end="client_reset")
     assert result == ["reset"]
 
 
@@ -202,6 +202,52 @@ def test_whole_upload_to_a_slow_upstream_arrives_whole(tmp_path: Path) -> None:
             client.recv(1)
         client.close()
     assert received == [1 << 20]
+
+
+@pytest.mark.parametrize("proxy_protocol", ["off", "v1"])
+def test_message_of_a_client_that_does_not_wait_arrives_whole(tmp_path: Path, proxy_protocol: str) -> None:
+    """It leaves the server's session tickets unread, so that its close is a reset; close_notify came before that."""
+    ends = []
+
+    def record(connection: socket.socket) -> None:
+        received = bytearray()
+        try:
+            while data := connection.recv(65536):
+                received += data
+            ends.append((bytes(received[-7:]), "end"))
+        except ConnectionResetError:
+            ends.append((bytes(received[-7:]), "reset"))
+
+    with (
+        Upstream(record) as upstream,
+        Terminator(
+            *write_credentials(tmp_path), "--proxy-protocol", proxy_protocol, upstream=upstream.address
+        ) as terminator,
+    ):
+        for _ in range(30):
+            client = terminator.library_client()
+            raw(client).setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # or close() would discard close_notify
+            client.sendall(b"message")
+            client.shutdown()
+            client.close()
+        terminator.wait_for_metric("gpu_provider_terminator_accepted_total", 30)
+        terminator.wait_for_metric("gpu_provider_terminator_open_connections", 0)
+    assert ends == [(b"message", "end")] * 30
+
+
+def test_killed_terminator_leaves_no_stream_that_looks_whole(tmp_path: Path) -> None:
+    upstream_side = Recorder()
+    with (
+        Upstream(upstream_side) as upstream,
+        Terminator(*write_credentials(tmp_path), upstream=upstream.address) as terminator,
+    ):
+        client = terminator.library_client()
+        client.sendall(b"request")
+        assert upstream_side.requested.wait(TIMEOUT)
+        terminator.process.kill()
+        assert upstream_side.ended.wait(TIMEOUT)
+        assert upstream_side.end == "reset"
+        client.close()
 
 
 # ---- the other way ----

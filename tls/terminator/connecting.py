@@ -12,6 +12,7 @@ from __future__ import annotations
 import errno
 import functools
 import socket
+import struct
 from collections import deque
 from time import monotonic
 from typing import TYPE_CHECKING
@@ -23,7 +24,11 @@ if TYPE_CHECKING:
 
     from gpu_provider.tls.terminator.server import Server
 
-__all__ = ["Connecting", "attempt_delay"]
+__all__ = ["RESET_ON_CLOSE", "Connecting", "attempt_delay"]
+
+RESET_ON_CLOSE = struct.pack("ii", 1, 0)
+"""For SO_LINGER: closing the socket resets the connection, also if it is this process's end that closes it."""
+
 
 _NON_BLOCKING_STREAM = socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
 _ATTEMPT_DELAY_SECONDS = 0.25
@@ -81,6 +86,8 @@ class Connecting:
                 self._error = failure.errno or errno.EIO
                 continue
             attempt.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            # Until the client has ended its stream (relay.py), whatever closes this is to be seen as a cut.
+            attempt.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_ON_CLOSE)
             error = attempt.connect_ex(address)
             if error in {0, errno.EINPROGRESS}:
                 self._attempts.append((attempt, monotonic()))

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import errno
 import socket
+import struct
 from typing import TYPE_CHECKING
 
 from gpu_provider import tls
@@ -29,6 +30,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Relay"]
 
+_END_ON_CLOSE = struct.pack("ii", 0, 0)
+"""For SO_LINGER: undoes what connecting.py has set."""
+
 _ROUNDS = 8
 """Buffers that one direction may move before others get their turn."""
 
@@ -37,9 +41,9 @@ class Relay:
     """Relays until both directions have ended, and then ends the session."""
 
     __slots__ = (
-        "_client_end_seen", "_client_readable", "_close_notify_due", "_for_client", "_for_upstream",
+        "_client_end_seen", "_client_ended", "_client_readable", "_close_notify_due", "_for_client", "_for_upstream",
         "_over", "_server", "_session", "_tls", "_upstream", "_upstream_end_seen", "_upstream_ended",
-        "_upstream_readable", "_upstream_refuses", "_upstream_was_reset", "client_ended",
+        "_upstream_readable", "_upstream_refuses", "_upstream_was_reset",
     )  # fmt: skip
 
     def __init__(
@@ -54,7 +58,7 @@ class Relay:
         # Towards the upstream.
         self._client_readable = True  # the handshake may have read the client's first bytes
         self._client_end_seen = client_end_seen  # by the poller, maybe behind bytes that are still to be read
-        self.client_ended = False  # by close_notify, or because the upstream takes nothing more
+        self._client_ended = False  # by close_notify, or because the upstream takes nothing more
         self._for_upstream = memoryview(first)  # what it did not take yet
         self._upstream_refuses = False  # it takes no more, but what it has sent may still be here to be read
         # Towards the client.
@@ -78,7 +82,8 @@ class Relay:
     # ---- events ----
 
     def on_client(self, events: int) -> None:
-        if events & GONE:  # a reset: we have not closed our direction
+        # A reset, since we have not closed our direction. What came before it is still to be read, also close_notify.
+        if events & GONE and self._client_ended:
             self._client_is_gone("client_reset", "")
             return
         self._session.moved()
@@ -108,7 +113,7 @@ class Relay:
         for _ in range(_ROUNDS):
             if self._for_upstream:
                 self._for_upstream = self._for_upstream[self._send_upstream(self._for_upstream) :]
-            if self._for_upstream or self.client_ended or not self._client_readable:
+            if self._for_upstream or self._client_ended or not self._client_readable:
                 return
             count = self._read_client(buffer)
             if count == 0:
@@ -155,7 +160,7 @@ class Relay:
             return 0
         except OSError as error:
             # It may have answered before it closed. So that comes first, and what the client sends is of no use now.
-            self._upstream_refuses = self.client_ended = True
+            self._upstream_refuses = self._client_ended = True
             # The kernel tells of a reset once: the reads that follow end as if the stream were whole. With EPIPE it is,
             # because the upstream's end had come before the reset.
             self._upstream_was_reset = error.errno != errno.EPIPE
@@ -167,8 +172,9 @@ class Relay:
             return len(data)
 
     def _client_is_done(self) -> None:
-        self.client_ended = True
+        self._client_ended = True
         try:
+            self._upstream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _END_ON_CLOSE)
             self._upstream.shutdown(socket.SHUT_WR)
         except OSError:  # it was reset: reading from it will say so
             self._upstream_refuses = True
@@ -245,7 +251,7 @@ class Relay:
             self._end("client_reset", str(error))
             return
         self._close_notify_due = False
-        if self.client_ended:
+        if self._client_ended:
             self._both_ended()
 
     # ---- the end ----

@@ -17,8 +17,8 @@ LINGER      nothing more will be sent: after close_notify, after a fatal alert, 
             reset, which could destroy what we sent last.
 
 The upstream sees the end of the client's stream only where the client has sent close_notify (relay.py). However else
-the session ends, the upstream's connection is reset, so that it does not take a truncated stream for a whole one. Such
-a reset discards what the kernel has not delivered yet.
+the session ends, be it with this process, the upstream's connection is reset, so that it does not take a truncated
+stream for a whole one. Such a reset discards what the kernel has not delivered yet.
 
 All methods run on the event loop's thread. There are no asyncio transports or streams here: the sockets are
 non-blocking, and their readiness comes edge-triggered from the poller.
@@ -26,11 +26,9 @@ non-blocking, and their readiness comes edge-triggered from the poller.
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 import socket
-import struct
 from enum import Enum, auto
 from time import monotonic
 from typing import TYPE_CHECKING
@@ -54,8 +52,6 @@ IDLE_LOOKS = 4
 
 _DROP_ROUNDS = 8
 """Buffers to read and drop before others get their turn."""
-
-_RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # struct linger
 
 
 class State(Enum):
@@ -82,8 +78,8 @@ class Session:
     """See the module. Made for an accepted, non-blocking socket, which it owns once :meth:`start` was called."""
 
     __slots__ = (
-        "_accepted", "_client_end_seen", "_connecting", "_progress", "_quiet_looks", "_relay", "_result", "_server",
-        "_waits_for", "client", "connection", "state", "upstream",
+        "_accepted", "_client_end_seen", "_connecting", "_header", "_progress", "_quiet_looks", "_relay", "_result",
+        "_server", "_waits_for", "client", "connection", "state", "upstream",
     )  # fmt: skip
 
     def __init__(self, server: Server, client: socket.socket) -> None:
@@ -97,6 +93,7 @@ class Session:
         self._accepted = monotonic()  # uvloop's own clock counts whole milliseconds
         self._client_end_seen = False
         self._waits_for = READABLE  # the events that let the handshake go on
+        self._header = b""  # what the upstream is to get before the client's bytes
         self._connecting: Connecting | None = None
         self._relay: Relay | None = None
         self._progress = Progress()
@@ -105,6 +102,15 @@ class Session:
 
     def start(self) -> None:
         server = self._server
+        if server.proxy_version:
+            # Now, since a client that is reset later has no address any more, but may have sent all that it wanted to.
+            try:
+                self._header = proxy_protocol.header(
+                    server.proxy_version, self.client.family, self.client.getpeername(), self.client.getsockname()
+                )
+            except OSError as error:
+                self._handshake_failed("client_gone", os.strerror(error.errno or 0))
+                return
         server.notifier.attach(self.connection, self._resume_handshake)
         server.handshakes.start(self)
         server.poller.add(self.client, self._on_client)
@@ -172,12 +178,11 @@ class Session:
         if events & PEER_ENDED:
             self._client_end_seen = True
         if self.state is State.HANDSHAKE:
-            if events & GONE:
-                self._handshake_failed("client_gone", "the connection was reset")
-            elif events & self._waits_for:
+            # After a reset too: what came before it may be all of a short stream.
+            if events & self._waits_for:
                 self._handshake()
-        elif events & GONE:
-            self.end("client_reset")
+            if events & GONE and self.state is State.HANDSHAKE:
+                self._handshake_failed("client_gone", "the connection was reset")
 
     def _resume_handshake(self) -> None:
         if self.state is State.HANDSHAKE:
@@ -246,16 +251,7 @@ class Session:
         server.connects.stop(self)
         self._connecting = None
         self.state, self.upstream = State.RELAY, upstream
-        first = b""
-        if server.proxy_version:
-            try:
-                first = proxy_protocol.header(
-                    server.proxy_version, self.client.family, self.client.getpeername(), self.client.getsockname()
-                )
-            except OSError as error:  # getpeername: the client was reset meanwhile
-                self.end("client_reset", os.strerror(error.errno or 0))
-                return
-        self._relay = relay = Relay(self, upstream, server, first, client_end_seen=self._client_end_seen)
+        self._relay = relay = Relay(self, upstream, server, self._header, client_end_seen=self._client_end_seen)
         server.poller.set_handler(self.client, relay.on_client)
         server.poller.set_handler(upstream, relay.on_upstream)
         relay.start(events)
@@ -304,14 +300,9 @@ class Session:
         if self._connecting is not None:
             self._connecting.stop()
             self._connecting = None
-        client_ended = False
         if self._relay is not None:
-            client_ended = self._relay.client_ended
             self._relay.stop()
             self._relay = None
         if self.upstream is not None:
-            if not client_ended:
-                with contextlib.suppress(OSError):
-                    self.upstream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
             self._server.poller.discard(self.upstream)
             self.upstream = None
