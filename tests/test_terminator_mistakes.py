@@ -284,7 +284,7 @@ def test_certificate_whose_time_is_not_now(
     (line,) = warned(check(*write(tmp_path, key, issue(key, begin=begin, end=end))))
     assert "made.pem" in line
     assert words in line
-    assert end.strftime("%Y-%m-%d") in line
+    assert (end if end < NOW else begin).strftime("%Y-%m-%d") in line
 
 
 def test_chain_that_does_not_link(check: Callable[..., tuple[Any, str, str]], tmp_path: Path) -> None:
