@@ -69,6 +69,8 @@ class Connecting:
 
     def expire(self) -> None:
         """There was no answer for :func:`attempt_delay` seconds."""
+        if not self._left:
+            return
         if len(self._attempts) == _MOST_ATTEMPTS:
             if monotonic() - self._attempts[0][1] < self._share:
                 self._server.attempts.start(self)
