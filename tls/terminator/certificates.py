@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import stat
 from typing import TYPE_CHECKING
 
@@ -10,6 +11,8 @@ from gpu_provider import tls
 from gpu_provider.errors import ConfigError
 from gpu_provider.tls import constants
 from gpu_provider.tls.leaf import read_leaf
+from gpu_provider.tls.terminator.certificate_checks import file_warnings, never_used_warnings
+from gpu_provider.tls.terminator.trial_handshake import handshake_problem
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -32,8 +35,18 @@ class Certificate:
     names: tuple[str, ...]
     """DNS names in lower case, wildcards included."""
     key_type: str
+    """Such as ``RSA-2048``."""
     not_after: float
     """Unix time."""
+    public_key: bytes = b""
+    """Its SHA-256."""
+    warnings: tuple[str, ...] = ()
+    """What is surely not meant about the file, although it can be served."""
+
+    @property
+    def kind(self) -> str:
+        """``RSA`` or ``EC``."""
+        return self.key_type.partition("-")[0]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -43,35 +56,110 @@ class Certificates:
     context: tls.Context
     """The first certificate's context, which turns to the others by the server name that the client asks for."""
     all: tuple[Certificate, ...]
+    warnings: tuple[str, ...]
+    """Also of what the certificates are to each other."""
 
 
-def load_certificates(config: TerminatorConfig, provider: BatchingProvider | None) -> Certificates:
-    """Reads every pair of files. Raises ConfigError that names the file and what to do about it."""
-    contexts: list[tls.Context] = []
-    certificates: list[Certificate] = []
-    by_name: dict[str, tls.Context] = {}
-    for cert, key in zip(config.cert, config.key, strict=True):
-        context = _settings_context(config, provider)
-        try:
-            _check_file(cert)
-            _check_file(key)
-            context.use_certificate_chain_file(cert)
-            certificate = _describe(cert, context)
-            context.use_privatekey_file(key)
-        except (tls.CertificateError, tls.PrivateKeyError) as error:
-            raise ConfigError(f"{error}; given as --cert {cert} --key {key}") from None
-        try:
-            context.check_privatekey()
-        except tls.PrivateKeyError:  # of another type
-            raise ConfigError(
-                f"private key file {str(key)!r} does not belong to the certificate; given as --cert {cert} --key {key}"
-            ) from None
-        contexts.append(context)
-        certificates.append(certificate)
+def load_certificates(
+    config: TerminatorConfig, provider: BatchingProvider | None, ticket_keys: tls.TicketKeys | None = None
+) -> Certificates:
+    """Reads every pair of files. Raises ConfigError that names the file and what to do about it.
+
+    ``ticket_keys``: the same at each reload, so that clients go on resuming their sessions; but not those that began
+    with other private keys. Who has got hold of a replaced key may have read such a session, and a resumed one with it.
+    """
+    certificates = [_read(config, cert, key) for cert, key in zip(config.cert, config.key, strict=True)]
+    by_name: dict[str, dict[str, int]] = {}
+    for index, certificate in enumerate(certificates):
         for name in certificate.names:
-            by_name.setdefault(name, context)
-    contexts[0].set_sni_contexts(by_name)
-    return Certificates(contexts[0], tuple(certificates))
+            by_name.setdefault(name, {}).setdefault(certificate.kind, index)
+    first = _with_its_counterpart(certificates)
+    together = {name: tuple(indices.values()) for name, indices in by_name.items()}
+    contexts = {
+        indices: _context(config, provider, [(config.cert[index], config.key[index]) for index in indices])
+        for indices in {first, *together.values()}
+    }
+    identity = hashlib.sha256(b"".join(sorted(certificate.public_key for certificate in certificates))).digest()
+    for context in contexts.values():
+        context.set_session_id_context(identity)
+        if ticket_keys is not None:
+            context.set_ticket_keys(ticket_keys)
+    contexts[first].set_sni_contexts({name: contexts[indices] for name, indices in together.items()})
+    used = {index for indices in (first, *together.values()) for index in indices}
+    warnings = [warning for certificate in certificates for warning in certificate.warnings]
+    return Certificates(contexts[first], tuple(certificates), tuple(warnings + never_used_warnings(certificates, used)))
+
+
+def _read(config: TerminatorConfig, cert: Path, key: Path) -> Certificate:
+    """One pair of files, tried alone, with OpenSSL's own arithmetic: nothing of it counts as the provider's work."""
+    _check_file(cert)
+    _check_file(key)
+    context = _settings_context(config, None)
+    _use_certificate(context, cert, key)
+    certificate = _describe(cert, context)
+    _use_key(context, cert, key)
+    warnings = file_warnings(cert)
+    problems = {version: handshake_problem(context, _VERSIONS[version]) for version in _versions(config)}
+    if all(problems.values()):
+        reasons = "; ".join(dict.fromkeys(str(problem) for problem in problems.values()))
+        raise ConfigError(
+            f"certificate file {str(cert)!r} (its key is {certificate.key_type}) can't be used in any handshake: "
+            f"{reasons}; use a certificate with an RSA-2048 or P-256 key and SHA-256, or see whether ciphers, "
+            "ciphersuites, tls_min and tls_max allow for this one"
+        )
+    warnings += [
+        f"certificate file {str(cert)!r} can't be used by {version} clients: {problem}"
+        for version, problem in problems.items()
+        if problem is not None
+    ]
+    return dataclasses.replace(certificate, public_key=context.public_key_digest(), warnings=tuple(warnings))
+
+
+def _with_its_counterpart(certificates: list[Certificate]) -> tuple[int, ...]:
+    """The first certificate, for clients that ask for no name or an unknown one; and one of the other key type, if it
+    has all of the first one's names."""
+    first = certificates[0]
+    for index, other in enumerate(certificates):
+        if other.kind != first.kind and first.names and set(first.names) <= set(other.names):
+            return 0, index
+    return (0,)
+
+
+def _versions(config: TerminatorConfig) -> list[str]:
+    return [
+        name for name, version in _VERSIONS.items() if _VERSIONS[config.tls_min] <= version <= _VERSIONS[config.tls_max]
+    ]
+
+
+def _context(
+    config: TerminatorConfig, provider: BatchingProvider | None, pairs: list[tuple[Path, Path]]
+) -> tls.Context:
+    """OpenSSL keeps a certificate of each key type in a context, and takes whichever the client can use."""
+    context = _settings_context(config, provider)
+    for cert, key in pairs:
+        _use_certificate(context, cert, key)
+        _use_key(context, cert, key)
+    return context
+
+
+def _use_certificate(context: tls.Context, cert: Path, key: Path) -> None:
+    try:
+        context.use_certificate_chain_file(cert)
+    except tls.CertificateError as error:
+        raise ConfigError(f"{error}; given as --cert {cert} --key {key}") from None
+
+
+def _use_key(context: tls.Context, cert: Path, key: Path) -> None:
+    try:
+        context.use_privatekey_file(key)
+    except tls.PrivateKeyError as error:
+        raise ConfigError(f"{error}; given as --cert {cert} --key {key}") from None
+    try:
+        context.check_privatekey()
+    except tls.PrivateKeyError:  # of another type
+        raise ConfigError(
+            f"private key file {str(key)!r} does not belong to the certificate; given as --cert {cert} --key {key}"
+        ) from None
 
 
 def _settings_context(config: TerminatorConfig, provider: BatchingProvider | None) -> tls.Context:

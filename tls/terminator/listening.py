@@ -12,7 +12,14 @@ import struct
 from gpu_provider.errors import ConfigError
 from gpu_provider.tls.terminator.addresses import Address, format_address, resolve
 
-__all__ = ["connections_allowed", "defer_accept", "listen", "raise_descriptor_limit", "refuse_newcomers"]
+__all__ = [
+    "connections_allowed",
+    "defer_accept",
+    "listen",
+    "raise_descriptor_limit",
+    "refuse_newcomers",
+    "seconds_since_input",
+]
 
 _BACKLOG = 4096  # the kernel lowers it to net.core.somaxconn
 _DESCRIPTORS_EACH = 2
@@ -99,6 +106,12 @@ def refuse_newcomers(listener: socket.socket) -> bool:
     except OSError:
         return False
     return True
+
+
+def seconds_since_input(sock: socket.socket) -> float:
+    """How long ago the peer's last bytes came, or without any the connection was established."""
+    (milliseconds,) = struct.unpack_from("I", sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 56), 52)
+    return float(milliseconds) / 1000
 
 
 def raise_descriptor_limit(max_connections: int) -> None:

@@ -16,10 +16,13 @@ from prometheus_client import CollectorRegistry
 
 from gpu_provider import BatchingProvider
 from gpu_provider.errors import ConfigError, GpuProviderError
+from gpu_provider.tls import TicketKeys
 from gpu_provider.tls.terminator.addresses import Resolved, format_address, resolve
 from gpu_provider.tls.terminator.admin import AdminServer
 from gpu_provider.tls.terminator.background import in_background
+from gpu_provider.tls.terminator.certificate_checks import date
 from gpu_provider.tls.terminator.certificates import load_certificates
+from gpu_provider.tls.terminator.checks import check_settings
 from gpu_provider.tls.terminator.listening import connections_allowed, listen, raise_descriptor_limit
 from gpu_provider.tls.terminator.logs import configure_logging
 from gpu_provider.tls.terminator.metrics import TerminatorMetrics
@@ -30,7 +33,7 @@ if TYPE_CHECKING:
     import socket
     from collections.abc import Iterator
 
-    from gpu_provider.tls.terminator.certificates import Certificates
+    from gpu_provider.tls.terminator.certificates import Certificate, Certificates
     from gpu_provider.tls.terminator.config import TerminatorConfig
 
 __all__ = ["EXIT_CLEAN", "EXIT_FAILED", "EXIT_FORCED", "check", "run"]
@@ -50,18 +53,21 @@ _END_SECONDS = 5.0
 _log = structlog.stdlib.get_logger(__name__)
 
 
-def check(config: TerminatorConfig) -> None:
-    """Everything that can be checked without listening: files, keys, names. Raises ConfigError."""
+def check(config: TerminatorConfig) -> list[str]:
+    """Everything that can be checked without listening: files, keys, names, and how they fit together. Returns what is
+    surely not meant, although it works. Raises ConfigError for what can't work."""
     with _start_errors():
-        _check(config)
+        return _check(config)
 
 
-def _check(config: TerminatorConfig) -> None:
-    load_certificates(config, None)
-    _resolve_upstream(config)
-    resolve(config.listen_address, to_listen=True)
-    if config.admin_address is not None:
-        resolve(config.admin_address, to_listen=True)
+def _check(config: TerminatorConfig) -> list[str]:
+    certificates = load_certificates(config, None)
+    expired = (
+        f"certificate file {str(one.path)!r} has expired: it was valid until {date(one.not_after)}"
+        for one in certificates.all
+        if one.not_after < time.time()
+    )
+    return [*check_settings(config, _resolve_upstream(config)), *expired, *certificates.warnings]
 
 
 def run(config: TerminatorConfig) -> int:
@@ -90,13 +96,14 @@ def _run(config: TerminatorConfig) -> int:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     raise_descriptor_limit(config.max_connections)
     upstream = _resolve_upstream(config)
+    for warning in check_settings(config, upstream):
+        _log.warning(warning)
     listeners = listen(config.listen_address, "listen")
     admin_listeners = listen(config.admin_address, "admin") if config.admin_address is not None else []
     registry = CollectorRegistry()
     with BatchingProvider(config, registry=registry) as provider:
-        certificates = load_certificates(config, provider)
         metrics = TerminatorMetrics(log)
-        terminator = Terminator(config, provider, certificates, upstream, registry=registry, metrics=metrics)
+        terminator = Terminator(config, provider, upstream, registry=registry, metrics=metrics)
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
             try:
                 code = runner.run(terminator.serve(listeners, admin_listeners, signals))
@@ -119,7 +126,6 @@ class Terminator:
         self,
         config: TerminatorConfig,
         provider: BatchingProvider,
-        certificates: Certificates,
         upstream: tuple[Resolved, ...],
         *,
         registry: CollectorRegistry,
@@ -127,9 +133,9 @@ class Terminator:
     ) -> None:
         self._config = config
         self._provider = provider
-        self._certificates = certificates
         self._upstream = upstream
         self._registry = registry
+        self._ticket_keys = TicketKeys()
         self._metrics = metrics
         self._stopped_at = 0.0
         self._failure: str | None = None
@@ -139,12 +145,14 @@ class Terminator:
     async def serve(
         self, listeners: list[socket.socket], admin_listeners: list[socket.socket], signals: SignalHandlers
     ) -> int:
+        """Raises ConfigError if it can't start."""
         self._loop = loop = asyncio.get_running_loop()
         self._stopping = asyncio.Event()
         self._hurry = asyncio.Event()
         self._reloading = asyncio.Lock()
         self._reloads: set[asyncio.Task[None]] = set()
-        self._server = server = Server(self._config, self._certificates, self._upstream, self._metrics)
+        # The server alone keeps the certificates, so that a reload lets go of the keys that it replaces.
+        self._server = server = Server(self._config, self._load_certificates(), self._upstream, self._metrics)
         admin = AdminServer(self._registry, self._is_ready)
         loop.set_exception_handler(self._on_loop_error)
         signals.deliver_to(loop, self._on_signal)
@@ -154,7 +162,7 @@ class Terminator:
         # What start-up made stays until the end: collections need not walk it again and again.
         gc.collect()
         gc.freeze()
-        _report_certificates(self._certificates)
+        _report_certificates(self._metrics.certificates)
         _log.info(
             "ready",
             listen=[format_address(listener.getsockname()) for listener in listeners],
@@ -263,12 +271,19 @@ class Terminator:
             exc_info=None if expected else error,
         )
 
+    def _load_certificates(self) -> Certificates:
+        """Raises ConfigError."""
+        certificates = load_certificates(self._config, self._provider, self._ticket_keys)
+        for warning in certificates.warnings:
+            _log.warning(warning)
+        return certificates
+
     async def _reload(self) -> None:
         async with self._reloading:
-            certificates = await in_background(load_certificates, self._config, self._provider)
+            certificates = await in_background(self._load_certificates)
             self._server.use_certificates(certificates)
             self._metrics.reloads["ok"] += 1
-            _report_certificates(certificates)
+            _report_certificates(certificates.all)
             _log.info("certificates reloaded", certificates=len(certificates.all))
 
 
@@ -279,15 +294,16 @@ async def _is_set_within(event: asyncio.Event, seconds: float) -> bool:
     return event.is_set()
 
 
-def _report_certificates(certificates: Certificates) -> None:
-    for certificate in certificates.all:
-        log = _log.warning if certificate.not_after < time.time() else _log.info
+def _report_certificates(certificates: tuple[Certificate, ...]) -> None:
+    for certificate in certificates:
+        expired = certificate.not_after < time.time()
+        log = _log.warning if expired else _log.info
         log(
-            "certificate" if certificate.not_after >= time.time() else "certificate has expired",
+            "certificate has expired" if expired else "certificate",
             file=str(certificate.path),
             names=list(certificate.names),
             key_type=certificate.key_type,
-            expires=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(certificate.not_after)),
+            expires=date(certificate.not_after),
         )
 
 

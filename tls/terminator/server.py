@@ -14,10 +14,11 @@ from gpu_provider import tls
 from gpu_provider.errors import ConfigError
 from gpu_provider.tls.terminator.addresses import Resolved, resolve
 from gpu_provider.tls.terminator.background import in_background
+from gpu_provider.tls.terminator.connecting import Connecting, attempt_delay
 from gpu_provider.tls.terminator.deadlines import Deadlines
-from gpu_provider.tls.terminator.listening import defer_accept, refuse_newcomers
+from gpu_provider.tls.terminator.listening import defer_accept, refuse_newcomers, seconds_since_input
 from gpu_provider.tls.terminator.poller import Poller
-from gpu_provider.tls.terminator.session import Session, State
+from gpu_provider.tls.terminator.session import IDLE_LOOKS, Session, State
 from gpu_provider.tls.terminator.shortage import Shortage
 
 if TYPE_CHECKING:
@@ -65,7 +66,9 @@ class Server:
         self.proxy_version = _PROXY_VERSIONS[config.proxy_protocol]
         self.handshakes = Deadlines(loop, config.handshake_timeout, Session.expire)
         self.connects = Deadlines(loop, config.connect_timeout, Session.expire)
-        self.idle = Deadlines(loop, config.idle_timeout, Session.expire)
+        self.connect_timeout = config.connect_timeout
+        self.attempts = Deadlines(loop, attempt_delay(config.connect_timeout), Connecting.expire)
+        self.idle = Deadlines(loop, config.idle_timeout / IDLE_LOOKS, Session.expire)
         self.lingering = Deadlines(loop, _LINGER_SECONDS, Session.expire)
         self.deadlines = {
             State.HANDSHAKE: self.handshakes,
@@ -74,7 +77,7 @@ class Server:
             State.LINGER: self.lingering,
         }
         self._config = config
-        self._max_connections = config.max_connections
+        self._max_connections = metrics.max_connections = config.max_connections
         self._sessions: set[Session] = set()
         self._all_ended = asyncio.Event()
         self._listeners: list[socket.socket] = []
@@ -96,7 +99,7 @@ class Server:
 
     def limit_connections(self, most: int) -> None:
         """To this, where ``max_connections`` is more."""
-        self._max_connections = min(most, self._max_connections)
+        self._max_connections = self.metrics.max_connections = min(most, self._max_connections)
 
     def start(self, listeners: list[socket.socket]) -> None:
         self._listeners = listeners
@@ -116,6 +119,7 @@ class Server:
     def _accept(self, listener: socket.socket) -> None:
         for _ in range(_ACCEPT_BURST):
             if len(self._sessions) >= self._max_connections:
+                self.metrics.limit_reached += 1
                 self._set_accepting(False)
             if not self._accepting:
                 return
@@ -137,6 +141,7 @@ class Server:
                 return
             client.setblocking(False)
             self.metrics.accepted += 1
+            self.metrics.accept_queue.observe(seconds_since_input(client))
             self._serve(client)
 
     def _serve(self, client: socket.socket) -> None:
@@ -172,7 +177,7 @@ class Server:
         """A socket's handler had no memory to go on. Its connection has lost that event, and so ends."""
         self.run_out_of_memory()
         for session in self._sessions:
-            if descriptor in {session.client.fileno(), session.upstream.fileno() if session.upstream else -1}:
+            if session.has(descriptor):
                 session.abort("out_of_memory")
                 return
 
@@ -265,6 +270,7 @@ class Server:
             self._resolving.cancel()
         if self._pause is not None:
             self._pause.cancel()
+        self.attempts.close()
         for deadlines in self.deadlines.values():
             deadlines.close()
         self.poller.close()
