@@ -26,7 +26,6 @@ TEXTS: list[tuple[Callable[[tls.Context], Callable[[str | bytes], None]], str]] 
     (lambda context: context.set_ciphersuites, "TLS_AES_128_GCM_SHA256"),
     (lambda context: context.set_groups, "X25519:P-256"),
     (lambda context: context.set_sigalgs, "RSA-PSS+SHA256:ECDSA+SHA256"),
-    (lambda context: context.set_session_id_context, "name"),
 ]
 
 
@@ -45,6 +44,13 @@ class TestText:
             setter(context)([text])
         with pytest.raises(ValueError, match="has a NUL in it"):
             setter(context)(text + "\0more")
+
+
+def test_an_identity_may_have_any_bytes(context: tls.Context) -> None:
+    """Hazard: one hash in eight has a NUL in it."""
+    for identity in ("name", b"name", bytes(32)):
+        context.set_session_id_context(identity)
+    context.set_alpn_protos([b"\0\1", "h2"])
 
 
 def test_alpn_protocols_are_names_not_one_name(context: tls.Context) -> None:

@@ -40,7 +40,7 @@ def alpn_wire(protocols: Sequence[str | bytes]) -> bytes:
     """The wire form of a list of ALPN protocols. ValueError for an empty list or name, or one over 255 bytes."""
     if isinstance(protocols, str | bytes):
         raise TypeError(f"ALPN protocols must be a list of names, such as [{protocols!r}], not a single name")
-    names = [encoded(name, "ALPN protocol") for name in protocols]
+    names = [encoded(name, "ALPN protocol", binary=True) for name in protocols]
     if not names or not all(0 < len(name) <= 255 for name in names):
         raise ValueError(f"ALPN protocols must be names of 1 to 255 bytes, at least one of them, not {protocols!r}")
     return b"".join(bytes((len(name),)) + name for name in names)
@@ -193,9 +193,9 @@ class Context:
         return before
 
     def set_session_id_context(self, identity: str | bytes) -> None:
-        """Sessions are resumed only in contexts of the same name (1 to 32 bytes)."""
-        name = encoded(identity, "session id context")
-        check(lib.SSL_CTX_set_session_id_context(self._ctx, name, len(name)), "session id context")
+        """Sessions are resumed only in contexts of the same identity (1 to 32 bytes of any value, such as a hash)."""
+        data = encoded(identity, "session id context", binary=True)
+        check(lib.SSL_CTX_set_session_id_context(self._ctx, data, len(data)), "session id context")
 
     def set_num_tickets(self, count: int) -> None:
         """How many TLS 1.3 session tickets a server sends after a full handshake (OpenSSL: 2)."""
