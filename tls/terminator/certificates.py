@@ -79,9 +79,9 @@ def load_certificates(
         indices: _context(config, provider, [(config.cert[index], config.key[index]) for index in indices])
         for indices in {first, *together.values()}
     }
-    identity = hashlib.sha256(b"".join(sorted(certificate.public_key for certificate in certificates))).digest()
+    public_keys = b"".join(sorted(certificate.public_key for certificate in certificates))
     for context in contexts.values():
-        context.set_session_id_context(identity)
+        context.set_session_id_context(hashlib.blake2b(public_keys, digest_size=16).hexdigest().encode())
         if ticket_keys is not None:
             context.set_ticket_keys(ticket_keys)
     contexts[first].set_sni_contexts({name: contexts[indices] for name, indices in together.items()})
