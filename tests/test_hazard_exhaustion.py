@@ -99,10 +99,10 @@ def test_handshakes_whose_upstream_gets_no_descriptor_stop_the_accepting(tmp_pat
     patch = f"""
 import errno, os, socket
 class Socket(socket.socket):
-    def connect_ex(self, address):
-        if os.path.exists({str(tmp_path / "full")!r}):
+    def __init__(self, family=-1, type=-1, proto=-1, fileno=None):
+        if fileno is None and os.path.exists({str(tmp_path / "full")!r}):
             raise OSError(errno.EMFILE, "made to fail")
-        return super().connect_ex(address)
+        super().__init__(family, type, proto, fileno)
 socket.socket = Socket
 """
     with terminator_with(tmp_path, patch=patch) as terminator:
@@ -139,14 +139,14 @@ def test_without_memory_it_neither_storms_nor_ignores_sigterm(tmp_path):
 
 def test_a_connection_without_memory_ends_alone(tmp_path):
     patch = """
-import gpu_provider.tls.terminator.session as session
-connect, calls = session.Session._connect, []
+from gpu_provider.tls.terminator.connecting import Connecting
+start, calls = Connecting.start, []
 def failing(self):
     calls.append(self)
     if len(calls) == 2:
         raise MemoryError
-    connect(self)
-session.Session._connect = failing
+    start(self)
+Connecting.start = failing
 """
     with terminator_with(tmp_path, patch=patch) as terminator, terminator.connect() as first:
         assert serve_at_once(terminator, 1) == 0
