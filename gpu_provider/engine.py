@@ -150,6 +150,8 @@ class Engine:
         for call in calls:
             if self._closing:
                 call.fail(ProviderClosedError("the provider is closed"))
+            elif not call.rows:
+                call.end_without_rows()
             elif not call.ended:
                 self._submitted.append(call)
         if self._ended:

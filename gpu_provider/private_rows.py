@@ -78,10 +78,10 @@ class PrivateCall(Call):
     ) -> None:
         """``handles`` is [n], ``inputs`` is [n, bytes of the class], each below its modulus. With a key that is
         closed already, the call has failed from the beginning."""
-        self._pinned: list[int] = []
         work, row_bytes = MODEXP + 1 + class_index, inputs.shape[1]
         super().__init__(kind=class_index, work=work, operands=(handles, inputs), row_bytes=row_bytes, units_per_row=1)
         self._client = client
+        self._pinned: list[int] = []
         for handle in np.unique(handles).tolist():
             if not _pin(client, handle):
                 self.fail(ProviderClosedError("a key is closed; load it again"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import array
+import asyncio
 import random
 from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
@@ -134,6 +135,43 @@ class TestKindsOfNumbers:
         read_only.flags.writeable = False
         for same in (moduli[::-1][::-1], np.asfortranarray(moduli), read_only, np.hstack([moduli, moduli])[:, :2]):
             assert numbers(provider.modexp(limbs([2, 3, 4], 1), 5, same)) == [32 % 11, 243 % 13, 1024 % 17]
+
+
+class TestAwaited:
+    async def test_agrees_with_the_call_that_waits(self, provider: BatchingProvider) -> None:
+        assert await provider.modexp_async(2, 5, 7) == 4
+        assert await provider.modexp_async(b"\x02", 5, 7) == b"\x04"
+        assert await provider.modexp_async([2, 3], [5, b"\x05"], 7) == [4, 5]
+        assert await provider.modexp_async([], 5, 7) == []
+        assert numbers(await provider.modexp_async(limbs([2, 3], 1), 5, 7)) == [4, 5]
+        together = await asyncio.gather(*(provider.modexp_async(x, 65537, (1 << 127) - 1) for x in range(200)))
+        assert together == [pow(x, 65537, (1 << 127) - 1) for x in range(200)]
+        with pytest.raises(InputError, match="the modulus has 4 bits and is even"):
+            await provider.modexp_async(2, 5, 8)
+
+    async def test_what_is_cancelled_is_not_computed(self, held_backend: HeldBackend) -> None:
+        config = ProviderConfig(max_delay=3600, backend_timeout=50, max_batch=1)
+        with BatchingProvider(config, backends=[held_backend]) as provider:
+            call = asyncio.ensure_future(provider.modexp_async([3] * 1000, 5, 7))
+            await asyncio.to_thread(held_backend.wait_for_batch)
+            call.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await call
+            held_backend.release_all()
+            assert await provider.modexp_async(3, 5, 7) == 5
+            assert provider.stats().by_backend == {"held": 2}
+
+    async def test_the_provider_closed_meanwhile(
+        self, held_provider: BatchingProvider, held_backend: HeldBackend
+    ) -> None:
+        call = asyncio.ensure_future(held_provider.modexp_async([3, 4], 5, 7))
+        await asyncio.to_thread(held_backend.wait_for_batch)
+        closing = asyncio.ensure_future(asyncio.to_thread(held_provider.close))
+        held_backend.release_all()
+        await closing
+        assert await call == [5, 2]
+        with pytest.raises(ProviderClosedError):
+            await held_provider.modexp_async(3, 5, 7)
 
 
 class TestNothingToDo:
