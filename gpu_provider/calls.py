@@ -140,6 +140,9 @@ class ChunkJob:
     def claim(self) -> bool:
         return self._claim.acquire(blocking=False)
 
+    def wanted(self) -> bool:
+        return not all(part.call.ended or part.call.given_up for part in self._parts)
+
     def compute(self, backend: Backend) -> int:
         # Arrays of this attempt alone: a backend that hangs may write into them for ever.
         call = self._parts[0].call

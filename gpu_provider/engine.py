@@ -425,6 +425,8 @@ class Engine:
         if not self._again:
             return
         for lane in self._last_resort.free_lanes(time.monotonic()):
+            while self._again and not self._again[0].wanted():
+                self._again.popleft().finish()
             if self._again:
                 self._computing += 1
                 lane.launch(self._again.popleft(), 0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
 import threading
@@ -47,8 +48,10 @@ class RequestFuture(Future[Any]):
         if self._condition.acquire(timeout=_PATIENCE_SECONDS):
             self._condition.release()
             self._end(outcome)
-        else:
-            threading.Thread(target=self._end, args=[outcome], name="gpu-provider-late-future", daemon=True).start()
+            return
+        late = threading.Thread(target=self._end, args=[outcome], name="gpu-provider-late-future", daemon=True)
+        with contextlib.suppress(RuntimeError):  # no thread can be started any more when the interpreter ends
+            late.start()
 
     def _end(self, outcome: Outcome | None) -> None:
         self._ended_by = threading.get_ident()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -111,6 +112,8 @@ def _unpin(client: Client, handle: int) -> None:
 
 def keys_of_rows(client: Client, keys: Keys, rows: int) -> KeysOfRows:
     """Raises InputError unless there is one key for all rows, or one for each."""
+    if not isinstance(keys, Key | Iterable):
+        raise InputError(f"the key is of type {type(keys).__name__}; it must be one that load_key() returned")
     of_rows = [keys] if isinstance(keys, Key) else list(keys)
     for key in of_rows:
         if not isinstance(key, Key):

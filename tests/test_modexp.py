@@ -161,6 +161,19 @@ class TestAwaited:
             assert await provider.modexp_async(3, 5, 7) == 5
             assert provider.stats().by_backend == {"held": 2}
 
+    async def test_what_is_cancelled_is_not_computed_again_when_it_fails(
+        self, held_provider: BatchingProvider, held_backend: HeldBackend
+    ) -> None:
+        call = asyncio.ensure_future(held_provider.modexp_async([3] * 64, 5, 7))
+        await asyncio.to_thread(held_backend.wait_for_batch)
+        call.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await call
+        held_backend.fail_next()
+        held_backend.release_all()
+        assert await held_provider.modexp_async(3, 5, 7) == 5
+        assert held_provider.stats().by_backend.get("libcrypto", 0) <= 1
+
     async def test_the_provider_closed_meanwhile(
         self, held_provider: BatchingProvider, held_backend: HeldBackend
     ) -> None:
