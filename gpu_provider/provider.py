@@ -26,9 +26,9 @@ from gpu_provider.errors import BackendError, GpuProviderError, InputError, Prov
 from gpu_provider.futures import PendingFutures, RequestFuture
 from gpu_provider.keys import Key
 from gpu_provider.metrics import ProviderCollector
-from gpu_provider.modexp import ModexpCall, modexp_call, results_like
+from gpu_provider.modexp import modexp_call
 from gpu_provider.native import ffi, lib
-from gpu_provider.operands import array_to_rows, is_number, limbs_of
+from gpu_provider.operands import array_to_rows, limbs_of
 from gpu_provider.private_rows import keys_of_rows, private_calls
 from gpu_provider.stats import ProviderStats, Statistics
 
@@ -355,7 +355,7 @@ class BatchingProvider:
             return self._modexp_rows(bases, exponents, moduli)
         call = modexp_call(bases, exponents, moduli)
         self._compute([call])
-        return _numbers_of(call, bases, exponents, moduli)
+        return call.numbers()
 
     @overload
     async def modexp_async(self, bases: Integer, exponents: Number, moduli: Number) -> int: ...  # type: ignore[overload-overlap]
@@ -391,7 +391,7 @@ class BatchingProvider:
             raise
         if isinstance(bases, np.ndarray):
             return limbs_of(call.result)
-        return _numbers_of(call, bases, exponents, moduli)
+        return call.numbers()
 
     def _modexp_rows(self, bases: Operand, exponents: Operand, moduli: Operand) -> NDArray[np.uint64]:
         (result,) = self._compute([modexp_call(bases, exponents, moduli)])
@@ -414,11 +414,3 @@ class BatchingProvider:
             raise ProviderClosedError("the provider is not started; use it in a with statement, or call start()")
         if self._engine.closing:
             raise ProviderClosedError("the provider is closed")
-
-
-def _numbers_of(
-    call: ModexpCall, bases: Operand, exponents: Operand, moduli: Operand
-) -> int | bytes | list[int] | list[bytes]:
-    """The results as numbers, and a single one where all operands are single."""
-    numbers = results_like(bases, call.result, call.operands[2])
-    return numbers[0] if all(map(is_number, (bases, exponents, moduli))) else numbers

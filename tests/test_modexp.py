@@ -148,6 +148,13 @@ class TestAwaited:
         with pytest.raises(InputError, match="the modulus has 4 bits and is even"):
             await provider.modexp_async(2, 5, 8)
 
+    async def test_operands_may_change_meanwhile(self, provider: BatchingProvider) -> None:
+        bases = [2, 3]
+        call = asyncio.ensure_future(provider.modexp_async(bases, 5, 7))
+        await asyncio.sleep(0)
+        bases.clear()
+        assert await call == [4, 5]
+
     async def test_what_is_cancelled_is_not_computed(self, held_backend: HeldBackend) -> None:
         config = ProviderConfig(max_delay=3600, backend_timeout=50, max_batch=1)
         with BatchingProvider(config, backends=[held_backend]) as provider:
