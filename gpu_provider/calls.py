@@ -50,8 +50,8 @@ class Call(ABC):
         self._ended = threading.Lock()  # taken by whoever ends it
         # Not a Future: see PendingFutures.compute().
         self._outcome: SimpleQueue[Exception | None] = SimpleQueue()
-        if not self.rows:
-            self._end(None)
+        self.tell: Callable[[Exception | None], object] = self._outcome.put
+        """Is called when the call ends, on a thread of the provider, and must not block."""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -64,11 +64,16 @@ class Call(ABC):
         and sets ``ok`` to 1 where there is a result. On a lane's thread. Returns how many results were wrong; raises
         what the backend raises."""
 
+    @property
+    def result(self) -> NDArray[np.uint8]:
+        """[rows, row_bytes], least significant byte first, once the call has ended without an error."""
+        return self._outputs
+
     def wait(self) -> NDArray[np.uint8]:
-        """The result, [rows, row_bytes], least significant byte first. Once. Raises what the call failed with."""
+        """The result. Once, and unless ``tell`` was replaced. Raises what the call failed with."""
         error = self._outcome.get()
         if error is None:
-            return self._outputs
+            return self.result
         try:
             raise error
         finally:
@@ -87,6 +92,9 @@ class Call(ABC):
         if done:
             self._end(None)
 
+    def end_without_rows(self) -> None:
+        self._end(None)
+
     def fail(self, error: Exception) -> None:
         """Ends the call with an error, unless it has ended. Any thread."""
         self._end(error)
@@ -98,7 +106,7 @@ class Call(ABC):
     def _end(self, error: Exception | None) -> None:
         if self._ended.acquire(blocking=False):
             self.release()
-            self._outcome.put(error)
+            self.tell(error)
 
     def release(self) -> None:  # noqa: B027 - most have nothing to release
         """Called once, when the call ends."""
@@ -131,6 +139,9 @@ class ChunkJob:
 
     def claim(self) -> bool:
         return self._claim.acquire(blocking=False)
+
+    def wanted(self) -> bool:
+        return not all(part.call.ended or part.call.given_up for part in self._parts)
 
     def compute(self, backend: Backend) -> int:
         # Arrays of this attempt alone: a backend that hangs may write into them for ever.

@@ -156,6 +156,8 @@ class Engine:
         for call in calls:
             if self._closing:
                 call.fail(ProviderClosedError("the provider is closed"))
+            elif not call.rows:
+                call.end_without_rows()
             elif not call.ended:
                 self._submitted.append(call)
         if self._ended:
@@ -434,6 +436,8 @@ class Engine:
         if not self._again:
             return
         for lane in self._last_resort.free_lanes(time.monotonic()):
+            while self._again and not self._again[0].wanted():
+                self._again.popleft().finish()
             if self._again:
                 self._computing += 1
                 lane.launch(self._again.popleft(), 0)

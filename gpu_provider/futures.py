@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
 import threading
 from concurrent.futures import Future, InvalidStateError
 from queue import SimpleQueue
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
@@ -31,26 +32,28 @@ _PATIENCE_SECONDS = 0.1
 _CLOSED = "the provider was closed before the request could be computed"
 
 
-class RequestFuture(Future["Result"]):
+class RequestFuture(Future[Any]):
     """A future whose callbacks can raise what they like: the provider's thread that runs them goes on, and so do the
     other callbacks."""
 
     _ended_by = 0
 
-    def add_done_callback(self, fn: Callable[[Future[Result]], object]) -> None:
+    def add_done_callback(self, fn: Callable[[Future[Any]], object]) -> None:
         super().add_done_callback(functools.partial(_call, fn))
 
-    def end(self, outcome: Outcome) -> None:
+    def end(self, outcome: Outcome | None) -> None:
         """Sets the result or the error, unless the future was cancelled meanwhile. On a thread of the provider."""
         # The application's thread may never let go of the lock, if a signal handler raised inside the Condition's
         # __enter__ or __exit__, or called close() meanwhile. Then another thread waits for it.
         if self._condition.acquire(timeout=_PATIENCE_SECONDS):
             self._condition.release()
             self._end(outcome)
-        else:
-            threading.Thread(target=self._end, args=[outcome], name="gpu-provider-late-future", daemon=True).start()
+            return
+        late = threading.Thread(target=self._end, args=[outcome], name="gpu-provider-late-future", daemon=True)
+        with contextlib.suppress(RuntimeError):  # no thread can be started any more when the interpreter ends
+            late.start()
 
-    def _end(self, outcome: Outcome) -> None:
+    def _end(self, outcome: Outcome | None) -> None:
         self._ended_by = threading.get_ident()
         try:
             if isinstance(outcome, Exception):
@@ -61,7 +64,7 @@ class RequestFuture(Future["Result"]):
             pass  # cancelled meanwhile
 
 
-def _call(callback: Callable[[Future[Result]], object], future: RequestFuture) -> None:
+def _call(callback: Callable[[Future[Any]], object], future: RequestFuture) -> None:
     try:
         callback(future)
     except Exception:

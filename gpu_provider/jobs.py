@@ -44,6 +44,10 @@ class Job(Protocol):
         """True for the first caller, who has to finish the job; False for everyone else."""
         ...
 
+    def wanted(self) -> bool:
+        """Whether anybody still waits for it."""
+        ...
+
     def compute(self, backend: Backend) -> int:
         """On the lane's thread. Returns how many results were wrong; those do not count as results any more. Raises
         what the backend raises; then there are no results at all."""
@@ -131,6 +135,9 @@ class RsaJob:
 
     def claim(self) -> bool:
         return self._claim.acquire(blocking=False)
+
+    def wanted(self) -> bool:
+        return True  # TLS connections do; a cancelled future's request is computed all the same
 
     def compute(self, backend: Backend) -> int:
         try:

@@ -10,7 +10,7 @@ import numpy as np
 from gpu_provider.calls import Call
 from gpu_provider.errors import InputError
 from gpu_provider.lanes import MODEXP
-from gpu_provider.operands import is_bytes, label, not_less, to_rows, widen
+from gpu_provider.operands import is_bytes, is_number, label, not_less, to_rows, widen
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -19,24 +19,43 @@ if TYPE_CHECKING:
     from gpu_provider.calls import Operands
     from gpu_provider.operands import Operand
 
-__all__ = ["ModexpCall", "check_moduli", "modexp_call", "results_like", "rows_of_all", "units_per_row"]
+__all__ = ["ModexpCall", "check_moduli", "modexp_call", "rows_of_all", "units_per_row"]
 
 
 class ModexpCall(Call):
     """One call of modexp(). ``bases`` and ``moduli`` are [n, stride], ``exponents`` is [n, exponent_stride]; least
     significant byte first, stride a multiple of 8."""
 
-    def __init__(self, bases: NDArray[np.uint8], exponents: NDArray[np.uint8], moduli: NDArray[np.uint8]) -> None:
+    def __init__(
+        self,
+        bases: NDArray[np.uint8],
+        exponents: NDArray[np.uint8],
+        moduli: NDArray[np.uint8],
+        *,
+        as_bytes: Sequence[bool],
+        single: bool,
+    ) -> None:
+        """``as_bytes``: of which rows :meth:`numbers` gives bytes. ``single``: whether it gives one number."""
         stride = moduli.shape[1]
         operands = (bases, exponents, moduli)
         units = units_per_row(stride, exponents.shape[1])
         super().__init__(kind=MODEXP, work=MODEXP, operands=operands, row_bytes=stride, units_per_row=units)
+        self._as_bytes = as_bytes
+        self._single = single
 
     def compute(self, backend: Backend, operands: Operands, outputs: NDArray[np.uint8], ok: NDArray[np.uint8]) -> int:
         bases, exponents, moduli = operands
         backend.modexp(bases, exponents, moduli, outputs)
         ok.fill(1)
         return 0
+
+    def numbers(self) -> int | bytes | list[int] | list[bytes]:
+        """The results when it has ended: ints, or big-endian bytes, as many as the modulus has."""
+        numbers: list[Any] = []
+        for as_bytes, result, modulus in zip(self._as_bytes, self.result, self.operands[2], strict=True):
+            number = int.from_bytes(result.tobytes(), "little")
+            numbers.append(number.to_bytes(-(-_bits(modulus) // 8), "big") if as_bytes else number)
+        return numbers[0] if self._single else numbers
 
 
 def units_per_row(stride: int, exponent_stride: int) -> int:
@@ -60,27 +79,17 @@ def modexp_call(bases: Operand, exponents: Operand, moduli: Operand) -> ModexpCa
             f"{label('base', row, len(base_rows))}, of {_bits(bases_wide[row])} bits, is not less than "
             f"{label('modulus', row, len(modulus_rows))}, of {_bits(moduli_wide[row])} bits; reduce it first"
         )
+    given = bases if isinstance(bases, Sequence) and not is_bytes(bases) else [bases]
+    as_bytes = [is_bytes(base) for base in given]
     # The bases fit the moduli now, so whatever width they came with above that is zeros.
     stride = modulus_rows.shape[1]
     return ModexpCall(
         np.ascontiguousarray(bases_wide[:, :stride]),
         widen(exponent_rows, count, exponent_rows.shape[1]),
         np.ascontiguousarray(moduli_wide[:, :stride]),
+        as_bytes=as_bytes * count if len(as_bytes) == 1 else as_bytes,
+        single=all(map(is_number, (bases, exponents, moduli))),
     )
-
-
-def results_like(bases: Operand, results: NDArray[np.uint8], moduli: NDArray[np.uint8]) -> list[int] | list[bytes]:
-    """Each of the results as its base was given: as an int, or as big-endian bytes, as many as its modulus has. A mix
-    of both comes back as a mix."""
-    given = bases if isinstance(bases, Sequence) and not is_bytes(bases) else [bases]
-    kinds = [is_bytes(base) for base in given]
-    if len(kinds) == 1:
-        kinds *= len(results)
-    numbers: list[Any] = []
-    for as_bytes, result, modulus in zip(kinds, results, moduli, strict=True):
-        number = int.from_bytes(result.tobytes(), "little")
-        numbers.append(number.to_bytes(-(-_bits(modulus) // 8), "big") if as_bytes else number)
-    return numbers
 
 
 def rows_of_all(bases: int, exponents: int, moduli: int) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -78,10 +79,10 @@ class PrivateCall(Call):
     ) -> None:
         """``handles`` is [n], ``inputs`` is [n, bytes of the class], each below its modulus. With a key that is
         closed already, the call has failed from the beginning."""
-        self._pinned: list[int] = []
         work, row_bytes = MODEXP + 1 + class_index, inputs.shape[1]
         super().__init__(kind=class_index, work=work, operands=(handles, inputs), row_bytes=row_bytes, units_per_row=1)
         self._client = client
+        self._pinned: list[int] = []
         for handle in np.unique(handles).tolist():
             if not _pin(client, handle):
                 self.fail(ProviderClosedError("a key is closed; load it again"))
@@ -111,6 +112,8 @@ def _unpin(client: Client, handle: int) -> None:
 
 def keys_of_rows(client: Client, keys: Keys, rows: int) -> KeysOfRows:
     """Raises InputError unless there is one key for all rows, or one for each."""
+    if not isinstance(keys, Key | Iterable):
+        raise InputError(f"the key is of type {type(keys).__name__}; it must be one that load_key() returned")
     of_rows = [keys] if isinstance(keys, Key) else list(keys)
     for key in of_rows:
         if not isinstance(key, Key):

@@ -23,12 +23,12 @@ from gpu_provider.config import ProviderConfig, load_config
 from gpu_provider.device_arrays import DeviceArrays
 from gpu_provider.engine import Engine
 from gpu_provider.errors import BackendError, GpuProviderError, InputError, ProviderClosedError
-from gpu_provider.futures import PendingFutures
+from gpu_provider.futures import PendingFutures, RequestFuture
 from gpu_provider.keys import Key
 from gpu_provider.metrics import ProviderCollector
-from gpu_provider.modexp import modexp_call, results_like
+from gpu_provider.modexp import modexp_call
 from gpu_provider.native import ffi, lib
-from gpu_provider.operands import array_to_rows, is_number, limbs_of
+from gpu_provider.operands import array_to_rows, limbs_of
 from gpu_provider.private_rows import keys_of_rows, private_calls
 from gpu_provider.stats import ProviderStats, Statistics
 
@@ -354,9 +354,44 @@ class BatchingProvider:
         if isinstance(bases, np.ndarray):
             return self._modexp_rows(bases, exponents, moduli)
         call = modexp_call(bases, exponents, moduli)
-        (rows,) = self._compute([call])
-        numbers = results_like(bases, rows, call.operands[2])
-        return numbers[0] if all(map(is_number, (bases, exponents, moduli))) else numbers
+        self._compute([call])
+        return call.numbers()
+
+    @overload
+    async def modexp_async(self, bases: Integer, exponents: Number, moduli: Number) -> int: ...  # type: ignore[overload-overlap]
+    @overload
+    async def modexp_async(self, bases: BytesLike, exponents: Number, moduli: Number) -> bytes: ...  # type: ignore[overload-overlap]
+    @overload
+    async def modexp_async(
+        self, bases: NDArray[np.uint64], exponents: Operand, moduli: Operand
+    ) -> NDArray[np.uint64]: ...
+    @overload
+    async def modexp_async(  # type: ignore[overload-overlap]
+        self, bases: BytesLike | Sequence[BytesLike], exponents: Operand, moduli: Operand
+    ) -> list[bytes]: ...
+    @overload
+    async def modexp_async(
+        self, bases: Integer | Sequence[Integer], exponents: Operand, moduli: Operand
+    ) -> list[int]: ...
+    async def modexp_async(
+        self, bases: Operand, exponents: Operand, moduli: Operand
+    ) -> int | bytes | list[int] | list[bytes] | NDArray[np.uint64]:
+        """Like :meth:`modexp`, for a coroutine and operands on the host. When it is cancelled, what is not computed yet
+        never is; a thread of ``asyncio.to_thread(provider.modexp, …)`` would compute on, and ``asyncio.run`` wait for
+        it."""
+        self._check_running()
+        call = modexp_call(bases, exponents, moduli)
+        ended = RequestFuture()
+        call.tell = ended.end
+        try:
+            self._engine.submit([call])
+            await asyncio.wrap_future(ended)
+        except BaseException:
+            call.give_up()
+            raise
+        if isinstance(bases, np.ndarray):
+            return limbs_of(call.result)
+        return call.numbers()
 
     def _modexp_rows(self, bases: Operand, exponents: Operand, moduli: Operand) -> NDArray[np.uint64]:
         (result,) = self._compute([modexp_call(bases, exponents, moduli)])

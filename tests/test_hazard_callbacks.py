@@ -4,6 +4,7 @@ other futures, close() and the interpreter's exit wait for that."""
 from __future__ import annotations
 
 import asyncio
+import gc
 import subprocess
 import sys
 import threading
@@ -135,6 +136,24 @@ def test_a_backend_that_cannot_be_closed_holds_up_nobody(error: type[BaseExcepti
     provider.close()
     assert future.result(timeout=0) == pow(2, D, N)
     assert not any(thread.is_alive() for thread in threads)
+
+
+def test_a_forgotten_provider_does_not_wait_for_a_callback_that_waits_for_us(held_backend: HeldBackend) -> None:
+    """Whoever drops the last reference, or collects garbage, may hold a lock that a callback needs."""
+    lock, called = threading.Lock(), threading.Event()
+    provider = BatchingProvider(ProviderConfig(backend_timeout=50), backends=[held_backend])
+    provider.start()
+
+    def callback(_: Future[int]) -> None:
+        with lock:
+            called.set()
+
+    provider.submit(provider.load_key(private_key(2048)), 2).add_done_callback(callback)
+    with lock:
+        held_backend.release_all()
+        del provider
+        gc.collect()
+    assert called.wait(30)
 
 
 def test_a_provider_may_be_used_inside_a_callback_of_another() -> None:

@@ -185,6 +185,15 @@ def since(start): return time.monotonic() - start
         except KeyboardInterrupt:
             pass
         """,
+        """
+        async def main(provider):
+            await asyncio.wait_for(provider.modexp_async([3] * 1000, P - 2, P), 0.5)
+        with BatchingProvider() as provider:
+            try:
+                asyncio.run(main(provider))
+            except TimeoutError:
+                pass
+        """,
         # The thread goes on, and nobody can tell it that nobody waits for it: close() does.
         """
         async def main():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import array
+import asyncio
 import random
 from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
@@ -17,11 +18,10 @@ from limb_arrays import limbs, numbers
 from rsa_keys import private_key
 
 from gpu_provider import BatchingProvider, InputError, ProviderClosedError, ProviderConfig
+from gpu_provider.testing import HeldBackend
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-
-    from gpu_provider.testing import HeldBackend
 
 
 @pytest.fixture(scope="module")
@@ -134,6 +134,118 @@ class TestKindsOfNumbers:
         read_only.flags.writeable = False
         for same in (moduli[::-1][::-1], np.asfortranarray(moduli), read_only, np.hstack([moduli, moduli])[:, :2]):
             assert numbers(provider.modexp(limbs([2, 3, 4], 1), 5, same)) == [32 % 11, 243 % 13, 1024 % 17]
+
+
+class TestAwaited:
+    async def test_agrees_with_the_call_that_waits(self, provider: BatchingProvider) -> None:
+        assert await provider.modexp_async(2, 5, 7) == 4
+        assert await provider.modexp_async(b"\x02", 5, 7) == b"\x04"
+        assert await provider.modexp_async([2, 3], [5, b"\x05"], 7) == [4, 5]
+        assert await provider.modexp_async([], 5, 7) == []
+        assert numbers(await provider.modexp_async(limbs([2, 3], 1), 5, 7)) == [4, 5]
+        together = await asyncio.gather(*(provider.modexp_async(x, 65537, (1 << 127) - 1) for x in range(200)))
+        assert together == [pow(x, 65537, (1 << 127) - 1) for x in range(200)]
+        with pytest.raises(InputError, match="the modulus has 4 bits and is even"):
+            await provider.modexp_async(2, 5, 8)
+
+    async def test_operands_may_change_meanwhile(self, provider: BatchingProvider) -> None:
+        bases = [2, 3]
+        call = asyncio.ensure_future(provider.modexp_async(bases, 5, 7))
+        await asyncio.sleep(0)
+        bases.clear()
+        assert await call == [4, 5]
+
+    async def test_what_is_cancelled_is_not_computed(self, held_backend: HeldBackend) -> None:
+        config = ProviderConfig(max_delay=3600, backend_timeout=50, max_batch=1)
+        with BatchingProvider(config, backends=[held_backend]) as provider:
+            call = asyncio.ensure_future(provider.modexp_async([3] * 1000, 5, 7))
+            await asyncio.to_thread(held_backend.wait_for_batch)
+            call.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await call
+            held_backend.release_all()
+            assert await provider.modexp_async(3, 5, 7) == 5
+            assert provider.stats().by_backend == {"held": 2}
+
+    async def test_what_is_cancelled_is_not_computed_again_when_it_fails(
+        self, held_provider: BatchingProvider, held_backend: HeldBackend
+    ) -> None:
+        call = asyncio.ensure_future(held_provider.modexp_async([3] * 64, 5, 7))
+        await asyncio.to_thread(held_backend.wait_for_batch)
+        call.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await call
+        held_backend.fail_next()
+        held_backend.release_all()
+        assert await held_provider.modexp_async(3, 5, 7) == 5
+        assert held_provider.stats().by_backend.get("libcrypto", 0) <= 1
+
+    async def test_the_provider_closed_meanwhile(
+        self, held_provider: BatchingProvider, held_backend: HeldBackend
+    ) -> None:
+        call = asyncio.ensure_future(held_provider.modexp_async([3, 4], 5, 7))
+        await asyncio.to_thread(held_backend.wait_for_batch)
+        closing = asyncio.ensure_future(asyncio.to_thread(held_provider.close))
+        held_backend.release_all()
+        await closing
+        assert await call == [5, 2]
+        with pytest.raises(ProviderClosedError):
+            await held_provider.modexp_async(3, 5, 7)
+
+
+class TestCompany:
+    """Calls that wait at the same time."""
+
+    @staticmethod
+    async def all_waiting(
+        provider: BatchingProvider, backend: HeldBackend, moduli: list[int]
+    ) -> list[asyncio.Task[int]]:
+        first = asyncio.ensure_future(provider.modexp_async(3, 5, 7))
+        await asyncio.to_thread(backend.wait_for_batch)
+        others = [asyncio.ensure_future(provider.modexp_async(3, 200 + x, m)) for x, m in enumerate(moduli)]
+        await asyncio.sleep(0)  # each runs until it waits
+        return [first, *others]
+
+    async def test_those_of_one_size_are_computed_together(
+        self, held_provider: BatchingProvider, held_backend: HeldBackend
+    ) -> None:
+        moduli = [(1 << 127) - 1, (1 << 192) - 237, (1 << 128) - 159] * 10
+        tasks = await self.all_waiting(held_provider, held_backend, moduli)
+        held_backend.release_all()
+        results = await asyncio.gather(*tasks)
+        assert results == [5, *(pow(3, 200 + x, m) for x, m in enumerate(moduli))]
+        batches = [held_backend.wait_for_batch() for _ in range(2)]
+        assert sorted((batch.bits, batch.requests) for batch in batches) == [(128, 20), (192, 10)]
+
+    @pytest.mark.parametrize("fault", [HeldBackend.fail_next, HeldBackend.hang_next])
+    async def test_what_fails_in_company_is_computed_again(
+        self, held_backend: HeldBackend, fault: Callable[[HeldBackend], None]
+    ) -> None:
+        config = ProviderConfig(max_delay=3600, backend_timeout=0.5)
+        with BatchingProvider(config, backends=[held_backend]) as provider:
+            tasks = await self.all_waiting(provider, held_backend, [(1 << 127) - 1] * 10)
+            held_backend.release()
+            await asyncio.to_thread(held_backend.wait_for_batch)
+            fault(held_backend)
+            held_backend.release_all()
+            assert await asyncio.gather(*tasks) == [5, *(pow(3, 200 + x, (1 << 127) - 1) for x in range(10))]
+            assert provider.stats().fallbacks == 10
+            held_backend.end_hang()
+
+    async def test_a_long_call_and_short_ones_of_its_size_take_turns(self, held_backend: HeldBackend) -> None:
+        config = ProviderConfig(max_delay=3600, backend_timeout=50, max_batch=4)
+        with BatchingProvider(config, backends=[held_backend]) as provider:
+            long = asyncio.ensure_future(provider.modexp_async([3] * 100, 5, 7))
+            await asyncio.to_thread(held_backend.wait_for_batch)
+            short = asyncio.ensure_future(provider.modexp_async([3, 4], 5, 7))
+            await asyncio.sleep(0)
+            for _ in range(3):
+                held_backend.release()
+                await asyncio.to_thread(held_backend.wait_for_batch)
+            assert await asyncio.wait_for(short, 30) == [5, 2]
+            assert not long.done()
+            held_backend.release_all()
+            assert await long == [5] * 100
 
 
 class TestNothingToDo:

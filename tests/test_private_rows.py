@@ -109,6 +109,10 @@ class TestErrors:
             provider.private_op([], limbs([1], 32))
         with pytest.raises(InputError, match="a key is of type str"):
             provider.private_op(["key"], limbs([1], 32))  # type: ignore[list-item]
+        with pytest.raises(InputError, match="the key is of type int"):
+            provider.private_op(5, limbs([1], 32))  # type: ignore[call-overload]
+        with pytest.raises(InputError, match="the key is of type NoneType"):
+            provider.submit(None, 1)  # type: ignore[call-overload]
         with pytest.raises(InputError, match="several keys take an array"):
             provider.private_op([key], 1)  # type: ignore[call-overload]
         with BatchingProvider() as other, pytest.raises(InputError, match="another provider"):

@@ -32,6 +32,12 @@ async def awaited(provider: BatchingProvider, key: Key) -> None:
     assert_type(await provider.private_op_async(key, 2), int)
     assert_type(await provider.private_op_async(key, memoryview(b"2")), bytes)
 
+    assert_type(await provider.modexp_async(2, 3, 7), int)
+    assert_type(await provider.modexp_async(b"2", 3, 7), bytes)
+    assert_type(await provider.modexp_async([2, 3], b"3", [7, 11]), list[int])
+    assert_type(await provider.modexp_async(2, [3, 4], 7), list[int])
+    assert_type(await provider.modexp_async([b"2"], 3, 7), list[bytes])
+
 
 def powers(provider: BatchingProvider, array: NDArray[np.uint64], on_gpu: CudaArray) -> None:
     assert_type(provider.modexp(2, 3, 7), int)
