@@ -52,7 +52,7 @@ static const OSSL_ALGORITHM *query_operation(void *context, int operation, int *
 {
     const gp_provider *provider = context;
     *no_cache = 0;
-    if (provider->libctx == NULL)
+    if (!provider->same_libcrypto)
         return NULL;
     switch (operation) {
     case OSSL_OP_KEYMGMT:
@@ -88,7 +88,7 @@ static const OSSL_PARAM *gettable_params(void *provider)
 static int get_params(void *context, OSSL_PARAM params[])
 {
     const gp_provider *provider = context;
-    const char *build = provider->libctx != NULL
+    const char *build = provider->same_libcrypto
                             ? "computes with the program's libcrypto"
                             : "offers nothing: the program has another libcrypto than this module";
     OSSL_PARAM *name = OSSL_PARAM_locate(params, OSSL_PROV_PARAM_NAME);
@@ -98,7 +98,7 @@ static int get_params(void *context, OSSL_PARAM params[])
     return (name == NULL || OSSL_PARAM_set_utf8_ptr(name, GP_PROVIDER_NAME))
            && (version == NULL || OSSL_PARAM_set_utf8_ptr(version, GP_PROVIDER_VERSION))
            && (build_info == NULL || OSSL_PARAM_set_utf8_ptr(build_info, build))
-           && (status == NULL || OSSL_PARAM_set_int(status, provider->libctx != NULL));
+           && (status == NULL || OSSL_PARAM_set_int(status, provider->same_libcrypto));
 }
 
 /* Only when it is needed: while providers are being activated, the default one may not be there yet. */
@@ -186,8 +186,10 @@ int gp_provider_init(const OSSL_CORE_HANDLE *handle, const OSSL_DISPATCH *in, co
     }
     /* With another copy of libcrypto in this process than the one that loaded us, the program's default provider, current job
      * and error queue would all be out of reach. Then nothing is offered, and the program works as it would without us. */
-    if (get_libctx != NULL && core_realloc == CRYPTO_realloc)
+    if (get_libctx != NULL && core_realloc == CRYPTO_realloc) {
+        provider->same_libcrypto = 1;
         provider->libctx = (OSSL_LIB_CTX *)get_libctx(handle);
+    }
     if (gp_provider_pending_client != NULL)
         provider->client = gp_client_up_ref(gp_provider_pending_client);
     if (get_core_params != NULL)

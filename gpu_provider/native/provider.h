@@ -24,7 +24,8 @@
  * change (embedded.c): a key keeps the client that it was imported with. */
 typedef struct gp_provider {
     const OSSL_CORE_HANDLE *handle;
-    OSSL_LIB_CTX *libctx; /* the application's; NULL if the application has another libcrypto than this module */
+    int same_libcrypto;   /* the application's and this module's; otherwise nothing is offered */
+    OSSL_LIB_CTX *libctx; /* the application's; NULL: OpenSSL's default one */
     gp_client *client;
     int always_reject_implicitly; /* the setting: not even where the program or an old OpenSSL would not */
     _Atomic(gp_default_rsa *) rsa; /* of libctx, once it was needed and there */
