@@ -48,6 +48,7 @@ default_properties = ?provider=gpu_provider
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit code; argparse's own errors leave by SystemExit with code 2."""
+    _open_standard_streams()
     parser = _parser()
     args = parser.parse_args(argv)
     try:
@@ -66,6 +67,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_FAILED
     return code
+
+
+def _open_standard_streams() -> None:
+    """Where one was closed (``2>&-``), the next file or connection would get its number, and what is printed to it."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number
+    sys.stdout = sys.stdout or open(1, "w", closefd=False)  # noqa: SIM115
+    sys.stderr = sys.stderr or open(2, "w", closefd=False)  # noqa: SIM115
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import difflib
 import logging
+import re
 import tomllib
 import typing
 from pathlib import Path
@@ -23,10 +24,11 @@ from gpu_provider.errors import ConfigError
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["ProviderConfig", "Settings", "load_config"]
+__all__ = ["ProviderConfig", "Settings", "load_config", "unknown_variables"]
 
 _log = logging.getLogger(__name__)
 _ENVIRONMENT_PREFIX = "GPU_PROVIDER_"
+_MADE_UP = re.compile(r"(\w+_)?(port(_\d+_(tcp|udp)(_(addr|port|proto))?)?|service_host|service_port(_\w+)?)")
 _LATER_BACKENDS = {"service": "leaves the computing to another process"}
 _BACKENDS = ("auto", "cuda", "cpu", "libcrypto")
 
@@ -107,9 +109,8 @@ def load_config(
     ``GPU_PROVIDER_QUEUE_DEPTH``; a list is separated by commas. ``overrides`` are command line flags by field name;
     None means that the flag was not given.
 
-    Unknown keys in the file and in ``overrides`` are errors. Unknown environment variables are not, because container
-    platforms make up variables with the service's name in front (``GPU_PROVIDER_PORT``), but one that looks like a
-    misspelt setting is logged as a warning. Raises ConfigError.
+    Unknown keys in the file and in ``overrides`` are errors. Unknown environment variables are not, because they may be
+    another program's settings, but one that looks like a misspelt setting is logged as a warning. Raises ConfigError.
     """
     annotations = _fields(settings)
     values: dict[str, Any] = {}
@@ -120,6 +121,8 @@ def load_config(
             raise ConfigError(f"{path}: the setting {field!r} is there twice, with '-' and with '_'")
         _check_known(field, annotations, f"{path}: {name!r}")
         values[field], origin[field] = value, str(path)
+    for warning in unknown_variables(settings, environ or {}, likeness=0.8):
+        _log.warning("%s", warning)
     for field, text in _environment_settings(environ or {}, annotations).items():
         variable = _ENVIRONMENT_PREFIX + field.upper()
         values[field], origin[field] = _from_text(text, annotations[field], field, variable), variable
@@ -133,6 +136,24 @@ def load_config(
         except msgspec.ValidationError as error:
             raise _invalid(field, value, annotations[field], error, origin[field]) from None
     return settings(**values)
+
+
+def unknown_variables(settings: type[Settings], environ: Mapping[str, str], likeness: float = 0) -> list[str]:
+    """A warning for each ``GPU_PROVIDER_*`` variable that is no setting, but like one to this degree, from 0 to 1.
+    Variables that container platforms make up from a service's name are passed over: ``GPU_PROVIDER_PORT``,
+    ``GPU_PROVIDER_SERVICE_HOST`` and the like."""
+    annotations = _fields(settings)
+    warnings = []
+    for variable in environ:
+        field = variable.removeprefix(_ENVIRONMENT_PREFIX).lower()
+        if not variable.startswith(_ENVIRONMENT_PREFIX) or field in annotations or _MADE_UP.fullmatch(field):
+            continue
+        near = difflib.get_close_matches(field, annotations, n=1, cutoff=likeness or 0.6)
+        if near:
+            warnings.append(f"{variable} is not a setting and has no effect; {_ENVIRONMENT_PREFIX}{near[0].upper()} is")
+        elif not likeness:
+            warnings.append(f"{variable} is not a setting and has no effect")
+    return warnings
 
 
 def _fields(settings: type[Settings]) -> dict[str, Any]:
@@ -195,18 +216,12 @@ def _read_file(path: str | Path) -> dict[str, Any]:
 
 
 def _environment_settings(environ: Mapping[str, str], annotations: Mapping[str, Any]) -> dict[str, str]:
-    found = {}
-    for variable, text in environ.items():
-        if not variable.startswith(_ENVIRONMENT_PREFIX):
-            continue
-        field = variable.removeprefix(_ENVIRONMENT_PREFIX).lower()
-        if field in annotations:
-            found[field] = text
-        elif near := difflib.get_close_matches(field, annotations, n=1, cutoff=0.8):
-            _log.warning(
-                "%s is not a setting and has no effect; %s%s is", variable, _ENVIRONMENT_PREFIX, near[0].upper()
-            )
-    return found
+    return {
+        field: text
+        for variable, text in environ.items()
+        if variable.startswith(_ENVIRONMENT_PREFIX)
+        and (field := variable.removeprefix(_ENVIRONMENT_PREFIX).lower()) in annotations
+    }
 
 
 def _from_text(text: str, annotation: Any, field: str, variable: str) -> Any:

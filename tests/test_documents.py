@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import signal
 import socket
 import ssl
 import subprocess
@@ -25,6 +26,7 @@ ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
 DOCUMENTS = {path: path.read_text() for path in (*ROOT.glob("*.md"), ROOT / "gpu_provider" / "native" / "DESIGN.md")}
 needs_openssl = pytest.mark.skipif(shutil.which("openssl") is None, reason="the openssl program is not installed")
+needs_curl = pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
 needs_haproxy = pytest.mark.skipif(shutil.which("haproxy") is None, reason="haproxy is not installed")
 
 
@@ -82,15 +84,46 @@ def test_the_terminator_takes_the_flags_shown(certificate: Path) -> None:
 
 
 @needs_openssl
+@needs_curl
+def test_the_terminators_commands_work_when_pasted_together(tmp_path: Path) -> None:
+    commands = block("sh", "gpu-provider terminator")
+    ports = {port: str(free_port()) for port in ("8443", "8080", "9180")}
+    for shown, free in ports.items():
+        commands = commands.replace(shown, free)
+    commands = commands.replace("gpu-provider terminator", f"gpu-provider terminator --admin 127.0.0.1:{ports['9180']}")
+    commands += f"curl --silent --cacert chain.pem https://localhost:{ports['8443']}/key.pem\n"
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    with (tmp_path / "output").open("w+") as output:
+        shell = subprocess.Popen(
+            ["sh", "-ec", commands],
+            cwd=tmp_path,
+            env={**os.environ, "PATH": path},
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        try:
+            assert shell.wait(30) == 0
+        finally:
+            os.killpg(shell.pid, signal.SIGTERM)
+        output.seek(0)
+        printed = output.read()
+    assert "ready, computing with" in printed
+    assert "hello" in printed
+    assert "gpu_provider_terminator_accepted_total" in printed
+    assert "PRIVATE KEY" not in printed
+    assert "404" in printed
+
+
+@needs_openssl
 @needs_haproxy
 def test_haproxy_serves_with_the_lines_shown(certificate: Path) -> None:
     (certificate / "both.pem").write_bytes(
         b"".join((certificate / name).read_bytes() for name in ("chain.pem", "key.pem"))
     )
     settings = block("", "ssl-mode-async").replace("MODULES", str(MODULE_DIRECTORY))
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     settings += f"""
 defaults
     mode http
@@ -115,6 +148,12 @@ frontend tls
             assert answer.endswith(b"hello")
         finally:
             haproxy.kill()
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 def connect(port: int, server: subprocess.Popen[bytes]) -> socket.socket:

@@ -124,7 +124,7 @@ def test_garbage_behind_bytes_that_the_upstream_does_not_take_ends_the_session()
             while True:
                 full.send(bytes(65536))
         ends = []
-        session = SimpleNamespace(connection=connection, end=lambda result, _: ends.append(result))
+        session = SimpleNamespace(connection=connection, moved=Mock(), linger=lambda result, _: ends.append(result))
         server = SimpleNamespace(
             buffer=memoryview(bytearray(65536)),
             idle=Mock(),

@@ -97,8 +97,8 @@ class Connection(ConnectionInfo):
     """
 
     __slots__ = (
-        "__weakref__", "_arg", "_callback", "_context", "_error", "_home", "_id", "_notifier", "_on_ready", "_paused",
-        "_rbio", "_socket", "_started", "_wbio",
+        "__weakref__", "_arg", "_callback", "_context", "_error", "_home", "_id", "_names", "_notifier", "_on_ready",
+        "_paused", "_rbio", "_socket", "_started", "_wbio",
     )  # fmt: skip
 
     def __init__(self, context: "Context", socket: Socket | None = None) -> None:
@@ -108,6 +108,9 @@ class Connection(ConnectionInfo):
             raise Error(f"no SSL: {why()}")
         self._ssl = ssl
         self._context = context
+        self._names = names = context.server_names
+        if names is not None and not lib.gp_names_use(ssl, names.pointer):
+            raise MemoryError("server names")
         self._socket = socket
         if socket is None:
             self._rbio = lib.SSL_get_rbio(ssl)
@@ -259,7 +262,7 @@ class Connection(ConnectionInfo):
         self._paused = None
         if not lib.gp_tls_cut_off(ssl):
             raise MemoryError("closing a connection in flight")
-        one = drain.Parked(ssl, paused, home, self._context)
+        one = drain.Parked(ssl, paused, home, (self._context, self._names))
         if notifier is not None and notifier.ring >= 0:
             one.wait_for_callback(notifier.waiting, self._id, looked_after=isinstance(notifier, LoopNotifier))
         elif notifier is not None:

@@ -1,7 +1,6 @@
 """Context: what connections have in common, an SSL_CTX."""
 
 import os
-import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +10,8 @@ from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
 from gpu_provider.tls import constants, credentials
 from gpu_provider.tls._ssl import ffi, lib
 from gpu_provider.tls.errors import CertificateError, Error, check, why
+from gpu_provider.tls.library_context import default_library_context
+from gpu_provider.tls.tickets import TicketKeys
 
 if TYPE_CHECKING:
     from gpu_provider.provider import BatchingProvider
@@ -30,28 +31,6 @@ _MODES = (
     constants.MODE_ENABLE_PARTIAL_WRITE | constants.MODE_ACCEPT_MOVING_WRITE_BUFFER | constants.MODE_RELEASE_BUFFERS
 )
 _SESSION_ID_CONTEXT = b"gpu_provider.tls"
-_default_lock = threading.Lock()
-_default_libctx: Any = None
-
-
-def _default_library_context() -> Any:
-    """OpenSSL's default provider alone, for contexts without a batching provider. Made at first use; never freed."""
-    global _default_libctx  # noqa: PLW0603
-    with _default_lock:
-        if _default_libctx is None:
-            libctx = lib.OSSL_LIB_CTX_new()
-            if libctx == ffi.NULL or lib.OSSL_PROVIDER_load(libctx, b"default") == ffi.NULL:
-                raise Error(f"OpenSSL's default provider can't be loaded: {why()}")
-            _default_libctx = libctx
-    return _default_libctx
-
-
-def _renew_lock_in_child() -> None:
-    global _default_lock  # noqa: PLW0603
-    _default_lock = threading.Lock()
-
-
-os.register_at_fork(after_in_child=_renew_lock_in_child)
 
 
 def alpn_wire(protocols: Sequence[bytes]) -> bytes:
@@ -59,6 +38,44 @@ def alpn_wire(protocols: Sequence[bytes]) -> bytes:
     if not protocols or not all(0 < len(name) <= 255 for name in protocols):
         raise ValueError(f"ALPN protocols must be names of 1 to 255 bytes, at least one of them, not {protocols!r}")
     return b"".join(bytes((len(name),)) + name for name in protocols)
+
+
+class _OwnedContext:
+    """An SSL_CTX and what its callbacks point at."""
+
+    __slots__ = ("alive", "library_context", "pointer")
+
+    def __init__(self, pointer: Any, library_context: object) -> None:
+        self.pointer = pointer
+        self.library_context = library_context
+        self.alive: list[object] = []
+
+    def __del__(self) -> None:
+        # Before the tables, and before the library context.
+        lib.SSL_CTX_free(self.pointer)
+
+
+class ServerNames:
+    """A table of contexts by server name. A Context keeps its current one, and a connection the one that it was made
+    with.
+
+    It refers to the SSL_CTXs and not to the Contexts. Those have tables too, so contexts that name themselves or each
+    other would form a cycle, and their private keys would stay in memory until a garbage collection.
+    """
+
+    __slots__ = ("_contexts", "pointer")
+
+    def __init__(self, entries: Sequence[tuple[str, _OwnedContext]]) -> None:
+        texts = [ffi.new("char[]", name.encode()) for name, _ in entries]
+        self._contexts = [context for _, context in entries]
+        table = lib.gp_names_new(
+            ffi.new("char *[]", texts),
+            ffi.new("SSL_CTX *[]", [context.pointer for context in self._contexts]),
+            len(entries),
+        )
+        if table == ffi.NULL:
+            raise MemoryError("server names")
+        self.pointer = ffi.gc(table, lib.gp_names_free)
 
 
 class Context:
@@ -77,34 +94,29 @@ class Context:
     """
 
     __slots__ = (
-        "__weakref__", "_alive", "_ctx", "_libctx", "_library_context", "async_callback", "async_callback_arg",
+        "__weakref__", "_ctx", "_libctx", "_owned", "async_callback", "async_callback_arg", "server_names",
     )  # fmt: skip
 
     def __init__(self, method: str = constants.TLS_METHOD, provider: "BatchingProvider | None" = None) -> None:
-        self._ctx: Any = None
         if method not in _METHODS:
             raise ValueError(f"method must be one of {sorted(_METHODS)}, not {method!r}")
-        self._library_context = None if provider is None else provider.library_context
-        if self._library_context is None:
-            self._libctx = _default_library_context()
+        library_context = None if provider is None else provider.library_context
+        if library_context is None:
+            self._libctx = default_library_context()
         else:
-            self._libctx = ffi.cast("OSSL_LIB_CTX *", self._library_context.pointer)
+            self._libctx = ffi.cast("OSSL_LIB_CTX *", library_context.pointer)
         ctx = lib.SSL_CTX_new_ex(self._libctx, ffi.NULL, _METHODS[method]())
         if ctx == ffi.NULL:
             raise Error(f"no SSL_CTX: {why()}")
         self._ctx = ctx
-        self._alive: list[object] = []
+        self._owned = _OwnedContext(ctx, library_context)
+        self.server_names: ServerNames | None = None
         self.async_callback: AsyncCallback | None = None
         self.async_callback_arg: Any = None
         self.set_min_proto_version(constants.TLS1_2_VERSION)
         self.set_options(constants.OP_NO_COMPRESSION | constants.OP_NO_RENEGOTIATION)
         self.set_mode(_MODES)
         lib.SSL_CTX_set_session_id_context(ctx, _SESSION_ID_CONTEXT, len(_SESSION_ID_CONTEXT))
-
-    def __del__(self) -> None:
-        # Before the library context goes. Every Connection keeps its Context.
-        if self._ctx is not None:
-            lib.SSL_CTX_free(self._ctx)
 
     @property
     def pointer(self) -> Any:
@@ -172,6 +184,13 @@ class Context:
         """
         lib.SSL_CTX_set_default_read_buffer_len(self._ctx, size)
         lib.SSL_CTX_set_read_ahead(self._ctx, 1)
+
+    def set_ticket_keys(self, keys: TicketKeys) -> None:
+        """Has session tickets encrypted with these keys for connections made from now on, instead of with keys of this
+        context alone. A server that reads its certificates again gives its new context the keys of the old one; give it
+        another :meth:`set_session_id_context` where sessions must not be resumed."""
+        check(lib.gp_tickets_install(self._ctx, keys.pointer), "ticket keys")
+        self._owned.alive.append(keys)
 
     # ---- certificates and keys ----
 
@@ -256,7 +275,7 @@ class Context:
         if table == ffi.NULL:
             raise MemoryError("ALPN protocols")
         # Kept until the end: a handshake may be looking at an earlier one.
-        self._alive.append(ffi.gc(table, lib.gp_protocols_free))
+        self._owned.alive.append(ffi.gc(table, lib.gp_protocols_free))
         lib.gp_protocols_install(self._ctx, table)
 
     def set_sni_contexts(self, names: Mapping[str, "Context"]) -> None:
@@ -264,6 +283,8 @@ class Context:
 
         Names are A-labels; case does not matter. The chosen context gives certificate, key and ALPN; the connection
         keeps this context's callback, verification and sessions. ValueError for a name that is neither form.
+
+        Calling it again replaces the table for connections made from then on.
         """
         entries = []
         for name, context in names.items():
@@ -271,16 +292,9 @@ class Context:
             host = text.removeprefix("*.")
             if not host or "*" in host or not text.isascii() or len(text) > 255 or "\0" in text:
                 raise ValueError(f"a server name must be like www.example or *.example, not {name!r}")
-            entries.append((ffi.new("char[]", text.encode()), context))
-        table = lib.gp_names_new(
-            ffi.new("char *[]", [text for text, _ in entries]),
-            ffi.new("SSL_CTX *[]", [context._ctx for _, context in entries]),
-            len(entries),
-        )
-        if table == ffi.NULL:
-            raise MemoryError("server names")
-        self._alive.append((ffi.gc(table, lib.gp_names_free), [context for _, context in entries]))
-        lib.gp_names_install(self._ctx, table)
+            entries.append((text, context._owned))
+        self.server_names = ServerNames(entries)
+        lib.gp_names_enable(self._ctx)
 
     # ---- asynchronous operation ----
 

@@ -76,7 +76,7 @@ class Parked:
     __slots__ = ("_arguments", "_descriptors", "_id", "_keep", "_ssl", "_waiting", "home")
 
     def __init__(self, ssl: Any, arguments: tuple[int, Any, int], home: Home, keep: object) -> None:
-        """``keep``: what must live as long as the SSL does, its Context."""
+        """``keep``: what must live as long as the SSL does: its Context and table of server names."""
         self._ssl = ssl
         self._arguments = arguments
         self._keep = keep

@@ -2,6 +2,7 @@
 
 #include "flood.h"
 #include "outgoing.h"
+#include "tickets.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -14,9 +15,7 @@ SSL *gp_tls_new(SSL_CTX *ctx, int descriptor)
 {
     ERR_clear_error();
     SSL *ssl = SSL_new(ctx);
-    if (ssl == NULL)
-        return NULL;
-    if (!gp_flood_watch(ssl)) {
+    if (ssl == NULL || !gp_tickets_inherit(ssl) || !gp_flood_watch(ssl)) {
         SSL_free(ssl);
         return NULL;
     }

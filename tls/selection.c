@@ -60,11 +60,13 @@ static const struct entry *find(const gp_names *names, const char *name)
 
 static int select_name(SSL *ssl, int *alert, void *argument)
 {
-    const gp_names *names = argument;
+    const gp_names *names = SSL_get_app_data(ssl);
     const char *given = SSL_get_servername(ssl, TLSEXT_NAMETYPE_host_name);
     char name[MAX_NAME + 1];
     size_t length = given == NULL ? 0 : strlen(given);
-    (void)alert;
+    (void)alert, (void)argument;
+    if (names == NULL)
+        return SSL_TLSEXT_ERR_NOACK;
     if (length > 0 && given[length - 1] == '.')
         length--;
     if (length == 0 || length > MAX_NAME)
@@ -87,10 +89,14 @@ static int select_name(SSL *ssl, int *alert, void *argument)
     return SSL_TLSEXT_ERR_OK;
 }
 
-void gp_names_install(SSL_CTX *ctx, gp_names *names)
+void gp_names_enable(SSL_CTX *ctx)
 {
     SSL_CTX_set_tlsext_servername_callback(ctx, select_name);
-    SSL_CTX_set_tlsext_servername_arg(ctx, names);
+}
+
+int gp_names_use(SSL *ssl, gp_names *names)
+{
+    return SSL_set_app_data(ssl, names);
 }
 
 gp_protocols *gp_protocols_new(const unsigned char *wire, unsigned int size)

@@ -1,7 +1,8 @@
 /* The choices that libssl asks for in the middle of a handshake: the certificate by server name, and the ALPN protocol.
  *
  * In C because they run inside the async job, on its 32 KiB stack, where Python must not run. The tables don't change once
- * made, and live as long as the SSL_CTX that refers to them. */
+ * made. A table of names lives as long as the SSLs that use it; it hangs on the SSL and not on the SSL_CTX, because an SSL_CTX
+ * that another one's table names may outlive its own table. A table of protocols lives as long as its SSL_CTX. */
 #ifndef GP_TLS_SELECTION_H
 #define GP_TLS_SELECTION_H
 
@@ -16,8 +17,12 @@ typedef struct gp_protocols gp_protocols;
 gp_names *gp_names_new(const char *const *names, SSL_CTX *const *contexts, size_t count);
 void gp_names_free(gp_names *names);
 
-/* Exact name, then the wildcard one label up, then ctx itself; without regard to case or a final dot. */
-void gp_names_install(SSL_CTX *ctx, gp_names *names);
+/* Has the SSLs of ctx choose by their table: exact name, then the wildcard one label up, then ctx itself; without regard to
+ * case or a final dot. */
+void gp_names_enable(SSL_CTX *ctx);
+
+/* Gives a new SSL its table; NULL: none. 1, or 0: out of memory. */
+int gp_names_use(SSL *ssl, gp_names *names);
 
 /* wire: ALPN protocols by the server's preference, each with its length before it. NULL: out of memory. */
 gp_protocols *gp_protocols_new(const unsigned char *wire, unsigned int size);

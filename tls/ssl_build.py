@@ -159,10 +159,18 @@ typedef struct gp_names gp_names;
 typedef struct gp_protocols gp_protocols;
 gp_names *gp_names_new(const char *const *names, SSL_CTX *const *contexts, size_t count);
 void gp_names_free(gp_names *names);
-void gp_names_install(SSL_CTX *ctx, gp_names *names);
+void gp_names_enable(SSL_CTX *ctx);
+int gp_names_use(SSL *ssl, gp_names *names);
 gp_protocols *gp_protocols_new(const unsigned char *wire, unsigned int size);
 void gp_protocols_free(gp_protocols *protocols);
 void gp_protocols_install(SSL_CTX *ctx, gp_protocols *protocols);
+
+typedef struct gp_tickets gp_tickets;
+gp_tickets *gp_tickets_new(OSSL_LIB_CTX *libctx, uint64_t interval);
+void gp_tickets_free(gp_tickets *tickets);
+int gp_tickets_rotate(gp_tickets *tickets);
+void gp_tickets_after_fork(gp_tickets *tickets);
+int gp_tickets_install(SSL_CTX *ctx, gp_tickets *tickets);
 """
 
 ffi = FFI()
@@ -173,7 +181,7 @@ ffi.cdef(OURS)
 ffi.set_source(
     "gpu_provider.tls._ssl",
     "#include <openssl/err.h>\n#include <openssl/provider.h>\n#include <openssl/ssl.h>\n"
-    '#include "operations.h"\n#include "selection.h"\n#include "wakeup.h"\n',
+    '#include "operations.h"\n#include "selection.h"\n#include "tickets.h"\n#include "wakeup.h"\n',
     sources=sorted(str(path) for path in Path("tls").glob("*.c") if path.name != "_ssl.c"),
     include_dirs=["tls"],
     depends=sorted(str(path) for path in Path("tls").glob("*.h")),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from itertools import zip_longest
 from typing import NamedTuple
 
 from gpu_provider.errors import ConfigError
@@ -53,7 +54,8 @@ def parse_address(text: str, *, any_host: bool) -> Address:
 
 
 def resolve(address: Address, *, to_listen: bool) -> tuple[Resolved, ...]:
-    """Every stream address behind ``address``, in the resolver's order. May block. Raises ConfigError."""
+    """Every stream address behind ``address``, in the resolver's order; those to connect to with IPv6 and IPv4 in turn,
+    so that a family that does not work costs little. May block. Raises ConfigError."""
     try:
         found = socket.getaddrinfo(
             address.host or None,
@@ -64,7 +66,15 @@ def resolve(address: Address, *, to_listen: bool) -> tuple[Resolved, ...]:
     except (OSError, UnicodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not a host name"
         raise ConfigError(f"{address}: the name {address.host!r} can't be resolved: {reason}") from None
-    return tuple(dict.fromkeys(Resolved(family, sockaddr) for family, _, _, _, sockaddr in found))  # type: ignore[arg-type]
+    addresses = tuple(dict.fromkeys(Resolved(family, sockaddr) for family, _, _, _, sockaddr in found))  # type: ignore[arg-type]
+    return addresses if to_listen else _families_in_turn(addresses)
+
+
+def _families_in_turn(addresses: tuple[Resolved, ...]) -> tuple[Resolved, ...]:
+    """The first one's family begins (RFC 8305, section 4)."""
+    families = dict.fromkeys(one.family for one in addresses)
+    by_family = [[one for one in addresses if one.family is family] for family in families]
+    return tuple(one for several in zip_longest(*by_family) for one in several if one is not None)
 
 
 def _is_ipv6(text: str) -> bool:

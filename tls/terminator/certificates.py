@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from typing import TYPE_CHECKING
 
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from cryptography.x509.oid import NameOID
 
 from gpu_provider import tls
 from gpu_provider.errors import ConfigError
 from gpu_provider.tls import constants
+from gpu_provider.tls.terminator.certificate_checks import chain_warnings, never_used_warnings
+from gpu_provider.tls.terminator.trial_handshake import handshake_problem
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -33,8 +37,19 @@ class Certificate:
     names: tuple[str, ...]
     """DNS names in lower case, wildcards included."""
     key_type: str
+    """Such as ``RSA-2048``."""
+    public_key: bytes
+    """SHA-256 of the SubjectPublicKeyInfo."""
+    not_before: float
+    """Unix time, as ``not_after``."""
     not_after: float
-    """Unix time."""
+    warnings: tuple[str, ...]
+    """What is wrong with it, although it can be served; its own dates apart."""
+
+    @property
+    def kind(self) -> str:
+        """``RSA`` or ``EC``."""
+        return self.key_type.partition("-")[0]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -44,33 +59,107 @@ class Certificates:
     context: tls.Context
     """The first certificate's context, which turns to the others by the server name that the client asks for."""
     all: tuple[Certificate, ...]
+    warnings: tuple[str, ...]
+    """Also of what the certificates are to each other."""
 
 
-def load_certificates(config: TerminatorConfig, provider: BatchingProvider | None) -> Certificates:
-    """Reads every pair of files. Raises ConfigError that names the file and what to do about it."""
-    contexts: list[tls.Context] = []
-    certificates: list[Certificate] = []
-    by_name: dict[str, tls.Context] = {}
-    for cert, key in zip(config.cert, config.key, strict=True):
-        context = _settings_context(config, provider)
-        try:
-            context.use_certificate_chain_file(cert)
-            certificate = _describe(cert)
-            context.use_privatekey_file(key)
-        except (tls.CertificateError, tls.PrivateKeyError) as error:
-            raise ConfigError(f"{error}; given as --cert {cert} --key {key}") from None
-        try:
-            context.check_privatekey()
-        except tls.PrivateKeyError:  # of another type
-            raise ConfigError(
-                f"private key file {str(key)!r} does not belong to the certificate; given as --cert {cert} --key {key}"
-            ) from None
-        contexts.append(context)
-        certificates.append(certificate)
+def load_certificates(
+    config: TerminatorConfig, provider: BatchingProvider | None, ticket_keys: tls.TicketKeys | None = None
+) -> Certificates:
+    """Reads every pair of files. Raises ConfigError that names the file and what to do about it.
+
+    ``ticket_keys``: the same at each reload, so that clients go on resuming their sessions; but not those that began
+    with other private keys. Who has got hold of a replaced key may have read such a session, and a resumed one with it.
+    """
+    certificates = [_read(config, cert, key) for cert, key in zip(config.cert, config.key, strict=True)]
+    by_name: dict[str, dict[str, int]] = {}
+    for index, certificate in enumerate(certificates):
         for name in certificate.names:
-            by_name.setdefault(name, context)
-    contexts[0].set_sni_contexts(by_name)
-    return Certificates(contexts[0], tuple(certificates))
+            by_name.setdefault(name, {}).setdefault(certificate.kind, index)
+    first = _with_its_counterpart(certificates)
+    together = {name: tuple(indices.values()) for name, indices in by_name.items()}
+    contexts = {
+        indices: _context(config, provider, [(config.cert[index], config.key[index]) for index in indices])
+        for indices in {first, *together.values()}
+    }
+    identity = hashlib.sha256(b"".join(sorted(certificate.public_key for certificate in certificates))).digest()
+    for context in contexts.values():
+        context.set_session_id_context(identity)
+        if ticket_keys is not None:
+            context.set_ticket_keys(ticket_keys)
+    contexts[first].set_sni_contexts({name: contexts[indices] for name, indices in together.items()})
+    used = {index for indices in (first, *together.values()) for index in indices}
+    warnings = [warning for certificate in certificates for warning in certificate.warnings]
+    return Certificates(contexts[first], tuple(certificates), tuple(warnings + never_used_warnings(certificates, used)))
+
+
+def _read(config: TerminatorConfig, cert: Path, key: Path) -> Certificate:
+    """One pair of files, tried alone, with OpenSSL's own arithmetic: nothing of it counts as the provider's work."""
+    context = _settings_context(config, None)
+    _use_certificate(context, cert, key)
+    certificate = _describe(cert)
+    _use_key(context, cert, key)
+    problems = {version: handshake_problem(context, _VERSIONS[version]) for version in _versions(config)}
+    if all(problems.values()):
+        reasons = "; ".join(dict.fromkeys(str(problem) for problem in problems.values()))
+        raise ConfigError(
+            f"certificate file {str(cert)!r} (its key is {certificate.key_type}) can't be used in any handshake: "
+            f"{reasons}; use a certificate with an RSA-2048 or P-256 key and SHA-256, or see whether ciphers, "
+            "ciphersuites, tls_min and tls_max allow for this one"
+        )
+    unusable = [
+        f"certificate file {str(cert)!r} can't be used by {version} clients: {problem}"
+        for version, problem in problems.items()
+        if problem is not None
+    ]
+    return dataclasses.replace(certificate, warnings=(*certificate.warnings, *unusable))
+
+
+def _with_its_counterpart(certificates: list[Certificate]) -> tuple[int, ...]:
+    """The first certificate, for clients that ask for no name or an unknown one; and one of the other key type, if it
+    has all of the first one's names."""
+    first = certificates[0]
+    for index, other in enumerate(certificates):
+        if other.kind != first.kind and first.names and set(first.names) <= set(other.names):
+            return 0, index
+    return (0,)
+
+
+def _versions(config: TerminatorConfig) -> list[str]:
+    return [
+        name for name, version in _VERSIONS.items() if _VERSIONS[config.tls_min] <= version <= _VERSIONS[config.tls_max]
+    ]
+
+
+def _context(
+    config: TerminatorConfig, provider: BatchingProvider | None, pairs: list[tuple[Path, Path]]
+) -> tls.Context:
+    """OpenSSL keeps a certificate of each key type in a context, and takes whichever the client can use."""
+    context = _settings_context(config, provider)
+    for cert, key in pairs:
+        _use_certificate(context, cert, key)
+        _use_key(context, cert, key)
+    return context
+
+
+def _use_certificate(context: tls.Context, cert: Path, key: Path) -> None:
+    try:
+        context.use_certificate_chain_file(cert)
+    except tls.CertificateError as error:
+        raise ConfigError(f"{error}; given as --cert {cert} --key {key}") from None
+
+
+def _use_key(context: tls.Context, cert: Path, key: Path) -> None:
+    try:
+        context.use_privatekey_file(key)
+    except tls.PrivateKeyError as error:
+        raise ConfigError(f"{error}; given as --cert {cert} --key {key}") from None
+    try:
+        context.check_privatekey()
+    except tls.PrivateKeyError:  # of another type
+        raise ConfigError(
+            f"private key file {str(key)!r} does not belong to the certificate; given as --cert {cert} --key {key}"
+        ) from None
 
 
 def _settings_context(config: TerminatorConfig, provider: BatchingProvider | None) -> tls.Context:
@@ -99,11 +188,20 @@ def _settings_context(config: TerminatorConfig, provider: BatchingProvider | Non
 
 def _describe(path: Path) -> Certificate:
     try:
-        leaf = x509.load_pem_x509_certificates(path.read_bytes())[0]
+        chain = x509.load_pem_x509_certificates(path.read_bytes())
+        leaf = chain[0]
         names = _names(leaf)
     except (OSError, ValueError) as error:
         raise ConfigError(f"certificate file {str(path)!r} can't be read: {error}") from None
-    return Certificate(path, names, _key_type(leaf, path), leaf.not_valid_after_utc.timestamp())
+    return Certificate(
+        path,
+        names,
+        _key_type(leaf, path),
+        hashlib.sha256(leaf.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)).digest(),
+        leaf.not_valid_before_utc.timestamp(),
+        leaf.not_valid_after_utc.timestamp(),
+        tuple(chain_warnings(path, chain)),
+    )
 
 
 def _names(leaf: x509.Certificate) -> tuple[str, ...]:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import argparse
 import os
+import sys
 from typing import TYPE_CHECKING
 
-from gpu_provider.config import load_config
+from gpu_provider.config import load_config, unknown_variables
 from gpu_provider.tls.terminator import serve
 from gpu_provider.tls.terminator.config import TLS_VERSIONS, TerminatorConfig
 
 if TYPE_CHECKING:
-    import argparse
+    from collections.abc import Iterable
     from pathlib import Path
 
 __all__ = ["DESCRIPTION", "EPILOG", "add_arguments", "run"]
@@ -39,6 +41,7 @@ Core dumps are switched off, since private keys are in memory. (A system that pi
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """One flag for each field of TerminatorConfig. Their defaults are the field's, so here every default is None."""
+    parser.register("action", None, _Once)  # for flags without another action
     default = TerminatorConfig.__struct_defaults__
     defaults = dict(zip(TerminatorConfig.__struct_fields__[-len(default) :], default, strict=True))
 
@@ -123,17 +126,39 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("other").add_argument
     add("--config", metavar="FILE", help="TOML file with these settings")
     add("--log-level", choices=("debug", "info", "warning", "error"), help=f"least level to log {shown('log_level')}")
-    add("--check", action="store_true", help="only check the settings, certificates, keys and names")
+    add(
+        "--check",
+        action="store_true",
+        help="only check the settings, certificates, keys and names, and warn of what is surely not meant",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
     """Raises ConfigError."""
+    # Before anything is made of the rest: a setting that is missing may be a misspelt one.
+    _warn(unknown_variables(TerminatorConfig, os.environ))
     config = load(args.config, {field: getattr(args, field, None) for field in TerminatorConfig.__struct_fields__})
     if args.check:
-        serve.check(config)
+        _warn(serve.check(config))
         print("the settings are valid")
         return 0
     return serve.run(config)
+
+
+def _warn(warnings: Iterable[str]) -> None:
+    for warning in warnings:
+        print(f"gpu-provider terminator: warning: {warning}", file=sys.stderr)
+
+
+class _Once(argparse.Action):
+    """A flag with one value. Of two, argparse would take the last and say nothing."""
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: object, option: str | None = None
+    ) -> None:
+        if getattr(namespace, self.dest, None) is not None:
+            raise argparse.ArgumentError(self, "given more than once, but it takes one value; remove all but one")
+        setattr(namespace, self.dest, values)
 
 
 def load(path: str | Path | None, flags: dict[str, object]) -> TerminatorConfig:

@@ -30,7 +30,7 @@ class TerminatorConfig(ProviderConfig, frozen=True, kw_only=True, forbid_unknown
 
     cert: tuple[Path, ...] = ()
     """PEM files, each a certificate with its chain, the leaf first. By server name the exact one is chosen, then the
-    wildcard, then the first."""
+    wildcard, then the first. A name may have one with an RSA key and one with an EC key; the client decides."""
 
     key: tuple[Path, ...] = ()
     """PEM files, each the private key of the certificate in the same place, not encrypted."""
@@ -49,6 +49,7 @@ class TerminatorConfig(ProviderConfig, frozen=True, kw_only=True, forbid_unknown
 
     handshake_timeout: _Seconds = 10.0
     connect_timeout: _Seconds = 5.0
+    """Seconds for connecting to the upstream. Several addresses are tried beside each other, 250 ms apart."""
 
     idle_timeout: _SecondsOrNever = 600.0
     """Seconds without a byte in either direction after which a connection is closed; 0: never."""
@@ -85,6 +86,9 @@ class TerminatorConfig(ProviderConfig, frozen=True, kw_only=True, forbid_unknown
         if TLS_VERSIONS.index(self.tls_min) > TLS_VERSIONS.index(self.tls_max):
             raise ConfigError(f"tls_min = {self.tls_min!r} is above tls_max = {self.tls_max!r}: no version is left")
         for protocol in self.alpn:
+            if "," in protocol:
+                flags = " ".join(f"--alpn {part.strip()}" for part in protocol.split(","))
+                raise ConfigError(f"alpn = {protocol!r} has a comma in it, which no name has; write {flags}")
             if not protocol.isascii() or len(protocol) > 255:
                 raise ConfigError(f"alpn = {protocol!r}: a protocol name is 1 to 255 ASCII characters, such as h2")
         _ = self.listen_address, self.upstream_address, self.admin_address

@@ -6,11 +6,12 @@ import errno
 import os
 import resource
 import socket
+import struct
 
 from gpu_provider.errors import ConfigError
 from gpu_provider.tls.terminator.addresses import Address, format_address, resolve
 
-__all__ = ["listen", "raise_descriptor_limit"]
+__all__ = ["listen", "raise_descriptor_limit", "seconds_since_input"]
 
 _BACKLOG = 4096  # the kernel lowers it to net.core.somaxconn
 _REMEDIES = {
@@ -55,6 +56,12 @@ def listen(address: Address, setting: str) -> list[socket.socket]:
         text = f"{setting}: can't listen on {format_address(address)}: {os.strerror(number)}"
         raise ConfigError(f"{text}; {remedy}" if remedy else text) from None
     return listeners
+
+
+def seconds_since_input(sock: socket.socket) -> float:
+    """How long ago the peer's last bytes came, or without any the connection was established."""
+    (milliseconds,) = struct.unpack_from("I", sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 56), 52)
+    return float(milliseconds) / 1000
 
 
 def raise_descriptor_limit(wanted: int) -> int:

@@ -1,19 +1,25 @@
 """What the terminator counts, and under which names. The batching provider's metrics are in ``gpu_provider.metrics``.
 
-The event loop's thread alone counts, so that plain numbers will do; they become metrics when somebody asks.
+The event loop's thread alone counts, so that plain numbers will do; they become metrics when somebody asks. Series
+whose labels are known beforehand are there from the start, at zero: a rate over a counter that appears with its first
+event misses that event.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left
 from collections import Counter
-from typing import TYPE_CHECKING
+from itertools import accumulate
+from typing import TYPE_CHECKING, TypeVar
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.registry import Collector
 
+from gpu_provider.status import AsyncStatus
+from gpu_provider.tls.terminator.failures import HANDSHAKE_FAILURES
+
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from prometheus_client.metrics_core import Metric
 
@@ -21,8 +27,30 @@ if TYPE_CHECKING:
 
 __all__ = ["TerminatorMetrics"]
 
+LabelsT = TypeVar("LabelsT")
+
 _PREFIX = "gpu_provider_terminator_"
-_HANDSHAKE_BOUNDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+_FAILED = ("failed", "client_gone", "timeout", "forced")
+_ENDS = (
+    "closed",
+    "client_eof",
+    "client_reset",
+    "tls_error",
+    "upstream_reset",
+    "upstream_unreachable",
+    "idle_timeout",
+    "forced",
+)
+_UPSTREAM_FAILURES = ("ECONNREFUSED", "ECONNRESET", "EHOSTUNREACH", "EMFILE", "ENETUNREACH", "ETIMEDOUT")
+_LABELS_OF_OK = tuple(
+    ("ok", version, status, resumed)
+    for version in ("TLSv1.2", "TLSv1.3")
+    for status, resumed in (
+        *((status.name, "no") for status in AsyncStatus),
+        ("UNSUPPORTED", "yes"),
+    )
+)
 
 
 class TerminatorMetrics(Collector):
@@ -31,25 +59,31 @@ class TerminatorMetrics(Collector):
     def __init__(self) -> None:
         self.accepted = 0
         self.open = 0
-        self.handshakes: Counter[tuple[str, str, str]] = Counter()
-        """By result, TLS version and async status. Failed ones have neither of the last two."""
-        self.sessions: Counter[str] = Counter()
+        self.max_connections = 0
+        self.limit_reached = 0
+        self.accept_queue = _Times()
+        """How long clients' first bytes had been here before their connections were accepted."""
+        self.handshakes: Counter[tuple[str, str, str, str]] = _zeros(
+            (*_LABELS_OF_OK, *((result, "", "", "") for result in _FAILED))
+        )
+        """By result, TLS version, async status and whether it resumed a session. Failed ones have the first alone."""
+        self.handshake_failures = _zeros(HANDSHAKE_FAILURES)
+        self.sessions = _zeros(_ENDS)
         """Ended connections whose handshake had succeeded, by how they ended."""
-        self.upstream_failures: Counter[str] = Counter()
+        self.upstream_failures = _zeros(_UPSTREAM_FAILURES)
         self.bytes_to_upstream = 0
         self.bytes_to_client = 0
-        self.reloads: Counter[str] = Counter()
+        self.reloads = _zeros(("ok", "failed"))
         self.certificates: tuple[Certificate, ...] = ()
-        self._handshake_buckets = [0] * (len(_HANDSHAKE_BOUNDS) + 1)
-        self._handshake_seconds = 0.0
+        self._handshake_times = _Times()
 
-    def handshake_done(self, seconds: float, version: str, async_status: str) -> None:
-        self.handshakes["ok", version, async_status] += 1
-        self._handshake_buckets[bisect_left(_HANDSHAKE_BOUNDS, seconds)] += 1
-        self._handshake_seconds += seconds
+    def handshake_done(self, seconds: float, version: str, async_status: str, *, resumed: bool) -> None:
+        self.handshakes["ok", version, async_status, "yes" if resumed else "no"] += 1
+        self._handshake_times.observe(seconds)
 
-    def handshake_failed(self, result: str) -> None:
-        self.handshakes[result, "", ""] += 1
+    def handshake_failed(self, result: str, reason: str) -> None:
+        self.handshakes[result, "", "", ""] += 1
+        self.handshake_failures[reason] += 1
 
     def describe(self) -> Iterator[Metric]:
         """The names without values, so that registering does not need a scrape."""
@@ -58,13 +92,33 @@ class TerminatorMetrics(Collector):
     def collect(self) -> Iterator[Metric]:
         yield CounterMetricFamily(_PREFIX + "accepted", "TCP connections accepted", value=self.accepted)
         yield GaugeMetricFamily(_PREFIX + "open_connections", "Connections open now", value=self.open)
+        yield GaugeMetricFamily(
+            _PREFIX + "max_connections", "Connections that may be open at a time", value=self.max_connections
+        )
+        yield CounterMetricFamily(
+            _PREFIX + "connection_limit_reached",
+            "Times that accepting stopped because max_connections were open",
+            value=self.limit_reached,
+        )
+        yield self.accept_queue.family(
+            "accept_queue_seconds",
+            "Time that a client's first bytes, or a silent client, had waited here before the connection was accepted",
+        )
         yield _counter(
             "handshakes",
-            "TLS handshakes, by result, TLS version and the status of their last asynchronous operation",
-            ("result", "version", "async_status"),
+            "TLS handshakes, by result, TLS version, the status of their last asynchronous operation, and whether they "
+            "resumed a session, which needs no such operation",
+            ("result", "version", "async_status", "resumed"),
             self.handshakes,
         )
-        yield self._handshake_histogram()
+        yield _counter(
+            "handshake_failures", "TLS handshakes that failed, by reason", ("reason",), self.handshake_failures
+        )
+        yield self._handshake_times.family(
+            "handshake_seconds",
+            "Time from accepting a connection to the end of its handshake, of those that succeeded; the time before is "
+            "in accept_queue_seconds",
+        )
         yield _counter("sessions", "Connections ended after their handshake, by how", ("end",), self.sessions)
         yield _counter(
             "upstream_failures",
@@ -88,24 +142,33 @@ class TerminatorMetrics(Collector):
             expiry.add_metric((str(certificate.path), certificate.key_type), certificate.not_after)
         yield expiry
 
-    def _handshake_histogram(self) -> HistogramMetricFamily:
-        total, buckets = 0, []
-        for bound, count in zip((*map(str, _HANDSHAKE_BOUNDS), "+Inf"), self._handshake_buckets, strict=True):
-            total += count
-            buckets.append((bound, total))
-        return HistogramMetricFamily(
-            _PREFIX + "handshake_seconds",
-            "Time from accepting a connection to the end of its handshake, of those that succeeded",
-            buckets=buckets,
-            sum_value=self._handshake_seconds,
-        )
+
+class _Times:
+    """A histogram of seconds."""
+
+    def __init__(self) -> None:
+        self._counts = [0] * (len(_SECONDS) + 1)
+        self._sum = 0.0
+
+    def observe(self, seconds: float) -> None:
+        self._counts[bisect_left(_SECONDS, seconds)] += 1
+        self._sum += seconds
+
+    def family(self, name: str, documentation: str) -> HistogramMetricFamily:
+        bounds = (*map(str, _SECONDS), "+Inf")
+        buckets = list(zip(bounds, accumulate(self._counts), strict=True))
+        return HistogramMetricFamily(_PREFIX + name, documentation, buckets=buckets, sum_value=self._sum)
+
+
+def _zeros(labels: Iterable[LabelsT]) -> Counter[LabelsT]:
+    return Counter(dict.fromkeys(labels, 0))
 
 
 def _counter(
     name: str,
     documentation: str,
     labels: tuple[str, ...],
-    values: dict[str, int] | Counter[str] | Counter[tuple[str, str, str]],
+    values: dict[str, int] | Counter[str] | Counter[tuple[str, str, str, str]],
 ) -> CounterMetricFamily:
     family = CounterMetricFamily(_PREFIX + name, documentation, labels=labels)
     for key, value in values.items():

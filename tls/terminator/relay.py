@@ -2,8 +2,12 @@
 
 Each direction keeps what its receiver did not take (at most one buffer) and reads no more until that is gone. Each
 ends on its own: the client's close_notify becomes the end of the stream towards the upstream, and the upstream's end
-becomes our close_notify. A reset, or an end of the client's stream without close_notify, is passed on as an abrupt
-end, so that neither side takes a truncated stream for a whole one.
+becomes our close_notify. Any other end is passed on as an abrupt one, so that neither side takes a truncated stream for
+a whole one. When the client is reset, ends without close_notify, sends what is no TLS record, or runs into a timeout,
+the upstream's connection is reset. When the upstream is reset, the client's ends without close_notify.
+
+Bytes that were relayed before an abrupt end may be lost: those that are kept here, and those that the kernel has not
+delivered to the upstream yet.
 
 Readiness comes edge-triggered: a flag remembers that there may be something to read until a read has said otherwise.
 A connection says so itself (``want_read``): it may have stopped early, or hold an error back behind the bytes that it
@@ -13,7 +17,9 @@ only say so; unless the upstream's end was already seen, for which no further ev
 
 from __future__ import annotations
 
+import errno
 import socket
+import struct
 from typing import TYPE_CHECKING
 
 from gpu_provider import tls
@@ -25,6 +31,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Relay"]
 
+_END_ON_CLOSE = struct.pack("ii", 0, 0)
+"""For SO_LINGER: undoes what connecting.py has set."""
+
 _ROUNDS = 8
 """Buffers that one direction may move before others get their turn."""
 
@@ -35,7 +44,7 @@ class Relay:
     __slots__ = (
         "_client_ended", "_client_readable", "_close_notify_due", "_for_client", "_for_upstream",
         "_over", "_server", "_session", "_tls", "_upstream", "_upstream_end_seen", "_upstream_ended",
-        "_upstream_readable", "_upstream_refuses",
+        "_upstream_readable", "_upstream_refuses", "_upstream_was_reset",
     )  # fmt: skip
 
     def __init__(self, session: Session, upstream: socket.socket, server: Server, first: bytes) -> None:
@@ -47,13 +56,14 @@ class Relay:
         self._over = False
         # Towards the upstream.
         self._client_readable = True  # the handshake may have read the client's first bytes
-        self._client_ended = False  # nothing more is to be read
+        self._client_ended = False  # by close_notify, or because the upstream takes nothing more
         self._for_upstream = memoryview(first)  # what it did not take yet
         self._upstream_refuses = False  # it takes no more, but what it has sent may still be here to be read
         # Towards the client.
         self._upstream_readable = False
         self._upstream_end_seen = False
         self._upstream_ended = False
+        self._upstream_was_reset = False  # a write has said so
         self._for_client = memoryview(b"")
         self._close_notify_due = False
 
@@ -70,10 +80,11 @@ class Relay:
     # ---- events ----
 
     def on_client(self, events: int) -> None:
-        if events & GONE:  # a reset: we have not closed our direction
+        # A reset, since we have not closed our direction. What came before it is still to be read, also close_notify.
+        if events & GONE and self._client_ended:
             self._client_is_gone("client_reset", "")
             return
-        self._server.idle.start(self._session)
+        self._session.moved()
         if events & (READABLE | PEER_ENDED):
             self._client_readable = True
         if events & WRITABLE and (self._for_client or self._close_notify_due):
@@ -82,7 +93,7 @@ class Relay:
             self._to_upstream()
 
     def on_upstream(self, events: int) -> None:
-        self._server.idle.start(self._session)
+        self._session.moved()
         if events & PEER_ENDED:
             self._upstream_end_seen = True
         if events & WRITABLE and self._for_upstream:
@@ -143,9 +154,12 @@ class Relay:
             return self._upstream.send(data)
         except BlockingIOError:
             return 0
-        except OSError:
+        except OSError as error:
             # It may have answered before it closed. So that comes first, and what the client sends is of no use now.
             self._upstream_refuses = self._client_ended = True
+            # The kernel tells of a reset once: the reads that follow end as if the stream were whole. With EPIPE it is,
+            # because the upstream's end had come before the reset.
+            self._upstream_was_reset = error.errno != errno.EPIPE
             if self._upstream_ended:
                 self._both_ended()
             else:
@@ -156,6 +170,7 @@ class Relay:
     def _client_is_done(self) -> None:
         self._client_ended = True
         try:
+            self._upstream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _END_ON_CLOSE)
             self._upstream.shutdown(socket.SHUT_WR)
         except OSError:  # it was reset: reading from it will say so
             self._upstream_refuses = True
@@ -165,8 +180,10 @@ class Relay:
     def _client_failed(self, error: tls.Error) -> None:
         if isinstance(error, tls.SysCallError):
             self._client_is_gone("client_eof" if error.args[0] == -1 else "client_reset", str(error))
+        elif isinstance(error, tls.FloodError):
+            self._end("client_flood", str(error))
         else:
-            self._end("client_flood" if isinstance(error, tls.FloodError) else "tls_error", str(error))
+            self._cut("tls_error", str(error))
 
     def _client_is_gone(self, result: str, reason: str) -> None:
         """Without close_notify. Many clients end so when they have got what they wanted."""
@@ -205,7 +222,10 @@ class Relay:
             self._upstream_readable = False
             return 0
         except OSError as error:
-            self._end("upstream_reset", str(error))
+            self._cut("upstream_reset", str(error))
+            return 0
+        if count == 0 and self._upstream_was_reset:
+            self._cut("upstream_reset")
             return 0
         if count == 0:
             self._upstream_ended = self._close_notify_due = True
@@ -249,6 +269,11 @@ class Relay:
             self._session.linger("closed")
         else:
             self._session.end("closed")
+
+    def _cut(self, result: str, reason: str = "") -> None:
+        """An abrupt end that leaves the client time to read what was sent to it."""
+        self._over = True
+        self._session.linger(result, reason)
 
     def _end(self, result: str, reason: str = "") -> None:
         self._over = True

@@ -6,7 +6,6 @@ import asyncio
 import gc
 import resource
 import signal
-import time
 from typing import TYPE_CHECKING
 
 import structlog
@@ -14,9 +13,12 @@ from prometheus_client import CollectorRegistry
 
 from gpu_provider import BatchingProvider
 from gpu_provider.errors import ConfigError
+from gpu_provider.tls import TicketKeys
 from gpu_provider.tls.terminator.addresses import Resolved, format_address, resolve
 from gpu_provider.tls.terminator.admin import AdminServer
+from gpu_provider.tls.terminator.certificate_checks import date, validity
 from gpu_provider.tls.terminator.certificates import load_certificates
+from gpu_provider.tls.terminator.checks import check_settings
 from gpu_provider.tls.terminator.listening import listen, raise_descriptor_limit
 from gpu_provider.tls.terminator.logs import configure_logging
 from gpu_provider.tls.terminator.metrics import TerminatorMetrics
@@ -25,7 +27,7 @@ from gpu_provider.tls.terminator.server import Server
 if TYPE_CHECKING:
     import socket
 
-    from gpu_provider.tls.terminator.certificates import Certificates
+    from gpu_provider.tls.terminator.certificates import Certificate, Certificates
     from gpu_provider.tls.terminator.config import TerminatorConfig
 
 __all__ = ["EXIT_CLEAN", "EXIT_FORCED", "check", "run"]
@@ -38,13 +40,16 @@ _OTHER_DESCRIPTORS = 128
 _log = structlog.stdlib.get_logger(__name__)
 
 
-def check(config: TerminatorConfig) -> None:
-    """Everything that can be checked without listening: files, keys, names. Raises ConfigError."""
-    load_certificates(config, None)
-    _resolve_upstream(config)
-    resolve(config.listen_address, to_listen=True)
-    if config.admin_address is not None:
-        resolve(config.admin_address, to_listen=True)
+def check(config: TerminatorConfig) -> list[str]:
+    """Everything that can be checked without listening: files, keys, names, and how they fit together. Returns what is
+    surely not meant, although it works. Raises ConfigError for what can't work."""
+    certificates = load_certificates(config, None)
+    expired = (
+        f"certificate file {str(one.path)!r} {problem} (from {date(one.not_before)} to {date(one.not_after)})"
+        for one in certificates.all
+        if (problem := validity(one.not_before, one.not_after))
+    )
+    return [*check_settings(config, _resolve_upstream(config)), *expired, *certificates.warnings]
 
 
 def run(config: TerminatorConfig) -> int:
@@ -54,12 +59,13 @@ def run(config: TerminatorConfig) -> int:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     _check_descriptors(config)
     upstream = _resolve_upstream(config)
+    for warning in check_settings(config, upstream):
+        _log.warning(warning)
     listeners = listen(config.listen_address, "listen")
     admin_listeners = listen(config.admin_address, "admin") if config.admin_address is not None else []
     registry = CollectorRegistry()
     with BatchingProvider(config, registry=registry) as provider:
-        certificates = load_certificates(config, provider)
-        terminator = Terminator(config, provider, certificates, upstream, registry)
+        terminator = Terminator(config, provider, upstream, registry)
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
             return runner.run(terminator.serve(listeners, admin_listeners))
 
@@ -71,25 +77,26 @@ class Terminator:
         self,
         config: TerminatorConfig,
         provider: BatchingProvider,
-        certificates: Certificates,
         upstream: tuple[Resolved, ...],
         registry: CollectorRegistry,
     ) -> None:
         self._config = config
         self._provider = provider
-        self._certificates = certificates
         self._upstream = upstream
         self._registry = registry
+        self._ticket_keys = TicketKeys()
         self._metrics = TerminatorMetrics()
         registry.register(self._metrics)
 
     async def serve(self, listeners: list[socket.socket], admin_listeners: list[socket.socket]) -> int:
+        """Raises ConfigError if it can't start."""
         loop = asyncio.get_running_loop()
         self._stopping = asyncio.Event()
         self._hurry = asyncio.Event()
         self._reloading = asyncio.Lock()
         self._reloads: set[asyncio.Task[None]] = set()
-        server = Server(self._config, self._certificates, self._upstream, self._metrics)
+        # The server alone keeps the certificates, so that a reload lets go of the keys that it replaces.
+        server = Server(self._config, self._load_certificates(), self._upstream, self._metrics)
         admin = AdminServer(self._registry, self._is_ready)
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop, number)
@@ -99,7 +106,7 @@ class Terminator:
         # What start-up made stays until the end: collections need not walk it again and again.
         gc.collect()
         gc.freeze()
-        _report_certificates(self._certificates)
+        _report_certificates(self._metrics.certificates)
         _log.info(
             "ready",
             listen=[format_address(listener.getsockname()) for listener in listeners],
@@ -147,29 +154,37 @@ class Terminator:
         self._reloads.add(task)
         task.add_done_callback(self._reloads.discard)
 
+    def _load_certificates(self) -> Certificates:
+        """Raises ConfigError."""
+        certificates = load_certificates(self._config, self._provider, self._ticket_keys)
+        for warning in certificates.warnings:
+            _log.warning(warning)
+        return certificates
+
     async def _reload(self, server: Server) -> None:
         async with self._reloading:
             try:
-                certificates = await asyncio.to_thread(load_certificates, self._config, self._provider)
+                certificates = await asyncio.to_thread(self._load_certificates)
             except ConfigError as error:
                 self._metrics.reloads["failed"] += 1
                 _log.error("certificates not reloaded, the old ones stay in use", reason=str(error))
                 return
             server.use_certificates(certificates)
             self._metrics.reloads["ok"] += 1
-            _report_certificates(certificates)
+            _report_certificates(certificates.all)
             _log.info("certificates reloaded", certificates=len(certificates.all))
 
 
-def _report_certificates(certificates: Certificates) -> None:
-    for certificate in certificates.all:
-        log = _log.warning if certificate.not_after < time.time() else _log.info
+def _report_certificates(certificates: tuple[Certificate, ...]) -> None:
+    for certificate in certificates:
+        problem = validity(certificate.not_before, certificate.not_after)
+        log = _log.warning if problem else _log.info
         log(
-            "certificate" if certificate.not_after >= time.time() else "certificate has expired",
+            f"certificate {problem}" if problem else "certificate",
             file=str(certificate.path),
             names=list(certificate.names),
             key_type=certificate.key_type,
-            expires=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(certificate.not_after)),
+            expires=date(certificate.not_after),
         )
 
 

@@ -13,9 +13,11 @@ import structlog
 from gpu_provider import tls
 from gpu_provider.errors import ConfigError
 from gpu_provider.tls.terminator.addresses import Resolved, resolve
+from gpu_provider.tls.terminator.connecting import Connecting, attempt_delay
 from gpu_provider.tls.terminator.deadlines import Deadlines
+from gpu_provider.tls.terminator.listening import seconds_since_input
 from gpu_provider.tls.terminator.poller import Poller
-from gpu_provider.tls.terminator.session import Session, State
+from gpu_provider.tls.terminator.session import IDLE_LOOKS, Session, State
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -58,7 +60,9 @@ class Server:
         self.proxy_version = _PROXY_VERSIONS[config.proxy_protocol]
         self.handshakes = Deadlines(loop, config.handshake_timeout, Session.expire)
         self.connects = Deadlines(loop, config.connect_timeout, Session.expire)
-        self.idle = Deadlines(loop, config.idle_timeout, Session.expire)
+        self.connect_timeout = config.connect_timeout
+        self.attempts = Deadlines(loop, attempt_delay(config.connect_timeout), Connecting.expire)
+        self.idle = Deadlines(loop, config.idle_timeout / IDLE_LOOKS, Session.expire)
         self.lingering = Deadlines(loop, _LINGER_SECONDS, Session.expire)
         self.deadlines = {
             State.HANDSHAKE: self.handshakes,
@@ -67,7 +71,7 @@ class Server:
             State.LINGER: self.lingering,
         }
         self._config = config
-        self._max_connections = config.max_connections
+        self._max_connections = metrics.max_connections = config.max_connections
         self._sessions: set[Session] = set()
         self._all_ended: asyncio.Future[None] | None = None
         self._listeners: list[socket.socket] = []
@@ -103,6 +107,7 @@ class Server:
     def _accept(self, listener: socket.socket) -> None:
         for _ in range(_ACCEPT_BURST):
             if len(self._sessions) >= self._max_connections:
+                self.metrics.limit_reached += 1
                 self._set_accepting(False)
                 return
             try:
@@ -120,6 +125,7 @@ class Server:
                 return
             client.setblocking(False)
             self.metrics.accepted += 1
+            self.metrics.accept_queue.observe(seconds_since_input(client))
             try:
                 session = Session(self, client)
             except tls.Error as error:
@@ -192,6 +198,7 @@ class Server:
         """After :meth:`stop_accepting` and :meth:`drain`."""
         if self._resolving is not None:
             self._resolving.cancel()
+        self.attempts.close()
         for deadlines in self.deadlines.values():
             deadlines.close()
         self.poller.close()

@@ -4,17 +4,21 @@
 
     HANDSHAKE ──▶ CONNECTING ──▶ RELAY ──▶ ENDED
         │             │            │         ▲
-        │             └──▶ LINGER ◀┘         │
-        │                    └───────────────┤
-        └────────────────────────────────────┘
+        └─────────────┴──▶ LINGER ◀┘         │
+                              └──────────────┘
 
 HANDSHAKE   do_handshake() until it is done. It stops for bytes from the client, for room towards it, or for the batch
             that holds its RSA operation; the notifier says when that one is done. The socket's events need no action
             meanwhile: whoever resumes the handshake goes on until the socket would block.
-CONNECTING  to the upstream, one address after the other.
+CONNECTING  to the upstream: connecting.py.
 RELAY       both ways at once: relay.py.
-LINGER      close_notify was sent and nothing more will be; what the client still sends is read and dropped until it
-            closes. Closing at once would answer that data with a reset, which could destroy what we sent last.
+LINGER      nothing more will be sent: after close_notify, after a fatal alert, or because the upstream was reset. What
+            the client still sends is read and dropped until it closes. Closing at once would answer that data with a
+            reset, which could destroy what we sent last.
+
+The upstream sees the end of the client's stream only where the client has sent close_notify (relay.py). However else
+the session ends, be it with this process, the upstream's connection is reset, so that it does not take a truncated
+stream for a whole one. Such a reset discards what the kernel has not delivered yet.
 
 All methods run on the event loop's thread. There are no asyncio transports or streams here: the sockets are
 non-blocking, and their readiness comes edge-triggered from the poller.
@@ -32,16 +36,19 @@ from typing import TYPE_CHECKING
 from gpu_provider import tls
 from gpu_provider.tls import constants
 from gpu_provider.tls.terminator import proxy_protocol
+from gpu_provider.tls.terminator.connecting import Connecting
+from gpu_provider.tls.terminator.failures import handshake_failure
 from gpu_provider.tls.terminator.poller import GONE, READABLE, WRITABLE
+from gpu_provider.tls.terminator.progress import Progress
 from gpu_provider.tls.terminator.relay import Relay
 
 if TYPE_CHECKING:
     from gpu_provider.tls.terminator.server import Server
 
-__all__ = ["Session", "State"]
+__all__ = ["IDLE_LOOKS", "Session", "State"]
 
-_NON_BLOCKING_STREAM = socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
-
+IDLE_LOOKS = 4
+"""How often to look for progress within idle_timeout."""
 
 _DROP_ROUNDS = 8
 """Buffers to read and drop before others get their turn."""
@@ -71,8 +78,8 @@ class Session:
     """See the module. Made for an accepted, non-blocking socket, which it owns once :meth:`start` was called."""
 
     __slots__ = (
-        "_accepted", "_attempt", "_relay", "_result", "_server", "_waits_for",
-        "client", "connection", "state", "upstream",
+        "_accepted", "_connecting", "_header", "_progress", "_quiet_looks", "_relay", "_result",
+        "_server", "_waits_for", "client", "connection", "state", "upstream",
     )  # fmt: skip
 
     def __init__(self, server: Server, client: socket.socket) -> None:
@@ -85,12 +92,24 @@ class Session:
         self._server = server
         self._accepted = monotonic()  # uvloop's own clock counts whole milliseconds
         self._waits_for = READABLE  # the events that let the handshake go on
-        self._attempt = 0  # which of the upstream's addresses is tried
+        self._header = b""  # what the upstream is to get before the client's bytes
+        self._connecting: Connecting | None = None
         self._relay: Relay | None = None
-        self._result = ""  # how a lingering session ended
+        self._progress = Progress()
+        self._quiet_looks = 0
+        self._result = ""  # how a lingering session ended; of a failed handshake nothing is left to count
 
     def start(self) -> None:
         server = self._server
+        if server.proxy_version:
+            # Now, since a client that is reset later has no address any more, but may have sent all that it wanted to.
+            try:
+                self._header = proxy_protocol.header(
+                    server.proxy_version, self.client.family, self.client.getpeername(), self.client.getsockname()
+                )
+            except OSError as error:
+                self._handshake_failed("client_gone", os.strerror(error.errno or 0))
+                return
         server.notifier.attach(self.connection, self._resume_handshake)
         server.handshakes.start(self)
         server.poller.add(self.client, self._on_client)
@@ -104,9 +123,12 @@ class Session:
             case State.CONNECTING:
                 self._upstream_failed(errno.ETIMEDOUT)
             case State.RELAY:
-                self.end("idle_timeout")
+                self._look_for_progress()
             case State.LINGER:
-                self.end(self._result)
+                if self._progress.seen(self.client):
+                    self._server.lingering.start(self)
+                else:
+                    self.end(self._result)
             case State.ENDED:
                 pass
 
@@ -115,24 +137,31 @@ class Session:
         if self.state is State.HANDSHAKE:
             self._handshake_failed("forced", "")
         else:
-            self.end("forced")
+            self.end(self._result if self.state is State.LINGER else "forced")
 
     def end(self, result: str, reason: str = "") -> None:
         """Closes both sides now. ``result`` says how the session ended, for the metric."""
         if self.state is not State.ENDED:
-            self._server.metrics.sessions[result] += 1
-            self._server.log.debug("session ended", end=result, reason=reason)
+            if result:
+                self._server.metrics.sessions[result] += 1
+                self._server.log.debug("session ended", end=result, reason=reason)
             self._close()
 
-    def linger(self, result: str) -> None:
-        """To be called after close_notify was sent."""
+    def moved(self) -> None:
+        """Bytes came from or went to either side: idle_timeout begins again."""
+        self._quiet_looks = 0
+        self._progress.forget()
+        self._server.idle.start(self)
+
+    def linger(self, result: str, reason: str = "") -> None:
+        """Ends both directions, but lets the client read what was sent to it: close_notify, an alert, or bytes without
+        either."""
         server = self._server
+        server.log.debug("lingering", end=result, reason=reason)
         server.deadlines[self.state].stop(self)
         self.state, self._result = State.LINGER, result
-        self._stop_relay()
-        if self.upstream is not None:
-            server.poller.discard(self.upstream)
-            self.upstream = None
+        self._progress.seen(self.client)
+        self._drop_upstream()
         try:
             self.client.shutdown(socket.SHUT_WR)
         except OSError:  # the client is gone already
@@ -146,12 +175,11 @@ class Session:
 
     def _on_client(self, events: int) -> None:
         if self.state is State.HANDSHAKE:
-            if events & GONE:
-                self._handshake_failed("client_gone", "the connection was reset")
-            elif events & self._waits_for:
+            # After a reset too: what came before it may be all of a short stream.
+            if events & self._waits_for:
                 self._handshake()
-        elif events & GONE:
-            self.end("client_reset")
+            if events & GONE and self.state is State.HANDSHAKE:
+                self._handshake_failed("client_gone", "the connection was reset")
 
     def _resume_handshake(self) -> None:
         if self.state is State.HANDSHAKE:
@@ -177,9 +205,12 @@ class Session:
             self._handshake_done()
 
     def _handshake_failed(self, result: str, reason: str) -> None:
-        self._server.metrics.handshake_failed(result)
+        self._server.metrics.handshake_failed(result, handshake_failure(reason) if result == "failed" else result)
         self._server.log.debug("handshake failed", result=result, reason=reason)
-        self._close()
+        if result == "failed":
+            self.linger("")  # the client is to read the alert
+        else:
+            self._close()
 
     def _handshake_done(self) -> None:
         server, connection = self._server, self.connection
@@ -188,51 +219,23 @@ class Session:
             monotonic() - self._accepted,
             connection.get_protocol_version_name(),
             connection.get_async_status().name,
+            resumed=connection.session_reused(),
         )
         # No private operation follows on this side: reads and writes need no job from here on.
         connection.clear_mode(constants.SSL_MODE_ASYNC)
         self.state = State.CONNECTING
         server.connects.start(self)
-        self._connect()
+        self._connecting = Connecting(server, self._connected, self._upstream_failed)
+        self._connecting.start()
 
     # ---- CONNECTING ----
-
-    def _connect(self) -> None:
-        family, address = self._server.upstream[self._attempt]
-        try:
-            self.upstream = upstream = socket.socket(family, _NON_BLOCKING_STREAM)
-            upstream.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            error = upstream.connect_ex(address)
-        except OSError as failure:  # no descriptor left, or a family that this machine does not have
-            self._address_failed(failure.errno or errno.EIO)
-            return
-        if error in {0, errno.EINPROGRESS}:
-            self._server.poller.add(upstream, self._on_upstream)
-        else:
-            self._address_failed(error)
-
-    def _on_upstream(self, events: int) -> None:
-        if self.state is not State.CONNECTING or self.upstream is None:
-            return
-        error = self.upstream.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-        if error:
-            self._address_failed(error)
-        elif events & WRITABLE and not events & GONE:
-            self._connected(self.upstream, events)
-
-    def _address_failed(self, error: int) -> None:
-        if self.upstream is not None:
-            self._server.poller.discard(self.upstream)
-            self.upstream = None
-        self._attempt += 1
-        if self._attempt < len(self._server.upstream):
-            self._connect()
-        else:
-            self._upstream_failed(error)
 
     def _upstream_failed(self, error: int) -> None:
         """The client learns it by a proper end of the TLS connection, since nothing of an answer was lost."""
         self._server.upstream_failed(error)
+        if error == errno.ECONNRESET:  # it was connected, so this is not known
+            self.linger("upstream_reset")
+            return
         try:
             self.connection.shutdown()
         except tls.Error as failure:
@@ -243,20 +246,22 @@ class Session:
     def _connected(self, upstream: socket.socket, events: int) -> None:
         server = self._server
         server.connects.stop(self)
-        self.state = State.RELAY
-        first = b""
-        if server.proxy_version:
-            try:
-                first = proxy_protocol.header(
-                    server.proxy_version, self.client.family, self.client.getpeername(), self.client.getsockname()
-                )
-            except OSError as error:  # getpeername: the client was reset meanwhile
-                self.end("client_reset", os.strerror(error.errno or 0))
-                return
-        self._relay = relay = Relay(self, upstream, server, first)
+        self._connecting = None
+        self.state, self.upstream = State.RELAY, upstream
+        self._relay = relay = Relay(self, upstream, server, self._header)
         server.poller.set_handler(self.client, relay.on_client)
         server.poller.set_handler(upstream, relay.on_upstream)
         relay.start(events)
+
+    # ---- RELAY ----
+
+    def _look_for_progress(self) -> None:
+        assert self.upstream is not None  # noqa: S101  the state says so
+        self._quiet_looks = 0 if self._progress.seen(self.client, self.upstream) else self._quiet_looks + 1
+        if self._quiet_looks < IDLE_LOOKS:
+            self._server.idle.start(self)
+        else:
+            self.end("idle_timeout")
 
     # ---- LINGER and ENDED ----
 
@@ -282,15 +287,19 @@ class Session:
         server = self._server
         server.deadlines[self.state].stop(self)
         self.state = State.ENDED
-        self._stop_relay()
+        self._drop_upstream()
         # Takes the SSL off the descriptor, and keeps it by itself if its job still waits for a batch.
         self.connection.close()
         server.poller.discard(self.client)
-        if self.upstream is not None:
-            server.poller.discard(self.upstream)
         server.session_ended(self)
 
-    def _stop_relay(self) -> None:
+    def _drop_upstream(self) -> None:
+        if self._connecting is not None:
+            self._connecting.stop()
+            self._connecting = None
         if self._relay is not None:
             self._relay.stop()
             self._relay = None
+        if self.upstream is not None:
+            self._server.poller.discard(self.upstream)
+            self.upstream = None

@@ -1,0 +1,250 @@
+"""Sessions must survive a reload of the certificates, but not for ever, and not the replacement of a private key."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import signal
+import ssl
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from rsa_keys import private_key
+from terminator_process import Terminator, client_context, echo_terminator
+from tls_peers import Peer, accept, client_ssl_context, finish, server_context
+
+from gpu_provider import BatchingProvider, tls
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+VERSIONS = [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3]
+SUBMITTED = "gpu_provider_submitted_total"
+
+
+# ---- the library ----
+
+
+@pytest.fixture(params=VERSIONS, ids=lambda version: version.name)
+def client(request: pytest.FixtureRequest) -> ssl.SSLContext:
+    return client_ssl_context(version=request.param)
+
+
+def context_with(keys: tls.TicketKeys, provider: BatchingProvider | None = None, **more: str) -> tls.Context:
+    context = server_context(provider, **more)  # type: ignore[arg-type]
+    context.set_ticket_keys(keys)
+    return context
+
+
+def connect(
+    context: tls.Context, client: ssl.SSLContext, session: ssl.SSLSession | None = None, name: str = "localhost"
+) -> tuple[bool, ssl.SSLSession | None]:
+    """Whether the session was resumed, and the one to resume next."""
+    connection = accept(context)
+    peer = Peer(connection, client, name=name, session=session)
+    finish(connection, peer)
+    connection.send(b"x")
+    assert peer.read(1) == b"x"  # the tickets come before it
+    return bool(peer.ssl.session_reused), peer.ssl.session
+
+
+def test_contexts_with_the_same_keys_resume_each_others_sessions(client: ssl.SSLContext) -> None:
+    keys = tls.TicketKeys()
+    _, session = connect(context_with(keys), client)
+    assert connect(context_with(keys), client, session)[0]
+    assert not connect(context_with(tls.TicketKeys()), client, session)[0]
+    assert not connect(server_context(), client, session)[0]
+
+
+def test_contexts_of_a_provider_do_so_inside_the_job(client: ssl.SSLContext) -> None:
+    keys = tls.TicketKeys()
+    with BatchingProvider() as provider:
+        _, session = connect(context_with(keys, provider), client)
+        submitted = provider.stats().submitted
+        assert submitted == 1
+        assert connect(context_with(keys, provider), client, session)[0]
+        assert provider.stats().submitted == submitted
+
+
+def test_session_id_context_keeps_sessions_apart(client: ssl.SSLContext) -> None:
+    keys = tls.TicketKeys()
+    _, session = connect(context_with(keys), client)
+    other = context_with(keys)
+    other.set_session_id_context(b"another key")
+    assert not connect(other, client, session)[0]
+
+
+def test_earlier_keys_are_accepted_until_their_time_is_over(client: ssl.SSLContext) -> None:
+    keys = tls.TicketKeys()
+    context = context_with(keys)
+    _, session = connect(context, client)
+    keys.rotate()
+    keys.rotate()
+    assert connect(context, client, session)[0]
+    keys.rotate()
+    assert not connect(context, client, session)[0]
+
+
+def test_resumption_with_an_earlier_key_gives_a_ticket_of_the_newest(client: ssl.SSLContext) -> None:
+    keys = tls.TicketKeys()
+    context = context_with(keys)
+    _, session = connect(context, client)
+    for _ in range(4):
+        keys.rotate()
+        resumed, session = connect(context, client, session)
+        assert resumed
+
+
+def test_keys_rotate_by_time(client: ssl.SSLContext) -> None:
+    keys = tls.TicketKeys(rotate_after=0.5)
+    context = context_with(keys)
+    _, session = connect(context, client)
+    time.sleep(1.6)  # the keys' time is measured, not counted
+    resumed, later = connect(context, client, session)
+    assert not resumed
+    assert connect(context, client, later)[0]
+
+
+def test_sessions_of_a_context_chosen_by_name_are_resumed(client: ssl.SSLContext) -> None:
+    """libssl asks the first context for the keys, while the connection has turned to another one."""
+    keys = tls.TicketKeys()
+
+    def with_names() -> tls.Context:
+        context = context_with(keys)
+        context.set_sni_contexts({"www.one.example": server_context(name="www.one.example")})
+        return context
+
+    _, session = connect(with_names(), client, name="www.one.example")
+    assert connect(with_names(), client, session, name="www.one.example")[0]
+
+
+def test_damaged_ticket_leads_to_a_full_handshake() -> None:
+    keys = tls.TicketKeys()
+    context = context_with(keys)
+    client = client_ssl_context(version=ssl.TLSVersion.TLSv1_2)
+    _, session = connect(context, client)
+    connection = accept(context)
+    peer = Peer(connection, client, session=session)
+    with pytest.raises(ssl.SSLWantReadError):
+        peer.ssl.do_handshake()
+    hello = bytearray(peer._out.read())
+    ticket = hello.index(b"\x00\x23") + 4  # the extension session_ticket
+    hello[ticket + 40] ^= 1
+    connection.bio_write(bytes(hello))
+    with pytest.raises(tls.WantReadError):
+        connection.do_handshake()
+    assert not connection.session_reused()
+    assert connection.bio_pending() > 500  # a certificate is in it
+
+
+def test_keys_outlive_their_python_object_while_a_context_has_them(client: ssl.SSLContext) -> None:
+    context = context_with(tls.TicketKeys())
+    _, session = connect(context, client)
+    assert connect(context, client, session)[0]
+
+
+def test_many_threads_use_and_rotate_the_same_keys(client: ssl.SSLContext) -> None:
+    keys = tls.TicketKeys()
+
+    def work() -> None:
+        context = context_with(keys, kind="ECDSA")
+        session = None
+        for _ in range(20):
+            _, session = connect(context, client, session)
+            keys.rotate()
+
+    with ThreadPoolExecutor(4) as pool:
+        for done in [pool.submit(work) for _ in range(4)]:
+            done.result()
+
+
+def test_forked_child_goes_on_with_the_keys(client: ssl.SSLContext) -> None:
+    keys = tls.TicketKeys()
+    _, session = connect(context_with(keys), client)
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            status = 0 if connect(context_with(keys), client, session)[0] else 2
+        finally:
+            os._exit(status)
+    assert os.waitpid(child, 0)[1] == 0
+
+
+@pytest.mark.parametrize("seconds", [0, -1, 86401])
+def test_interval_out_of_range(seconds: float) -> None:
+    with pytest.raises(ValueError, match="rotate_after must be"):
+        tls.TicketKeys(seconds)
+
+
+# ---- the terminator ----
+
+
+@pytest.fixture
+def terminator(tmp_path: Path) -> Iterator[Terminator]:
+    with echo_terminator(tmp_path) as running:
+        yield running
+
+
+def resume(terminator: Terminator, context: ssl.SSLContext, session: ssl.SSLSession | None = None) -> ssl.SSLSession:
+    """Resumes if a session is given, in any case echoes, and returns the session to resume next."""
+    with context.wrap_socket(terminator.dial(), server_hostname="localhost", session=session) as client:
+        client.sendall(b"x")
+        assert client.recv(1) == b"x"
+        assert client.session_reused == (session is not None)
+        assert client.session is not None
+        return client.session
+
+
+def reload(terminator: Terminator, count: int = 1) -> None:
+    terminator.process.send_signal(signal.SIGHUP)
+    terminator.wait_for("certificates reloaded", count)
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_sessions_survive_reloads(terminator: Terminator, version: ssl.TLSVersion) -> None:
+    context = client_context(version)
+    session = resume(terminator, context)
+    submitted = terminator.metric(SUBMITTED)
+    for number in range(1, 4):
+        reload(terminator, number)
+        session = resume(terminator, context, session)
+    assert terminator.metric(SUBMITTED) == submitted  # no private operation
+
+
+def write_self_signed(directory: Path, days: int, size: int = 2048) -> None:
+    key = private_key(size)
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "localhost")])
+    now = datetime.datetime.now(datetime.UTC)
+    certificate = (
+        x509.CertificateBuilder(name, name, key.public_key(), days, now, now + datetime.timedelta(days=days))
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    (directory / "server.pem").write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
+    (directory / "server.key").write_bytes(
+        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    )
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_sessions_survive_a_certificate_renewed_with_its_key_and_not_a_new_key(
+    terminator: Terminator, tmp_path: Path, version: ssl.TLSVersion
+) -> None:
+    context = client_context(version)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    write_self_signed(tmp_path, 10)
+    reload(terminator, 1)
+    session = resume(terminator, context)
+    write_self_signed(tmp_path, 20)
+    reload(terminator, 2)
+    session = resume(terminator, context, session)
+    write_self_signed(tmp_path, 20, 3072)
+    reload(terminator, 3)
+    with context.wrap_socket(terminator.dial(), server_hostname="localhost", session=session) as client:
+        assert not client.session_reused

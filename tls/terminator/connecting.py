@@ -1,0 +1,115 @@
+"""Connecting to the upstream, whose name may stand for several addresses, in the manner of RFC 8305 ("Happy Eyeballs").
+
+The addresses are tried in order. The next attempt begins when one has failed, or when none has succeeded for a quarter
+of a second; the first to connect is kept, and the others are dropped. One timer, the session's, bounds all of them.
+
+At most two attempts are under way at a time, so that a session needs only one descriptor more than it will keep. When
+there are more addresses, the older attempt makes room for the next one after its share of the connect timeout.
+"""
+
+from __future__ import annotations
+
+import errno
+import functools
+import socket
+import struct
+from collections import deque
+from time import monotonic
+from typing import TYPE_CHECKING
+
+from gpu_provider.tls.terminator.poller import GONE, WRITABLE
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from gpu_provider.tls.terminator.server import Server
+
+__all__ = ["RESET_ON_CLOSE", "Connecting", "attempt_delay"]
+
+RESET_ON_CLOSE = struct.pack("ii", 1, 0)
+"""For SO_LINGER: closing the socket resets the connection, also if it is this process's end that closes it."""
+
+
+_NON_BLOCKING_STREAM = socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
+_ATTEMPT_DELAY_SECONDS = 0.25
+_MOST_ATTEMPTS = 2
+
+
+def attempt_delay(connect_timeout: float) -> float:
+    """Seconds without an answer after which the next address is tried too: those of RFC 8305, section 5, or less."""
+    return min(_ATTEMPT_DELAY_SECONDS, connect_timeout / 4)
+
+
+class Connecting:
+    """One session's attempts. ``connected(socket, events)`` or ``failed(errno)`` is called once, unless :meth:`stop` is
+    called first."""
+
+    __slots__ = ("_attempts", "_connected", "_error", "_failed", "_left", "_server", "_share")
+
+    def __init__(
+        self, server: Server, connected: Callable[[socket.socket, int], None], failed: Callable[[int], None]
+    ) -> None:
+        self._server = server
+        self._connected = connected
+        self._failed = failed
+        self._left = deque(server.upstream)  # these, even if the name is resolved again meanwhile
+        self._share = server.connect_timeout / len(self._left)
+        self._attempts: deque[tuple[socket.socket, float]] = deque()
+        """The oldest first, each with the time when it began."""
+        self._error = errno.EHOSTUNREACH
+
+    def start(self) -> None:
+        self._begin_next()
+
+    def stop(self) -> None:
+        self._server.attempts.stop(self)
+        self._left.clear()
+        while self._attempts:
+            self._server.poller.discard(self._attempts.popleft()[0])
+
+    def expire(self) -> None:
+        """There was no answer for :func:`attempt_delay` seconds."""
+        if len(self._attempts) == _MOST_ATTEMPTS:
+            if monotonic() - self._attempts[0][1] < self._share:
+                self._server.attempts.start(self)
+                return
+            self._server.poller.discard(self._attempts.popleft()[0])
+            self._error = errno.ETIMEDOUT
+        self._begin_next()
+
+    def _begin_next(self) -> None:
+        while self._left:
+            family, address = self._left.popleft()
+            try:
+                attempt = socket.socket(family, _NON_BLOCKING_STREAM)
+            except OSError as failure:  # no descriptor left, or a family that this machine does not have
+                self._error = failure.errno or errno.EIO
+                continue
+            attempt.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            # Until the client has ended its stream (relay.py), whatever closes this is to be seen as a cut.
+            attempt.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_ON_CLOSE)
+            error = attempt.connect_ex(address)
+            if error in {0, errno.EINPROGRESS}:
+                self._attempts.append((attempt, monotonic()))
+                self._server.poller.add(attempt, functools.partial(self._on_event, attempt))
+                if self._left:
+                    self._server.attempts.start(self)
+                return
+            self._error = error
+            attempt.close()
+        if not self._attempts:
+            self.stop()
+            self._failed(self._error)
+
+    def _on_event(self, attempt: socket.socket, events: int) -> None:
+        error = attempt.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        if not error and not (events & WRITABLE and not events & GONE):
+            return
+        self._attempts = deque(one for one in self._attempts if one[0] is not attempt)
+        if error:
+            self._server.poller.discard(attempt)
+            self._error = error
+            self._begin_next()
+        else:
+            self.stop()
+            self._connected(attempt, events)

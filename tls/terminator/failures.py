@@ -1,0 +1,43 @@
+"""Why handshakes fail, in as few words as a metric's label may have."""
+
+from __future__ import annotations
+
+__all__ = ["HANDSHAKE_FAILURES", "handshake_failure"]
+
+_BY_OPENSSL_REASON = (
+    ("http request", "http_request"),
+    ("https proxy request", "http_request"),
+    ("wrong version number", "not_tls"),
+    ("unsupported protocol", "unsupported_version"),
+    ("version too low", "unsupported_version"),
+    ("unknown protocol", "unsupported_version"),
+    ("no application protocol", "no_common_alpn"),
+    ("no shared cipher", "no_common_cipher"),
+    ("no suitable key share", "no_common_group"),
+    ("no shared groups", "no_common_group"),
+    ("no suitable groups", "no_common_group"),
+    ("no suitable signature algorithm", "no_common_signature_algorithm"),
+    ("no shared signature algorithms", "no_common_signature_algorithm"),
+    ("alert unknown ca", "client_unknown_ca"),
+    ("alert certificate expired", "client_certificate_expired"),
+    ("alert certificate revoked", "client_bad_certificate"),
+    ("alert certificate unknown", "client_bad_certificate"),
+    ("alert unsupported certificate", "client_bad_certificate"),
+    ("alert bad certificate", "client_bad_certificate"),
+    (" alert ", "client_alert"),
+)
+"""Parts of OpenSSL's texts; the first that is found counts. With ``client_``: the client has said so, by an alert."""
+
+HANDSHAKE_FAILURES = (
+    "client_gone",
+    "timeout",
+    "forced",
+    *dict.fromkeys(label for _, label in _BY_OPENSSL_REASON),
+    "other",
+)
+"""All the reasons there are."""
+
+
+def handshake_failure(text: str) -> str:
+    """The reason in a failed handshake's error, as libssl worded it."""
+    return next((label for part, label in _BY_OPENSSL_REASON if part in text), "other")

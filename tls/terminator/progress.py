@@ -1,0 +1,42 @@
+"""Whether bytes still move on a connection although no event says so.
+
+The kernel reports a socket as writable again when a good part of its buffer is free. With a large buffer and a slow
+reader that takes many seconds, in which bytes leave steadily. So a timer that is up asks how many are still unsent or
+unacknowledged: fewer than the last time means that the peer goes on reading.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import struct
+import termios
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import socket
+
+__all__ = ["Progress"]
+
+
+class Progress:
+    """Looks at the send queues of a session's sockets."""
+
+    __slots__ = ("_unsent",)
+
+    def __init__(self) -> None:
+        self._unsent: tuple[int, ...] = ()
+
+    def forget(self) -> None:
+        """Begins again: the next look has nothing to compare with."""
+        self._unsent = ()
+
+    def seen(self, *sockets: socket.socket) -> bool:
+        """Whether a peer has acknowledged bytes since the last look at the same sockets."""
+        before, self._unsent = self._unsent, tuple(_unsent_bytes(sock) for sock in sockets)
+        return any(now < then for now, then in zip(self._unsent, before, strict=False))
+
+
+def _unsent_bytes(sock: socket.socket) -> int:
+    """tcp(7), SIOCOUTQ, which has the same number."""
+    (count,) = struct.unpack("i", fcntl.ioctl(sock, termios.TIOCOUTQ, bytes(4)))
+    return int(count)

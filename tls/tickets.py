@@ -1,0 +1,48 @@
+"""TicketKeys: what session tickets are encrypted with, for several contexts together."""
+
+import os
+from typing import Any
+from weakref import WeakSet
+
+from gpu_provider.tls._ssl import ffi, lib
+from gpu_provider.tls.errors import Error, why
+from gpu_provider.tls.library_context import default_library_context
+
+__all__ = ["TicketKeys"]
+
+
+class TicketKeys:
+    """Keys for the session tickets of all contexts that are given them (:meth:`Context.set_ticket_keys`): a client can
+    resume a session that it began with another of these contexts.
+
+    A key encrypts for ``rotate_after`` seconds, and decrypts for three times as long: by default as long as OpenSSL's
+    tickets are valid, which is two hours. The keys are wiped when nobody refers to this object, nor to a context that
+    has it.
+    """
+
+    __slots__ = ("__weakref__", "pointer")
+
+    def __init__(self, rotate_after: float = 3600.0) -> None:
+        if not 0 < rotate_after <= 86400:
+            raise ValueError(f"rotate_after must be more than 0 seconds and at most 86400, not {rotate_after!r}")
+        tickets = lib.gp_tickets_new(default_library_context(), int(rotate_after * 1e9) or 1)
+        if tickets == ffi.NULL:
+            raise Error(f"no keys for session tickets: {why()}")
+        self.pointer: Any = ffi.gc(tickets, lib.gp_tickets_free)
+        _all.add(self)
+
+    def rotate(self) -> None:
+        """Begins a new key now. After three times none of the earlier tickets is accepted."""
+        if not lib.gp_tickets_rotate(self.pointer):
+            raise Error(f"no new key for session tickets: {why()}")
+
+
+_all: WeakSet[TicketKeys] = WeakSet()
+
+
+def _renew_locks_in_child() -> None:
+    for keys in _all:
+        lib.gp_tickets_after_fork(keys.pointer)
+
+
+os.register_at_fork(after_in_child=_renew_locks_in_child)
