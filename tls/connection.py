@@ -59,6 +59,7 @@ _READ: int = lib.GP_READ
 _WRITE: int = lib.GP_WRITE
 _SHUTDOWN: int = lib.GP_SHUTDOWN
 _NAMES = {_HANDSHAKE: "do_handshake", _READ: "recv", _WRITE: "send", _SHUTDOWN: "shutdown"}
+_WANT_READ: int = lib.SSL_ERROR_WANT_READ
 _WANT_ASYNC: int = lib.SSL_ERROR_WANT_ASYNC
 _FATAL = frozenset((lib.SSL_ERROR_SSL, lib.SSL_ERROR_SYSCALL, lib.GP_ERROR_FLOOD))
 _NULL = ffi.NULL
@@ -98,7 +99,7 @@ class Connection(ConnectionInfo):
 
     __slots__ = (
         "__weakref__", "_arg", "_callback", "_context", "_error", "_home", "_id", "_names", "_notifier", "_on_ready",
-        "_paused", "_rbio", "_socket", "_started", "_wbio",
+        "_paused", "_rbio", "_socket", "_started", "_status", "_wbio",
     )  # fmt: skip
 
     def __init__(self, context: "Context", socket: Socket | None = None) -> None:
@@ -119,6 +120,7 @@ class Connection(ConnectionInfo):
         self._home: drain.Home | None = None
         self._error: Error | None = None
         self._started = False
+        self._status = 0  # the SSL_ERROR value of the last operation
         self._notifier: Notifier | None = None
         self._id = 0
         self._on_ready: Callable[[], object] | None = None
@@ -150,7 +152,7 @@ class Connection(ConnectionInfo):
         if notifier is not None:
             notifier.waiting[self._id] = self
         result: int = _operate(ssl, operation, buffer, size)
-        status = result & 0xFF
+        self._status = status = result & 0xFF
         if status == _WANT_ASYNC:
             if paused is None:
                 self._paused = (operation, buffer, size)
@@ -167,6 +169,11 @@ class Connection(ConnectionInfo):
             if status in _FATAL:  # after bytes that were read or written: for the next call
                 self._error = operation_error(ssl, status)
         return done
+
+    def want_read(self) -> bool:
+        """Whether the last operation ended because the transport had no more bytes, also if it returned some. If not,
+        a recv that did not fill its buffer is to be called again: more may be here, or an error."""
+        return self._status == _WANT_READ
 
     @property
     def failure(self) -> Error | None:

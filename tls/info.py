@@ -11,7 +11,6 @@ from gpu_provider.tls.errors import Error, check
 
 _NULL = ffi.NULL
 _buffer = ffi.buffer
-_READING: int = lib.SSL_READING
 
 
 class Session:
@@ -123,11 +122,6 @@ class ConnectionInfo:
     def has_pending(self) -> bool:
         """Whether bytes wait inside, decrypted or not."""
         return bool(lib.SSL_has_pending(self._pointer()) == 1)
-
-    def want_read(self) -> bool:
-        """Whether the last operation ended because the transport had no more bytes, also if it returned some. If not,
-        a recv that did not fill its buffer is to be called again: more may be here, or an error."""
-        return bool(lib.SSL_want(self._pointer()) == _READING)
 
     def get_peer_certificate(self) -> x509.Certificate | None:
         certificate = lib.SSL_get1_peer_certificate(self._pointer())
