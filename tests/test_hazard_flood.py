@@ -3,7 +3,11 @@ bounded, and a connection that brings the application nothing is ended. Honest p
 
 from __future__ import annotations
 
+import select
+import socket
 import ssl
+import struct
+import threading
 from itertools import cycle, islice
 from typing import TYPE_CHECKING
 
@@ -17,6 +21,7 @@ from forged_records import (
     WARNING,
     Tls12Sender,
     Tls13Sender,
+    forging_client,
     fragments,
     plain,
     server_random_of,
@@ -352,3 +357,32 @@ def test_single_requests_to_renegotiate_are_refused_and_the_connection_goes_on(t
     for _ in range(100):
         connection.bio_write(sender.seal(HANDSHAKE, renegotiation()) + sender.seal(APPLICATION_DATA, b"data"))
         assert connection.recv(100) == b"data"
+
+
+@pytest.mark.parametrize(("end", "reason"), [("FIN", "Unexpected EOF"), ("RST", "reset by peer")])
+def test_end_behind_good_bytes_is_known_with_them(tmp_path: Path, end: str, reason: str) -> None:
+    """No further event tells of it, so nobody may be told to wait for one."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        theirs = socket.create_connection(listener.getsockname())
+        ours, _ = listener.accept()
+    with ours, theirs:
+        connection = tls.Connection(with_known_ciphers(server_context(asynchronous=False)), ours)
+        connection.set_accept_state()
+        thread = threading.Thread(target=connection.do_handshake)
+        thread.start()
+        sender = forging_client(theirs, client_ssl_context(version=TLS13), tmp_path / "keys")
+        thread.join()
+        ours.setblocking(False)
+        theirs.sendall(sender.seal(APPLICATION_DATA, b"good"))
+        if end == "RST":
+            theirs.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            theirs.close()
+        else:
+            theirs.shutdown(socket.SHUT_WR)
+        poll = select.poll()
+        poll.register(ours, select.POLLRDHUP)
+        assert poll.poll(20_000)
+        assert connection.recv(100) == b"good"
+        assert not connection.want_read()
+        with pytest.raises(tls.SysCallError, match=reason):
+            connection.recv(100)

@@ -59,6 +59,7 @@ _READ: int = lib.GP_READ
 _WRITE: int = lib.GP_WRITE
 _SHUTDOWN: int = lib.GP_SHUTDOWN
 _NAMES = {_HANDSHAKE: "do_handshake", _READ: "recv", _WRITE: "send", _SHUTDOWN: "shutdown"}
+_WANT_READ: int = lib.SSL_ERROR_WANT_READ
 _WANT_ASYNC: int = lib.SSL_ERROR_WANT_ASYNC
 _FATAL = frozenset((lib.SSL_ERROR_SSL, lib.SSL_ERROR_SYSCALL, lib.GP_ERROR_FLOOD))
 _NULL = ffi.NULL
@@ -99,7 +100,7 @@ class Connection(ConnectionInfo):
 
     __slots__ = (
         "__weakref__", "_arg", "_callback", "_context", "_error", "_home", "_id", "_names", "_notifier", "_on_ready",
-        "_paused", "_rbio", "_socket", "_started", "_wbio",
+        "_paused", "_rbio", "_socket", "_started", "_status", "_wbio",
     )  # fmt: skip
 
     def __init__(self, context: "Context", socket: Socket | None = None) -> None:
@@ -122,6 +123,7 @@ class Connection(ConnectionInfo):
         self._started = False
         self._verify_chosen = False
         self._verify_host = self._resumes = None
+        self._status = 0  # the SSL_ERROR value of the last operation
         self._notifier: Notifier | None = None
         self._id = 0
         self._on_ready: Callable[[], object] | None = None
@@ -155,7 +157,7 @@ class Connection(ConnectionInfo):
         if notifier is not None:
             notifier.waiting[self._id] = self
         result: int = _operate(ssl, operation, buffer, size)
-        status = result & 0xFF
+        self._status = status = result & 0xFF
         if status == _WANT_ASYNC:
             if paused is None:
                 self._paused = (operation, buffer, size)
@@ -191,6 +193,11 @@ class Connection(ConnectionInfo):
                 raise ValueError(
                     f"the session to resume was not verified for {self._verify_host!r}: resuming shows no certificate"
                 )
+
+    def want_read(self) -> bool:
+        """Whether the last operation ended because the transport had no more bytes, also if it returned some. If not,
+        a recv that did not fill its buffer is to be called again: more may be here, or an error."""
+        return self._status == _WANT_READ
 
     @property
     def failure(self) -> Error | None:

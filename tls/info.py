@@ -13,7 +13,6 @@ from gpu_provider.tls.text import encoded
 
 _NULL = ffi.NULL
 _buffer = ffi.buffer
-_READING: int = lib.SSL_READING
 
 
 class Session:
@@ -162,11 +161,6 @@ class ConnectionInfo:
     def has_pending(self) -> bool:
         """Whether bytes wait inside, decrypted or not."""
         return bool(lib.SSL_has_pending(self._pointer()) == 1)
-
-    def want_read(self) -> bool:
-        """Whether the last operation ended because the transport had no more bytes, also if it returned some. If not,
-        a recv that did not fill its buffer is to be called again: more may be here, or an error."""
-        return bool(lib.SSL_want(self._pointer()) == _READING)
 
     def get_peer_certificate(self) -> x509.Certificate | None:
         der = self.get_peer_certificate_der()

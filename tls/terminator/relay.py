@@ -153,7 +153,7 @@ class Relay:
             self._client_failed(error)
             return 0
         self._server.metrics.bytes_to_upstream += count
-        if connection.want_read() and connection.failure is None:
+        if connection.want_read():
             self._client_readable = False
         return count
 
