@@ -8,6 +8,7 @@ import gc
 import os
 import ssl
 import tempfile
+import weakref
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -256,6 +257,47 @@ async def test_sendfile_to_a_peer_that_leaves_fails_and_is_told_once(reported: l
                 await loop.sendfile(transport, file)
         assert len(lost) == 1
         assert isinstance(lost[0], OSError)
+
+
+@pytest.mark.parametrize("end", ["close", "abort"])
+async def test_an_ended_connection_is_freed_at_once(end: str) -> None:
+    """Without a garbage collection, in which many connections of a busy server would wait for their end."""
+    connections: list[weakref.ref[tls.Connection]] = []
+
+    class Keeping(asyncio.Protocol):
+        def __init__(self) -> None:
+            self.lost = asyncio.get_running_loop().create_future()
+
+        def connection_made(self, transport: Any) -> None:
+            self.transport = transport
+            connections.append(weakref.ref(transport.get_extra_info("tls_connection")))
+            transport.write(b"hello")
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            self.lost.set_result(None)
+
+    served: asyncio.Queue[Keeping] = asyncio.Queue()
+
+    def serve() -> Keeping:
+        served.put_nowait(protocol := Keeping())
+        return protocol
+
+    gc.disable()
+    try:
+        server = await aio.create_server(serve, "127.0.0.1", 0, context=server_context())
+        transport, client = await aio.create_connection(
+            Keeping, *server.sockets[0].getsockname(), context=client_context(), server_hostname="localhost"
+        )
+        accepted = await served.get()
+        getattr(transport, end)()
+        await asyncio.gather(client.lost, accepted.lost)
+        del transport, client, accepted
+        for _ in range(10):
+            await asyncio.sleep(0)
+        assert [connection() for connection in connections] == [None, None]
+        server.close()
+    finally:
+        gc.enable()
 
 
 async def test_ssl_beside_a_context_is_a_mistake() -> None:
