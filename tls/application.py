@@ -71,7 +71,7 @@ class Application:
     def report(self, callback: Callable[..., Any], error: BaseException) -> None:
         self._loop.call_exception_handler(
             {
-                "message": f"Fatal error: the protocol's {getattr(callback, '__qualname__', callback)}() raised",
+                "message": f"the protocol's {getattr(callback, '__qualname__', callback)}() raised",
                 "exception": error,
                 "transport": self.transport,
                 "protocol": self.protocol,

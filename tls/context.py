@@ -77,8 +77,9 @@ class Context:
     chosen, it trusts the system's authorities and, with ``TLS_CLIENT_METHOD``, offers Python's TLS 1.2 ciphers. It
     does not begin before :meth:`Connection.set_verify_host` has named the server; the functions of
     :mod:`gpu_provider.tls.aio` do that. Two things switch this off: ``check_hostname = False`` accepts a trusted
-    certificate of any name, and ``set_verify(VERIFY_NONE)`` any certificate at all. A server asks for no certificate
-    unless :meth:`set_verify` says so.
+    certificate of any name, and ``set_verify(VERIFY_NONE)`` any certificate at all. Python 3.13's additional flags,
+    VERIFY_X509_STRICT and VERIFY_X509_PARTIAL_CHAIN, are not set: certificates of many private authorities fail the
+    first. A server asks for no certificate unless :meth:`set_verify` says so.
 
     Set it up on one thread; then any thread may make connections from it. Errors are :class:`Error` with OpenSSL's
     reasons.
