@@ -1,9 +1,10 @@
 """Context: what connections have in common, an SSL_CTX."""
 
+import logging
 import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
@@ -20,6 +21,8 @@ __all__ = ["AsyncCallback", "Context"]
 
 AsyncCallback = Callable[["Connection", Any], object]
 """``callback(connection, arg)``; runs on the dispatcher thread and should only schedule the next call."""
+
+_log = logging.getLogger("gpu_provider.tls")
 
 _METHODS = {
     constants.TLS_METHOD: lib.TLS_method,
@@ -304,6 +307,18 @@ class Context:
             raise MemoryError("server names")
         self._alive.append((ffi.gc(table, lib.gp_names_free), [context for _, context in entries]))
         lib.gp_names_install(self._ctx, table)
+
+    # ---- asyncio ----
+
+    def wrap_bio(self, *_: object, **__: object) -> NoReturn:
+        """What asyncio calls of a context that was given to an event loop which can't use it. A server's loop keeps the
+        exception to itself, so that it is logged too."""
+        text = (
+            "asyncio's own TLS can't use a gpu_provider.tls.Context: run on aio.EventLoop, or on a loop made with "
+            "aio.LoopMixin, or call the functions of gpu_provider.tls.aio"
+        )
+        _log.error(text)
+        raise TypeError(text)
 
     # ---- asynchronous operation ----
 
