@@ -17,12 +17,21 @@ if TYPE_CHECKING:
     import socket
     from pathlib import Path
 
+    from gpu_provider import tls
+
 CHANGE_CIPHER_SPEC, ALERT, HANDSHAKE, APPLICATION_DATA = 20, 21, 22, 23
 TLS13_CIPHERSUITE = "TLS_AES_128_GCM_SHA256"
 TLS12_CIPHERS = ("ECDHE-RSA-AES128-GCM-SHA256", "ECDHE-ECDSA-AES128-GCM-SHA256")
 
 HELLO_REQUEST = b"\x00\x00\x00\x00"
 WARNING = b"\x01\x5a"  # user_cancelled
+
+
+def with_known_ciphers(context: tls.Context) -> tls.Context:
+    """Has the context agree on nothing else."""
+    context.set_cipher_list(":".join(TLS12_CIPHERS))
+    context.set_ciphersuites(TLS13_CIPHERSUITE)
+    return context
 
 
 def plain(content_type: int, payload: bytes) -> bytes:

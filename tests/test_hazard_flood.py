@@ -14,8 +14,6 @@ from forged_records import (
     CHANGE_CIPHER_SPEC,
     HANDSHAKE,
     HELLO_REQUEST,
-    TLS12_CIPHERS,
-    TLS13_CIPHERSUITE,
     WARNING,
     Tls12Sender,
     Tls13Sender,
@@ -23,6 +21,7 @@ from forged_records import (
     plain,
     server_random_of,
     ticket,
+    with_known_ciphers,
 )
 from tls_peers import accept, client_ssl_context, credentials, server_context, unverifying_client_context
 
@@ -37,12 +36,6 @@ if TYPE_CHECKING:
 TLS12, TLS13 = ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3
 PLENTY = 3000
 """Records, of which one call may look at no more than a fraction, or messages in them."""
-
-
-def with_known_ciphers(context: tls.Context) -> tls.Context:
-    context.set_cipher_list(":".join(TLS12_CIPHERS))
-    context.set_ciphersuites(TLS13_CIPHERSUITE)
-    return context
 
 
 def shake(connection: tls.Connection, library: ssl.SSLContext, **options: object) -> tuple[bytes, bytes]:

@@ -1,6 +1,7 @@
 #include "operations.h"
 
 #include "flood.h"
+#include "outgoing.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -20,8 +21,12 @@ SSL *gp_tls_new(SSL_CTX *ctx, int descriptor)
         return NULL;
     }
     if (descriptor >= 0) {
-        if (SSL_set_fd(ssl, descriptor) == 1)
+        BIO *outgoing = gp_outgoing_new(descriptor);
+        if (outgoing != NULL && SSL_set_rfd(ssl, descriptor) == 1) {
+            SSL_set0_wbio(ssl, outgoing);
             return ssl;
+        }
+        BIO_free(outgoing);
         SSL_free(ssl);
         return NULL;
     }
@@ -56,15 +61,58 @@ static int may_go_on(SSL *ssl, int *blocks)
     return !*blocks || SSL_pending(ssl) > 0;
 }
 
+/* Writes on after what is in `done` already. */
+static int write_records(SSL *ssl, struct gp_outgoing *outgoing, const char *buffer, size_t size, size_t *done)
+{
+    struct gp_flood *flood = gp_flood_of(ssl);
+    int one_record = (SSL_get_mode(ssl) & SSL_MODE_ASYNC) != 0, result = 1;
+    size_t bytes;
+
+    if (outgoing != NULL && outgoing->unreported > 0) {
+        *done = outgoing->unreported < size ? outgoing->unreported : size;
+        outgoing->unreported -= *done;
+        if (one_record)
+            return 1;
+    }
+    while (*done < size) {
+        result = SSL_write_ex(ssl, buffer + *done, size - *done, &bytes);
+        if (result <= 0)
+            break;
+        gp_flood_earn(flood);
+        if (outgoing != NULL && outgoing->kept != NULL) {
+            outgoing->unreported = bytes;
+            break;
+        }
+        *done += bytes;
+        if (one_record)
+            break;
+    }
+    return result;
+}
+
+/* SSL_shutdown, which is not called again when its alert was kept and has been sent since: that would be a read. */
+static int shut_down(SSL *ssl, struct gp_outgoing *outgoing)
+{
+    if (outgoing == NULL)
+        return SSL_shutdown(ssl);
+    int result = outgoing->shut_down > 0 ? outgoing->shut_down - 1 : SSL_shutdown(ssl);
+    outgoing->shut_down = result >= 0 && outgoing->kept != NULL ? result + 1 : 0;
+    return result;
+}
+
 uint64_t gp_tls_operate(SSL *ssl, int operation, void *buffer, size_t size)
 {
     struct gp_flood *flood = gp_flood_of(ssl);
+    struct gp_outgoing *outgoing = gp_outgoing_of(ssl);
     size_t done = 0, bytes;
     int result, error, blocks = -1;
 
     ERR_clear_error();
-    errno = 0;
     flood->spent = 0;
+    int sent = outgoing == NULL || operation == GP_READ ? 1 : gp_outgoing_send(outgoing);
+    if (sent <= 0 && !SSL_waiting_for_async(ssl))
+        return sent == 0 ? SSL_ERROR_WANT_WRITE : SSL_ERROR_SYSCALL;
+    errno = 0;
     switch (operation) {
     case GP_HANDSHAKE:
         result = SSL_do_handshake(ssl);
@@ -79,16 +127,10 @@ uint64_t gp_tls_operate(SSL *ssl, int operation, void *buffer, size_t size)
         } while (result > 0 && done < size && flood->spent < READ_AT_ONCE && may_go_on(ssl, &blocks));
         break;
     case GP_WRITE:
-        do {
-            result = SSL_write_ex(ssl, (const char *)buffer + done, size - done, &bytes);
-            if (result > 0) {
-                done += bytes;
-                gp_flood_earn(flood);
-            }
-        } while (result > 0 && done < size && !(SSL_get_mode(ssl) & SSL_MODE_ASYNC));
+        result = write_records(ssl, outgoing, buffer, size, &done);
         break;
     default:
-        result = SSL_shutdown(ssl);
+        result = shut_down(ssl, outgoing);
         if (result >= 0) {
             done = (size_t)result;
             result = 1;
@@ -101,6 +143,11 @@ uint64_t gp_tls_operate(SSL *ssl, int operation, void *buffer, size_t size)
         (error != SSL_ERROR_NONE || operation == GP_SHUTDOWN)) {
         done = operation == GP_SHUTDOWN ? 0 : done;
         error = GP_ERROR_FLOOD;
+    }
+    if (operation != GP_READ && outgoing != NULL && outgoing->kept != NULL &&
+        (error == SSL_ERROR_NONE || error == SSL_ERROR_WANT_READ)) {
+        done = operation == GP_WRITE ? done : 0;
+        error = SSL_ERROR_WANT_WRITE;
     }
     errno = saved;
     return (uint64_t)done << 8 | (uint64_t)error;
