@@ -450,7 +450,7 @@ class SSLError(Error, ssl.SSLError):
 
 
 class _FloodError(FloodError, SSLError):
-    pass
+    """The same for a flood."""
 
 
 def _as_connection_error(error: Error) -> Exception:
