@@ -20,6 +20,7 @@ from contract_stacks import (
     World,
     event_loop_policy,  # noqa: F401  a fixture
     expected,
+    pausing_handshakes,  # noqa: F401  a fixture
     run,
 )
 
