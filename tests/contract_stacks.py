@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 
     from tls_peers import Credentials
 
+    from gpu_provider import BatchingProvider
+    from gpu_provider.testing import HeldBackend
+
 LIMIT = 20
 """Seconds after which a scenario hangs."""
 
@@ -99,10 +102,11 @@ class Ours(Ssl):
     """The same over this package."""
 
     name = "ours"
+    provider: BatchingProvider | None = None
 
     def __init__(self) -> None:
         super().__init__()
-        self.server_context = server_context()
+        self.server_context = server_context(self.provider)
         self.client_context = client_context()
 
     def speak_tls_1_2(self) -> None:
@@ -388,6 +392,15 @@ def event_loop_policy(request: pytest.FixtureRequest) -> asyncio.AbstractEventLo
         policy: asyncio.AbstractEventLoopPolicy = pytest.importorskip("uvloop").EventLoopPolicy()
         return policy
     return asyncio.DefaultEventLoopPolicy()
+
+
+@pytest.fixture(autouse=True)
+def pausing_handshakes(
+    held_backend: HeldBackend, held_provider: BatchingProvider, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The servers' handshakes pause in async jobs, and go on from the loop instead of from the transport below."""
+    held_backend.release_all()
+    monkeypatch.setattr(Ours, "provider", held_provider)
 
 
 async def hang_up(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

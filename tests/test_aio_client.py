@@ -6,8 +6,10 @@ import asyncio
 import contextlib
 import gc
 import os
+import socket
 import ssl
 import tempfile
+import weakref
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -118,18 +120,17 @@ async def test_a_connection_that_fails_when_nobody_waits_any_more_is_not_reporte
 
 
 async def test_a_closed_client_does_not_go_on_downloading() -> None:
+    """The server never looks whether its client still listens."""
     sent = 0
-    ended = asyncio.get_running_loop().create_future()
 
-    async def stream(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    def stream(listening: socket.socket) -> None:
         nonlocal sent
-        with contextlib.suppress(OSError):
+        with (
+            contextlib.suppress(OSError),
+            server_ssl_context().wrap_socket(listening.accept()[0], server_side=True) as connection,
+        ):
             while True:
-                writer.write(MEBIBYTE)
-                await writer.drain()
-                sent += len(MEBIBYTE)
-        writer.close()
-        ended.set_result(None)
+                sent += connection.send(MEBIBYTE)
 
     class Client(asyncio.Protocol):
         def __init__(self) -> None:
@@ -143,19 +144,17 @@ async def test_a_closed_client_does_not_go_on_downloading() -> None:
         def connection_lost(self, exc: Exception | None) -> None:
             self.lost.set_result(exc)
 
-    async with (
-        asyncio.timeout(10),
-        await asyncio.start_server(stream, "127.0.0.1", 0, ssl=server_ssl_context()) as listening,
-    ):
-        port = listening.sockets[0].getsockname()[1]
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        streaming = asyncio.create_task(asyncio.to_thread(stream, listening))
         transport, client = await aio.create_connection(
-            Client, "127.0.0.1", port, context=client_context(), server_hostname="localhost"
+            Client, *listening.getsockname(), context=client_context(), server_hostname="localhost"
         )
         await client.begun
         before = sent
         transport.close()
-        assert await client.lost is None
-        await ended
+        async with asyncio.timeout(10):  # the timeout of the shutdown is longer
+            assert await client.lost is None
+            await streaming
     assert sent - before < 32 << 20  # what the kernels' buffers hold, and no more
 
 
@@ -256,6 +255,47 @@ async def test_sendfile_to_a_peer_that_leaves_fails_and_is_told_once(reported: l
                 await loop.sendfile(transport, file)
         assert len(lost) == 1
         assert isinstance(lost[0], OSError)
+
+
+@pytest.mark.parametrize("end", ["close", "abort"])
+async def test_an_ended_connection_is_freed_at_once(end: str) -> None:
+    """Without a garbage collection, in which many connections of a busy server would wait for their end."""
+    connections: list[weakref.ref[tls.Connection]] = []
+
+    class Keeping(asyncio.Protocol):
+        def __init__(self) -> None:
+            self.lost = asyncio.get_running_loop().create_future()
+
+        def connection_made(self, transport: Any) -> None:
+            self.transport = transport
+            connections.append(weakref.ref(transport.get_extra_info("tls_connection")))
+            transport.write(b"hello")
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            self.lost.set_result(None)
+
+    served: asyncio.Queue[Keeping] = asyncio.Queue()
+
+    def serve() -> Keeping:
+        served.put_nowait(protocol := Keeping())
+        return protocol
+
+    gc.disable()
+    try:
+        server = await aio.create_server(serve, "127.0.0.1", 0, context=server_context())
+        transport, client = await aio.create_connection(
+            Keeping, *server.sockets[0].getsockname(), context=client_context(), server_hostname="localhost"
+        )
+        accepted = await served.get()
+        getattr(transport, end)()
+        await asyncio.gather(client.lost, accepted.lost)
+        del transport, client, accepted
+        for _ in range(10):
+            await asyncio.sleep(0)
+        assert [connection() for connection in connections] == [None, None]
+        server.close()
+    finally:
+        gc.enable()
 
 
 async def test_ssl_beside_a_context_is_a_mistake() -> None:

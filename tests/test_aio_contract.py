@@ -20,6 +20,7 @@ from contract_stacks import (
     World,
     event_loop_policy,  # noqa: F401  a fixture
     expected,
+    pausing_handshakes,  # noqa: F401  a fixture
     run,
 )
 
@@ -125,6 +126,24 @@ _raises("data", OSError())
 _raises("data", asyncio.CancelledError())
 _raises("buffer", ZeroDivisionError(), Buffered)
 _raises("data", ZeroDivisionError(), Buffered)
+
+
+@scenario()
+async def much_written_within_made(world: World) -> None:
+    link = await world.link(made=lambda protocol: protocol.transport.write(MEBIBYTE * 16))
+    received = await link.reader.readexactly(len(MEBIBYTE) * 16)
+    link.writer.close()
+    await link.lost()
+    # Whether one large write is enough to be paused is a matter of the limits.
+    world.record.events[:] = [event for event in world.record.events if event not in ("pause", "resume")]
+    world.record.add(len(received))
+
+
+@scenario()
+async def written_within_eof(world: World) -> None:
+    link = await world.link(eof=lambda protocol: protocol.transport.write(b"goodbye"))
+    link.writer.close()
+    await link.lost()
 
 
 # ---- reading ----

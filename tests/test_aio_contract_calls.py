@@ -19,6 +19,7 @@ from contract_stacks import (
     event_loop_policy,  # noqa: F401  a fixture
     expected,
     hang_up,
+    pausing_handshakes,  # noqa: F401  a fixture
     present,
     run,
     server_ssl_context,

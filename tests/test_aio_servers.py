@@ -252,3 +252,15 @@ def test_pythons_contexts_work_as_before(run: Callable[[Coroutine[Any, Any, None
         plain.close()
 
     run(main())
+
+
+async def test_a_loop_that_does_not_know_contexts_says_what_to_do(caplog: pytest.LogCaptureFixture) -> None:
+    """asyncio would answer each of a server's clients with a reset, and say nothing."""
+    context: Any = client_context()
+    async with await asyncio.start_server(lambda _, writer: writer.close(), "127.0.0.1", 0, ssl=context) as server:
+        address = server.sockets[0].getsockname()
+        with pytest.raises(ConnectionResetError):
+            await asyncio.open_connection(*address, ssl=client_ssl_context(), server_hostname="localhost")
+        assert "aio.EventLoop" in caplog.text
+        with pytest.raises(TypeError, match=r"aio\.EventLoop"):
+            await asyncio.open_connection(*address, ssl=context, server_hostname="localhost")

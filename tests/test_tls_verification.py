@@ -165,6 +165,18 @@ async def test_a_partial_wildcard_matches_nothing(tmp_path: Path) -> None:
         shake(server, context, lambda client: client.set_verify_host("www.example"))
 
 
+def test_a_certificate_for_clients_is_none_for_servers(tmp_path: Path) -> None:
+    usage = x509.ExtendedKeyUsage([x509.oid.ExtendedKeyUsageOID.CLIENT_AUTH])
+    certificate, key = self_signed("www.example", usage)
+    (tmp_path / "own.pem").write_bytes(certificate)
+    context, server = tls.Context(tls.TLS_CLIENT_METHOD), tls.Context(tls.TLS_SERVER_METHOD)
+    context.load_verify_locations(tmp_path / "own.pem")
+    server.use_certificate(certificate)
+    server.use_privatekey(key)
+    with pytest.raises(tls.Error, match="purpose"):
+        shake(server, context, lambda client: client.set_verify_host("www.example"))
+
+
 @pytest.mark.usefixtures("trusted")
 @pytest.mark.parametrize("method", METHODS)
 def test_a_connection_without_asyncio_is_no_less_safe(method: str) -> None:
@@ -264,11 +276,11 @@ def shake(server: tls.Context, client: tls.Context, prepare: Callable[[tls.Conne
     return connecting
 
 
-def self_signed(name: str) -> tuple[bytes, bytes]:
+def self_signed(name: str, *extensions: x509.ExtensionType) -> tuple[bytes, bytes]:
     key = ec.generate_private_key(ec.SECP256R1())
     subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "self-signed")])
     now = datetime.datetime.now(datetime.UTC)
-    certificate = (
+    builder = (
         x509.CertificateBuilder()
         .subject_name(subject)
         .issuer_name(subject)
@@ -276,9 +288,10 @@ def self_signed(name: str) -> tuple[bytes, bytes]:
         .serial_number(1)
         .not_valid_before(now - datetime.timedelta(days=1))
         .not_valid_after(now + datetime.timedelta(days=1))
-        .add_extension(x509.SubjectAlternativeName([x509.DNSName(name)]), critical=False)
-        .sign(key, hashes.SHA256())
     )
+    for extension in (x509.SubjectAlternativeName([x509.DNSName(name)]), *extensions):
+        builder = builder.add_extension(extension, critical=False)
+    certificate = builder.sign(key, hashes.SHA256())
     return (
         certificate.public_bytes(serialization.Encoding.PEM),
         key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()),

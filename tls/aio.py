@@ -35,7 +35,7 @@ are not used after that (no renegotiation, no post-handshake authentication), so
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from gpu_provider.tls.connection import Connection
 from gpu_provider.tls.context import Context
@@ -117,7 +117,7 @@ async def create_connection(
     fails or ends early (ConnectionAbortedError after ``handshake_timeout`` seconds), Error if the handshake fails,
     ValueError for a name that can't be one. Safe to cancel.
     """
-    name = host or None if server_hostname is None else server_hostname
+    name = (host or None) if server_hostname is None else server_hostname
     if name is None:
         raise ValueError("server_hostname is needed without a host")
     _refuse_ssl(options)
@@ -133,12 +133,14 @@ async def create_unix_connection(
     path: Any = None,
     *,
     context: Context,
-    server_hostname: str,
+    server_hostname: str | None = None,
     handshake_timeout: float = HANDSHAKE_TIMEOUT,
     shutdown_timeout: float = SHUTDOWN_TIMEOUT,
     **options: Any,
 ) -> tuple[TLSTransport, ProtocolT]:
-    """:func:`create_connection` to a Unix socket."""
+    """:func:`create_connection` to a Unix socket, where the server's name must be given."""
+    if server_hostname is None:
+        raise ValueError("server_hostname is needed on a Unix socket")
     _refuse_ssl(options)
     timeouts = _timeouts(handshake_timeout, shutdown_timeout)
     loop = asyncio.get_running_loop()
@@ -149,7 +151,7 @@ async def create_unix_connection(
 
 
 async def start_tls(
-    transport: asyncio.Transport,
+    transport: asyncio.WriteTransport,
     protocol: asyncio.BaseProtocol,
     context: Context,
     *,
@@ -159,8 +161,8 @@ async def start_tls(
     shutdown_timeout: float = SHUTDOWN_TIMEOUT,
 ) -> TLSTransport:
     """Goes on with TLS on a connection that is there already (STARTTLS, a proxy's tunnel), as ``loop.start_tls``. The
-    transport may be a TLSTransport itself. From now on the protocol must use the transport that this returns; its
-    ``connection_made`` is not called again.
+    transport may be a TLSTransport itself, which uvloop's own ``start_tls`` refuses. From now on the protocol must use
+    the transport that this returns; its ``connection_made`` is not called again.
 
     Raises as :func:`create_connection` does, and has then closed ``transport``.
     """
@@ -178,15 +180,16 @@ async def start_tls(
         done=done,
         upgraded=True,
     )
-    transport.pause_reading()  # until the layer has its transport
-    transport.set_protocol(layer)
-    loop.call_soon(layer.connection_made, transport)
-    loop.call_soon(transport.resume_reading)
+    below = cast("asyncio.Transport", transport)
+    below.pause_reading()  # until the layer has its transport
+    below.set_protocol(layer)
+    loop.call_soon(layer.connection_made, below)
+    loop.call_soon(below.resume_reading)
     try:
         return (await done)[0]
     except BaseException:
         layer.give_up()
-        transport.abort()
+        below.abort()
         raise
 
 
@@ -220,8 +223,8 @@ async def open_connection(
 
 
 class LoopMixin(asyncio.AbstractEventLoop):
-    """For an event loop class: its ``ssl`` and ``sslcontext`` parameters take a Context too. ``ssl`` objects work as
-    before.
+    """For an event loop class: its ``ssl`` and ``sslcontext`` parameters take a Context too. Python's own contexts work
+    as before.
 
     ::
 

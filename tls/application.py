@@ -19,7 +19,7 @@ class Application:
 
     def __init__(self, loop: asyncio.AbstractEventLoop, failed: Callable[[BaseException], None]) -> None:
         self._loop = loop
-        self._failed = failed
+        self._failed: Callable[[BaseException], None] | None = failed
         self.transport: TLSTransport | None = None
         self.protocol: asyncio.BaseProtocol | None = None
         self.buffered: asyncio.BufferedProtocol | None = None
@@ -63,6 +63,7 @@ class Application:
 
     def lose(self, error: BaseException | None) -> None:
         protocol, self.protocol, self.buffered = self.protocol, None, None
+        self.transport = self._failed = None  # no cycle keeps the connection until a garbage collection
         if self.connected and protocol is not None:
             self.connected = False
             protocol.connection_lost(cast("Exception | None", error))
@@ -70,7 +71,7 @@ class Application:
     def report(self, callback: Callable[..., Any], error: BaseException) -> None:
         self._loop.call_exception_handler(
             {
-                "message": f"Fatal error: the protocol's {getattr(callback, '__qualname__', callback)}() raised",
+                "message": f"the protocol's {getattr(callback, '__qualname__', callback)}() raised",
                 "exception": error,
                 "transport": self.transport,
                 "protocol": self.protocol,
@@ -85,7 +86,8 @@ class Application:
         except BaseException as error:  # noqa: BLE001  asyncio's contract: whatever it is
             if not isinstance(error, OSError):
                 self.report(callback, error)
-            self._failed(error)
+            if self._failed is not None:
+                self._failed(error)
             return None
 
     def _tell(self, name: str) -> None:

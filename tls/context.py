@@ -1,5 +1,6 @@
 """Context: what connections have in common, an SSL_CTX."""
 
+import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -22,6 +23,8 @@ __all__ = ["AsyncCallback", "Context"]
 
 AsyncCallback = Callable[["Connection", Any], object]
 """``callback(connection, arg)``; runs on the dispatcher thread and should only schedule the next call."""
+
+_log = logging.getLogger("gpu_provider.tls")
 
 _METHODS = {
     constants.TLS_METHOD: lib.TLS_method,
@@ -98,8 +101,9 @@ class Context:
     chosen, it trusts the system's authorities and, with ``TLS_CLIENT_METHOD``, offers Python's TLS 1.2 ciphers. It
     does not begin before :meth:`Connection.set_verify_host` has named the server; the functions of
     :mod:`gpu_provider.tls.aio` do that. Two things switch this off: ``check_hostname = False`` accepts a trusted
-    certificate of any name, and ``set_verify(VERIFY_NONE)`` any certificate at all. A server asks for no certificate
-    unless :meth:`set_verify` says so.
+    certificate of any name, and ``set_verify(VERIFY_NONE)`` any certificate at all. Python 3.13's additional flags,
+    VERIFY_X509_STRICT and VERIFY_X509_PARTIAL_CHAIN, are not set: certificates of many private authorities fail the
+    first. A server asks for no certificate unless :meth:`set_verify` says so.
 
     Set it up on one thread; then any thread may make connections from it. Errors are :class:`Error` with OpenSSL's
     reasons.
@@ -333,6 +337,18 @@ class Context:
             entries.append((text, context._owned))
         self.server_names = ServerNames(entries)
         lib.gp_names_enable(self._ctx)
+
+    # ---- asyncio ----
+
+    def wrap_bio(self, *_: object, **__: object) -> NoReturn:
+        """What asyncio calls of a context that was given to an event loop which can't use it. A server's loop keeps the
+        exception to itself, so that it is logged too."""
+        text = (
+            "asyncio's own TLS can't use a gpu_provider.tls.Context: run on aio.EventLoop, or on a loop made with "
+            "aio.LoopMixin, or call the functions of gpu_provider.tls.aio"
+        )
+        _log.error(text)
+        raise TypeError(text)
 
     # ---- asynchronous operation ----
 

@@ -174,9 +174,10 @@ class TLSLayer(asyncio.BufferedProtocol):
         self.state = State.CLOSED
         self._cancel_timer()
         self._connection.close()
-        self._error = None  # its traceback refers to this object
-        if self._done is not None and not self._done.done():
-            self._done.set_exception(error or _unexpected_end())
+        done, self._done = self._done, None
+        self._error = None  # its traceback refers to this object, as the waiter's result does
+        if done is not None and not done.done():
+            done.set_exception(error or _unexpected_end())
         self.app.lose(error)
 
     # ---- the handshake ----
@@ -449,7 +450,7 @@ class SSLError(Error, ssl.SSLError):
 
 
 class _FloodError(FloodError, SSLError):
-    pass
+    """The same for a flood."""
 
 
 def _as_connection_error(error: Error) -> Exception:
