@@ -167,8 +167,8 @@ def test_misspelt_variable_is_told_at_the_start_too(tmp_path: Path) -> None:
         assert any("GPU_PROVIDER_QUEUE_DEPHT is not a setting" in line for line in terminator.other_lines)
 
 
-@pytest.mark.parametrize("given", ["h2,http/1.1", "h2, http/1.1"])
-def test_protocols_joined_by_a_comma(check: Callable[..., tuple[Any, str, str]], tmp_path: Path, given: str) -> None:
+@pytest.mark.parametrize("given", ["h2,http/1.1", "h2, http/1.1", "h2 http/1.1"])
+def test_protocols_in_one_flag(check: Callable[..., tuple[Any, str, str]], tmp_path: Path, given: str) -> None:
     line = refused(check(*write_credentials(tmp_path), "--alpn", given))
     assert given in line
     assert "--alpn h2 --alpn http/1.1" in line
@@ -255,6 +255,14 @@ def test_upstream_that_is_the_admin_port(check: Callable[..., tuple[Any, str, st
     flags = ["--admin", "127.0.0.1:9180", "--upstream", "127.0.0.1:9180"]
     (line,) = warned(check(*flags, *write_credentials(tmp_path)))
     assert "the admin port" in line
+
+
+@pytest.mark.parametrize("setting", ["listen", "admin"])
+def test_address_that_can_not_be_resolved_is_named(
+    check: Callable[..., tuple[Any, str, str]], tmp_path: Path, setting: str
+) -> None:
+    line = refused(check(f"--{setting}", "no-such-host.invalid:80", *write_credentials(tmp_path)))
+    assert f"error: {setting}: no-such-host.invalid:80" in line
 
 
 def test_start_refuses_what_the_check_refuses(tmp_path: Path) -> None:
