@@ -111,6 +111,16 @@ def test_whoever_could_not_be_accepted_in_time_counts_as_cut_off(tmp_path):
         assert terminator.wait_for("stopped")["clean"] is False
 
 
+def test_a_client_that_lingers_after_its_failed_handshake_is_not_cut_off(tmp_path):
+    """Hazard: a scanner that keeps its connections open would make every end look unclean."""
+    with echo_terminator(tmp_path, "--drain-timeout", "0") as terminator, terminator.dial() as scanner:
+        scanner.sendall(b"GET / HTTP/1.0\r\n\r\n")
+        assert scanner.recv(100) == b""
+        terminator.process.send_signal(signal.SIGTERM)
+        assert terminator.wait() == 0
+        assert terminator.wait_for("stopped")["clean"] is True
+
+
 def test_connections_that_do_not_end_are_cut_off_after_the_timeout(tmp_path):
     with echo_terminator(tmp_path, "--drain-timeout", "0.2") as terminator, terminator.connect() as client:
         terminator.process.send_signal(signal.SIGTERM)

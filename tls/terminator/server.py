@@ -246,7 +246,8 @@ class Server:
         await asyncio.wait(either, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
         for task in either:
             task.cancel()
-        left = len(self._sessions) + self._turn_away()
+        # One that lingers has got all that it will get.
+        left = sum(session.state is not State.LINGER for session in self._sessions) + self._turn_away()
         for session in tuple(self._sessions):
             session.abort()
         if left:
