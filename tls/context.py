@@ -11,7 +11,7 @@ from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
 from gpu_provider.tls import constants, credentials
 from gpu_provider.tls._ssl import ffi, lib
 from gpu_provider.tls.errors import CertificateError, Error, check, why
-from gpu_provider.tls.text import encoded
+from gpu_provider.tls.text import c_string, encoded
 
 if TYPE_CHECKING:
     from gpu_provider.provider import BatchingProvider
@@ -130,20 +130,20 @@ class Context:
 
     def set_cipher_list(self, ciphers: str | bytes) -> None:
         """The TLS 1.2 ciphers, as in ``openssl ciphers``."""
-        check(lib.SSL_CTX_set_cipher_list(self._ctx, encoded(ciphers, "cipher list")), f"cipher list {ciphers!r}")
+        check(lib.SSL_CTX_set_cipher_list(self._ctx, c_string(ciphers, "cipher list")), f"cipher list {ciphers!r}")
 
     def set_ciphersuites(self, ciphersuites: str | bytes) -> None:
         """The TLS 1.3 cipher suites, with colons between them."""
-        suites = encoded(ciphersuites, "cipher suites")
+        suites = c_string(ciphersuites, "cipher suites")
         check(lib.SSL_CTX_set_ciphersuites(self._ctx, suites), f"cipher suites {ciphersuites!r}")
 
     def set_groups(self, groups: str | bytes) -> None:
         """The groups for key exchange by preference, with colons between them."""
-        check(lib.SSL_CTX_set1_groups_list(self._ctx, encoded(groups, "groups")), f"groups {groups!r}")
+        check(lib.SSL_CTX_set1_groups_list(self._ctx, c_string(groups, "groups")), f"groups {groups!r}")
 
     def set_sigalgs(self, algorithms: str | bytes) -> None:
         """The signature algorithms by preference, with colons between them: ``RSA-PSS+SHA256:ECDSA+SHA256``."""
-        names = encoded(algorithms, "signature algorithms")
+        names = c_string(algorithms, "signature algorithms")
         check(lib.SSL_CTX_set1_sigalgs_list(self._ctx, names), f"signature algorithms {algorithms!r}")
 
     def set_options(self, options: int) -> int:

@@ -8,7 +8,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from gpu_provider.status import AsyncStatus
 from gpu_provider.tls._ssl import ffi, lib
 from gpu_provider.tls.errors import Error, check
-from gpu_provider.tls.text import encoded
+from gpu_provider.tls.text import c_string
 
 _NULL = ffi.NULL
 _buffer = ffi.buffer
@@ -58,7 +58,7 @@ class ConnectionInfo:
     def set_tlsext_host_name(self, name: str | bytes) -> None:
         """The server name that a client sends (SNI)."""
         lib.ERR_clear_error()
-        check(lib.SSL_set_tlsext_host_name(self._pointer(), encoded(name, "server name")), f"server name {name!r}")
+        check(lib.SSL_set_tlsext_host_name(self._pointer(), c_string(name, "server name")), f"server name {name!r}")
 
     def set_verify_host(self, host: str) -> None:
         """The peer's certificate must be for this host name or IP address. With ``VERIFY_PEER``."""
