@@ -67,11 +67,16 @@ class _Pieces:
     """Of a call that is computed in pieces, what they took. They count when all of it is done: after a failure the host
     computes the whole call again, and counts it."""
 
+    given_up = False
+    """Whether the thread that waits for the call was interrupted, so that what is left need not be computed."""
+
     def __init__(self) -> None:
         self._took: list[tuple[int, float]] = []
 
     @contextlib.contextmanager
     def timed(self, rows: int) -> Iterator[None]:
+        if self.given_up:
+            raise OperationError("nobody waits for the call")
         started = time.monotonic()
         yield
         self._took.append((rows, time.monotonic() - started))
@@ -128,7 +133,7 @@ class DeviceArrays:
                         return False
                 return True
 
-        if self._run(backend, compute, inputs.rows // piece + 1, inputs.rows):
+        if self._run(backend, compute, inputs.rows // piece + 1, inputs.rows, done):
             done.count(self._statistics, backend, kind)
         else:
             answer = on_host(limbs_of(self._read(backend, inputs)))
@@ -186,7 +191,7 @@ class DeviceArrays:
                         return False
             return True
 
-        if self._run(backend, compute, count // piece + 1, count):
+        if self._run(backend, compute, count // piece + 1, count, done):
             done.count(self._statistics, backend, MODEXP)
         else:
             on_the_host = limbs_of(self._read(backend, base_rows))
@@ -246,7 +251,14 @@ class DeviceArrays:
         if not self._run(backend, write, 1):
             raise OperationError(f"{backend.name}: the results can't be copied to the device")
 
-    def _run(self, backend: CudaBackend, work: Callable[[], _T], pieces: int, rows: int = 0) -> _T | None:
+    def _run(
+        self,
+        backend: CudaBackend,
+        work: Callable[[], _T],
+        pieces: int,
+        rows: int = 0,
+        progress: _Pieces | None = None,
+    ) -> _T | None:
         """What ``work`` returns; None if the device failed ``rows`` operations. Raises OperationError if it hangs: what
         is in its memory is out of reach then."""
         # On a thread of its own, because a wait for a device can't be interrupted.
@@ -269,3 +281,6 @@ class DeviceArrays:
             return None
         except TimeoutError:
             raise OperationError(f"backend {backend.name}: no result within {seconds:g} s") from None
+        finally:
+            if progress is not None:
+                progress.given_up = True

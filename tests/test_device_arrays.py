@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import gc
 import random
+import signal
 import threading
 from typing import TYPE_CHECKING, Any
 
@@ -364,6 +365,29 @@ class TestDeviceFails:
             provider.private_op(key, array)
         gc.collect()
         assert provider.stats().backend == "cuda"
+
+
+def test_a_call_that_is_interrupted_is_not_computed_further(
+    device: HostDevice, kernels: CountingKernels, faults: Faults
+) -> None:
+    """Ctrl-C ends the wait, and the pieces that the device has not begun are left."""
+    array = place(device, [3] * 400, 32)
+    faults.hang.clear()
+
+    def interrupt() -> None:
+        faults.launching.wait(30)
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+
+    threading.Thread(target=interrupt).start()
+    config = ProviderConfig(backend_timeout=20, max_delay=0.0001)  # many pieces
+    with BatchingProvider(config, backends=[CudaBackend(device)]) as provider:
+        with pytest.raises(KeyboardInterrupt):
+            provider.modexp(array, (1 << 256) - 1, MODULUS)
+        faults.hang.set()
+        for thread in threading.enumerate():
+            if thread.name.endswith("-arrays"):
+                thread.join(30)
+    assert kernels.rows.get("MODEXP", 0) < 400
 
 
 def test_a_key_that_is_closed_meanwhile_serves_the_call_to_its_end(

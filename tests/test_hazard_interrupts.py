@@ -71,7 +71,7 @@ print("ended after", number)
 """
 
 _CLOSE_AT_EVERY_BYTECODE = """
-for number in itertools.count({first}, 5):
+for number in itertools.count({first}, 8):
     provider = BatchingProvider(ProviderConfig(threads=1))
     provider.start()
     future = provider.submit(provider.load_key(private_key(2048)), 1)

@@ -37,13 +37,26 @@ class TestText:
         setter(context)(text)
         setter(context)(text.encode())
 
-    def test_another_type_and_a_nul_are_named(
+    def test_another_type_is_named(
         self, context: tls.Context, setter: Callable[[tls.Context], Callable[[object], None]], text: str
     ) -> None:
         with pytest.raises(TypeError, match="must be str or bytes, not list"):
             setter(context)([text])
+
+
+@pytest.mark.parametrize(("setter", "text"), TEXTS[:-1])
+def test_a_nul_is_named(
+    context: tls.Context, setter: Callable[[tls.Context], Callable[[str | bytes], None]], text: str
+) -> None:
+    """OpenSSL would stop reading there."""
+    for with_more in (text + "\0more", text.encode() + b"\0more"):
         with pytest.raises(ValueError, match="has a NUL in it"):
-            setter(context)(text + "\0more")
+            setter(context)(with_more)
+
+
+def test_names_with_a_length_of_their_own_may_hold_a_nul(context: tls.Context) -> None:
+    context.set_session_id_context(b"a\0b")
+    context.set_alpn_protos([b"a\0b"])
 
 
 def test_an_identity_may_have_any_bytes(context: tls.Context) -> None:

@@ -12,7 +12,7 @@ from gpu_provider.tls import constants, credentials
 from gpu_provider.tls._ssl import ffi, lib
 from gpu_provider.tls.errors import CertificateError, Error, check, why
 from gpu_provider.tls.library_context import default_library_context
-from gpu_provider.tls.text import encoded
+from gpu_provider.tls.text import c_string, encoded
 from gpu_provider.tls.tickets import TicketKeys
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def alpn_wire(protocols: Sequence[str | bytes]) -> bytes:
     """The wire form of a list of ALPN protocols. ValueError for an empty list or name, or one over 255 bytes."""
     if isinstance(protocols, str | bytes):
         raise TypeError(f"ALPN protocols must be a list of names, such as [{protocols!r}], not a single name")
-    names = [encoded(name, "ALPN protocol", binary=True) for name in protocols]
+    names = [encoded(name, "ALPN protocol") for name in protocols]
     if not names or not all(0 < len(name) <= 255 for name in names):
         raise ValueError(f"ALPN protocols must be names of 1 to 255 bytes, at least one of them, not {protocols!r}")
     return b"".join(bytes((len(name),)) + name for name in names)
@@ -160,20 +160,20 @@ class Context:
 
     def set_cipher_list(self, ciphers: str | bytes) -> None:
         """The TLS 1.2 ciphers, as in ``openssl ciphers``."""
-        check(lib.SSL_CTX_set_cipher_list(self._ctx, encoded(ciphers, "cipher list")), f"cipher list {ciphers!r}")
+        check(lib.SSL_CTX_set_cipher_list(self._ctx, c_string(ciphers, "cipher list")), f"cipher list {ciphers!r}")
 
     def set_ciphersuites(self, ciphersuites: str | bytes) -> None:
         """The TLS 1.3 cipher suites, with colons between them."""
-        suites = encoded(ciphersuites, "cipher suites")
+        suites = c_string(ciphersuites, "cipher suites")
         check(lib.SSL_CTX_set_ciphersuites(self._ctx, suites), f"cipher suites {ciphersuites!r}")
 
     def set_groups(self, groups: str | bytes) -> None:
         """The groups for key exchange by preference, with colons between them."""
-        check(lib.SSL_CTX_set1_groups_list(self._ctx, encoded(groups, "groups")), f"groups {groups!r}")
+        check(lib.SSL_CTX_set1_groups_list(self._ctx, c_string(groups, "groups")), f"groups {groups!r}")
 
     def set_sigalgs(self, algorithms: str | bytes) -> None:
         """The signature algorithms by preference, with colons between them: ``RSA-PSS+SHA256:ECDSA+SHA256``."""
-        names = encoded(algorithms, "signature algorithms")
+        names = c_string(algorithms, "signature algorithms")
         check(lib.SSL_CTX_set1_sigalgs_list(self._ctx, names), f"signature algorithms {algorithms!r}")
 
     def set_options(self, options: int) -> int:
@@ -198,7 +198,7 @@ class Context:
 
     def set_session_id_context(self, identity: str | bytes) -> None:
         """Sessions are resumed only in contexts of the same identity (1 to 32 bytes of any value, such as a hash)."""
-        data = encoded(identity, "session id context", binary=True)
+        data = encoded(identity, "session id context")
         check(lib.SSL_CTX_set_session_id_context(self._ctx, data, len(data)), "session id context")
 
     def set_num_tickets(self, count: int) -> None:

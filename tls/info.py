@@ -9,7 +9,7 @@ from gpu_provider.status import AsyncStatus
 from gpu_provider.tls import constants
 from gpu_provider.tls._ssl import ffi, lib
 from gpu_provider.tls.errors import Error, check
-from gpu_provider.tls.text import encoded
+from gpu_provider.tls.text import c_string
 
 _NULL = ffi.NULL
 _buffer = ffi.buffer
@@ -64,7 +64,7 @@ class ConnectionInfo:
 
     def set_tlsext_host_name(self, name: str | bytes) -> None:
         """The server name that a client sends (SNI), as A-labels without a final dot."""
-        sent = encoded(name, "server name")
+        sent = c_string(name, "server name")
         if not sent:
             raise ValueError("a server name must not be empty")
         lib.ERR_clear_error()

@@ -1,14 +1,18 @@
 """Text for OpenSSL: str, or bytes as pyOpenSSL takes it."""
 
-__all__ = ["encoded"]
+__all__ = ["c_string", "encoded"]
 
 
-def encoded(text: str | bytes, what: str, *, binary: bool = False) -> bytes:
-    """TypeError for another type, ValueError for a NUL, at which OpenSSL would stop reading; ``what`` names it.
-    ``binary``: OpenSSL is told the length, so a NUL is a byte like others."""
+def encoded(text: str | bytes, what: str) -> bytes:
+    """TypeError for another type; ``what`` names it."""
     if not isinstance(text, str | bytes):
         raise TypeError(f"the {what} must be str or bytes, not {type(text).__name__}")
-    data = text.encode() if isinstance(text, str) else text
-    if b"\0" in data and not binary:
+    return text.encode() if isinstance(text, str) else text
+
+
+def c_string(text: str | bytes, what: str) -> bytes:
+    """The same, and ValueError for a NUL, at which OpenSSL would stop reading."""
+    data = encoded(text, what)
+    if b"\0" in data:
         raise ValueError(f"the {what} has a NUL in it: {text!r}")
     return data
