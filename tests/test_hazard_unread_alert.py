@@ -58,6 +58,7 @@ def test_alert_reaches_a_client_that_is_still_sending(terminator: Terminator, he
 
 def test_alert_in_the_middle_of_a_session_reaches_a_client_that_is_still_sending(terminator: Terminator) -> None:
     context = tls.Context(tls.TLS_CLIENT_METHOD)
+    context.set_verify(tls.VERIFY_NONE)
     context.set_alpn_protos([b"h2"])
     for _ in range(10):
         with terminator.dial() as sock:

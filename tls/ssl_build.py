@@ -170,6 +170,7 @@ void gp_tickets_free(gp_tickets *tickets);
 int gp_tickets_rotate(gp_tickets *tickets);
 void gp_tickets_after_fork(gp_tickets *tickets);
 int gp_tickets_install(SSL_CTX *ctx, gp_tickets *tickets);
+int gp_tickets_public_key(const SSL_CTX *ctx, unsigned char *digest);
 """
 
 ffi = FFI()

@@ -2,64 +2,70 @@
 
 from __future__ import annotations
 
+import datetime
 import itertools
 import time
 from typing import TYPE_CHECKING
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
+    from pathlib import Path
 
     from gpu_provider.tls.terminator.certificates import Certificate
 
-__all__ = ["chain_warnings", "date", "never_used_warnings", "validity"]
+__all__ = ["date", "file_warnings", "never_used_warnings"]
+
+_UNREADABLE = (
+    ValueError,
+    TypeError,
+    UnsupportedAlgorithm,
+    x509.DuplicateExtension,
+    x509.InvalidVersion,
+    x509.UnsupportedGeneralNameType,
+)
 
 
 def date(seconds: float) -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))
 
 
-def validity(not_before: float, not_after: float) -> str | None:
-    """What is wrong with a certificate's dates now."""
-    now = time.time()
-    if not_after < now:
-        return "has expired"
-    return "is not valid yet" if not_before > now else None
+def file_warnings(path: Path) -> list[str]:
+    """Of one certificate file that OpenSSL takes, the leaf first. That the leaf has expired is for others to say."""
+    try:
+        chain = x509.load_pem_x509_certificates(path.read_bytes())
+        return [f"certificate file {str(path)!r}: {warning}" for warning in _chain_warnings(chain)]
+    except (OSError, *_UNREADABLE) as error:
+        return [f"certificate file {str(path)!r}: it can't be looked into ({error}), and clients may refuse it"]
 
 
-def chain_warnings(path: object, chain: Sequence[x509.Certificate]) -> list[str]:
-    """Of one certificate file, the leaf first."""
-    warnings = []
+def _chain_warnings(chain: Sequence[x509.Certificate]) -> Iterator[str]:
     for number, (subject, issuer) in enumerate(itertools.pairwise(chain), start=2):
         try:
             subject.verify_directly_issued_by(issuer)
-        except (ValueError, TypeError, InvalidSignature):
-            warnings.append(
-                f"certificate file {str(path)!r}: its certificate {number} ({issuer.subject.rfc4514_string()}) did not "
-                f"issue the one before it, so that clients can't follow the chain; put the leaf first and then each "
-                "certificate's issuer"
+        except (*_UNREADABLE, InvalidSignature):
+            yield (
+                f"its certificate {number} ({issuer.subject.rfc4514_string()}) did not issue the one before it, so "
+                "that clients can't follow the chain; put the leaf first, and then each one's issuer"
             )
-    for number, one in enumerate(chain[1:], start=2):
-        problem = validity(one.not_valid_before_utc.timestamp(), one.not_valid_after_utc.timestamp())
-        if problem is not None:
-            warnings.append(
-                f"certificate file {str(path)!r}: its certificate {number} ({one.subject.rfc4514_string()}) {problem}"
-            )
+    now = datetime.datetime.now(datetime.UTC)
+    for number, one in enumerate(chain, start=1):
+        which = f"its certificate {number} ({one.subject.rfc4514_string()})"
+        if one.not_valid_before_utc > now:
+            yield f"{which} is not valid yet: it is from {one.not_valid_before_utc:%Y-%m-%dT%H:%M:%SZ} on"
+        if one.not_valid_after_utc < now and number > 1:
+            yield f"{which} has expired: it was valid until {one.not_valid_after_utc:%Y-%m-%dT%H:%M:%SZ}"
     if not _may_serve(chain[0]):
-        warnings.append(
-            f"certificate file {str(path)!r} is not for servers (its extended key usage lacks serverAuth), so that "
-            "clients refuse it"
-        )
-    return warnings
+        yield "it is not for servers (its extended key usage lacks serverAuth), so that clients refuse it"
 
 
 def _may_serve(leaf: x509.Certificate) -> bool:
     try:
         usage = leaf.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
-    except (x509.ExtensionNotFound, ValueError):
+    except x509.ExtensionNotFound:
         return True
     return ExtendedKeyUsageOID.SERVER_AUTH in usage or ExtendedKeyUsageOID.ANY_EXTENDED_KEY_USAGE in usage
 

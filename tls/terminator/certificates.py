@@ -8,13 +8,12 @@ from typing import TYPE_CHECKING
 
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from cryptography.x509.oid import NameOID
 
 from gpu_provider import tls
 from gpu_provider.errors import ConfigError
 from gpu_provider.tls import constants
-from gpu_provider.tls.terminator.certificate_checks import chain_warnings, never_used_warnings
+from gpu_provider.tls.terminator.certificate_checks import file_warnings, never_used_warnings
 from gpu_provider.tls.terminator.trial_handshake import handshake_problem
 
 if TYPE_CHECKING:
@@ -38,13 +37,12 @@ class Certificate:
     """DNS names in lower case, wildcards included."""
     key_type: str
     """Such as ``RSA-2048``."""
-    public_key: bytes
-    """SHA-256 of the SubjectPublicKeyInfo."""
-    not_before: float
-    """Unix time, as ``not_after``."""
     not_after: float
-    warnings: tuple[str, ...]
-    """What is wrong with it, although it can be served; its own dates apart."""
+    """Unix time."""
+    public_key: bytes = b""
+    """Its SHA-256."""
+    warnings: tuple[str, ...] = ()
+    """What is surely not meant about the file, although it can be served."""
 
     @property
     def kind(self) -> str:
@@ -82,9 +80,9 @@ def load_certificates(
         indices: _context(config, provider, [(config.cert[index], config.key[index]) for index in indices])
         for indices in {first, *together.values()}
     }
-    identity = hashlib.sha256(b"".join(sorted(certificate.public_key for certificate in certificates))).digest()
+    public_keys = b"".join(sorted(certificate.public_key for certificate in certificates))
     for context in contexts.values():
-        context.set_session_id_context(identity)
+        context.set_session_id_context(hashlib.blake2b(public_keys, digest_size=16).hexdigest().encode())
         if ticket_keys is not None:
             context.set_ticket_keys(ticket_keys)
     contexts[first].set_sni_contexts({name: contexts[indices] for name, indices in together.items()})
@@ -99,6 +97,7 @@ def _read(config: TerminatorConfig, cert: Path, key: Path) -> Certificate:
     _use_certificate(context, cert, key)
     certificate = _describe(cert)
     _use_key(context, cert, key)
+    warnings = file_warnings(cert)
     problems = {version: handshake_problem(context, _VERSIONS[version]) for version in _versions(config)}
     if all(problems.values()):
         reasons = "; ".join(dict.fromkeys(str(problem) for problem in problems.values()))
@@ -107,12 +106,12 @@ def _read(config: TerminatorConfig, cert: Path, key: Path) -> Certificate:
             f"{reasons}; use a certificate with an RSA-2048 or P-256 key and SHA-256, or see whether ciphers, "
             "ciphersuites, tls_min and tls_max allow for this one"
         )
-    unusable = [
+    warnings += [
         f"certificate file {str(cert)!r} can't be used by {version} clients: {problem}"
         for version, problem in problems.items()
         if problem is not None
     ]
-    return dataclasses.replace(certificate, warnings=(*certificate.warnings, *unusable))
+    return dataclasses.replace(certificate, public_key=context.public_key_digest(), warnings=tuple(warnings))
 
 
 def _with_its_counterpart(certificates: list[Certificate]) -> tuple[int, ...]:
@@ -188,20 +187,11 @@ def _settings_context(config: TerminatorConfig, provider: BatchingProvider | Non
 
 def _describe(path: Path) -> Certificate:
     try:
-        chain = x509.load_pem_x509_certificates(path.read_bytes())
-        leaf = chain[0]
+        leaf = x509.load_pem_x509_certificates(path.read_bytes())[0]
         names = _names(leaf)
     except (OSError, ValueError) as error:
         raise ConfigError(f"certificate file {str(path)!r} can't be read: {error}") from None
-    return Certificate(
-        path,
-        names,
-        _key_type(leaf, path),
-        hashlib.sha256(leaf.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)).digest(),
-        leaf.not_valid_before_utc.timestamp(),
-        leaf.not_valid_after_utc.timestamp(),
-        tuple(chain_warnings(path, chain)),
-    )
+    return Certificate(path, names, _key_type(leaf, path), leaf.not_valid_after_utc.timestamp())
 
 
 def _names(leaf: x509.Certificate) -> tuple[str, ...]:

@@ -86,9 +86,10 @@ class TerminatorConfig(ProviderConfig, frozen=True, kw_only=True, forbid_unknown
         if TLS_VERSIONS.index(self.tls_min) > TLS_VERSIONS.index(self.tls_max):
             raise ConfigError(f"tls_min = {self.tls_min!r} is above tls_max = {self.tls_max!r}: no version is left")
         for protocol in self.alpn:
-            if "," in protocol:
-                flags = " ".join(f"--alpn {part.strip()}" for part in protocol.split(","))
-                raise ConfigError(f"alpn = {protocol!r} has a comma in it, which no name has; write {flags}")
+            parts = protocol.replace(",", " ").split()
+            if parts != [protocol]:
+                flags = " ".join(f"--alpn {part}" for part in parts) or "--alpn h2"
+                raise ConfigError(f"alpn = {protocol!r}: a name has no comma or space in it; write {flags}")
             if not protocol.isascii() or len(protocol) > 255:
                 raise ConfigError(f"alpn = {protocol!r}: a protocol name is 1 to 255 ASCII characters, such as h2")
         _ = self.listen_address, self.upstream_address, self.admin_address

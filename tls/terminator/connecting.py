@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import errno
 import functools
+import os
 import socket
 import struct
 from collections import deque
@@ -28,7 +29,6 @@ __all__ = ["RESET_ON_CLOSE", "Connecting", "attempt_delay"]
 
 RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 """For SO_LINGER: closing the socket resets the connection, also if it is this process's end that closes it."""
-
 
 _NON_BLOCKING_STREAM = socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
 _ATTEMPT_DELAY_SECONDS = 0.25
@@ -69,6 +69,8 @@ class Connecting:
 
     def expire(self) -> None:
         """There was no answer for :func:`attempt_delay` seconds."""
+        if not self._left:
+            return
         if len(self._attempts) == _MOST_ATTEMPTS:
             if monotonic() - self._attempts[0][1] < self._share:
                 self._server.attempts.start(self)
@@ -81,22 +83,15 @@ class Connecting:
         while self._left:
             family, address = self._left.popleft()
             try:
-                attempt = socket.socket(family, _NON_BLOCKING_STREAM)
-            except OSError as failure:  # no descriptor left, or a family that this machine does not have
+                attempt = _begin(family, address)
+            except OSError as failure:
                 self._error = failure.errno or errno.EIO
                 continue
-            attempt.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            # Until the client has ended its stream (relay.py), whatever closes this is to be seen as a cut.
-            attempt.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_ON_CLOSE)
-            error = attempt.connect_ex(address)
-            if error in {0, errno.EINPROGRESS}:
-                self._attempts.append((attempt, monotonic()))
-                self._server.poller.add(attempt, functools.partial(self._on_event, attempt))
-                if self._left:
-                    self._server.attempts.start(self)
-                return
-            self._error = error
-            attempt.close()
+            self._attempts.append((attempt, monotonic()))
+            self._server.poller.add(attempt, functools.partial(self._on_event, attempt))
+            if self._left:
+                self._server.attempts.start(self)
+            return
         if not self._attempts:
             self.stop()
             self._failed(self._error)
@@ -113,3 +108,20 @@ class Connecting:
         else:
             self.stop()
             self._connected(attempt, events)
+
+
+def _begin(family: int, address: tuple[str, int] | tuple[str, int, int, int]) -> socket.socket:
+    """OSError if it fails at once, also for want of a descriptor, or of the family on this machine."""
+    attempt = socket.socket(family, _NON_BLOCKING_STREAM)
+    try:
+        attempt.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        # Until the client has ended its stream (relay.py), whatever closes this is to be seen as a cut.
+        attempt.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_ON_CLOSE)
+        error = attempt.connect_ex(address)
+    except OSError:
+        attempt.close()
+        raise
+    if error in {0, errno.EINPROGRESS}:
+        return attempt
+    attempt.close()
+    raise OSError(error, os.strerror(error))

@@ -2,7 +2,8 @@
 
 The kernel reports a socket as writable again when a good part of its buffer is free. With a large buffer and a slow
 reader that takes many seconds, in which bytes leave steadily. So a timer that is up asks how many are still unsent or
-unacknowledged: fewer than the last time means that the peer goes on reading.
+unacknowledged: fewer than the last time means that the peer goes on reading. (What it reads of the bytes that its own
+system holds already is out of sight.)
 """
 
 from __future__ import annotations

@@ -80,9 +80,8 @@ class Relay:
     # ---- events ----
 
     def on_client(self, events: int) -> None:
-        # A reset, since we have not closed our direction. What came before it is still to be read, also close_notify.
-        if events & GONE and self._client_ended:
-            self._client_is_gone("client_reset", "")
+        if events & GONE:  # a reset: we have not closed our direction
+            self._on_client_reset()
             return
         self._session.moved()
         if events & (READABLE | PEER_ENDED):
@@ -91,6 +90,16 @@ class Relay:
             self._to_client()
         if self._client_readable and not self._over:
             self._to_upstream()
+
+    def _on_client_reset(self) -> None:
+        """What came before the reset is still to be read: it may be all of a stream, with close_notify at its end."""
+        had_ended = self._client_ended
+        self._client_readable = True
+        if not had_ended:
+            self._to_upstream()
+        nobody_waits = had_ended or self._for_client or self._close_notify_due or self._upstream_ended
+        if not self._over and self._client_ended and nobody_waits:
+            self._client_is_gone("client_reset", "")
 
     def on_upstream(self, events: int) -> None:
         self._session.moved()

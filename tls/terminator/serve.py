@@ -6,6 +6,7 @@ import asyncio
 import gc
 import resource
 import signal
+import time
 from typing import TYPE_CHECKING
 
 import structlog
@@ -16,7 +17,7 @@ from gpu_provider.errors import ConfigError
 from gpu_provider.tls import TicketKeys
 from gpu_provider.tls.terminator.addresses import Resolved, format_address, resolve
 from gpu_provider.tls.terminator.admin import AdminServer
-from gpu_provider.tls.terminator.certificate_checks import date, validity
+from gpu_provider.tls.terminator.certificate_checks import date
 from gpu_provider.tls.terminator.certificates import load_certificates
 from gpu_provider.tls.terminator.checks import check_settings
 from gpu_provider.tls.terminator.listening import listen, raise_descriptor_limit
@@ -45,9 +46,9 @@ def check(config: TerminatorConfig) -> list[str]:
     surely not meant, although it works. Raises ConfigError for what can't work."""
     certificates = load_certificates(config, None)
     expired = (
-        f"certificate file {str(one.path)!r} {problem} (from {date(one.not_before)} to {date(one.not_after)})"
+        f"certificate file {str(one.path)!r} has expired: it was valid until {date(one.not_after)}"
         for one in certificates.all
-        if (problem := validity(one.not_before, one.not_after))
+        if one.not_after < time.time()
     )
     return [*check_settings(config, _resolve_upstream(config)), *expired, *certificates.warnings]
 
@@ -177,10 +178,10 @@ class Terminator:
 
 def _report_certificates(certificates: tuple[Certificate, ...]) -> None:
     for certificate in certificates:
-        problem = validity(certificate.not_before, certificate.not_after)
-        log = _log.warning if problem else _log.info
+        expired = certificate.not_after < time.time()
+        log = _log.warning if expired else _log.info
         log(
-            f"certificate {problem}" if problem else "certificate",
+            "certificate has expired" if expired else "certificate",
             file=str(certificate.path),
             names=list(certificate.names),
             key_type=certificate.key_type,

@@ -78,8 +78,8 @@ class Session:
     """See the module. Made for an accepted, non-blocking socket, which it owns once :meth:`start` was called."""
 
     __slots__ = (
-        "_accepted", "_connecting", "_header", "_progress", "_quiet_looks", "_relay", "_result",
-        "_server", "_waits_for", "client", "connection", "state", "upstream",
+        "_accepted", "_connecting", "_header", "_progress", "_quiet_looks", "_reason", "_relay",
+        "_result", "_server", "_waits_for", "client", "connection", "state", "upstream",
     )  # fmt: skip
 
     def __init__(self, server: Server, client: socket.socket) -> None:
@@ -97,7 +97,7 @@ class Session:
         self._relay: Relay | None = None
         self._progress = Progress()
         self._quiet_looks = 0
-        self._result = ""  # how a lingering session ended; of a failed handshake nothing is left to count
+        self._result = self._reason = ""  # how a lingering session ended; a failed handshake is counted already
 
     def start(self) -> None:
         server = self._server
@@ -128,7 +128,7 @@ class Session:
                 if self._progress.seen(self.client):
                     self._server.lingering.start(self)
                 else:
-                    self.end(self._result)
+                    self._end_linger()
             case State.ENDED:
                 pass
 
@@ -136,8 +136,10 @@ class Session:
         """Ends the session whatever it is doing, without a word to either side."""
         if self.state is State.HANDSHAKE:
             self._handshake_failed("forced", "")
+        elif self.state is State.LINGER:
+            self._end_linger()
         else:
-            self.end(self._result if self.state is State.LINGER else "forced")
+            self.end("forced")
 
     def end(self, result: str, reason: str = "") -> None:
         """Closes both sides now. ``result`` says how the session ended, for the metric."""
@@ -157,15 +159,14 @@ class Session:
         """Ends both directions, but lets the client read what was sent to it: close_notify, an alert, or bytes without
         either."""
         server = self._server
-        server.log.debug("lingering", end=result, reason=reason)
         server.deadlines[self.state].stop(self)
-        self.state, self._result = State.LINGER, result
+        self.state, self._result, self._reason = State.LINGER, result, reason
         self._progress.seen(self.client)
         self._drop_upstream()
         try:
             self.client.shutdown(socket.SHUT_WR)
         except OSError:  # the client is gone already
-            self.end(result)
+            self._end_linger()
             return
         server.lingering.start(self)
         server.poller.set_handler(self.client, self._drop_input)
@@ -265,18 +266,21 @@ class Session:
 
     # ---- LINGER and ENDED ----
 
+    def _end_linger(self) -> None:
+        self.end(self._result, self._reason)
+
     def _drop_input(self, events: int) -> None:
         if self.state is not State.LINGER:
             return
         try:
             for _ in range(_DROP_ROUNDS):
                 if not self.client.recv_into(self._server.buffer):
-                    self.end(self._result)
+                    self._end_linger()
                     return
         except BlockingIOError:
             return
         except OSError:
-            self.end(self._result)
+            self._end_linger()
             return
         self._server.poller.again(self._drop_more)
 
