@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING, Any, Self
 
 import trustme
 from prometheus_client.parser import text_string_to_metric_families
+from tls_peers import unverifying_client_context
 
 from gpu_provider import tls
-from gpu_provider.tls import constants
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -191,7 +191,7 @@ class Terminator:
         sock = self.dial()
         sock.setblocking(True)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", int(TIMEOUT), 0))
-        connection = tls.Connection(tls.Context(constants.TLS_CLIENT_METHOD), sock)
+        connection = tls.Connection(unverifying_client_context(), sock)
         connection.set_connect_state()
         connection.do_handshake()
         return connection

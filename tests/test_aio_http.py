@@ -16,6 +16,7 @@ from gpu_provider.tls import aio
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
+    from pathlib import Path
 
     from gpu_provider import BatchingProvider
     from gpu_provider.testing import HeldBackend
@@ -79,6 +80,23 @@ async def test_large_bodies_arrive_whole_both_ways(url: str, session: aiohttp.Cl
         assert await response.text() == hashlib.sha256(BODY[: 1 << 20]).hexdigest()
     async with session.get(f"{url}/body") as response:
         assert await response.read() == BODY
+
+
+async def test_static_files_arrive_whole(session: aiohttp.ClientSession, tmp_path: Path) -> None:
+    """aiohttp sends them by the event loop's sendfile."""
+    (tmp_path / "body").write_bytes(BODY)
+    app = web.Application()
+    app.router.add_static("/", tmp_path)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    assert runner.server is not None
+    server = await aio.create_server(runner.server, "127.0.0.1", 0, context=server_context())
+    url = f"https://localhost:{server.sockets[0].getsockname()[1]}/body"
+    for headers, part in ({}, slice(None)), ({"Range": "bytes=1-2000000"}, slice(1, 2000001)):
+        async with session.get(url, headers=headers) as response:
+            assert await response.read() == BODY[part]
+    server.close()
+    await runner.cleanup()
 
 
 async def test_clients_that_abort_in_the_middle_leave_the_server_well(url: str, session: aiohttp.ClientSession) -> None:

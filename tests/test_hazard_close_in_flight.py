@@ -10,7 +10,16 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import pytest
-from tls_peers import Peer, accept, credentials, finish, pause, pause_connection, server_context
+from tls_peers import (
+    Peer,
+    accept,
+    credentials,
+    finish,
+    pause,
+    pause_connection,
+    server_context,
+    unverifying_client_context,
+)
 
 from gpu_provider import tls
 from gpu_provider.testing import fill_queue
@@ -110,7 +119,7 @@ def test_the_socket_is_free_at_once_and_the_job_never_writes_to_its_number_again
     """The descriptor may be someone else's connection by the time the batch is done."""
     ours, theirs = socket.socketpair()
     ours.setblocking(False)
-    client = tls.Connection(tls.Context(tls.TLS_CLIENT_METHOD))
+    client = tls.Connection(unverifying_client_context())
     client.set_connect_state()
     with pytest.raises(tls.WantReadError):
         client.do_handshake()

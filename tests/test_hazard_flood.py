@@ -28,7 +28,7 @@ from forged_records import (
     ticket,
     with_known_ciphers,
 )
-from tls_peers import accept, client_ssl_context, credentials, server_context
+from tls_peers import accept, client_ssl_context, credentials, server_context, unverifying_client_context
 
 from gpu_provider import tls
 
@@ -89,7 +89,7 @@ def library_server(directory: Path, version: ssl.TLSVersion) -> ssl.SSLContext:
 
 
 def new_client() -> tls.Connection:
-    connection = tls.Connection(with_known_ciphers(tls.Context(tls.TLS_CLIENT_METHOD)))
+    connection = tls.Connection(with_known_ciphers(unverifying_client_context()))
     connection.set_connect_state()
     return connection
 

@@ -22,6 +22,7 @@ from tls_peers import (
     finish,
     handshake,
     server_context,
+    unverifying_client_context,
 )
 
 from gpu_provider import tls
@@ -107,7 +108,7 @@ def test_a_client_without_one_is_refused(tmp_path: Path) -> None:
 
 def test_a_clients_own_key_waits_in_the_batch_too(provider: BatchingProvider, tmp_path: Path) -> None:
     """Two operations in one handshake, one on each side."""
-    context = tls.Context(tls.TLS_CLIENT_METHOD, provider)
+    context = unverifying_client_context(provider)
     chain, key = credentials("client.example")
     context.use_certificate(chain)
     context.use_privatekey(key)
@@ -154,7 +155,7 @@ def test_a_resumed_session_needs_no_operation(provider: BatchingProvider, versio
 
 
 def test_our_client_resumes_too() -> None:
-    context, client_context = server_context(asynchronous=False), tls.Context(tls.TLS_CLIENT_METHOD)
+    context, client_context = server_context(asynchronous=False), unverifying_client_context()
     session = None
     for reused in (False, True):
         server, client = accept(context), tls.Connection(client_context)
@@ -202,7 +203,7 @@ def test_the_certificate_is_chosen_by_name(asked: str, served: str) -> None:
 def test_without_a_name_the_first_certificate_is_shown() -> None:
     context = server_context()
     context.set_sni_contexts({"www.one.example": server_context(name="www.one.example")})
-    server, client = accept(context), tls.Connection(tls.Context(tls.TLS_CLIENT_METHOD))
+    server, client = accept(context), tls.Connection(unverifying_client_context())
     client.set_connect_state()
     shake(server, client)
     assert server.get_servername() is None

@@ -8,7 +8,7 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
-from tls_peers import Peer, accept, authority, credentials, finish
+from tls_peers import Peer, accept, authority, credentials, finish, unverifying_client_context
 
 from gpu_provider import tls
 
@@ -131,7 +131,7 @@ def test_rsa_and_ec_side_by_side(context: tls.Context) -> None:
         context.use_certificate(chain)
         context.use_privatekey(key)
     for algorithm, kind in (("ECDSA+SHA256", ec.EllipticCurvePublicKey), ("RSA-PSS+SHA256", rsa.RSAPublicKey)):
-        client = tls.Context(tls.TLS_CLIENT_METHOD)
+        client = unverifying_client_context()
         client.set_sigalgs(algorithm)
         server = accept(context)
         connection = tls.Connection(client)

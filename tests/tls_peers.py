@@ -60,6 +60,13 @@ def server_context(
     return context
 
 
+def unverifying_client_context(provider: BatchingProvider | None = None) -> tls.Context:
+    """A client of ours that takes any certificate, where verification is not the subject."""
+    context = tls.Context(tls.TLS_CLIENT_METHOD, provider)
+    context.set_verify(tls.VERIFY_NONE)
+    return context
+
+
 def client_ssl_context(*, version: ssl.TLSVersion | None = None) -> ssl.SSLContext:
     """Python's own TLS as the client: an independent peer that verifies the server."""
     context = ssl.create_default_context()

@@ -39,7 +39,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol
 
-from gpu_provider.tls import drain
+from gpu_provider.tls import constants, drain
 from gpu_provider.tls._ssl import ffi, lib
 from gpu_provider.tls.errors import CallbackError, Error, WantReadError, check, operation_error, why
 from gpu_provider.tls.info import ConnectionInfo, descriptors_of
@@ -90,8 +90,9 @@ class Connection(ConnectionInfo):
     """One end of a TLS connection, over ``socket`` (blocking or not), or over memory BIOs if that is None: bytes from
     the peer go in by :meth:`bio_write`, bytes for the peer come out by :meth:`bio_read`.
 
-    Names and behaviour are pyOpenSSL's where it has the same thing. Use one thread at a time, and the same thread as
-    long as an operation is paused. A paused connection is kept alive until it is resumed or closed: close it.
+    Names and behaviour are pyOpenSSL's where it has the same thing, except that a client verifies its server unless
+    told otherwise: see :class:`Context`. Use one thread at a time, and the same thread as long as an operation is
+    paused. A paused connection is kept alive until it is resumed or closed: close it.
 
     Every operation may raise WantReadError, WantWriteError, WantAsyncError and WantAsyncJobError (see the top of this
     module), ZeroReturnError, SysCallError, CallbackError once, and Error.
@@ -120,6 +121,8 @@ class Connection(ConnectionInfo):
         self._home: drain.Home | None = None
         self._error: Error | None = None
         self._started = False
+        self._verify_chosen = False
+        self._verify_host = self._resumes = None
         self._status = 0  # the SSL_ERROR value of the last operation
         self._notifier: Notifier | None = None
         self._id = 0
@@ -147,7 +150,9 @@ class Connection(ConnectionInfo):
         if paused is not None:
             self._check_resume(paused, operation, size)
             buffer = paused[1]
-        self._started = True
+        if not self._started:
+            self.decide_verification()
+            self._started = True
         notifier = self._notifier
         if notifier is not None:
             notifier.waiting[self._id] = self
@@ -158,8 +163,7 @@ class Connection(ConnectionInfo):
                 self._paused = (operation, buffer, size)
                 self._home = drain.current_home()
             raise operation_error(ssl, status)
-        if paused is not None:
-            self._paused = None
+        self._paused = None
         if notifier is not None:
             notifier.waiting.pop(self._id, None)
         done = result >> 8
@@ -169,6 +173,26 @@ class Connection(ConnectionInfo):
             if status in _FATAL:  # after bytes that were read or written: for the next call
                 self._error = operation_error(ssl, status)
         return done
+
+    def decide_verification(self) -> None:
+        """Makes a client verify its server where nothing was chosen, before its first operation. ValueError if that
+        would leave the server's name unchecked."""
+        context = self._context
+        if self.is_server():
+            return
+        if not (self._verify_chosen or context.verify_chosen):
+            self.set_verify(constants.VERIFY_PEER)
+        if self.get_verify_mode() & constants.VERIFY_PEER:
+            context.trust_by_default()
+            if context.check_hostname and self._verify_host is None:
+                raise ValueError(
+                    "a client that verifies its server needs the server's name: call set_verify_host(), or set the "
+                    "context's check_hostname to False to accept a trusted certificate of any name"
+                )
+            if self._resumes is not None and self._resumes.verified != self._verified():
+                raise ValueError(
+                    f"the session to resume was not verified for {self._verify_host!r}: resuming shows no certificate"
+                )
 
     def want_read(self) -> bool:
         """Whether the last operation ended because the transport had no more bytes, also if it returned some. If not,

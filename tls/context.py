@@ -1,8 +1,9 @@
 """Context: what connections have in common, an SSL_CTX."""
 
+import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
@@ -22,6 +23,8 @@ __all__ = ["AsyncCallback", "Context"]
 AsyncCallback = Callable[["Connection", Any], object]
 """``callback(connection, arg)``; runs on the dispatcher thread and should only schedule the next call."""
 
+_log = logging.getLogger("gpu_provider.tls")
+
 _METHODS = {
     constants.TLS_METHOD: lib.TLS_method,
     constants.TLS_SERVER_METHOD: lib.TLS_server_method,
@@ -30,6 +33,8 @@ _METHODS = {
 _MODES = (
     constants.MODE_ENABLE_PARTIAL_WRITE | constants.MODE_ACCEPT_MOVING_WRITE_BUFFER | constants.MODE_RELEASE_BUFFERS
 )
+# CPython's (_ssl.c): forward secrecy and no SHA-1.
+_CLIENT_CIPHERS = "@SECLEVEL=2:ECDH+AESGCM:ECDH+CHACHA20:ECDH+AES:DHE+AES:!aNULL:!eNULL:!aDSS:!SHA1:!AESCCM"
 _SESSION_ID_CONTEXT = b"gpu_provider.tls"
 
 
@@ -86,15 +91,23 @@ class Context:
     own that Python's ``ssl`` does not share.
 
     Set at the start: TLS 1.2 and later, no compression, no renegotiation, session tickets, partial and moving writes,
-    and buffers released when idle. ``SSL_MODE_ASYNC`` is off; peers are not verified unless :meth:`set_verify` says
-    so.
+    and buffers released when idle. ``SSL_MODE_ASYNC`` is off.
+
+    A client verifies its server, as with ``ssl.create_default_context()`` and unlike pyOpenSSL. Unless they were
+    chosen, it trusts the system's authorities and, with ``TLS_CLIENT_METHOD``, offers Python's TLS 1.2 ciphers. It
+    does not begin before :meth:`Connection.set_verify_host` has named the server; the functions of
+    :mod:`gpu_provider.tls.aio` do that. Two things switch this off: ``check_hostname = False`` accepts a trusted
+    certificate of any name, and ``set_verify(VERIFY_NONE)`` any certificate at all. Python 3.13's additional flags,
+    VERIFY_X509_STRICT and VERIFY_X509_PARTIAL_CHAIN, are not set: certificates of many private authorities fail the
+    first. A server asks for no certificate unless :meth:`set_verify` says so.
 
     Set it up on one thread; then any thread may make connections from it. Errors are :class:`Error` with OpenSSL's
     reasons.
     """
 
     __slots__ = (
-        "__weakref__", "_ctx", "_libctx", "_owned", "async_callback", "async_callback_arg", "server_names",
+        "__weakref__", "_ctx", "_libctx", "_owned", "_trust_chosen", "async_callback", "async_callback_arg",
+        "check_hostname", "server_names", "verify_chosen",
     )  # fmt: skip
 
     def __init__(self, method: str = constants.TLS_METHOD, provider: "BatchingProvider | None" = None) -> None:
@@ -113,6 +126,11 @@ class Context:
         self.server_names: ServerNames | None = None
         self.async_callback: AsyncCallback | None = None
         self.async_callback_arg: Any = None
+        self.check_hostname = True
+        self.verify_chosen = self._trust_chosen = False
+        if method == constants.TLS_CLIENT_METHOD:
+            lib.SSL_CTX_set_verify(ctx, constants.VERIFY_PEER, ffi.NULL)
+            self.set_cipher_list(_CLIENT_CIPHERS)
         self.set_min_proto_version(constants.TLS1_2_VERSION)
         self.set_options(constants.OP_NO_COMPRESSION | constants.OP_NO_RENEGOTIATION)
         self.set_mode(_MODES)
@@ -232,17 +250,24 @@ class Context:
     def load_verify_locations(
         self, cafile: str | os.PathLike[str] | None, capath: str | os.PathLike[str] | None = None
     ) -> None:
-        """The certificates of trusted authorities: a PEM file, a hashed directory, or both."""
+        """The certificates of trusted authorities, instead of the system's: a PEM file, a hashed directory, or both."""
         file, directory = (ffi.NULL if path is None else os.fsencode(path) for path in (cafile, capath))
         lib.ERR_clear_error()
         check(
             lib.SSL_CTX_load_verify_locations(self._ctx, file, directory),
             f"trusted certificates can't be loaded from {cafile or capath!s}",
         )
+        self._trust_chosen = True
 
     def set_default_verify_paths(self) -> None:
-        """Trusts the system's authorities."""
+        """Trusts the system's authorities; a client that was told of no others does so by itself."""
         check(lib.SSL_CTX_set_default_verify_paths(self._ctx), "the system's trusted certificates")
+        self._trust_chosen = True
+
+    def trust_by_default(self) -> None:
+        """Trusts the system's authorities unless others were named; a client's first operation calls it."""
+        if not self._trust_chosen:
+            self.set_default_verify_paths()
 
     def load_client_ca(self, cafile: str | os.PathLike[str]) -> None:
         """The authorities that a server names when it asks for a client's certificate; not trusted by this alone."""
@@ -256,6 +281,7 @@ class Context:
         """``VERIFY_NONE``, or ``VERIFY_PEER`` with further bits. There is no Python callback: it would run on the job's
         small stack."""
         lib.SSL_CTX_set_verify(self._ctx, mode, ffi.NULL)
+        self.verify_chosen = True
 
     def get_verify_mode(self) -> int:
         mode: int = lib.SSL_CTX_get_verify_mode(self._ctx)
@@ -301,6 +327,18 @@ class Context:
             entries.append((text, context._owned))
         self.server_names = ServerNames(entries)
         lib.gp_names_enable(self._ctx)
+
+    # ---- asyncio ----
+
+    def wrap_bio(self, *_: object, **__: object) -> NoReturn:
+        """What asyncio calls of a context that was given to an event loop which can't use it. A server's loop keeps the
+        exception to itself, so that it is logged too."""
+        text = (
+            "asyncio's own TLS can't use a gpu_provider.tls.Context: run on aio.EventLoop, or on a loop made with "
+            "aio.LoopMixin, or call the functions of gpu_provider.tls.aio"
+        )
+        _log.error(text)
+        raise TypeError(text)
 
     # ---- asynchronous operation ----
 

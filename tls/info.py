@@ -1,11 +1,12 @@
 """What can be set and asked on an SSL without running an operation on it."""
 
+import ipaddress
 from typing import Any, NoReturn
 
 from cryptography import x509
-from cryptography.hazmat.primitives.serialization import Encoding
 
 from gpu_provider.status import AsyncStatus
+from gpu_provider.tls import constants
 from gpu_provider.tls._ssl import ffi, lib
 from gpu_provider.tls.errors import Error, check
 
@@ -14,20 +15,25 @@ _buffer = ffi.buffer
 
 
 class Session:
-    """A TLS session to resume, from :meth:`Connection.get_session`."""
+    """A TLS session to resume, from :meth:`Connection.get_session`. ``verified``: whether the server's certificate was
+    verified, and for which name; a connection that resumes it sees no certificate."""
 
-    __slots__ = ("pointer",)
+    __slots__ = ("pointer", "verified")
 
-    def __init__(self, pointer: Any) -> None:
+    def __init__(self, pointer: Any, verified: tuple[bool, str | None]) -> None:
         self.pointer = ffi.gc(pointer, lib.SSL_SESSION_free)
+        self.verified = verified
 
 
 class ConnectionInfo:
     """The part of Connection that reads and sets libssl's state."""
 
-    __slots__ = ("_ssl",)
+    __slots__ = ("_resumes", "_ssl", "_verify_chosen", "_verify_host")
 
     _ssl: Any
+    _verify_chosen: bool
+    _verify_host: str | None
+    _resumes: Session | None
 
     def _closed(self) -> NoReturn:
         raise Error("the connection is closed")
@@ -50,30 +56,53 @@ class ConnectionInfo:
     def set_verify(self, mode: int) -> None:
         """As :meth:`Context.set_verify`, for this connection."""
         lib.SSL_set_verify(self._pointer(), mode, _NULL)
+        self._verify_chosen = True
 
     def set_tlsext_host_name(self, name: bytes) -> None:
-        """The server name that a client sends (SNI)."""
+        """The server name that a client sends (SNI), as A-labels without a final dot."""
+        if not name or b"\0" in name:
+            raise ValueError(f"a server name must not be empty or hold a NUL byte: {name!r}")
         lib.ERR_clear_error()
         check(lib.SSL_set_tlsext_host_name(self._pointer(), name), f"server name {name!r}")
 
     def set_verify_host(self, host: str) -> None:
-        """The peer's certificate must be for this host name or IP address. With ``VERIFY_PEER``."""
+        """The peer's certificate must be for this host name or IP address. With ``VERIFY_PEER``. ValueError for what
+        is neither."""
         ssl = self._pointer()
-        if lib.X509_VERIFY_PARAM_set1_ip_asc(lib.SSL_get0_param(ssl), host.encode()) != 1:
-            lib.ERR_clear_error()
-            check(lib.SSL_set1_host(ssl, host.encode("idna")), f"host name {host!r}")
+        parameters = lib.SSL_get0_param(ssl)
+        lib.ERR_clear_error()
+        if (address := ip_address(host)) is not None:
+            check(lib.X509_VERIFY_PARAM_set1_ip_asc(parameters, address.encode()), f"address {host!r}")
+        else:
+            lib.X509_VERIFY_PARAM_set_hostflags(parameters, lib.X509_CHECK_FLAG_NO_PARTIAL_WILDCARDS)
+            check(lib.SSL_set1_host(ssl, a_labels(host)), f"host name {host!r}")
+        self._verify_host = host.removesuffix(".").lower()
 
     def set_session(self, session: Session) -> None:
-        """The session that a client asks to resume."""
+        """The session that a client asks to resume. If the client verifies its server, the session must come from a
+        connection that did so for the same name."""
         check(lib.SSL_set_session(self._pointer(), session.pointer), "session")
+        self._resumes = session
 
     # ---- what was agreed ----
+
+    def is_server(self) -> bool:
+        """Whether this end is the server."""
+        return bool(lib.SSL_is_server(self._pointer()) == 1)
+
+    def get_verify_mode(self) -> int:
+        """``VERIFY_*`` bits."""
+        mode: int = lib.SSL_get_verify_mode(self._pointer())
+        return mode
 
     def get_session(self) -> Session | None:
         """To resume later. In TLS 1.3 after the first recv, which is when the server's tickets are read. OpenSSL
         resumes no session whose connection was closed without :meth:`Connection.shutdown`."""
         session = lib.SSL_get1_session(self._pointer())
-        return None if session == _NULL else Session(session)
+        return None if session == _NULL else Session(session, self._verified())
+
+    def _verified(self) -> tuple[bool, str | None]:
+        return bool(self.get_verify_mode() & constants.VERIFY_PEER), self._verify_host
 
     def session_reused(self) -> bool:
         return bool(lib.SSL_session_reused(self._pointer()) == 1)
@@ -92,6 +121,11 @@ class ConnectionInfo:
     def get_cipher_name(self) -> str | None:
         cipher = lib.SSL_get_current_cipher(self._pointer())
         return None if cipher == _NULL else str(ffi.string(lib.SSL_CIPHER_get_name(cipher)).decode())
+
+    def get_cipher_version(self) -> str | None:
+        """The protocol version that defined the cipher."""
+        cipher = lib.SSL_get_current_cipher(self._pointer())
+        return None if cipher == _NULL else str(ffi.string(lib.SSL_CIPHER_get_version(cipher)).decode())
 
     def get_cipher_bits(self) -> int | None:
         cipher = lib.SSL_get_current_cipher(self._pointer())
@@ -124,6 +158,10 @@ class ConnectionInfo:
         return bool(lib.SSL_has_pending(self._pointer()) == 1)
 
     def get_peer_certificate(self) -> x509.Certificate | None:
+        der = self.get_peer_certificate_der()
+        return None if der is None else x509.load_der_x509_certificate(der)
+
+    def get_peer_certificate_der(self) -> bytes | None:
         certificate = lib.SSL_get1_peer_certificate(self._pointer())
         if certificate == _NULL:
             return None
@@ -131,7 +169,7 @@ class ConnectionInfo:
             out = ffi.new("unsigned char **")
             der = ffi.new("unsigned char[]", lib.i2d_X509(certificate, _NULL))
             out[0] = der
-            return x509.load_der_x509_certificate(bytes(_buffer(der, lib.i2d_X509(certificate, out))))
+            return bytes(_buffer(der, lib.i2d_X509(certificate, out)))
         finally:
             lib.X509_free(certificate)
 
@@ -165,29 +203,27 @@ class ConnectionInfo:
         return list(new[0 : added[0]]), list(old[0 : removed[0]])
 
 
-class SSLObject:
-    """A Connection under the method names of ``ssl.SSLObject``, those that HTTP servers and clients call."""
+def ip_address(host: str) -> str | None:
+    """An IP address in its usual form, without a zone; None for anything else."""
+    if not isinstance(host, str):  # the ipaddress module reads numbers and bytes as addresses
+        raise TypeError(f"a host name must be a str, not {type(host).__name__}")
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return None
+    return str(address).partition("%")[0]
 
-    def __init__(self, connection: ConnectionInfo) -> None:
-        self._connection = connection
 
-    def version(self) -> str | None:
-        return self._connection.get_protocol_version_name()
-
-    def cipher(self) -> tuple[str, str, int] | None:
-        """Name, protocol version, secret bits."""
-        name, bits = self._connection.get_cipher_name(), self._connection.get_cipher_bits()
-        return None if name is None or bits is None else (name, self._connection.get_protocol_version_name(), bits)
-
-    def selected_alpn_protocol(self) -> str | None:
-        return self._connection.get_alpn_proto_negotiated().decode("latin-1") or None
-
-    def getpeercert(self, binary_form: bool = True) -> bytes | None:
-        """The peer's certificate as DER. NotImplementedError for ssl's dictionary form: ``peercert`` has the object."""
-        if not binary_form:
-            raise NotImplementedError("only getpeercert(binary_form=True)")
-        certificate = self._connection.get_peer_certificate()
-        return None if certificate is None else certificate.public_bytes(Encoding.DER)
+def a_labels(host: str) -> bytes:
+    """A host name as certificates and SNI have it: A-labels, without the root's dot. ValueError for what is no host
+    name; among it a leading dot, with which OpenSSL would accept a certificate of any name below."""
+    try:
+        name = host.removesuffix(".").encode("idna")
+    except UnicodeError as error:
+        raise ValueError(f"{host!r} is not a host name: {error}") from error
+    if not name or name.startswith(b".") or b"\0" in name:
+        raise ValueError(f"{host!r} is not a host name: it is empty, begins with a dot, or holds a NUL")
+    return name
 
 
 def descriptors_of(ssl: Any) -> list[int]:

@@ -14,6 +14,7 @@ typedef struct X509_VERIFY_PARAM_st X509_VERIFY_PARAM;
 typedef struct bio_st BIO;
 #define ERR_LIB_SSL ...
 #define SSL_R_UNEXPECTED_EOF_WHILE_READING ...
+#define X509_CHECK_FLAG_NO_PARTIAL_WILDCARDS ...
 #define ASYNC_STATUS_UNSUPPORTED ...
 #define ASYNC_STATUS_ERR ...
 #define ASYNC_STATUS_OK ...
@@ -37,12 +38,15 @@ int BIO_read(BIO *bio, void *data, int size);
 size_t BIO_ctrl_pending(BIO *bio);
 long BIO_set_mem_eof_return(BIO *bio, long value);
 
+int OBJ_txt2nid(const char *text);
+const char *OBJ_nid2ln(int nid);
 void EVP_PKEY_free(EVP_PKEY *key);
 int EVP_PKEY_is_a(const EVP_PKEY *key, const char *name);
 const char *EVP_PKEY_get0_type_name(const EVP_PKEY *key);
 void X509_free(X509 *certificate);
 int i2d_X509(const X509 *certificate, unsigned char **out);
 const char *X509_verify_cert_error_string(long error);
+void X509_VERIFY_PARAM_set_hostflags(X509_VERIFY_PARAM *parameters, unsigned int flags);
 int X509_VERIFY_PARAM_set1_ip_asc(X509_VERIFY_PARAM *parameters, const char *address);
 """
 
@@ -102,10 +106,12 @@ long SSL_set_mode(SSL *ssl, long mode);
 long SSL_clear_mode(SSL *ssl, long mode);
 void SSL_set_accept_state(SSL *ssl);
 void SSL_set_connect_state(SSL *ssl);
+int SSL_is_server(const SSL *ssl);
 int SSL_is_init_finished(const SSL *ssl);
 long SSL_set_tlsext_host_name(SSL *ssl, const char *name);
 int SSL_set1_host(SSL *ssl, const char *name);
 X509_VERIFY_PARAM *SSL_get0_param(SSL *ssl);
+int SSL_get_verify_mode(const SSL *ssl);
 void SSL_set_verify(SSL *ssl, int mode, void *callback);
 BIO *SSL_get_rbio(const SSL *ssl);
 BIO *SSL_get_wbio(const SSL *ssl);
@@ -116,6 +122,7 @@ void SSL_get0_alpn_selected(const SSL *ssl, const unsigned char **name, unsigned
 const char *SSL_get_servername(const SSL *ssl, const int type);
 const SSL_CIPHER *SSL_get_current_cipher(const SSL *ssl);
 const char *SSL_CIPHER_get_name(const SSL_CIPHER *cipher);
+const char *SSL_CIPHER_get_version(const SSL_CIPHER *cipher);
 int SSL_CIPHER_get_bits(const SSL_CIPHER *cipher, int *algorithm_bits);
 const char *SSL_get_version(const SSL *ssl);
 X509 *SSL_get1_peer_certificate(const SSL *ssl);
@@ -180,7 +187,7 @@ ffi.cdef(SSL)
 ffi.cdef(OURS)
 ffi.set_source(
     "gpu_provider.tls._ssl",
-    "#include <openssl/err.h>\n#include <openssl/provider.h>\n#include <openssl/ssl.h>\n"
+    "#include <openssl/err.h>\n#include <openssl/provider.h>\n#include <openssl/ssl.h>\n#include <openssl/x509v3.h>\n"
     '#include "operations.h"\n#include "selection.h"\n#include "tickets.h"\n#include "wakeup.h"\n',
     sources=sorted(str(path) for path in Path("tls").glob("*.c") if path.name != "_ssl.c"),
     include_dirs=["tls"],
