@@ -37,6 +37,7 @@ _ENDS = (
     "client_eof",
     "client_reset",
     "tls_error",
+    "client_flood",
     "upstream_reset",
     "upstream_unreachable",
     "idle_timeout",
