@@ -32,6 +32,9 @@ KIND_NAMES = (*(str(class_bytes(index) * 8) for index in range(CLASSES)), "modex
 """The label ``size`` by kind of work: the size class's largest modulus in bits."""
 
 
+_FALLBACK_REASONS = ("error", "refused", "timeout", "wrong_result")
+
+
 class ProviderCollector(Collector):
     """A provider's metrics. Any thread."""
 
@@ -90,7 +93,9 @@ def _batches(counts: BatchCounts) -> Iterable[Metric]:
     requests = CounterMetricFamily(
         "gpu_provider_requests", "Requests finished, by size class and result", labels=["size", "result"]
     )
-    for (kind, succeeded), count in counts.results.items():
+    # From the start, since a rate over a counter that appears with its first event misses that event.
+    results = {(kind, succeeded): 0 for kind in range(len(KIND_NAMES)) for succeeded in (True, False)}
+    for (kind, succeeded), count in (results | counts.results).items():
         requests.add_metric([KIND_NAMES[kind], "ok" if succeeded else "error"], count)
     yield requests
     yield _histogram(
@@ -116,7 +121,8 @@ def _batches(counts: BatchCounts) -> Iterable[Metric]:
         "Requests computed again elsewhere, by the backend that failed them and why",
         labels=["backend", "reason"],
     )
-    for labels, count in counts.fallbacks.items():
+    failures = {(backend, reason): 0 for backend in counts.in_use for reason in _FALLBACK_REASONS}
+    for labels, count in (failures | counts.fallbacks).items():
         fallbacks.add_metric(labels, count)
     yield fallbacks
     in_use = GaugeMetricFamily(

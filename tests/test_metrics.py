@@ -45,6 +45,16 @@ def test_requests_batches_and_times() -> None:
     assert values["gpu_provider_backend_in_use", ("cpu",)] == 1
 
 
+def test_series_exist_before_their_first_event() -> None:
+    """A rate over a counter that appears with its first event misses that event."""
+    with BatchingProvider(ProviderConfig(backend="cpu")) as provider:
+        values = scrape(provider.registry)
+    for labels in (("ok", "2048"), ("error", "4096"), ("error", "modexp")):
+        assert values["gpu_provider_requests_total", labels] == 0
+    for reason in ("error", "refused", "timeout", "wrong_result"):
+        assert values["gpu_provider_fallbacks_total", ("cpu", reason)] == 0
+
+
 def test_small_batches_of_connections_are_counted_like_others() -> None:
     """The C core computes them inside the batching thread's wait; nobody must miss them in the figures."""
     with BatchingProvider(ProviderConfig(backend="cpu")) as provider:

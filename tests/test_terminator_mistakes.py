@@ -257,6 +257,14 @@ def test_upstream_that_is_the_admin_port(check: Callable[..., tuple[Any, str, st
     assert "the admin port" in line
 
 
+@pytest.mark.parametrize("setting", ["listen", "admin"])
+def test_address_that_can_not_be_resolved_is_named(
+    check: Callable[..., tuple[Any, str, str]], tmp_path: Path, setting: str
+) -> None:
+    line = refused(check(f"--{setting}", "no-such-host.invalid:80", *write_credentials(tmp_path)))
+    assert f"error: {setting}: no-such-host.invalid:80" in line
+
+
 def test_start_refuses_what_the_check_refuses(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
