@@ -1,12 +1,13 @@
 """The terminator's other clients are served while one floods it, and a flooder that brings nothing is disconnected."""
 
 import contextlib
+import itertools
 import socket
 import ssl
 import threading
 
 import pytest
-from forged_records import APPLICATION_DATA, HANDSHAKE, TLS12_CIPHERS, TLS13_CIPHERSUITE, forging_client
+from forged_records import APPLICATION_DATA, HANDSHAKE, TLS12_CIPHERS, TLS13_CIPHERSUITE, forging_client, plain
 from terminator_process import TIMEOUT, Terminator, Upstream, client_context, echo, write_credentials
 
 SESSIONS = "gpu_provider_terminator_sessions_total"
@@ -101,6 +102,18 @@ def test_flood_of_tiny_records_goes_through_and_others_get_their_turn(terminator
                 assert terminator.echo() == b"are you there?"
             assert not flooder.ended.is_set()
         reader.join(TIMEOUT)
+
+
+def test_endless_fragments_of_a_client_hello_are_a_failed_handshake(terminator):
+    failures = "gpu_provider_terminator_handshake_failures_total"
+    before = terminator.metric(failures, reason="client_flood")
+    first = plain(HANDSHAKE, b"\x01\x00\x3a\x98")  # of 15,000 bytes
+    with terminator.dial() as sock:
+        sock.sendall(first)
+        with Flooder(sock, itertools.repeat(plain(HANDSHAKE, b"\x00"))) as flooder:
+            assert flooder.ended.wait(TIMEOUT)
+    terminator.wait_for_metric(failures, before + 1, reason="client_flood")
+    assert terminator.echo() == b"are you there?"
 
 
 def read_all(sock):

@@ -80,7 +80,7 @@ class ConnectionInfo:
             check(lib.X509_VERIFY_PARAM_set1_ip_asc(parameters, address.encode()), f"address {host!r}")
         else:
             lib.X509_VERIFY_PARAM_set_hostflags(parameters, lib.X509_CHECK_FLAG_NO_PARTIAL_WILDCARDS)
-            check(lib.SSL_set1_host(ssl, a_labels(host)), f"host name {host!r}")
+            check(lib.X509_VERIFY_PARAM_set1_host(parameters, a_labels(host), 0), f"host name {host!r}")
         self._verify_host = host.removesuffix(".").lower()
 
     def set_session(self, session: Session) -> None:

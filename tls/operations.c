@@ -44,7 +44,7 @@ SSL *gp_tls_new(SSL_CTX *ctx, int descriptor)
 }
 
 /* Records and messages that one read looks at before others get their turn, full buffer or not. Records of one byte
- * would otherwise take a second to fill a large one. */
+ * would otherwise take tens of milliseconds to fill a large one. */
 #define READ_AT_ONCE 64
 
 /* After a first record: whether to look for another. Not on a blocking socket, where that could wait for ever with bytes in

@@ -50,6 +50,7 @@ void X509_free(X509 *certificate);
 int i2d_X509(const X509 *certificate, unsigned char **out);
 const char *X509_verify_cert_error_string(long error);
 void X509_VERIFY_PARAM_set_hostflags(X509_VERIFY_PARAM *parameters, unsigned int flags);
+int X509_VERIFY_PARAM_set1_host(X509_VERIFY_PARAM *parameters, const char *name, size_t size);
 int X509_VERIFY_PARAM_set1_ip_asc(X509_VERIFY_PARAM *parameters, const char *address);
 """
 
@@ -113,7 +114,6 @@ void SSL_set_connect_state(SSL *ssl);
 int SSL_is_server(const SSL *ssl);
 int SSL_is_init_finished(const SSL *ssl);
 long SSL_set_tlsext_host_name(SSL *ssl, const char *name);
-int SSL_set1_host(SSL *ssl, const char *name);
 X509_VERIFY_PARAM *SSL_get0_param(SSL *ssl);
 int SSL_get_verify_mode(const SSL *ssl);
 void SSL_set_verify(SSL *ssl, int mode, void *callback);

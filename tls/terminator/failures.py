@@ -4,7 +4,7 @@ from __future__ import annotations
 
 __all__ = ["HANDSHAKE_FAILURES", "handshake_failure"]
 
-_BY_OPENSSL_REASON = (
+_BY_TEXT = (
     ("http request", "http_request"),
     ("https proxy request", "http_request"),
     ("wrong version number", "not_tls"),
@@ -25,16 +25,17 @@ _BY_OPENSSL_REASON = (
     ("alert unsupported certificate", "client_bad_certificate"),
     ("alert bad certificate", "client_bad_certificate"),
     (" alert ", "client_alert"),
-    ("keeps sending records without", "flood"),
+    ("records without application data", "client_flood"),
     ("malloc failure", "out_of_memory"),
 )
-"""Parts of OpenSSL's texts; the first that is found counts. With ``client_``: the client has said so, by an alert."""
+"""Parts of the errors' texts; the first that is found counts. ``client_`` before what a
+client says by an alert."""
 
 HANDSHAKE_FAILURES = (
     "client_gone",
     "timeout",
     "forced",
-    *dict.fromkeys(label for _, label in _BY_OPENSSL_REASON),
+    *dict.fromkeys(label for _, label in _BY_TEXT),
     "other",
 )
 """All the reasons there are."""
@@ -42,4 +43,4 @@ HANDSHAKE_FAILURES = (
 
 def handshake_failure(text: str) -> str:
     """The reason in a failed handshake's error, as libssl worded it."""
-    return next((label for part, label in _BY_OPENSSL_REASON if part in text), "other")
+    return next((label for part, label in _BY_TEXT if part in text), "other")

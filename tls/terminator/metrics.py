@@ -39,6 +39,7 @@ _ENDS = (
     "client_reset",
     "client_flood",
     "tls_error",
+    "client_flood",
     "upstream_reset",
     "upstream_unreachable",
     "idle_timeout",
