@@ -28,8 +28,7 @@ _BY_TEXT = (
     ("records without application data", "client_flood"),
     ("malloc failure", "out_of_memory"),
 )
-"""Parts of the errors' texts; the first that is found counts. ``client_`` before what a
-client says by an alert."""
+"""Parts of the errors' texts; the first that is found counts. ``client_`` before what a client says by an alert."""
 
 HANDSHAKE_FAILURES = (
     "client_gone",
