@@ -120,3 +120,26 @@ def read_all(sock):
     with contextlib.suppress(OSError):
         while sock.recv(65536):
             pass
+
+
+def test_key_updates_do_not_keep_an_idle_session(tmp_path):
+    """Hazard: a few each second are no flood, and would hold the connection and its upstream for ever."""
+    flags = [*write_credentials(tmp_path), "--ciphersuites", TLS13_CIPHERSUITE, "--idle-timeout", "0.4"]
+    with (
+        Upstream(echo) as upstream,
+        Terminator(*flags, upstream=upstream.address) as terminator,
+        terminator.dial() as sock,
+    ):
+        sender = forging_client(sock, client_context(ssl.TLSVersion.TLSv1_3), tmp_path / "keys")
+        ended = threading.Event()
+
+        def send():
+            with contextlib.suppress(OSError):
+                while not ended.wait(0.05):
+                    sock.sendall(sender.key_update())
+
+        thread = threading.Thread(target=send)
+        thread.start()
+        terminator.wait_for_metric(SESSIONS, 1, end="idle_timeout")
+        ended.set()
+        thread.join(TIMEOUT)

@@ -69,6 +69,7 @@ class Relay:
 
     def start(self, upstream_events: int) -> None:
         """``upstream_events``: those that told of the connection; its first bytes may have come with it."""
+        self._session.moved()
         self._to_upstream()
         if not self._over:
             self.on_upstream(upstream_events)
@@ -83,7 +84,6 @@ class Relay:
         if events & GONE:  # a reset: we have not closed our direction
             self._on_client_reset()
             return
-        self._session.moved()
         if events & (READABLE | PEER_ENDED):
             self._client_readable = True
         if events & WRITABLE and (self._for_client or self._close_notify_due):
@@ -102,7 +102,6 @@ class Relay:
             self._client_is_gone("client_reset", "")
 
     def on_upstream(self, events: int) -> None:
-        self._session.moved()
         if events & PEER_ENDED:
             self._upstream_end_seen = True
         if events & WRITABLE and self._for_upstream:
@@ -117,7 +116,10 @@ class Relay:
         buffer = self._server.buffer
         for _ in range(_ROUNDS):
             if self._for_upstream:
-                self._for_upstream = self._for_upstream[self._send_upstream(self._for_upstream) :]
+                sent = self._send_upstream(self._for_upstream)
+                self._for_upstream = self._for_upstream[sent:]
+                if sent:
+                    self._session.moved()
             if self._for_upstream or self._client_ended or not self._client_readable:
                 return
             count = self._read_client(buffer)
@@ -152,6 +154,7 @@ class Relay:
         except tls.Error as error:
             self._client_failed(error)
             return 0
+        self._session.moved()
         self._server.metrics.bytes_to_upstream += count
         if connection.want_read():
             self._client_readable = False
@@ -205,7 +208,10 @@ class Relay:
         buffer = self._server.buffer
         for _ in range(_ROUNDS):
             if self._for_client:
-                self._for_client = self._for_client[self._send_client(self._for_client) :]
+                sent = self._send_client(self._for_client)
+                self._for_client = self._for_client[sent:]
+                if sent and not self._over:
+                    self._session.moved()
             elif self._close_notify_due:
                 self._send_close_notify()
             if self._over or self._for_client or self._upstream_ended or not self._upstream_readable:
@@ -240,6 +246,7 @@ class Relay:
             self._upstream_ended = self._close_notify_due = True
             self._send_close_notify()
             return 0
+        self._session.moved()
         self._server.metrics.bytes_to_client += count
         if count < len(buffer) and not self._upstream_end_seen:
             self._upstream_readable = False

@@ -157,7 +157,8 @@ class Session:
             self._close()
 
     def moved(self) -> None:
-        """Bytes came from or went to either side: idle_timeout begins again."""
+        """Decrypted bytes came from or went to either side: idle_timeout begins again. A client's key updates and the
+        like are no reason to keep its session."""
         self._quiet_looks = 0
         self._progress.forget()
         self._server.idle.start(self)
