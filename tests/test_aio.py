@@ -307,6 +307,28 @@ async def test_garbage_a_silent_client_and_one_that_leaves_cost_only_themselves(
     transport.abort()
 
 
+async def test_a_client_that_is_still_sending_reads_the_alert(serve: Callable[..., Awaitable[Served]]) -> None:
+    """Hazard: a socket that is closed with unread bytes resets its peer, and takes the alert along."""
+    context = server_context()
+    context.set_min_proto_version(tls.TLS1_3_VERSION)
+    served = await serve(context)
+    old = ssl.create_default_context()
+    old.maximum_version = ssl.TLSVersion.TLSv1_2
+    outgoing = ssl.MemoryBIO()
+    with pytest.raises(ssl.SSLWantReadError):
+        old.wrap_bio(ssl.MemoryBIO(), outgoing, server_hostname="localhost").do_handshake()
+
+    def send_on(hello: bytes) -> bytes:
+        with socket.create_connection(("127.0.0.1", served.port), timeout=10) as client:
+            client.sendall(hello)
+            for _ in range(64):
+                client.sendall(bytes(16384))
+            return client.recv(100)
+
+    alert = await asyncio.to_thread(send_on, outgoing.read())
+    assert (alert[0], alert[6]) == (21, 70)  # protocol_version
+
+
 async def test_a_client_learns_why_it_did_not_connect(serve: Callable[..., Awaitable[Served]]) -> None:
     served = await serve(server_context(name="other.example"))
     with pytest.raises(tls.Error, match=r"certificate verify failed.*ostname mismatch"):

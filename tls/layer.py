@@ -30,6 +30,7 @@ _DISCARD_LIMIT = 256 * 1024
 """How many bytes may still come in after ``close()``: what was on its way. A peer that sends more is not listening."""
 _CLOSED_WRITES = 5
 """After so many writes to a closed transport, further ones are logged (as asyncio does)."""
+_LINGER_SECONDS = 2.0
 _ROUNDS = 8
 """Times that one connection may hand bytes up before others get their turn."""
 
@@ -415,12 +416,25 @@ class TLSLayer(asyncio.BufferedProtocol):
         """A fatal error: the alert, if any, is on its way; connection_lost will tell the protocol."""
         if self._error is None:
             self._error = error
+        lingers = (
+            self.state is State.HANDSHAKE
+            and self._connection.is_server()
+            and not self.app.connected
+            and self.below.can_write_eof()
+        )
         if self.state is State.HANDSHAKE:
             self._report(error)
         self.state = State.CLOSED
         self._cancel_timer()
-        self._timer = self._loop.call_later(self._timeouts.shutdown, self.below.abort)
-        self._end()
+        if lingers:
+            # A client that is still sending would get a reset in place of the alert if this end were closed now. What it
+            # sends is thrown away, until it has read the alert and closes. There is no protocol yet that would wait.
+            self.below.write_eof()
+            seconds = min(self._timeouts.shutdown, _LINGER_SECONDS)
+        else:
+            self._end()
+            seconds = self._timeouts.shutdown
+        self._timer = self._loop.call_later(seconds, self.below.abort)
 
     def _report(self, error: BaseException) -> None:
         if self._done is None:
