@@ -18,7 +18,7 @@ from gpu_provider.tls.terminator.deadlines import Deadlines
 from gpu_provider.tls.terminator.listening import defer_accept, refuse_newcomers
 from gpu_provider.tls.terminator.poller import Poller
 from gpu_provider.tls.terminator.session import Session, State
-from gpu_provider.tls.terminator.shortage import Shortage
+from gpu_provider.tls.terminator.shortage import OUT_OF_MEMORY, Shortage
 
 if TYPE_CHECKING:
     import socket
@@ -40,7 +40,6 @@ _LINGER_SECONDS = 2.0
 _RESOLVE_AGAIN_SECONDS = 1.0
 _SHORTAGE_PAUSE_SECONDS = 0.1
 _SHORTAGES = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
-_OUT_OF_MEMORY = "out of memory"
 _PROXY_VERSIONS = {"off": 0, "v1": 1, "v2": 2}
 
 
@@ -131,9 +130,7 @@ class Server:
                 self.run_out_of_memory()
                 return
             except OSError as error:
-                if error.errno not in _SHORTAGES:
-                    raise
-                self._run_short(os.strerror(error.errno))
+                self._run_short(os.strerror(error.errno or 0))
                 return
             client.setblocking(False)
             self.metrics.accepted += 1
@@ -142,15 +139,15 @@ class Server:
     def _serve(self, client: socket.socket) -> None:
         try:
             session = Session(self, client)
-        except (tls.Error, MemoryError) as error:
-            self._run_short(str(error) or _OUT_OF_MEMORY)
+        except (tls.Error, MemoryError):
+            self.run_out_of_memory()
             client.close()
             return
         self._sessions.add(session)
         self.metrics.open += 1
         try:
             session.start()
-        except MemoryError:
+        except (tls.Error, MemoryError):
             self.run_out_of_memory()
             session.abort("out_of_memory")
 
@@ -162,7 +159,7 @@ class Server:
             self._pause = self.loop.call_later(_SHORTAGE_PAUSE_SECONDS, self._end_pause)
 
     def run_out_of_memory(self) -> None:
-        self._run_short(_OUT_OF_MEMORY)
+        self._run_short(OUT_OF_MEMORY)
 
     def _end_pause(self) -> None:
         self._pause = None
