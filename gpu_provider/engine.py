@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from gpu_provider.backends.base import KeyHolder, OnGpu
 from gpu_provider.calls import CallQueue
 from gpu_provider.client import CLASSES
-from gpu_provider.errors import BackendError, OperationError, ProviderClosedError
+from gpu_provider.errors import MORE_THREADS, BackendError, OperationError, ProviderClosedError
 from gpu_provider.health import BackendState, Health
 from gpu_provider.jobs import Buffers, RsaJob
 from gpu_provider.lanes import BackendLanes, Lane
@@ -144,7 +144,7 @@ class Engine:
             try:
                 self._thread.start()
             except RuntimeError as error:
-                raise BackendError(f"the batching thread can't be started: {error}") from error
+                raise BackendError(f"the batching thread can't be started: {error}; {MORE_THREADS}") from error
             # What was submitted is completed at the interpreter's exit too, before the daemon threads are frozen.
             atexit.register(self.close)
             undo.pop_all()

@@ -1,6 +1,7 @@
 """Every exception of the library, under one root. The TLS errors in ``gpu_provider.tls`` derive from the same root."""
 
 __all__ = [
+    "MORE_THREADS",
     "BackendError",
     "ConfigError",
     "GpuProviderError",
@@ -10,6 +11,9 @@ __all__ = [
     "ProviderClosedError",
     "QueueFullError",
 ]
+
+MORE_THREADS = "raise the limits of threads (ulimit -u) and of memory (ulimit -v)"
+"""The remedy where a thread can't be started."""
 
 
 class GpuProviderError(Exception):

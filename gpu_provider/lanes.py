@@ -8,7 +8,7 @@ from queue import SimpleQueue
 from typing import TYPE_CHECKING, TypeAlias
 
 from gpu_provider.client import CLASSES
-from gpu_provider.errors import BackendError
+from gpu_provider.errors import MORE_THREADS, BackendError
 from gpu_provider.health import BackendState
 from gpu_provider.jobs import Buffers
 
@@ -111,7 +111,9 @@ class BackendLanes:
             for lane in self.lanes:
                 lane.thread.start()
         except RuntimeError as error:
-            raise BackendError(f"backend {self.name}: {len(self.lanes)} threads can't be started: {error}") from error
+            raise BackendError(
+                f"backend {self.name}: {len(self.lanes)} threads can't be started: {error}; {MORE_THREADS}"
+            ) from error
 
     def stop(self) -> None:
         """Ends the threads, each after the job it has."""

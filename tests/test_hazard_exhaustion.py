@@ -114,6 +114,29 @@ socket.socket = Socket
         assert terminator.echo() == b"are you there?"
 
 
+def test_an_error_of_accept_is_no_storm_and_passes(tmp_path):
+    """Linux passes on errors of the network, and a packet filter's EPERM."""
+    patch = f"""
+import errno, os, socket
+accept = socket.socket.accept
+def failing(self):
+    if os.path.exists({str(tmp_path / "filtered")!r}):
+        raise OSError(errno.EPERM, "made to fail")
+    return accept(self)
+socket.socket.accept = failing
+"""
+    with terminator_with(tmp_path, patch=patch) as terminator:
+        (tmp_path / "filtered").touch()
+        with terminator.dial() as waiting:
+            assert terminator.wait_for(SHORTAGE)["reason"] == "Operation not permitted"
+            assert terminator.admin("/readyz") == (503, "Operation not permitted\n")
+            (tmp_path / "filtered").unlink()
+            with client_context().wrap_socket(waiting, server_hostname="localhost") as client:
+                client.sendall(b"at last")
+                assert receive(client, 7) == b"at last"
+        assert count(terminator, SHORTAGE) == 1
+
+
 # ---- memory ----
 
 
@@ -211,7 +234,7 @@ class Clock:
         return self.now
 
 
-def test_a_shortage_is_logged_every_ten_seconds_and_known_as_present_and_lasting():
+def test_a_shortage_is_logged_every_ten_seconds_and_known_while_it_lasts():
     counts = Counter()
     clock = Clock()
     shortage = Shortage(clock, counts)
@@ -219,11 +242,21 @@ def test_a_shortage_is_logged_every_ten_seconds_and_known_as_present_and_lasting
     for _ in range(100):
         shortage.notice("out of memory", 7)
         assert shortage.present == "out of memory"
-        assert shortage.lasting == (clock.now >= 1010)
+        assert shortage.hopeless == (clock.now >= 1010)
         clock.now += 0.5
     assert counts == {"out of memory": 100}
     clock.now += 2
     assert shortage.present is None
-    assert not shortage.lasting
+    assert not shortage.hopeless
     shortage.notice("out of memory", 7)
-    assert not shortage.lasting
+    assert not shortage.hopeless
+
+
+def test_a_want_of_descriptors_is_never_hopeless():
+    clock = Clock()
+    shortage = Shortage(clock, Counter())
+    for _ in range(100):
+        shortage.notice("Too many open files", 7)
+        assert shortage.present == "Too many open files"
+        assert not shortage.hopeless
+        clock.now += 0.5

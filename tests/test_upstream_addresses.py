@@ -88,6 +88,30 @@ def test_next_address_does_not_wait_for_the_connect_timeout(tmp_path: Path) -> N
             assert answered(terminator)
 
 
+def test_address_that_gets_no_descriptor_has_its_turn_again(tmp_path: Path) -> None:
+    with Upstream(echo) as upstream, contextlib.ExitStack() as stack:
+        port = int(upstream.address.rpartition(":")[2])
+        for sock in fill(stack.enter_context(listener("127.0.0.2", port))):
+            stack.enter_context(sock)
+        settings = resolver(tmp_path, "127.0.0.2", "127.0.0.1")
+        with (tmp_path / "sitecustomize.py").open("a") as patch:
+            patch.write(
+                "import errno\n"
+                "from gpu_provider.tls.terminator import connecting\n"
+                "begin, calls = connecting._begin, []\n"
+                "def failing(family, address):\n"
+                "    calls.append(address)\n"
+                "    if len(calls) == 2:\n"
+                "        raise OSError(errno.EMFILE, 'made to fail')\n"
+                "    return begin(family, address)\n"
+                "connecting._begin = failing\n"
+            )
+        flags = ("--connect-timeout", "20")
+        credentials = write_credentials(tmp_path)
+        with Terminator(*credentials, *flags, upstream=f"several.example:{port}", settings=settings) as terminator:
+            assert answered(terminator)
+
+
 def test_refused_addresses_are_passed_over(tmp_path: Path) -> None:
     with Upstream(echo) as upstream:
         port = int(upstream.address.rpartition(":")[2])

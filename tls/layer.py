@@ -427,8 +427,8 @@ class TLSLayer(asyncio.BufferedProtocol):
         self.state = State.CLOSED
         self._cancel_timer()
         if lingers:
-            # A client that is still sending would get a reset in place of the alert if this end were closed now. What it
-            # sends is thrown away, until it has read the alert and closes. There is no protocol yet that would wait.
+            # A client that is still sending would get a reset in place of the alert if this end were closed now. What
+            # it sends is thrown away, until it has read the alert and closes. No protocol waits for that.
             self.below.write_eof()
             seconds = min(self._timeouts.shutdown, _LINGER_SECONDS)
         else:

@@ -7,7 +7,7 @@ import threading
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
-from gpu_provider.errors import ConfigError
+from gpu_provider.errors import MORE_THREADS, ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -35,5 +35,5 @@ async def in_background(function: Callable[P, T], *args: P.args, **kwargs: P.kwa
     try:
         threading.Thread(target=run, name="gpu-provider-background", daemon=True).start()
     except RuntimeError as error:
-        raise ConfigError(f"no thread can be started: {error}; raise the limit of processes (ulimit -u)") from None
+        raise ConfigError(f"no thread can be started: {error}; {MORE_THREADS}") from None
     return await asyncio.wrap_future(outcome)

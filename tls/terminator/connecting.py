@@ -18,7 +18,9 @@ from collections import deque
 from time import monotonic
 from typing import TYPE_CHECKING
 
+from gpu_provider.tls.terminator.addresses import Resolved
 from gpu_provider.tls.terminator.poller import GONE, WRITABLE
+from gpu_provider.tls.terminator.shortage import SHORTAGES
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -91,6 +93,11 @@ class Connecting:
                 attempt = _begin(family, address)
             except OSError as failure:
                 self._error = failure.errno or errno.EIO
+                if self._attempts and self._error in SHORTAGES:
+                    # The attempt that is under way may fail, and leave its descriptor to this address.
+                    self._left.appendleft(Resolved(family, address))
+                    self._server.attempts.start(self)
+                    return
                 continue
             self._attempts.append((attempt, monotonic()))
             self._server.poller.add(attempt, functools.partial(self._on_event, attempt))

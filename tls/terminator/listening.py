@@ -24,7 +24,8 @@ __all__ = [
 _BACKLOG = 4096  # the kernel lowers it to net.core.somaxconn
 _DESCRIPTORS_EACH = 2
 """The client's and the upstream's socket."""
-_OTHER_DESCRIPTORS = 128
+_OTHER_DESCRIPTORS = 512
+"""What start-up may open, GPUs included: how many are in use is known only afterwards."""
 _FEWEST_DESCRIPTORS = 32
 """With fewer, start-up itself would fail somewhere."""
 _SPARE_DESCRIPTORS = 16

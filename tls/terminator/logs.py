@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from gpu_provider.errors import BackendError
+from gpu_provider.errors import MORE_THREADS, BackendError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -83,14 +83,14 @@ class BackgroundWriter(io.RawIOBase):
     def _run(self) -> None:
         while True:
             lines: list[bytes] = []
-            written = self._take(lines)
+            written: threading.Event | None = None
             try:
+                written = self._take(lines)
                 self._write(b"".join(lines))
+                self._report()
             except (OSError, MemoryError):
                 with self._lock:
                     self.dropped += len(lines)
-            else:
-                self._report()
             if written is not None:
                 written.set()
 
@@ -158,9 +158,7 @@ def configure_logging(level_name: str) -> BackgroundWriter:
     try:
         writer = BackgroundWriter(_STDERR, _lines_dropped).start()
     except RuntimeError as error:
-        raise BackendError(
-            f"the log's thread can't be started: {error}; raise the limit of processes (ulimit -u)"
-        ) from None
+        raise BackendError(f"the log's thread can't be started: {error}; {MORE_THREADS}") from None
     atexit.register(writer.wait_written, _EXIT_SECONDS)
     sys.stderr = io.TextIOWrapper(writer, encoding="utf-8", errors="backslashreplace", write_through=True)
     handler = logging.StreamHandler(sys.stderr)

@@ -72,8 +72,12 @@ def _check(config: TerminatorConfig) -> list[str]:
 
 def run(config: TerminatorConfig) -> int:
     """Serves until a signal ends it. Returns the exit code. Raises ConfigError if it can't start."""
-    with _start_errors():
-        return _run(config)
+    signals = SignalHandlers()
+    try:
+        with _start_errors():
+            return _run(config, signals)
+    finally:
+        signals.ignore_all()
 
 
 @contextlib.contextmanager
@@ -89,8 +93,7 @@ def _start_errors() -> Iterator[None]:
         raise ConfigError("there is not enough memory to start; raise its limit (ulimit -v)") from None
 
 
-def _run(config: TerminatorConfig) -> int:
-    signals = SignalHandlers()
+def _run(config: TerminatorConfig, signals: SignalHandlers) -> int:
     log = configure_logging(config.log_level)
     # Private keys are in this process's memory, and do not belong into a file on disk.
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
@@ -112,6 +115,7 @@ def _run(config: TerminatorConfig) -> int:
                     raise
                 _log.error("ending, because this process can't go on", reason="out of memory")
                 code = EXIT_FAILED
+            signals.ignore_all()
             if code == EXIT_FAILED:
                 # Its threads may be in any state: nobody should wait for them.
                 log.wait_written(_LAST_LINES_SECONDS)
@@ -194,7 +198,6 @@ class Terminator:
             retries=stats.retries,
             failed=stats.failed,
         )
-        signals.ignore_all()
         if self._failure is not None:
             return EXIT_FAILED
         return EXIT_CLEAN if clean else EXIT_FORCED
@@ -227,8 +230,8 @@ class Terminator:
     def _look_for_failure(self) -> None:
         if self._provider.failure is not None:
             self._fail(self._provider.failure)
-        elif self._server.shortage.lasting:
-            self._fail(f"{self._server.shortage.present}, and it does not pass")
+        elif self._server.shortage.hopeless:
+            self._fail("out of memory, and it does not pass")
 
     def _fail(self, reason: str) -> None:
         """Ends as on a signal: whoever started this process can start it again."""
@@ -255,6 +258,8 @@ class Terminator:
     # ---- certificates ----
 
     def _start_reload(self) -> None:
+        if len(self._reloads) > 1:  # the one that waits will read the files as they are then
+            return
         task = self._loop.create_task(self._reload())
         self._reloads.add(task)
         task.add_done_callback(self._reload_ended)

@@ -19,7 +19,7 @@ from gpu_provider.tls.terminator.deadlines import Deadlines
 from gpu_provider.tls.terminator.listening import defer_accept, refuse_newcomers, seconds_since_input
 from gpu_provider.tls.terminator.poller import Poller
 from gpu_provider.tls.terminator.session import IDLE_LOOKS, Session, State
-from gpu_provider.tls.terminator.shortage import Shortage
+from gpu_provider.tls.terminator.shortage import OUT_OF_MEMORY, SHORTAGES, Shortage
 
 if TYPE_CHECKING:
     import socket
@@ -40,8 +40,6 @@ _SETTLE_SECONDS = 0.25
 _LINGER_SECONDS = 2.0
 _RESOLVE_AGAIN_SECONDS = 1.0
 _SHORTAGE_PAUSE_SECONDS = 0.1
-_SHORTAGES = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
-_OUT_OF_MEMORY = "out of memory"
 _PROXY_VERSIONS = {"off": 0, "v1": 1, "v2": 2}
 
 
@@ -135,9 +133,7 @@ class Server:
                 self.run_out_of_memory()
                 return
             except OSError as error:
-                if error.errno not in _SHORTAGES:
-                    raise
-                self._run_short(os.strerror(error.errno))
+                self._run_short(os.strerror(error.errno or 0))
                 return
             client.setblocking(False)
             self.metrics.accepted += 1
@@ -147,15 +143,15 @@ class Server:
     def _serve(self, client: socket.socket) -> None:
         try:
             session = Session(self, client)
-        except (tls.Error, MemoryError) as error:
-            self._run_short(str(error) or _OUT_OF_MEMORY)
+        except (tls.Error, MemoryError):
+            self.run_out_of_memory()
             client.close()
             return
         self._sessions.add(session)
         self.metrics.open += 1
         try:
             session.start()
-        except MemoryError:
+        except (tls.Error, MemoryError):
             self.run_out_of_memory()
             session.abort("out_of_memory")
 
@@ -167,7 +163,7 @@ class Server:
             self._pause = self.loop.call_later(_SHORTAGE_PAUSE_SECONDS, self._end_pause)
 
     def run_out_of_memory(self) -> None:
-        self._run_short(_OUT_OF_MEMORY)
+        self._run_short(OUT_OF_MEMORY)
 
     def _end_pause(self) -> None:
         self._pause = None
@@ -200,7 +196,7 @@ class Server:
         """No address of the upstream took the connection. Its name may stand for others by now."""
         reason = errno.errorcode.get(error, str(error))
         self.metrics.upstream_failures[reason] += 1
-        if error in _SHORTAGES:
+        if error in SHORTAGES:
             self._run_short(os.strerror(error))
         self.log.debug("upstream unreachable", upstream=self._config.upstream, reason=os.strerror(error))
         now = self.loop.time()

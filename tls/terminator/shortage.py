@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from typing import TYPE_CHECKING
 
 import structlog
@@ -10,7 +11,12 @@ if TYPE_CHECKING:
     import asyncio
     from collections import Counter
 
-__all__ = ["Shortage"]
+__all__ = ["OUT_OF_MEMORY", "SHORTAGES", "Shortage"]
+
+SHORTAGES = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
+"""What a socket can't be had for."""
+
+OUT_OF_MEMORY = "out of memory"
 
 _PRESENT_SECONDS = 1.0
 _LASTING_SECONDS = 10.0
@@ -52,6 +58,7 @@ class Shortage:
         return self._reason if self._loop.time() - self._last <= _PRESENT_SECONDS else None
 
     @property
-    def lasting(self) -> bool:
-        """Whether there has been one all the time for so long that it will not pass by itself."""
-        return self.present is not None and self._last - self._since >= _LASTING_SECONDS
+    def hopeless(self) -> bool:
+        """Whether memory has been short all the time for so long that this will not pass by itself. Not so for
+        descriptors: what has them goes on, and gives them back when it ends."""
+        return self.present == OUT_OF_MEMORY and self._last - self._since >= _LASTING_SECONDS

@@ -7,6 +7,7 @@ come too late to change anything.
 
 from __future__ import annotations
 
+import contextlib
 import signal
 from typing import TYPE_CHECKING
 
@@ -46,7 +47,8 @@ class SignalHandlers:
 
     def _on_signal(self, number: int, _frame: FrameType | None) -> None:
         if self._deliver is not None:
-            self._deliver(signal.Signals(number))
+            with contextlib.suppress(RuntimeError):  # the loop has been closed
+                self._deliver(signal.Signals(number))
         elif number == signal.SIGHUP:
             self._reload_is_due = True
         else:
