@@ -38,7 +38,7 @@ alg_section = {algorithms}
 
 [{providers}]
 {default}{provider} = gpu_provider_module
-
+{activation}
 [gpu_provider_module]
 module = {module}
 activate = 1
@@ -115,16 +115,17 @@ def _with_module(path: Path) -> str:
     listed = system.section(providers) if system else {}
     properties = named(algorithms, "default_properties", "")
     # OpenSSL activates its default provider by itself only as long as none is activated by name.
-    default = ""
+    default = activation = ""
     if not (system and any(system.activates(section) for section in listed.values())):
         section = listed.get("default", "gpu_provider_default")
-        default = f"default = {section}\n\n[{section}]\nactivate = 1\n\n[{providers}]\n"
+        default, activation = f"default = {section}\n", f"\n[{section}]\nactivate = 1\n"
     return _TEMPLATE.format(
         include=f"\n.include {_escaped(path)}\n" if system else "",
         start=start,
         providers=providers,
         algorithms=algorithms,
         default=default,
+        activation=activation,
         provider=PROVIDER,
         module=_escaped(MODULE),
         properties=f"{properties},{PREFERENCE}" if properties else PREFERENCE,

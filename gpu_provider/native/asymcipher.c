@@ -1,5 +1,5 @@
-/* RSA encryption. The default provider's operation context, `inner`, receives all parameters, encrypts, and refuses what is to
- * be refused. Decryption goes to gp_rsa_key_private_op() and is decoded in padding.c. */
+/* RSA encryption. The default provider's operation context, `inner`, receives all parameters, encrypts, and refuses what is
+ * to be refused. Decryption goes to gp_rsa_key_private_op() and is decoded in padding.c. */
 #include <openssl/core_names.h>
 #include <openssl/crypto.h>
 #include <openssl/err.h>

@@ -1,7 +1,8 @@
 /* RSA paddings around the private operation: what signing encodes, what decryption decodes.
  *
  * An encoded message is `size` bytes, as long as the modulus, most significant byte first. Digests must have a size, which
- * extendable-output functions have not in every version of OpenSSL. What else is needed is fetched from `libctx`. Functions return 1, or 0. Everything secret that they make is wiped before they return.
+ * extendable-output functions have not in every version of OpenSSL. What else is needed is fetched from `libctx`.
+ * Functions return 1, or 0. Everything secret that they make is wiped before they return.
  *
  * The decoders are branch-free on secret data: neither the branches taken nor the addresses accessed depend on the
  * encoded message. They depend on the sizes of key, digest and label, and on the verdict that is returned.

@@ -137,8 +137,8 @@ static const OSSL_DISPATCH provider_functions[] = {
     {0, NULL},
 };
 
-/* From the provider's section of openssl.cnf. OpenSSL goes on without a provider that can't be loaded, so a value that makes no
- * sense must not be an error: any but 0 is taken as the strict one. */
+/* From the provider's section of openssl.cnf. OpenSSL goes on without a provider that can't be loaded, so a value that makes
+ * no sense must not be an error: any but 0 is taken as the strict one. */
 static void read_setting(gp_provider *provider, OSSL_FUNC_core_get_params_fn *get_core_params)
 {
     char *value = NULL;

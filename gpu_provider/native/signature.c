@@ -277,7 +277,7 @@ static void *inner_copy(const signature_context *context, settings *settings, pl
     return inner;
 }
 
-/* 1 if the default provider's signature is one of `data`. It has verified most of them itself: see gp_rsa_key_private_op(). */
+/* 1 if the default provider's signature is one of `data`. */
 static int is_right(const signature_context *context, settings *settings, const uint8_t *signature, size_t signature_size,
                     const uint8_t *data, size_t data_size)
 {
@@ -289,8 +289,8 @@ static int is_right(const signature_context *context, settings *settings, const 
     return right;
 }
 
-/* By the default provider, with a padding or digest that is not ours: X9.31, or those without a DigestInfo in our table. Or not
- * at all: then this queues the reason. */
+/* By the default provider, with a padding or digest that is not ours: X9.31, or those without a DigestInfo in our table. Or
+ * not at all: then this queues the reason. */
 static int sign_by_default(const signature_context *context, settings *settings, uint8_t *signature, size_t *signature_size,
                            size_t capacity, const uint8_t *data, size_t data_size)
 {
