@@ -243,6 +243,12 @@ def test_nvidias_tools_are_given_the_kernels_that_they_look_at_and_their_text_is
     assert len(list(output.iterdir())) <= 8
 
 
+def dispose(ignored: signal.Signals | None) -> None:
+    """In a new process, whatever the tests were started with: nohup and a background job of a shell ignore some."""
+    for number in gpu.SIGNALS:
+        signal.signal(number, signal.SIG_IGN if number == ignored else signal.SIG_DFL)
+
+
 class Watched:
     """The suite in a process of its own, whose first section has told a result and then hangs: until the FIFO's writers
     have ended, all of the section's processes have not."""
@@ -260,7 +266,7 @@ class Watched:
             cwd=ROOT,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            preexec_fn=ignored and (lambda: signal.signal(ignored, signal.SIG_IGN)),  # noqa: PLW1509
+            preexec_fn=lambda: dispose(ignored),  # noqa: PLW1509
         )
         self._fifo = fifo.open()
         assert self._fifo.readline() == "\n"  # the section runs
