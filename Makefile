@@ -27,7 +27,7 @@ demo: .venv/ready-demo
 
 test: .venv/ready-test
 	@echo "running the tests"
-	@$(BIN)/pytest -n auto --maxprocesses 4 --dist loadfile $(PYTEST_ARGS)
+	@$(BIN)/pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 # Random batches on every lane of the kernels; the number is that of the fastest lane.
 test-long: .venv/ready-test

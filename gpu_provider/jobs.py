@@ -126,7 +126,22 @@ class RsaJob:
             buffers.inputs_pointer,
             buffers.submitted_pointer,
         )
-        return cls(client, kind, buffers, taken) if taken else None
+        if not taken:
+            return None
+        try:
+            return cls(client, kind, buffers, taken)
+        except MemoryError:
+            # They have left the queue, and nobody else knows of them: ERR, rather than connections that wait for ever.
+            buffers.ok.fill(0)
+            lib.gp_consumer_complete(
+                client.pointer,
+                taken,
+                buffers.handles_pointer,
+                buffers.outputs_pointer,
+                class_bytes(kind),
+                buffers.ok_pointer,
+            )
+            raise
 
     @property
     def oldest_submitted_ns(self) -> int:

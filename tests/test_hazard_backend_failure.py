@@ -20,6 +20,7 @@ from gpu_provider import (
     ProviderClosedError,
     ProviderConfig,
     engine,
+    jobs,
 )
 from gpu_provider.backends.libcrypto import LibcryptoBackend
 from gpu_provider.health import BackendState, Health
@@ -289,6 +290,22 @@ def test_without_memory_to_compute_again_a_batch_ends_with_an_error_and_the_next
             held_provider.private_op(key, 2)
     assert held_provider.private_op(key, 3) == pow(3, D, N)
     assert held_provider.failure is None
+    held_provider.close()
+
+
+def test_requests_that_are_taken_without_memory_to_hold_them_end_with_an_error(
+    held_provider: BatchingProvider, held_backend: HeldBackend, key: Key, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Hazard: they have left the queue, and nobody else knows of them."""
+
+    def failing(**_arrays: object) -> None:
+        raise MemoryError
+
+    held_backend.release_all()
+    monkeypatch.setattr(jobs, "Batch", failing)
+    with pytest.raises(OperationError):
+        held_provider.submit(key, 2).result(timeout=10)
+    assert held_provider.failure is not None
     held_provider.close()
 
 
