@@ -12,6 +12,8 @@ PYTHON_VERSION ?= 3.12
 ARCH ?= sm_90
 NVRTC ?=
 BIN := .venv/bin
+# One more than there are cores, for tests wait too; more than four would only run into each other.
+TEST_PROCESSES = $(shell cores=$$(nproc); echo $$((cores < 4 ? cores + 1 : 4)))
 comma := ,
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
@@ -27,7 +29,7 @@ demo: .venv/ready-demo
 
 test: .venv/ready-test
 	@echo "running the tests"
-	@$(BIN)/pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
+	@$(BIN)/pytest -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 # Random batches on every lane of the kernels; the number is that of the fastest lane.
 test-long: .venv/ready-test
