@@ -79,8 +79,6 @@ def test_ctrl_c_ends_the_demo_and_its_terminator(tmp_path):
         stderr=subprocess.PIPE,
         text=True,
         env=environment(TMPDIR=str(tmp_path)),
-        # A background job of a shell ignores it, and so do the tests that run in one.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509
     ) as process:
         assert "progress" in process.stdout.readline()
         process.send_signal(signal.SIGINT)
