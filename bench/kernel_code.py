@@ -2,7 +2,7 @@
 
 Needs neither a GPU nor a driver. Fails on local memory, which is where spilled registers go, on exchanges between
 threads where a warp may have parted, and on counts that are not those of the table in the repository; ``--update``
-writes it anew, with estimates of what a private operation costs. The table is of one version of NVRTC: with another,
+rewrites it, with estimates of what a private operation costs. The table is of one version of NVRTC: with another,
 everything but the counts is checked, and the estimates shown are of what that version compiled.
 """
 

@@ -22,7 +22,7 @@ from gpu_provider.calls import CallQueue
 from gpu_provider.client import CLASSES
 from gpu_provider.errors import MORE_THREADS, BackendError, OperationError, ProviderClosedError
 from gpu_provider.health import BackendState, Health
-from gpu_provider.jobs import Buffers, RsaJob
+from gpu_provider.jobs import Buffers, RsaJob, refuse_waiting
 from gpu_provider.lanes import BackendLanes, Lane
 from gpu_provider.native import ffi, lib
 from gpu_provider.scheduler import Lanes, Limits, Waiting, decide
@@ -369,8 +369,7 @@ class Engine:
             call.fail(OperationError("the batching thread failed"))
         lib.gp_consumer_wait(self._client.pointer, 0, 0, ffi.NULL, self._waiting, self._oldest_ns)
         for kind in range(CLASSES):
-            while job := RsaJob.take(self._client, kind, _FAILED_AT_ONCE, self._for_failed):
-                job.finish()
+            refuse_waiting(self._client, kind, self._for_failed)
         self._end_lanes()
         for again in self._again:
             again.finish()

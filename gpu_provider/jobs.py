@@ -91,6 +91,32 @@ class Buffers:
         self.readonly_inputs.flags.writeable = False
 
 
+def refuse_waiting(client: Client, kind: int, buffers: Buffers) -> None:
+    """Ends all waiting requests of a size class with ERR, without memory for anything. The batching thread only."""
+    while taken := _take(client, kind, buffers.size, buffers):
+        _refuse(client, kind, taken, buffers)
+
+
+def _take(client: Client, kind: int, count: int, buffers: Buffers) -> int:
+    taken: int = lib.gp_consumer_take(
+        client.pointer,
+        kind,
+        min(count, buffers.size),
+        buffers.handles_pointer,
+        buffers.keys_pointer,
+        buffers.inputs_pointer,
+        buffers.submitted_pointer,
+    )
+    return taken
+
+
+def _refuse(client: Client, kind: int, count: int, buffers: Buffers) -> None:
+    buffers.ok.fill(0)
+    lib.gp_consumer_complete(
+        client.pointer, count, buffers.handles_pointer, buffers.outputs_pointer, class_bytes(kind), buffers.ok_pointer
+    )
+
+
 class RsaJob:
     """The first ``count`` requests of ``buffers``, all of size class ``kind``."""
 
@@ -117,30 +143,14 @@ class RsaJob:
     def take(cls, client: Client, kind: int, count: int, buffers: Buffers) -> RsaJob | None:
         """Takes up to ``count`` waiting requests out of the queue; None if all were orphaned. The batching thread
         only."""
-        taken = lib.gp_consumer_take(
-            client.pointer,
-            kind,
-            min(count, buffers.size),
-            buffers.handles_pointer,
-            buffers.keys_pointer,
-            buffers.inputs_pointer,
-            buffers.submitted_pointer,
-        )
+        taken = _take(client, kind, count, buffers)
         if not taken:
             return None
         try:
             return cls(client, kind, buffers, taken)
         except MemoryError:
-            # They have left the queue, and nobody else knows of them: ERR, rather than connections that wait for ever.
-            buffers.ok.fill(0)
-            lib.gp_consumer_complete(
-                client.pointer,
-                taken,
-                buffers.handles_pointer,
-                buffers.outputs_pointer,
-                class_bytes(kind),
-                buffers.ok_pointer,
-            )
+            # They have left the queue, and nobody else knows of them.
+            _refuse(client, kind, taken, buffers)
             raise
 
     @property

@@ -13,9 +13,6 @@ from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
 
 from gpu_provider.errors import KeyLoadError
 
-if typing.TYPE_CHECKING:
-    from collections.abc import Callable
-
 __all__ = ["KeySource", "to_unencrypted", "what_it_is"]
 
 KeySource: typing.TypeAlias = "bytes | bytearray | memoryview | str | PrivateKeyTypes"
@@ -135,11 +132,3 @@ def what_it_is(data: bytes) -> str:
     if data.isascii() and b"\n" not in data.strip():
         text += "; if it is the path of a file, give what the file holds: pathlib.Path(path).read_bytes()"
     return text
-
-
-def _loads(load: Callable[[bytes], object], data: bytes) -> bool:
-    try:
-        load(data)
-    except ValueError:
-        return False
-    return True

@@ -37,7 +37,7 @@ struct BlindingPair {
     uint64_t *factor, *inverse; /* [2 N] */
 };
 
-/* After so many uses a pair is made anew from fresh randomness: at a private operation each, 0.2 % of the work. */
+/* After so many uses a pair is replaced by one from fresh randomness: at a private operation each, 0.2 % of the work. */
 constexpr uint32_t PAIR_USES = 512;
 /* Pairs are made so many at a time. */
 constexpr int PAIRS = 8;

@@ -13,7 +13,7 @@
 
 /* outputs[i] = inputs[i]^d mod n: one record (gpk_thread_record) and one blinding pair per row. A pair is for one row
  * in flight; it is squared behind use. ok[i] is 1, or 0 with a row of zeros: the input was not below n, or the
- * result did not verify (the pair may be what is wrong, so make it anew). */
+ * result did not verify (the pair may be what is wrong, so replace it). */
 struct gpk_private_launch {
     uint32_t count;         /* rows */
     uint32_t exponent_bits; /* of the longest prime among the launch's keys: exponents count so long */

@@ -336,7 +336,7 @@ def test_what_waits_for_a_backend_that_is_late_is_computed_by_another() -> None:
 class TestHealth:
     """The pauses, with a clock of the test's own."""
 
-    def test_pauses_double_up_to_a_limit_and_begin_anew_after_a_success(self) -> None:
+    def test_pauses_double_up_to_a_limit_and_start_over_after_a_success(self) -> None:
         health, now, pauses = Health("x", 1.0, "libcrypto"), 0.0, []
         for _ in range(9):
             health.failed("because", now)

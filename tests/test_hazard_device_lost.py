@@ -208,7 +208,7 @@ def test_a_bit_flips_in_a_key_on_the_device() -> None:
         check(provider, key, range(4, 6))
         assert provider.stats().backend == "libcrypto"
         kernels.spoil = False
-        come_back(provider, key)  # with the key's constants copied anew
+        come_back(provider, key)  # with the key's constants copied again
 
 
 def test_two_devices_and_one_fails() -> None:

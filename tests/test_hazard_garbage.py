@@ -12,7 +12,7 @@ from forged_records import APPLICATION_DATA, TLS13_CIPHERSUITE, forging_client, 
 from terminator_process import TIMEOUT, Terminator, Upstream, client_context, echo_terminator, write_credentials
 from tls_peers import Peer, accept, finish, server_context
 
-from gpu_provider.tls.terminator.poller import READABLE
+from gpu_provider.tls.terminator.poller import PEER_ENDED, READABLE, WRITABLE
 from gpu_provider.tls.terminator.relay import Relay
 
 HANDSHAKES = "gpu_provider_terminator_handshakes_total"
@@ -135,6 +135,32 @@ def test_garbage_behind_bytes_that_the_upstream_does_not_take_ends_the_session()
         connection.bio_write(plain(APPLICATION_DATA, bytes(32)))
         relay.on_client(READABLE)
         assert ends == ["tls_error"]
+
+
+def test_a_session_that_a_write_has_ended_is_not_looked_at_any_more():
+    """Hazard: its idle timer would keep it, and its keys, for minutes."""
+    connection = accept(server_context(asynchronous=False))
+    peer = Peer(connection)
+    finish(connection, peer)
+    full, other_end = socket.socketpair()
+    with full, other_end:
+        full.setblocking(False)
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                full.send(bytes(65536))
+        session = SimpleNamespace(connection=connection, moved=Mock(), linger=Mock())
+        metrics = SimpleNamespace(bytes_to_upstream=0)
+        server = SimpleNamespace(buffer=memoryview(bytearray(65536)), poller=Mock(), metrics=metrics)
+        relay = Relay(session, full, server, b"")
+        peer.write(b"more than the upstream takes")
+        relay.on_client(READABLE)
+        other_end.shutdown(socket.SHUT_WR)
+        relay.on_upstream(READABLE | PEER_ENDED)
+        other_end.close()
+        session.moved.reset_mock()
+        relay.on_upstream(WRITABLE)
+        session.linger.assert_called_once_with("closed")
+        session.moved.assert_not_called()
 
 
 def test_certificate_refused_by_the_client(terminator):

@@ -151,7 +151,7 @@ def test_row_narrower_than_the_key(lane: kernels.Lane) -> None:
 
 
 def test_a_key_outlives_its_blinding_pairs() -> None:
-    """Each is squared after use and made anew after 512 uses, so 8 of them last for 4,096 operations of a key."""
+    """Each is squared after use and replaced after 512 uses, so 8 of them last for 4,096 operations of a key."""
     lane = lane_or_skip(kernels.Lane.IFMA)
     key = Numbers.of(2048)
     loaded = key.load()

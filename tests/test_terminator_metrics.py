@@ -155,6 +155,7 @@ def test_series_exist_before_their_first_event(tmp_path: Path) -> None:
         (f"{PREFIX}upstream_failures_total", "ECONNREFUSED"),
         (f"{PREFIX}reloads_total", "failed"),
         (f"{PREFIX}connection_limit_reached_total",),
+        (f"{PREFIX}shortages_total", "Too many open files"),
     ):
         assert wanted in samples
 

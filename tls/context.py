@@ -220,12 +220,6 @@ class Context:
         check(lib.gp_tickets_install(self._ctx, keys.pointer), "ticket keys")
         self._owned.alive.append(keys)
 
-    def public_key_digest(self) -> bytes:
-        """SHA-256 of the public key in the certificate that was set last."""
-        digest = ffi.new("unsigned char[32]")
-        check(lib.gp_tickets_public_key(self._ctx, digest), "the certificate's public key")
-        return bytes(ffi.buffer(digest))
-
     # ---- certificates and keys ----
 
     def use_certificate_chain_file(self, path: str | os.PathLike[str]) -> None:

@@ -12,7 +12,7 @@
  * What honest peers do stays far within it:
  * - a rekeying after every record, sent or received, also when the last 250 of these were in flight;
  * - session tickets, the ChangeCipherSpec of TLS 1.3's compatibility mode, single empty records;
- * - a handshake in fragments of one byte;
+ * - a client's handshake in fragments of one byte;
  * - one-byte writes of an interactive client, for they are application data. */
 #ifndef GP_TLS_FLOOD_H
 #define GP_TLS_FLOOD_H

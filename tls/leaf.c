@@ -72,6 +72,15 @@ int64_t gp_leaf_names(const SSL_CTX *ctx, char *text, size_t capacity)
     return ok ? (int64_t)names.size : -1;
 }
 
+int gp_leaf_public_key(const SSL_CTX *ctx, unsigned char digest[32])
+{
+    const X509 *certificate = SSL_CTX_get0_certificate(ctx);
+    int ok = certificate != NULL && X509_pubkey_digest(certificate, EVP_sha256(), digest, NULL);
+
+    ERR_clear_error();
+    return ok;
+}
+
 int64_t gp_leaf_not_after(const SSL_CTX *ctx)
 {
     const X509 *certificate = SSL_CTX_get0_certificate(ctx);

@@ -10,6 +10,9 @@
  * Returns how many bytes they take, or -1: they can't be read, or take more than `capacity`. */
 int64_t gp_leaf_names(const SSL_CTX *ctx, char *names, size_t capacity);
 
+/* SHA-256 of the public key. 1, or 0: can't be read. */
+int gp_leaf_public_key(const SSL_CTX *ctx, unsigned char digest[32]);
+
 /* Unix time; INT64_MIN: can't be read. */
 int64_t gp_leaf_not_after(const SSL_CTX *ctx);
 

@@ -21,6 +21,8 @@ class Leaf:
     """The DNS names, or without subject alternative names the common names, as they stand there."""
     key_type: str
     """Such as RSA-2048 or EC-secp256r1."""
+    public_key: bytes
+    """Its SHA-256."""
     not_after: float
     """Unix time."""
 
@@ -35,7 +37,10 @@ def read_leaf(context: Context) -> Leaf:
     if not_after == -(1 << 63):
         raise CertificateError("the time it is valid for can't be read; issue it again")
     texts = ffi.buffer(names, size)[:].decode("utf-8", "replace").split("\0")[:-1]
-    return Leaf(tuple(texts), _key_type(context), float(not_after))
+    digest = ffi.new("unsigned char[32]")
+    if not lib.gp_leaf_public_key(context.pointer, digest):
+        raise CertificateError("its public key can't be read; issue it again")
+    return Leaf(tuple(texts), _key_type(context), bytes(ffi.buffer(digest)), float(not_after))
 
 
 def _key_type(context: Context) -> str:

@@ -157,6 +157,7 @@ EVP_PKEY *gp_tls_load_key(OSSL_LIB_CTX *libctx, const char *path, const void *da
                           const char *password, int *asked);
 
 int64_t gp_leaf_names(const SSL_CTX *ctx, char *names, size_t capacity);
+int gp_leaf_public_key(const SSL_CTX *ctx, unsigned char *digest);
 int64_t gp_leaf_not_after(const SSL_CTX *ctx);
 
 int gp_wakeup_open(void);
@@ -184,7 +185,6 @@ void gp_tickets_free(gp_tickets *tickets);
 int gp_tickets_rotate(gp_tickets *tickets);
 void gp_tickets_after_fork(gp_tickets *tickets);
 int gp_tickets_install(SSL_CTX *ctx, gp_tickets *tickets);
-int gp_tickets_public_key(const SSL_CTX *ctx, unsigned char *digest);
 """
 
 ffi = FFI()

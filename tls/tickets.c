@@ -172,10 +172,3 @@ int gp_tickets_inherit(SSL *ssl)
     pthread_once(&once, make_index);
     return ssl_index >= 0 && SSL_set_ex_data(ssl, ssl_index, tickets);
 }
-
-int gp_tickets_public_key(const SSL_CTX *ctx, unsigned char digest[32])
-{
-    const X509 *certificate = SSL_CTX_get0_certificate(ctx);
-
-    return certificate != NULL && X509_pubkey_digest(certificate, EVP_sha256(), digest, NULL);
-}

@@ -33,8 +33,4 @@ int gp_tickets_install(SSL_CTX *ctx, gp_tickets *tickets);
  * of memory. */
 int gp_tickets_inherit(SSL *ssl);
 
-/* SHA-256 of the public key in ctx's current certificate: what a session that may be resumed depends on. 1, or 0 with an error
- * queued. */
-int gp_tickets_public_key(const SSL_CTX *ctx, unsigned char digest[32]);
-
 #endif

@@ -239,7 +239,7 @@ class CudaBackend:
             lane.write(rows, array)
 
     def distrust(self) -> None:
-        """A result of this device is wrong: its next call makes it anew."""
+        """A result of this device is wrong: its next call rebuilds the state."""
         with contextlib.suppress(DeviceError), self._in_use():
             raise DeviceError(f"device {self._device.name}: a result is wrong")
 
@@ -294,7 +294,7 @@ class CudaBackend:
                 self._discard_unused(state)
 
     def _enter(self) -> _State:
-        """The state, made anew if the one before has failed."""
+        """The state, rebuilt if the one before has failed."""
         with self._lock:
             if self._state is None:
                 self._state = self._make_state()
@@ -330,7 +330,7 @@ class CudaBackend:
     def _remove_keys(self) -> None:
         while self._removals.get():
             if self._state is None or self._state.ended:
-                continue  # made anew, it begins without keys
+                continue  # rebuilt, it begins without keys
             try:
                 with self._in_use() as state:
                     state.remove_gone()

@@ -175,7 +175,7 @@ class Device(Protocol):
         ...
 
     def open(self) -> Sequence[Kernel]:
-        """Makes it usable, anew if it was open before: nothing that was allocated before is there any more. It is then
+        """Makes it usable. If it was open, it starts over: nothing that was allocated before is left. It is then
         the device of the calling thread. Returns its kernels, of one radix. Raises DeviceError, or another BackendError
         that says what is missing."""
         ...
@@ -201,7 +201,7 @@ class Device(Protocol):
         ...
 
     def stream(self) -> Stream:
-        """A new one, which lives until the device is closed or opened anew."""
+        """A new one, which lives until the device is closed or opened again."""
         ...
 
     def use(self) -> None:

@@ -259,7 +259,7 @@ static int encode(const signature_context *context, const settings *settings, ui
 
 typedef int plain_init_fn(void *inner, void *key, const OSSL_PARAM params[]);
 
-/* A copy of the inner context, started anew for a digest's value. Starting resets the padding. */
+/* A copy of the inner context, initialized again for a digest's value. That resets the padding. */
 static void *inner_copy(const signature_context *context, settings *settings, plain_init_fn *init)
 {
     void *inner = context->rsa->signature.dupctx(context->inner);

@@ -1,4 +1,4 @@
-/* Threads that share keys of every size class, a wrong one among them, until blinding pairs have been made anew; and a
+/* Threads that share keys of every size class, a wrong one among them, until blinding pairs have been replaced; and a
  * child forked in the middle of it. */
 #include <string.h>
 #include <sys/wait.h>

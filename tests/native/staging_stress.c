@@ -119,7 +119,7 @@ static void *change_keys(void *argument)
     return NULL;
 }
 
-/* A block for a key's rows; all blocks are begun anew when there is no room for one more. */
+/* A block for a key's rows; all blocks are discarded when there is no room for one more. */
 static void extend(struct pairs *pairs, uint32_t record, uint64_t handle, uint32_t wanted)
 {
     struct gp_pairs *of = &pairs->of;

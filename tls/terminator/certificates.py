@@ -36,10 +36,10 @@ class Certificate:
     """DNS names in lower case, wildcards included."""
     key_type: str
     """Such as ``RSA-2048``."""
+    public_key: bytes
+    """Its SHA-256."""
     not_after: float
     """Unix time."""
-    public_key: bytes = b""
-    """Its SHA-256."""
     warnings: tuple[str, ...] = ()
     """What is surely not meant about the file, although it can be served."""
 
@@ -112,7 +112,7 @@ def _read(config: TerminatorConfig, cert: Path, key: Path) -> Certificate:
         for version, problem in problems.items()
         if problem is not None
     ]
-    return dataclasses.replace(certificate, public_key=context.public_key_digest(), warnings=tuple(warnings))
+    return dataclasses.replace(certificate, warnings=tuple(warnings))
 
 
 def _with_its_counterpart(certificates: list[Certificate]) -> tuple[int, ...]:
@@ -207,7 +207,7 @@ def _describe(path: Path, context: tls.Context) -> Certificate:
         raise ConfigError(f"certificate file {str(path)!r} can't be used: {error}") from None
     usable = (name.rstrip(".").lower() for name in leaf.names)
     names = tuple(dict.fromkeys(name for name in usable if _is_server_name(name)))
-    return Certificate(path, names, leaf.key_type, leaf.not_after)
+    return Certificate(path, names, leaf.key_type, leaf.public_key, leaf.not_after)
 
 
 def _is_server_name(name: str) -> bool:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-__all__ = ["HANDSHAKE_FAILURES", "handshake_failure"]
+__all__ = ["HANDSHAKE_FAILURES", "OUT_OF_MEMORY", "handshake_failure"]
+
+OUT_OF_MEMORY = "out_of_memory"
 
 _BY_TEXT = (
     ("http request", "http_request"),
@@ -26,7 +28,7 @@ _BY_TEXT = (
     ("alert bad certificate", "client_bad_certificate"),
     (" alert ", "client_alert"),
     ("records without application data", "client_flood"),
-    ("malloc failure", "out_of_memory"),
+    ("malloc failure", OUT_OF_MEMORY),
 )
 """Parts of the errors' texts; the first that is found counts. ``client_`` before what a client says by an alert."""
 

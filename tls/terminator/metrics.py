@@ -17,6 +17,7 @@ from prometheus_client.registry import Collector
 
 from gpu_provider.status import AsyncStatus
 from gpu_provider.tls.terminator.failures import HANDSHAKE_FAILURES
+from gpu_provider.tls.terminator.shortage import SHORTAGE_REASONS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -39,7 +40,6 @@ _ENDS = (
     "client_reset",
     "client_flood",
     "tls_error",
-    "client_flood",
     "upstream_reset",
     "upstream_unreachable",
     "idle_timeout",
@@ -77,7 +77,7 @@ class TerminatorMetrics(Collector):
         self.upstream_failures = _zeros(_UPSTREAM_FAILURES)
         self.bytes_to_upstream = 0
         self.bytes_to_client = 0
-        self.shortages: Counter[str] = Counter()
+        self.shortages = _zeros(SHORTAGE_REASONS)
         self.reloads = _zeros(("ok", "failed"))
         self.certificates: tuple[Certificate, ...] = ()
         self._handshake_times = _Times()

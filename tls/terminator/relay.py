@@ -118,7 +118,7 @@ class Relay:
             if self._for_upstream:
                 sent = self._send_upstream(self._for_upstream)
                 self._for_upstream = self._for_upstream[sent:]
-                if sent:
+                if sent and not self._over:
                     self._session.moved()
             if self._for_upstream or self._client_ended or not self._client_readable:
                 return

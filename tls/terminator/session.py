@@ -37,7 +37,7 @@ from gpu_provider import tls
 from gpu_provider.tls import constants
 from gpu_provider.tls.terminator import proxy_protocol
 from gpu_provider.tls.terminator.connecting import Connecting
-from gpu_provider.tls.terminator.failures import handshake_failure
+from gpu_provider.tls.terminator.failures import OUT_OF_MEMORY, handshake_failure
 from gpu_provider.tls.terminator.poller import GONE, READABLE, WRITABLE
 from gpu_provider.tls.terminator.progress import Progress
 from gpu_provider.tls.terminator.relay import Relay
@@ -209,7 +209,7 @@ class Session:
         except tls.SysCallError as error:
             self._handshake_failed("client_gone", str(error))
         except tls.Error as error:
-            if "malloc failure" in str(error):
+            if handshake_failure(str(error)) == OUT_OF_MEMORY:
                 self._server.run_out_of_memory()
             self._handshake_failed("failed", str(error))
         else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 from typing import TYPE_CHECKING
 
 import structlog
@@ -11,12 +12,14 @@ if TYPE_CHECKING:
     import asyncio
     from collections import Counter
 
-__all__ = ["OUT_OF_MEMORY", "SHORTAGES", "Shortage"]
+__all__ = ["OUT_OF_MEMORY", "SHORTAGES", "SHORTAGE_REASONS", "Shortage"]
 
 SHORTAGES = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 """What a socket can't be had for."""
 
 OUT_OF_MEMORY = "out of memory"
+SHORTAGE_REASONS = (OUT_OF_MEMORY, *map(os.strerror, sorted(SHORTAGES)))
+"""Those that are counted from the start."""
 
 _PRESENT_SECONDS = 1.0
 _LASTING_SECONDS = 10.0
