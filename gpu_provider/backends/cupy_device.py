@@ -87,7 +87,7 @@ def allow_table(driver: Any, function: int, table_bytes: int) -> None:
     """Allows a kernel its window table in shared memory. ``driver``: CuPy's, whose errors this raises.
 
     All that a multiprocessor has is to be shared memory, so that as many blocks as possible run at a time: the driver
-    might leave part of it to the L1 cache. And so for every kernel: to divide it differently, a multiprocessor must be idle.
+    might leave part of it to the L1 cache. And so for every kernel: a multiprocessor has to be idle to change that.
     """
     driver.funcSetAttribute(function, driver.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, table_bytes)
     driver.funcSetAttribute(function, driver.CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT, _ALL_PERCENT)
