@@ -270,9 +270,10 @@ class DeviceArrays:
             except BaseException as error:  # noqa: BLE001 - handed to the caller
                 outcome.set_exception(error)
 
-        threading.Thread(target=run, name=f"gpu-provider-{backend.name}-arrays", daemon=True).start()
         seconds = self._timeout * pieces
         try:
+            # In here, because a signal handler may raise in start(), which waits for the thread to run.
+            threading.Thread(target=run, name=f"gpu-provider-{backend.name}-arrays", daemon=True).start()
             return outcome.result(seconds)
         except BackendError as error:
             _log.warning("backend %s: %s", backend.name, error)

@@ -7,6 +7,7 @@ import gc
 import random
 import signal
 import threading
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from gpu_provider import (
     OperationError,
     ProviderClosedError,
     ProviderConfig,
+    device_arrays,
 )
 from gpu_provider.backends.cuda import CudaBackend
 from gpu_provider.backends.device import DeviceError, DeviceMemoryError
@@ -381,6 +383,31 @@ def test_a_call_that_is_interrupted_is_not_computed_further(
     threading.Thread(target=interrupt).start()
     config = ProviderConfig(backend_timeout=20, max_delay=0.0001)  # many pieces
     with BatchingProvider(config, backends=[CudaBackend(device)]) as provider:
+        with pytest.raises(KeyboardInterrupt):
+            provider.modexp(array, (1 << 256) - 1, MODULUS)
+        faults.hang.set()
+        for thread in threading.enumerate():
+            if thread.name.endswith("-arrays"):
+                thread.join(30)
+    assert kernels.rows.get("MODEXP", 0) < 400
+
+
+def test_so_is_one_that_is_interrupted_as_it_begins(
+    device: HostDevice, kernels: CountingKernels, faults: Faults, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Hazard: start() waits for the new thread, which may have begun to compute when a signal comes."""
+
+    class Interrupted(threading.Thread):
+        def start(self) -> None:
+            super().start()
+            faults.launching.wait(30)
+            raise KeyboardInterrupt
+
+    array = place(device, [3] * 400, 32)
+    faults.hang.clear()
+    config = ProviderConfig(backend_timeout=20, max_delay=0.0001)  # many pieces
+    with BatchingProvider(config, backends=[CudaBackend(device)]) as provider:
+        monkeypatch.setattr(device_arrays, "threading", SimpleNamespace(Thread=Interrupted))
         with pytest.raises(KeyboardInterrupt):
             provider.modexp(array, (1 << 256) - 1, MODULUS)
         faults.hang.set()
