@@ -164,15 +164,21 @@ def got(function: str, subject: int, name: str, data_type: int) -> Outcome:
 
 
 @contextmanager
+def our_library_context(kind: str) -> Iterator[int]:
+    """One where our provider computes: from its file (``module``), or in a batching provider (``batched``)."""
+    if kind == "module":
+        with evp.LibraryContext() as context:
+            yield context.pointer
+    else:
+        with BatchingProvider() as provider:
+            yield provider.library_context.pointer
+
+
+@contextmanager
 def library_contexts(kind: str) -> Iterator[tuple[int, int]]:
-    """One where the default provider computes, and one where ours does: from its file, or in a batching provider."""
-    with evp.LibraryContext(provider=False) as default:
-        if kind == "module":
-            with evp.LibraryContext() as context:
-                yield default.pointer, context.pointer
-        else:
-            with BatchingProvider() as provider:
-                yield default.pointer, provider.library_context.pointer
+    """One where the default provider computes, and one where ours does."""
+    with evp.LibraryContext(provider=False) as default, our_library_context(kind) as ours:
+        yield default.pointer, ours
 
 
 def keys_of(libctxs: tuple[int, int], bits: int, *, private: bool = True) -> list[evp.Key]:

@@ -17,8 +17,6 @@ import pytest
 import rsa_keys
 from cryptography.hazmat.primitives.asymmetric import padding, rsa
 
-from gpu_provider import BatchingProvider
-
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
@@ -29,12 +27,8 @@ TLS_1_2, TLS_1_1 = 0x0303, 0x0302
 
 @pytest.fixture(scope="module", params=["module", "batched"])
 def libctx(request: pytest.FixtureRequest) -> Iterator[int]:
-    if request.param == "module":
-        with evp.LibraryContext() as context:
-            yield context.pointer
-    else:
-        with BatchingProvider() as provider:
-            yield provider.library_context.pointer
+    with evp_outcome.our_library_context(request.param) as context:
+        yield context
 
 
 def encrypt_encoded(key: rsa.RSAPrivateKey, encoded: bytes) -> bytes:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import evp
+import evp_outcome
 import pytest
 import rsa_keys
 from cryptography.exceptions import InvalidSignature
@@ -56,12 +57,8 @@ KEYS: list[tuple[int, Literal[3, 65537]]] = [
 
 @pytest.fixture(scope="module", params=["module", "batched"])
 def libctx(request: pytest.FixtureRequest) -> Iterator[int]:
-    if request.param == "module":
-        with evp.LibraryContext() as context:
-            yield context.pointer
-    else:
-        with BatchingProvider() as provider:
-            yield provider.library_context.pointer
+    with evp_outcome.our_library_context(request.param) as context:
+        yield context
 
 
 def pss(algorithm: hashes.HashAlgorithm, salt_length: int | None = None) -> padding.PSS:

@@ -154,27 +154,19 @@ async def test_what_is_no_text_is_refused(connect: Client, name: Any) -> None:
         await connect(tls.Context(tls.TLS_CLIENT_METHOD), server_hostname=name)
 
 
-async def test_a_partial_wildcard_matches_nothing(tmp_path: Path) -> None:
-    certificate, key = self_signed("w*.example")
-    (tmp_path / "own.pem").write_bytes(certificate)
-    context, server = tls.Context(tls.TLS_CLIENT_METHOD), tls.Context(tls.TLS_SERVER_METHOD)
-    context.load_verify_locations(tmp_path / "own.pem")
-    server.use_certificate(certificate)
-    server.use_privatekey(key)
+def test_a_self_signed_certificate_that_is_trusted_will_do(tmp_path: Path) -> None:
+    shake_with_self_signed(tmp_path, "www.example")
+
+
+def test_a_partial_wildcard_matches_nothing(tmp_path: Path) -> None:
     with pytest.raises(tls.Error, match="ostname mismatch"):
-        shake(server, context, lambda client: client.set_verify_host("www.example"))
+        shake_with_self_signed(tmp_path, "w*.example")
 
 
 def test_a_certificate_for_clients_is_none_for_servers(tmp_path: Path) -> None:
     usage = x509.ExtendedKeyUsage([x509.oid.ExtendedKeyUsageOID.CLIENT_AUTH])
-    certificate, key = self_signed("www.example", usage)
-    (tmp_path / "own.pem").write_bytes(certificate)
-    context, server = tls.Context(tls.TLS_CLIENT_METHOD), tls.Context(tls.TLS_SERVER_METHOD)
-    context.load_verify_locations(tmp_path / "own.pem")
-    server.use_certificate(certificate)
-    server.use_privatekey(key)
     with pytest.raises(tls.Error, match="purpose"):
-        shake(server, context, lambda client: client.set_verify_host("www.example"))
+        shake_with_self_signed(tmp_path, "www.example", usage)
 
 
 @pytest.mark.usefixtures("trusted")
@@ -274,6 +266,17 @@ def shake(server: tls.Context, client: tls.Context, prepare: Callable[[tls.Conne
                 other.bio_write(one.bio_read(count))
     connecting.shutdown()  # or the session can't be resumed
     return connecting
+
+
+def shake_with_self_signed(tmp_path: Path, name: str, *extensions: x509.ExtensionType) -> None:
+    """A client that trusts the server's certificate itself, and that wants ``www.example``."""
+    certificate, key = self_signed(name, *extensions)
+    (tmp_path / "own.pem").write_bytes(certificate)
+    context, server = tls.Context(tls.TLS_CLIENT_METHOD), tls.Context(tls.TLS_SERVER_METHOD)
+    context.load_verify_locations(tmp_path / "own.pem")
+    server.use_certificate(certificate)
+    server.use_privatekey(key)
+    shake(server, context, lambda client: client.set_verify_host("www.example"))
 
 
 def self_signed(name: str, *extensions: x509.ExtensionType) -> tuple[bytes, bytes]:

@@ -65,6 +65,21 @@ def terminator_for(tmp_path: Path, port: int, *hosts: str, flags: tuple[str, ...
         yield terminator
 
 
+@contextlib.contextmanager
+def all_silent(tmp_path: Path, *, connect_timeout: int) -> Iterator[Terminator]:
+    """A terminator whose upstream has five addresses, none of which answers."""
+    hosts = [f"127.0.0.{number}" for number in range(2, 7)]
+    with contextlib.ExitStack() as stack:
+        port = 0
+        for host in hosts:
+            silent = stack.enter_context(listener(host, port))
+            port = silent.getsockname()[1]
+            for sock in fill(silent):
+                stack.enter_context(sock)
+        flags = ("--connect-timeout", str(connect_timeout))
+        yield stack.enter_context(terminator_for(tmp_path, port, *hosts, flags=flags))
+
+
 @pytest.mark.parametrize("silent", [("127.0.0.2",), ("127.0.0.2", "127.0.0.3", "127.0.0.4")])
 def test_silent_addresses_do_not_keep_clients_from_the_next(tmp_path: Path, silent: tuple[str, ...]) -> None:
     with Upstream(echo) as upstream, contextlib.ExitStack() as stack:
@@ -153,21 +168,14 @@ def test_address_that_accepts_late_is_still_taken(tmp_path: Path) -> None:
 
 
 def test_all_silent_ends_with_one_connect_timeout(tmp_path: Path) -> None:
-    with contextlib.ExitStack() as stack:
-        first = stack.enter_context(listener("127.0.0.2"))
-        port = first.getsockname()[1]
-        others = [stack.enter_context(listener(f"127.0.0.{number}", port)) for number in (3, 4, 5, 6)]
-        for sock in (waiting for silent in (first, *others) for waiting in fill(silent)):
-            stack.enter_context(sock)
-        hosts = [f"127.0.0.{number}" for number in range(2, 7)]
-        with terminator_for(tmp_path, port, *hosts, flags=("--connect-timeout", "1")) as terminator:
-            client = terminator.library_client()
-            started = time.monotonic()
-            with pytest.raises(tls.ZeroReturnError):
-                client.recv(1)
-            assert time.monotonic() - started > 0.5  # all had their time
-            client.close()
-            terminator.wait_for_metric(FAILURES, 1, reason="ETIMEDOUT")
+    with all_silent(tmp_path, connect_timeout=1) as terminator:
+        client = terminator.library_client()
+        started = time.monotonic()
+        with pytest.raises(tls.ZeroReturnError):
+            client.recv(1)
+        assert time.monotonic() - started > 0.5  # all had their time
+        client.close()
+        terminator.wait_for_metric(FAILURES, 1, reason="ETIMEDOUT")
 
 
 def sockets(terminator: Terminator) -> int:
@@ -179,28 +187,21 @@ def sockets(terminator: Terminator) -> int:
 
 
 def test_waiting_session_holds_one_descriptor_more_than_a_connected_one(tmp_path: Path) -> None:
-    with contextlib.ExitStack() as stack:
-        first = stack.enter_context(listener("127.0.0.2"))
-        port = first.getsockname()[1]
-        others = [stack.enter_context(listener(f"127.0.0.{number}", port)) for number in (3, 4, 5, 6)]
-        for sock in (waiting for silent in (first, *others) for waiting in fill(silent)):
-            stack.enter_context(sock)
-        hosts = [f"127.0.0.{number}" for number in range(2, 7)]
-        with terminator_for(tmp_path, port, *hosts, flags=("--connect-timeout", "2")) as terminator:
-            before = sockets(terminator)
-            client = terminator.library_client()
+    with all_silent(tmp_path, connect_timeout=2) as terminator:
+        before = sockets(terminator)
+        client = terminator.library_client()
 
-            def wait_for_the_end() -> None:
-                with pytest.raises(tls.ZeroReturnError):
-                    client.recv(1)
+        def wait_for_the_end() -> None:
+            with pytest.raises(tls.ZeroReturnError):
+                client.recv(1)
 
-            waiting = threading.Thread(target=wait_for_the_end)
-            waiting.start()
-            most = 0
-            while waiting.is_alive():
-                most = max(most, sockets(terminator))
-            client.close()
-            assert most - before == 3  # the client's, and two
+        waiting = threading.Thread(target=wait_for_the_end)
+        waiting.start()
+        most = 0
+        while waiting.is_alive():
+            most = max(most, sockets(terminator))
+        client.close()
+        assert most - before == 3  # the client's, and two
 
 
 def test_families_take_turns_in_the_resolvers_order(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import evp
+import evp_outcome
 import pytest
 import rsa_keys
 from cryptography.hazmat.primitives import hashes
@@ -39,12 +40,8 @@ SCHEMES = {
 
 @pytest.fixture(scope="module", params=["module", "batched"])
 def libctx(request: pytest.FixtureRequest) -> Iterator[int]:
-    if request.param == "module":
-        with evp.LibraryContext() as context:
-            yield context.pointer
-    else:
-        with BatchingProvider() as provider:
-            yield provider.library_context.pointer
+    with evp_outcome.our_library_context(request.param) as context:
+        yield context
 
 
 def key_with(libctx: int, changes: dict[str, int], *, crt: bool = True) -> evp.Key:
