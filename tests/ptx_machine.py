@@ -1,5 +1,5 @@
 """Runs CUDA kernels without a GPU: executes their PTX, as NVIDIA's manual of the PTX ISA defines it, for many warps at
-once. Every register is a NumPy array with an element for each thread.
+once. What stays in registers is computed by ``native/ptx_registers.c``, memory, calls and branches are followed here.
 
 What the kernels' host build can't show is seen here: the device's own branches of the source (carry chains and other
 inline assembly, shuffles and ballots, fused multiply-adds, the table in shared memory), and the loads and stores that
@@ -30,21 +30,35 @@ if TYPE_CHECKING:
 
 WARP = 32
 _SHARED = 1 << 20  # where shared memory begins, in addresses of its own
+_ONES = [(1 << bits) - 1 for bits in range(65)]
+_SPECIAL = ("%tid.x", "%ctaid.x", "%ntid.x", "%laneid")
 
-
+_NATIVE = Path(__file__).parent / "native"
 _ffi = FFI()
-_ffi.cdef("void fma_toward_zero(int count, const double *a, const double *b, const double *c, double *result);")
+_ffi.cdef((_NATIVE / "ptx_registers.h").read_text())
+_OPERATIONS: dict[str, int] = _ffi.typeof("enum operation").relements
 
 
 @cache
 def _native() -> Any:
-    """NumPy has no fused multiply-add."""
-    source = Path(__file__).parent / "native" / "fma_toward_zero.c"
     with tempfile.TemporaryDirectory() as directory:
-        library = f"{directory}/fma_toward_zero.so"
-        flags = ["-std=c11", "-O2", "-Wall", "-Wextra", "-Werror", "-frounding-math", "-shared", "-fPIC"]
-        subprocess.run(["gcc", *flags, source, "-o", library, "-lm"], check=True, timeout=60)
+        library = f"{directory}/ptx_registers.so"
+        flags = [
+            "-std=c11",
+            "-O3",
+            "-march=native",
+            "-frounding-math",
+            "-Wall",
+            "-Wextra",
+            "-Werror",
+            "-shared",
+            "-fPIC",
+        ]
+        subprocess.run(["gcc", *flags, _NATIVE / "ptx_registers.c", "-o", library, "-lm"], check=True, timeout=60)
         return _ffi.dlopen(library)
+
+
+UNWRITTEN = "a register that nobody has written"
 
 
 class FaultError(Exception):
@@ -62,8 +76,7 @@ class Machine:
         parameter, in which are addresses of ``buffers``. Raises FaultError."""
         run = _Run(self, warps, table_bytes, buffers)
         parameter = f"{entry}_param_0"
-        with np.errstate(over="ignore"):  # numbers wrap
-            self.functions[entry].call(run, {parameter: _Parameter(arguments)}, np.ones(run.threads, bool))
+        self.functions[entry].call(run, {parameter: _Parameter(arguments)}, np.ones(run.threads, bool))
 
 
 @dataclass
@@ -113,20 +126,15 @@ class _Run:
     """What the threads of a launch share."""
 
     def __init__(self, machine: Machine, warps: int, table_bytes: int, buffers: Sequence[NDArray[Any]]) -> None:
-        self.machine = machine
+        self.machine, self.warps = machine, warps
         self.threads = warps * WARP
         number = np.arange(self.threads, dtype=np.uint64)
-        self.lane, self.warp = number % WARP, number // WARP
-        self.first_of_warp = (number - self.lane).astype(np.int64)
-        self.special = {
-            "%tid.x": self.lane,
-            "%ctaid.x": self.warp,
-            "%ntid.x": np.full(self.threads, WARP, np.uint64),
-            "%laneid": self.lane,
-        }
+        lane, self.warp = number % WARP, number // WARP
+        self.special = dict(zip(_SPECIAL, (lane, self.warp, np.full(self.threads, WARP, np.uint64), lane), strict=True))
+        self.idle: dict[str, _Registers] = {}
+        """By the function's name, those of a call that has returned: the next one needn't fill in its constants."""
         self.shared = np.zeros((warps, table_bytes), np.uint8)
-        self._uses = _Uses(self.threads, self.shared.size)
-        self.carry: Any = None
+        self.uses = _Uses(self.threads, self.shared.size)
         self._buffers = sorted(
             ((array.ctypes.data, array.nbytes, array.reshape(-1).view(np.uint8)) for array in buffers),
             key=lambda buffer: buffer[0],
@@ -135,7 +143,7 @@ class _Run:
     def load(self, space: str, address: Any, size: int, active: NDArray[np.bool_] | None) -> NDArray[np.uint64]:
         memory, place, where = self._find(space, address, size, active)
         if space == "shared":
-            self._uses.load(place, size, where)
+            self.uses.load(place, size, where)
         loaded = np.zeros(self.threads, np.uint64)
         loaded[where] = memory.view(f"<u{size}")[place]
         return loaded
@@ -143,7 +151,7 @@ class _Run:
     def store(self, space: str, address: Any, size: int, value: Any, active: NDArray[np.bool_] | None) -> None:
         memory, place, where = self._find(space, address, size, active)
         if space == "shared":
-            self._uses.store(place, size, where)
+            self.uses.store(place, size, where)
         if not memory.flags.writeable:
             raise FaultError("a store to memory that is only read")
         memory.view(f"<u{size}")[place] = np.broadcast_to(value, self.threads)[where].astype(f"<u{size}")
@@ -166,196 +174,139 @@ class _Run:
                 return memory, (at - np.uint64(start)) // np.uint64(size), where
         raise FaultError(f"addresses {lowest:#x} to {highest + size:#x}, which are in no buffer")
 
-    def call(self, name: str, result: str, parameters: list[tuple[str, _Parameter]], active: Any) -> _Parameter:
-        self._whole_warps(active)
-        function = self.machine.functions[name]
-        given = {own: parameter for own, (_, parameter) in zip(function.parameters, parameters, strict=True)}
-        given[function.result] = returned = _Parameter()
-        function.call(self, given, np.ones(self.threads, bool) if active is None else active)
-        return returned
 
-    def fma_toward_zero(self, *operands: Any) -> NDArray[np.float64]:
-        a, b, c = (x if x.ndim else np.full(self.threads, x) for x in operands)
-        result = np.empty(self.threads)
-        pointers = [_ffi.from_buffer("double[]", x) for x in (a, b, c)]
-        _native().fma_toward_zero(self.threads, *pointers, _ffi.from_buffer("double[]", result, require_writable=True))
-        return result
+@dataclass
+class _Place:
+    """Where the threads of a call are: what a step of a function is given."""
 
-    def shuffle(self, mode: str, operands: Sequence[Any], active: Any) -> tuple[Any, Any]:
-        a, b, c, members = operands
-        self._exchange(members, active)
-        a, b, c = (np.broadcast_to(x, self.threads).astype(np.int64) for x in (a, b, c))
-        lane, b, clamp, segment = self.lane.astype(np.int64), b & 31, c & 31, c >> 8 & 31
-        bound, lowest = lane & segment | clamp & ~segment, lane & segment
-        source = {"up": lane - b, "down": lane + b, "idx": lowest | b & ~segment}[mode]
-        inside = source >= bound if mode == "up" else source <= bound
-        source = np.where(inside, source, lane)
-        return a[self.first_of_warp + source].astype(np.uint64), inside
-
-    def ballot(self, vote: Any, members: Any, active: Any) -> Any:
-        self._exchange(members, active)
-        bits = np.broadcast_to(vote, self.threads).astype(np.uint64) << self.lane
-        return np.repeat(np.bitwise_or.reduce(bits.reshape(-1, WARP), axis=1), WARP)
-
-    def synchronize(self, members: Any, active: Any) -> None:
-        self._exchange(members, active)
-        self._uses.synchronize(slice(None) if active is None else active)
-
-    def _exchange(self, members: Any, active: Any) -> None:
-        self._whole_warps(active)
-        if (np.asarray(members) != 0xFFFFFFFF).any():
-            raise FaultError("an exchange among some threads of a warp")
-
-    def _whole_warps(self, active: NDArray[np.bool_] | None) -> None:
-        if active is not None:
-            by_warp = active.reshape(-1, WARP)
-            if not (by_warp.all(axis=1) | ~by_warp.any(axis=1)).all():
-                raise FaultError("threads of a warp that need one another are not all at the same place")
+    run: _Run
+    registers: _Registers
+    parameters: dict[str, _Parameter]
+    active: NDArray[np.bool_] | None = None
+    """Which threads; None for all."""
 
 
-# ---- registers as they are kept: unsigned numbers in 64 bits, the upper ones zero; doubles; bool for predicates ----
+class _Registers:
+    """Of the threads of one call: unsigned numbers in 64 bits, the upper ones zero; the bits of doubles; 0 or 1 for
+    predicates."""
+
+    def __init__(self, run: _Run, rows: int, known: Mapping[int, Any]) -> None:
+        """``known``: what stands in some rows from the beginning and stays."""
+        self._values = np.empty((run.warps, rows, WARP), np.uint64)
+        self._written = np.empty((run.warps, rows), np.uint8)
+        self._known = list(known)
+        for row, value in known.items():
+            self._values[:, row] = np.reshape(value, (-1, WARP) if np.ndim(value) else ())
+        self.clear()
+
+    def clear(self) -> None:
+        self._written[:] = 0
+        self._written[:, self._known] = 1
+
+    def load(self, row: int, active: NDArray[np.bool_] | None) -> NDArray[np.uint64]:
+        if not self._written[self._warps(active), row].all():
+            raise FaultError(UNWRITTEN)
+        return self._values[:, row].reshape(-1)
+
+    def store(self, row: int, value: Any, active: NDArray[np.bool_] | None) -> None:
+        values = np.broadcast_to(value, self._values[:, row].size).reshape(-1, WARP)
+        np.copyto(self._values[:, row], values, where=True if active is None else active.reshape(-1, WARP))
+        self._written[self._warps(active), row] = 1
+
+    def compute(self, instructions: Any, active: NDArray[np.bool_] | None) -> None:
+        warps, rows, _ = self._values.shape
+        values = _ffi.from_buffer("uint64_t[]", self._values)
+        written = _ffi.from_buffer("uint8_t[]", self._written)
+        only = _ffi.NULL if active is None else _ffi.from_buffer("uint8_t[]", active.view(np.uint8))
+        place = _native().ptx_compute(len(instructions), instructions, warps, rows, values, written, only)
+        if place < len(instructions):
+            one = instructions[place]
+            if one.operation != _OPERATIONS["EXCHANGE"]:
+                raise FaultError(UNWRITTEN)
+            if (self.load(one.a, active) != _ONES[32]).any():
+                raise FaultError("an exchange among some threads of a warp")
+            raise FaultError("threads of a warp that need one another are not all at the same place")
+
+    @staticmethod
+    def _warps(active: NDArray[np.bool_] | None) -> Any:
+        return slice(None) if active is None else active.reshape(-1, WARP).any(axis=1)
 
 
-def _signed(a: Any, bits: int) -> Any:
-    a = np.asarray(a, np.uint64)
-    return a.view(np.int64) if bits == 64 else (a << np.uint64(64 - bits)).view(np.int64) >> (64 - bits)
-
-
-def _unsigned(a: Any, bits: int) -> Any:
-    return np.asarray(a, np.int64).view(np.uint64) & np.uint64((1 << bits) - 1)
-
-
-def _shift(a: Any, count: Any, bits: int, direction: str) -> Any:
-    """Counts of more than the width shift everything out."""
-    if direction == "arithmetic":
-        return _unsigned(_signed(a, bits) >> np.minimum(count, np.uint64(bits - 1)).astype(np.int64), bits)
-    if count.ndim == 0 and count < bits:
-        return a >> count if direction == "right" else (a << count) & np.uint64((1 << bits) - 1)
-    within = np.minimum(count, np.uint64(63))
-    shifted = a >> within if direction == "right" else (a << within) & np.uint64((1 << bits) - 1)
-    return np.where(count < bits, shifted, np.uint64(0))
-
-
-def _multiply_high(a: Any, b: Any) -> Any:
-    low, mask = np.uint64(32), np.uint64(0xFFFFFFFF)
-    a_low, a_high, b_low, b_high = a & mask, a >> low, b & mask, b >> low
-    middle = a_high * b_low + (a_low * b_low >> low)
-    return a_high * b_high + (middle >> low) + (a_low * b_high + (middle & mask) >> low)
-
-
-def _multiply_high_signed(a: Any, b: Any) -> Any:
-    """Of 32 bits."""
-    return _unsigned(_signed(a, 32) * _signed(b, 32) >> 32, 32)
-
-
-def _leading_zeros(a: Any) -> Any:
-    a = np.asarray(a)
-    return np.array([64 - int(x).bit_length() for x in a.ravel()], np.uint64).reshape(a.shape)
-
-
-def _insert(a: Any, b: Any, place: int, length: int) -> Any:
-    """b, with the low bits of a in place of its own."""
-    ones = (1 << length) - 1
-    return b & ~np.uint64(ones << place) | (a & np.uint64(ones)) << np.uint64(place)
-
-
-def _number(low: Any, high: Any) -> Any:
-    return low | high << np.uint64(32)
-
-
-_HELPERS = {
-    "np": np,
-    "signed": _signed,
-    "unsigned": _unsigned,
-    "shift": _shift,
-    "multiply_high": _multiply_high,
-    "multiply_high_signed": _multiply_high_signed,
-    "leading_zeros": _leading_zeros,
-    "insert": _insert,
-    "number": _number,
-    "M32": np.uint64(0xFFFFFFFF),
-    "S32": np.uint64(32),
-    "Parameter": _Parameter,
-}
-
-# By name without its type, what an instruction computes of a, b, c; {mask} the ones of its type.
+# By name without its type, what an instruction computes of its operands.
 _INTEGER = {
-    "add": "({a} + {b}) & {mask}",
-    "sub": "({a} - {b}) & {mask}",
-    "and": "{a} & {b}",
-    "or": "{a} | {b}",
-    "xor": "{a} ^ {b}",
-    "not": "~{a} & {mask}",
-    "neg": "(0 - {a}) & {mask}",
-    "mul.lo": "({a} * {b}) & {mask}",
-    "mul.hi": "multiply_high({a}, {b})",
-    "mul.wide": "{a} * {b}",
-    "mad.lo": "({a} * {b} + {c}) & {mask}",
-    "clz": "leading_zeros({a})",
-    "mov": "{a}",
-    "cvta.to.global": "{a}",
-    "selp": "np.where({c}, {a}, {b})",
-    "bfi": "insert({a}, {b}, {c}, {length})",
+    "add": "ADD",
+    "sub": "SUBTRACT",
+    "and": "AND",
+    "or": "OR",
+    "xor": "XOR",
+    "not": "NOT",
+    "neg": "NEGATE",
+    "mul.lo": "MULTIPLY",
+    "mul.hi": "MULTIPLY_HIGH",
+    "mad.lo": "MULTIPLY_ADD",
+    "clz": "LEADING_ZEROS",
+    "mov": "MOVE",
+    "cvta.to.global": "MOVE",
+    "selp": "SELECT",
+    "shl": "SHIFT_LEFT",
 }
-_REAL = {"add": "{a} + {b}", "sub": "{a} - {b}", "fma.rz": "run.fma_toward_zero({a}, {b}, {c})", "mov": "{a}"}
-_PREDICATE = {"and": "{a} & {b}", "or": "{a} | {b}", "xor": "{a} ^ {b}", "not": "~{a}", "mov": "{a}"}
-_COMPARE = {"eq": "==", "ne": "!=", "lt": "<", "le": "<=", "gt": ">", "ge": ">="}
-# Halves of sums of 32 bits with the carry flag: the sum, in 64 bits, of which the upper half is the carry.
-_CARRY = {
-    "add": "{a} + {b}",
-    "mad.lo": "({a} * {b} & M32) + {c}",
-    "mad.hi": "({a} * {b} >> S32) + {c}",
-}
+_REAL = {"add": "ADD_REAL", "sub": "SUBTRACT_REAL", "fma.rz": "MULTIPLY_ADD_TOWARD_ZERO", "mov": "MOVE"}
+_PREDICATE = {"and": "AND", "or": "OR", "xor": "XOR", "mov": "MOVE"}
+# Those of signed numbers, which have to be extended to 64 bits first.
+_SIGNED = {"min": "MINIMUM_SIGNED", "max": "MAXIMUM_SIGNED", "shr": "SHIFT_RIGHT_SIGNED"}
+_UNSIGNED = {"min": "MINIMUM", "max": "MAXIMUM", "shr": "SHIFT_RIGHT"}
+_SHUFFLES = {"up": "UP", "down": "DOWN", "idx": "TO"}
 
 
 @dataclass
 class _Block:
-    """Instructions without a branch among them, as Python."""
+    """Instructions without a branch among them."""
 
-    lines: list[str] = field(default_factory=list)
-    written: set[int] = field(default_factory=set)
+    steps: list[Any] = field(default_factory=list)
+    """Each a function of a ``_Place``; while it is compiled, also lists of instructions for ``_Registers.compute``."""
     labels: list[str] = field(default_factory=list)
-    branch: tuple[str, str] | None = None
-    """The predicate, empty for always, and the label; or, to the end, no label."""
-    code: Callable[..., None] | None = None
+    branch: tuple[int | None, bool, str] | None = None
+    """The predicate's row, or None for always; its value with which it is taken; the label, or nothing for the end."""
 
 
 class _Function:
     def __init__(self, name: str, result: str, parameters: list[str], body: str) -> None:
         self.name, self.result, self.parameters = name, result, parameters
-        self._registers: dict[str, int] = {}
+        self._rows = 0
         self._scopes: list[dict[str, int]] = [{}]
         self._blocks = [_Block()]
-        self._constants: dict[str, np.uint64] = {}
+        self._constants: dict[int, int] = {}
+        self._special = {special: self._row() for special in _SPECIAL}
+        self._carry, *self._temporary = (self._row() for _ in range(4))
         self._compile(body)
 
     # ---- executing ----
 
     def call(self, run: _Run, parameters: Mapping[str, _Parameter], threads: NDArray[np.bool_]) -> None:
+        registers = run.idle.pop(self.name, None)
+        if registers is None:
+            known: dict[int, Any] = {row: np.uint64(number) for number, row in self._constants.items()}
+            known |= {row: run.special[special] for special, row in self._special.items()}
+            registers = _Registers(run, self._rows, known)
+        place = _Place(run, registers, dict(parameters))
         blocks, end = self._blocks, len(self._blocks)
-        registers: list[Any] = [None] * len(self._registers)
         at = np.where(threads, 0, end)
-        local = dict(parameters)
-        while (place := int(at.min())) < end:
+        while (number := int(at.min())) < end:
             # Those that are behind go on first; so threads meet again behind a branch.
-            here = at == place
-            block = blocks[place]
-            active = None if here.all() else here
-            before = {} if active is None else {number: registers[number] for number in block.written}
-            if block.code is not None:
-                block.code(run, registers, local, active)
-            for number, old in before.items():
-                new = registers[number]
-                registers[number] = new if old is None else np.where(here, new, old)
-            at = np.where(here, place + 1, at)
+            here = at == number
+            block = blocks[number]
+            place.active = None if here.all() else here
+            for step in block.steps:
+                step(place)
+            at = np.where(here, number + 1, at)
             if block.branch is not None:
-                predicate, label = block.branch
-                target = self._labels[label] if label else end
+                predicate, taken_with, label = block.branch
                 taken = here
-                if predicate:
-                    chosen = registers[self._registers[predicate.lstrip("!")]]
-                    taken = here & (~chosen if predicate.startswith("!") else chosen)
-                at = np.where(taken, target, at)
+                if predicate is not None:
+                    taken = here & (registers.load(predicate, place.active).astype(bool) == taken_with)
+                at = np.where(taken, self._labels[label] if label else end, at)
+        registers.clear()
+        run.idle[self.name] = registers
 
     # ---- compiling ----
 
@@ -377,12 +328,8 @@ class _Function:
             else:
                 self._statement(" ".join(statement.split()))
         self._labels = {label: place for place, block in enumerate(self._blocks) for label in block.labels}
-        for place, block in enumerate(self._blocks):
-            if block.lines:
-                source = "def code(run, R, parameters, active):\n    " + "\n    ".join(block.lines)
-                space: dict[str, Any] = _HELPERS | self._constants
-                exec(compile(source, f"{self.name}:{place}", "exec"), space)  # noqa: S102 - made here
-                block.code = space["code"]
+        for block in self._blocks:
+            block.steps = [step if callable(step) else _computation(step) for step in block.steps]
 
     def _statement(self, text: str) -> None:
         if text.startswith((".pragma", ".loc")):
@@ -392,7 +339,7 @@ class _Function:
             return
         if text.startswith(".param"):
             name = re.sub(r"\[\d+\]$", "", text.rsplit(maxsplit=1)[-1])
-            self._blocks[-1].lines.append(f"parameters[{name!r}] = Parameter()")
+            self._step(lambda place: place.parameters.update({name: _Parameter()}))
             return
         guard = ""
         if text.startswith("@"):
@@ -400,59 +347,66 @@ class _Function:
         opcode, _, rest = text.partition(" ")
         operands = [part.strip() for part in re.split(r",(?![^{\[(]*[}\])])", rest)] if rest else []
         if opcode in {"bra", "bra.uni", "ret"}:
-            negated = "!" if guard.startswith("!") else ""
-            register = guard.lstrip("!")
-            if register:
-                self._number(register)
-            self._blocks[-1].branch = (negated + register, operands[0] if operands else "")
+            predicate = self._register(guard.lstrip("!")) if guard else None
+            self._blocks[-1].branch = predicate, not guard.startswith("!"), operands[0] if operands else ""
             self._blocks.append(_Block())
         elif guard:
             raise FaultError(f"{self.name}: a guarded {opcode}")
         else:
-            self._blocks[-1].lines += self._lines(opcode, operands)
+            self._instruction(opcode, operands)
 
     def _declare(self, text: str) -> None:
         for name in re.sub(r"^\.reg\s+\.\w+\s+", "", text).split(","):
             ranged = re.fullmatch(r"\s*(\S+)<(\d+)>", name)
             names = [f"{ranged[1]}{i}" for i in range(int(ranged[2]))] if ranged else [name.strip()]
-            for each in names:
-                number = len(self._registers)
-                self._registers[each if len(self._scopes) == 1 else f"{each}:{number}"] = number
-                self._scopes[-1][each] = number
+            self._scopes[-1].update((each, self._row()) for each in names)
 
-    def _number(self, name: str) -> int:
+    def _row(self) -> int:
+        self._rows += 1
+        return self._rows - 1
+
+    def _register(self, name: str) -> int:
         for scope in reversed(self._scopes):
             if name in scope:
                 return scope[name]
-        raise FaultError(f"{self.name}: no register {name}")
+        raise FaultError(f"{self.name}: an operand {name}")
 
-    def _target(self, name: str) -> str:
-        number = self._number(name)
-        self._blocks[-1].written.add(number)
-        return f"R[{number}]"
+    def _constant(self, number: int) -> int:
+        if number not in self._constants:
+            self._constants[number] = self._row()
+        return self._constants[number]
 
-    def _source(self, text: str, bits: int = 64) -> str:
+    def _source(self, text: str, bits: int = 64) -> int:
         if re.fullmatch(r"-?\d+|0x[0-9a-fA-F]+", text):
-            return self._constant(int(text, 0) & (1 << bits) - 1)
+            return self._constant(int(text, 0) & _ONES[bits])
         if re.fullmatch(r"0d[0-9a-fA-F]{16}", text):
-            return f"{self._constant(int(text[2:], 16))}.view(np.float64)"
-        if text in {"%tid.x", "%ctaid.x", "%ntid.x", "%laneid"}:
-            return f"run.special[{text!r}]"
-        if any(text in scope for scope in self._scopes):
-            return f"R[{self._number(text)}]"
+            return self._constant(int(text[2:], 16))
+        if text in self._special:
+            return self._special[text]
         if re.fullmatch(r"[\w$]*table\w*", text):  # the one array in shared memory
             return self._constant(_SHARED)
-        raise FaultError(f"{self.name}: an operand {text}")
+        return self._register(text)
 
-    def _constant(self, number: int) -> str:
-        self._constants[f"K{number}"] = np.uint64(number)
-        return f"K{number}"
+    def _step(self, step: Callable[[_Place], None]) -> None:
+        self._blocks[-1].steps.append(step)
 
-    def _lines(self, opcode: str, operands: list[str]) -> list[str]:
+    def _compute(self, operation: str, target: int, *operands: int, bits: int = 64) -> int:
+        """One instruction for ``_Registers.compute``; returns its target."""
+        steps = self._blocks[-1].steps
+        if not steps or callable(steps[-1]):
+            steps.append([])
+        steps[-1].append((_OPERATIONS[operation], bits, target, *operands, *(3 - len(operands)) * [0]))
+        return target
+
+    def _unknown(self, parts: list[str]) -> FaultError:
+        return FaultError(f"{self.name}: the instruction {'.'.join(parts)} is not known")
+
+    def _instruction(self, opcode: str, operands: list[str]) -> None:
         parts = opcode.split(".")
         handlers = {
             "addc": self._carry_chain,
             "bar": self._synchronize,
+            "bfi": self._insert,
             "call": self._call,
             "cvt": self._convert,
             "ld": self._memory,
@@ -463,144 +417,193 @@ class _Function:
             "vote": self._ballot,
         }
         handler = self._carry_chain if "cc" in parts else handlers.get(parts[0], self._arithmetic)
-        return handler(parts, operands)
+        handler(parts, operands)
 
-    def _ballot(self, parts: list[str], operands: list[str]) -> list[str]:
+    def _ballot(self, parts: list[str], operands: list[str]) -> None:
         if parts != ["vote", "sync", "ballot", "b32"]:
-            raise FaultError(f"{self.name}: the instruction {'.'.join(parts)} is not known")
-        vote, members = self._source(operands[1]), self._source(operands[2], 32)
-        return [f"{self._target(operands[0])} = run.ballot({vote}, {members}, active)"]
+            raise self._unknown(parts)
+        self._compute("EXCHANGE", 0, self._source(operands[2], 32))
+        self._compute("BALLOT", self._register(operands[0]), self._source(operands[1]))
 
-    def _synchronize(self, parts: list[str], operands: list[str]) -> list[str]:
+    def _synchronize(self, parts: list[str], operands: list[str]) -> None:
         if parts != ["bar", "warp", "sync"]:
-            raise FaultError(f"{self.name}: the instruction {'.'.join(parts)} is not known")
-        return [f"run.synchronize({self._source(operands[0], 32)}, active)"]
+            raise self._unknown(parts)
+        self._compute("EXCHANGE", 0, self._source(operands[0], 32))
+        self._step(lambda place: place.run.uses.synchronize(slice(None) if place.active is None else place.active))
 
-    def _arithmetic(self, parts: list[str], operands: list[str]) -> list[str]:
+    def _arithmetic(self, parts: list[str], operands: list[str]) -> None:
         name, kind = ".".join(parts[:-1]), parts[-1]
+        if name == "mov" and "{" in "".join(operands):
+            self._pack(operands)
+            return
+        target = self._register(operands[0])
         if kind in {"pred", "f64"}:
             forms, bits = (_PREDICATE if kind == "pred" else _REAL), 64
+            if name == "not" and kind == "pred":
+                self._compute("XOR", target, self._source(operands[1]), self._constant(1))
+                return
         else:
-            forms, bits = _INTEGER, int(kind[1:])
-            if name == "mov":
-                return self._pack(operands) if "{" in "".join(operands) else self._move(operands, bits)
-            if name in {"min", "max"}:
-                return self._extreme(name, kind, operands)
-            if name in {"shl", "shr"}:
-                direction = "left" if name == "shl" else "arithmetic" if kind[0] == "s" else "right"
-                a, b = self._source(operands[1], bits), self._source(operands[2], 32)
-                return [f"{self._target(operands[0])} = shift({a}, {b}, {bits}, {direction!r})"]
-        if name == "mul.hi" and kind == "s32":
-            a, b = self._source(operands[1], bits), self._source(operands[2], bits)
-            return [f"{self._target(operands[0])} = multiply_high_signed({a}, {b})"]
-        if name not in forms or (name.startswith("mul.") and kind[0] == "s" and not name.endswith("lo")):
-            raise FaultError(f"{self.name}: the instruction {name}.{kind} is not known")
+            forms, bits = _INTEGER | _UNSIGNED, int(kind[1:])
         sources = [self._source(text, bits) for text in operands[1:]]
-        if name == "bfi":
-            sources[2:] = operands[3:]  # numbers
-        ones = self._constant((1 << bits) - 1)
-        value = forms[name].format(**dict(zip(("a", "b", "c", "length"), sources, strict=False)), mask=ones)
-        if bits == 64:
-            value = value.removesuffix(f" & {ones}")
-        return [f"{self._target(operands[0])} = {value}"]
+        if name in {"shl", "shr"}:
+            sources[1] = self._source(operands[2], 32)
+        if kind[0] == "s" and name in _SIGNED:
+            sources[0] = self._signed(sources[0], bits, 0)
+            if name != "shr":
+                sources[1] = self._signed(sources[1], bits, 1)
+            self._compute("MOVE", target, self._compute(_SIGNED[name], self._temporary[2], *sources), bits=bits)
+        elif name == "mul.hi" and kind == "s32":
+            product = self._compute("MULTIPLY", self._temporary[2], *self._both_signed(sources, bits))
+            self._compute("SHIFT_RIGHT", product, product, self._constant(bits))
+            self._compute("MOVE", target, product, bits=bits)
+        elif name == "mul.wide" and kind[0] == "u":
+            self._compute("MULTIPLY", target, *sources)
+        elif name not in forms or (name == "mul.hi" and kind[0] == "s"):
+            raise self._unknown(parts)
+        else:
+            self._compute(forms[name], target, *sources, bits=bits)
 
-    def _move(self, operands: list[str], bits: int) -> list[str]:
-        """Of 64 bits also between numbers and doubles: a register's name says what it is."""
-        target, source = operands
-        value = self._source(source, bits)
-        if target.startswith("%fd") != source.startswith("%fd"):
-            value = f"{value}.view(np.{'float64' if target.startswith('%fd') else 'uint64'})"
-        return [f"{self._target(target)} = {value}"]
+    def _signed(self, source: int, bits: int, place: int) -> int:
+        """The number in 64 bits, in a register of its own for each ``place``."""
+        return source if bits == 64 else self._compute("SIGN_EXTEND", self._temporary[place], source, bits=bits)
 
-    def _pack(self, operands: list[str]) -> list[str]:
+    def _both_signed(self, sources: list[int], bits: int) -> list[int]:
+        return [self._signed(source, bits, place) for place, source in enumerate(sources)]
+
+    def _pack(self, operands: list[str]) -> None:
         if "{" in operands[1]:
             low, high = (self._source(part, 32) for part in _vector(operands[1]))
-            value = f"number({low}, {high})"
-            if operands[0].startswith("%fd"):
-                value = f"({value}).view(np.float64)"
-            return [f"{self._target(operands[0])} = {value}"]
+            shifted = self._compute("SHIFT_LEFT", self._temporary[0], high, self._constant(32))
+            self._compute("OR", self._register(operands[0]), low, shifted)
+            return
         source = self._source(operands[1])
-        if operands[1].startswith("%fd"):
-            source = f"{source}.view(np.uint64)"
-        low, high = (self._target(part) for part in _vector(operands[0]))
-        return [f"{low}, {high} = {source} & M32, {source} >> S32"]
+        low, high = (self._register(part) for part in _vector(operands[0]))
+        self._compute("AND", low, source, self._constant(_ONES[32]))
+        self._compute("SHIFT_RIGHT", high, source, self._constant(32))
 
-    def _extreme(self, name: str, kind: str, operands: list[str]) -> list[str]:
-        bits = int(kind[1:])
-        a, b = (self._source(text, bits) for text in operands[1:])
-        if kind[0] == "s":
-            a, b = (f"signed({x}, {bits})" for x in (a, b))
-        value = f"np.{name}imum({a}, {b})"
-        return [f"{self._target(operands[0])} = {f'unsigned({value}, {bits})' if kind[0] == 's' else value}"]
+    def _insert(self, _: list[str], operands: list[str]) -> None:
+        """b, with the low bits of a in place of its own."""
+        a, b = (self._source(text) for text in operands[1:3])
+        place, length = (int(text) for text in operands[3:])
+        own = self._compute("AND", self._temporary[0], a, self._constant(_ONES[length]))
+        self._compute("SHIFT_LEFT", own, own, self._constant(place))
+        others = self._compute("AND", self._temporary[1], b, self._constant(_ONES[64] & ~(_ONES[length] << place)))
+        self._compute("OR", self._register(operands[0]), own, others)
 
-    def _compare(self, parts: list[str], operands: list[str]) -> list[str]:
+    def _compare(self, parts: list[str], operands: list[str]) -> None:
         _, comparison, kind = parts
         bits = int(kind[1:])
-        a, b = (self._source(text, bits) for text in operands[1:])
+        sources = [self._source(text, bits) for text in operands[1:]]
+        if kind[0] == "f":
+            raise self._unknown(parts)
         if kind[0] == "s":
-            a, b = (f"signed({x}, {bits})" for x in (a, b))
-        return [f"{self._target(operands[0])} = {a} {_COMPARE[comparison]} {b}"]
+            sources = self._both_signed(sources, bits)
+        if comparison in {"gt", "ge"}:
+            comparison = {"gt": "lt", "ge": "le"}[comparison]
+            sources.reverse()
+        operation = {"eq": "EQUAL", "ne": "NOT_EQUAL", "lt": "LESS", "le": "LESS_EQUAL"}[comparison]
+        if kind[0] == "s" and operation.startswith("LESS"):
+            operation += "_SIGNED"
+        self._compute(operation, self._register(operands[0]), *sources)
 
-    def _convert(self, parts: list[str], operands: list[str]) -> list[str]:
+    def _convert(self, parts: list[str], operands: list[str]) -> None:
         _, to, source = parts
         value = self._source(operands[1])
-        if {to[0], source[0]} == {"u"}:
-            value = f"{value} & {self._constant((1 << int(to[1:])) - 1)}"
-        elif {to[0], source[0]} == {"s"}:
-            value = f"unsigned(signed({value}, {int(source[1:])}), {int(to[1:])})"
-        else:
-            raise FaultError(f"{self.name}: a conversion {'.'.join(parts)}")
-        return [f"{self._target(operands[0])} = {value}"]
+        if {to[0], source[0]} == {"s"}:
+            value = self._signed(value, int(source[1:]), 0)
+        elif {to[0], source[0]} != {"u"}:
+            raise self._unknown(parts)
+        self._compute("MOVE", self._register(operands[0]), value, bits=int(to[1:]))
 
-    def _carry_chain(self, parts: list[str], operands: list[str]) -> list[str]:
+    def _carry_chain(self, parts: list[str], operands: list[str]) -> None:
+        """Sums of 32 bits in 64, of which the upper half is the carry; and of halves of products."""
         operation = parts[0].removesuffix("c") if parts[0] in {"addc", "madc"} else parts[0]
-        form = operation if operation == "add" else f"{operation}.{parts[1]}"
-        values = {key: self._source(text, 32) for key, text in zip("abc", operands[1:], strict=False)}
-        carry = " + run.carry" if parts[0] in {"addc", "madc"} else ""
-        lines = [f"total = {_CARRY[form].format(**values)}{carry}", f"{self._target(operands[0])} = total & M32"]
+        sources = [self._source(text, 32) for text in operands[1:]]
+        total = self._temporary[0]
+        if operation == "mad":
+            product = {"lo": "MULTIPLY", "hi": "MULTIPLY_HIGH"}[parts[1]]
+            sources = [self._compute(product, total, *sources[:2], bits=32), sources[2]]
+        elif operation != "add":
+            raise self._unknown(parts)
+        self._compute("ADD", total, *sources)
+        if parts[0] in {"addc", "madc"}:
+            self._compute("ADD", total, total, self._carry)
+        self._compute("MOVE", self._register(operands[0]), total, bits=32)
         if "cc" in parts:
-            lines.append("run.carry = total >> S32")
-        return lines
+            self._compute("SHIFT_RIGHT", self._carry, total, self._constant(32))
 
-    def _shuffle(self, parts: list[str], operands: list[str]) -> list[str]:
+    def _shuffle(self, parts: list[str], operands: list[str]) -> None:
+        if parts[1] != "sync" or parts[2] not in _SHUFFLES:
+            raise self._unknown(parts)
         target, _, predicate = operands[0].partition("|")
-        given = ", ".join(self._source(text, 32) for text in operands[1:])
-        found = f"run.shuffle({parts[2]!r}, ({given}), active)"
+        *sources, members = (self._source(text, 32) for text in operands[1:])
+        self._compute("EXCHANGE", 0, members)
         if predicate:
-            return [f"{self._target(target)}, {self._target(predicate)} = {found}"]
-        return [f"{self._target(target)}, _ = {found}"]
+            self._compute(f"WITHIN_{_SHUFFLES[parts[2]]}", self._register(predicate), *sources)
+        self._compute(f"SHUFFLE_{_SHUFFLES[parts[2]]}", self._register(target), *sources)
 
-    def _memory(self, parts: list[str], operands: list[str]) -> list[str]:
+    def _memory(self, parts: list[str], operands: list[str]) -> None:
         what, kind = parts[0], parts[-1]
         space = next((part for part in parts if part in {"param", "global", "shared"}), "generic")
         size = int(kind[1:]) // 8
         registers, where = (operands[0], operands[1]) if what == "ld" else (operands[1], operands[0])
         base, _, offset = where.strip("[]").partition("+")
-        names = _vector(registers) if "{" in registers else [registers]
-        lines = []
-        for i, name in enumerate(names):
+        for i, name in enumerate(_vector(registers) if "{" in registers else [registers]):
             at = int(offset or 0) + i * size
+            value = self._register(name) if what == "ld" else self._source(name, 8 * size)
             if space == "param":
-                loaded, stored = f"parameters[{base!r}].load({at}, {size})", f"parameters[{base!r}].stored[{at}] = {{}}"
-            else:
-                address = f"{self._source(base)} + {self._constant(at & (1 << 64) - 1)}"
-                if space == "shared":  # addresses of 32 bits
-                    address = f"({address}) & M32"
-                loaded = f"run.load({space!r}, {address}, {size}, active)"
-                stored = f"run.store({space!r}, {address}, {size}, {{}}, active)"
-            if what == "ld":
-                value = f"{loaded}.view(np.float64)" if kind == "f64" else loaded
-                lines.append(f"{self._target(name)} = {value}")
-            else:
-                value = self._source(name, 8 * size)
-                lines.append(stored.format(f"{value}.view(np.uint64)" if kind == "f64" else value))
-        return lines
+                self._step((_load_parameter if what == "ld" else _store_parameter)(base, at, size, value))
+                continue
+            bits = 32 if space == "shared" else 64
+            address, offset_row = self._temporary[0], self._constant(at & _ONES[bits])
+            self._compute("ADD", address, self._source(base), offset_row, bits=bits)
+            self._step((_load if what == "ld" else _store)(space, address, size, value))
 
-    def _call(self, _: list[str], operands: list[str]) -> list[str]:
+    def _call(self, _: list[str], operands: list[str]) -> None:
         result, name = operands[0].strip("() "), operands[1]
         given = [text.strip("() ") for text in operands[2].strip("()").split(",")]
-        parameters = ", ".join(f"({text!r}, parameters[{text!r}])" for text in given)
-        return [f"parameters[{result!r}] = run.call({name!r}, {result!r}, [{parameters}], active)"]
+        self._compute("EXCHANGE", 0, self._constant(_ONES[32]))
+
+        def call(place: _Place) -> None:
+            run = place.run
+            function = run.machine.functions[name]
+            parameters = {own: place.parameters[text] for own, text in zip(function.parameters, given, strict=True)}
+            parameters[function.result] = place.parameters[result] = _Parameter()
+            function.call(run, parameters, np.ones(run.threads, bool) if place.active is None else place.active)
+
+        self._step(call)
+
+
+def _computation(instructions: list[tuple[int, ...]]) -> Callable[[_Place], None]:
+    native = _ffi.new("struct instruction[]", instructions)
+    return lambda place: place.registers.compute(native, place.active)
+
+
+def _load(space: str, address: int, size: int, target: int) -> Callable[[_Place], None]:
+    def load(place: _Place) -> None:
+        registers, active = place.registers, place.active
+        registers.store(target, place.run.load(space, registers.load(address, active), size, active), active)
+
+    return load
+
+
+def _store(space: str, address: int, size: int, source: int) -> Callable[[_Place], None]:
+    def store(place: _Place) -> None:
+        registers, active = place.registers, place.active
+        place.run.store(space, registers.load(address, active), size, registers.load(source, active), active)
+
+    return store
+
+
+def _load_parameter(name: str, at: int, size: int, target: int) -> Callable[[_Place], None]:
+    return lambda place: place.registers.store(target, place.parameters[name].load(at, size), place.active)
+
+
+def _store_parameter(name: str, at: int, _: int, source: int) -> Callable[[_Place], None]:
+    def store(place: _Place) -> None:
+        place.parameters[name].stored[at] = place.registers.load(source, place.active)
+
+    return store
 
 
 def _vector(text: str) -> list[str]:

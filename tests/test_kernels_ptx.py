@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 from kernel_oracle import Numbers, integers, prime, rows
-from ptx_machine import FaultError
+from ptx_machine import WARP, FaultError, Machine
 from ptx_units import run
 
 from gpu_provider.backends.cupy_device import pair_bytes, record_bytes
@@ -114,3 +114,41 @@ def test_a_buffer_that_is_too_short_is_seen() -> None:
     launch.pairs = launch.pairs[:, :-4].copy()
     with pytest.raises(FaultError, match="in no buffer"):
         launch.private_op([5])
+
+
+ENTRY = ".visible .entry kernel(.param .u64 kernel_param_0) { .reg .pred %p<4>; .reg .b32 %r<9>; .reg .b64 %rd<4>; "
+OWN_WORD = "mov.u32 %r1, %tid.x; shl.b32 %r2, %r1, 2; add.s32 %r3, %r2, table; st.shared.u32 [%r3], %r1; "
+FIRST_WORD = "mov.u32 %r4, table; ld.shared.u32 %r5, [%r4]; "
+UNTIL_LANE_3 = "mov.u32 %r1, %laneid; setp.gt.u32 %p1, %r1, 3; @%p1 bra $after; "
+SHUFFLE = "shfl.sync.idx.b32 %r6|%p2, %r1, 0, 31, -1; "
+
+
+@pytest.mark.parametrize(
+    ("body", "fault"),
+    [
+        ("add.s32 %r1, %r2, 1; ", "nobody has written"),
+        (UNTIL_LANE_3 + SHUFFLE + "$after: ", "not all at the same place"),
+        (UNTIL_LANE_3 + "$after: " + SHUFFLE, None),
+        ("mov.u32 %r1, %laneid; " + SHUFFLE.replace("-1", "15"), "among some threads"),
+        (OWN_WORD + FIRST_WORD, "not synchronized"),
+        (OWN_WORD + "bar.warp.sync -1; " + FIRST_WORD, None),
+        (OWN_WORD + UNTIL_LANE_3 + "bar.warp.sync -1; $after: ", "not all at the same place"),
+        (OWN_WORD.replace("2;", "3;"), "outside the 128 bytes of shared memory"),
+        ("ld.param.u64 %rd1, [kernel_param_0]; ld.global.u32 %r1, [%rd1+2]; ", "not a multiple of 4"),
+        ("ld.param.u64 %rd1, [kernel_param_0]; ld.global.u32 %r1, [%rd1+4]; ", "in no buffer"),
+        ("ld.param.u64 %rd1, [kernel_param_0]; st.global.u32 [%rd1], 1; ", "only read"),
+        ("ld.param.u64 %rd1, [kernel_param_0]; ld.global.u32 %r1, [%rd1]; ", None),
+        ("mul.wide.s32 %rd1, %r1, 2; ", "mul.wide.s32 is not known"),
+    ],
+)
+def test_faults_of_a_kernel_are_seen(body: str, fault: str | None) -> None:
+    buffer = readonly(np.zeros(1, np.uint32))
+
+    def execute() -> None:
+        Machine(ENTRY + body + "ret; }").run("kernel", buffer.ctypes.data.to_bytes(8, "little"), 2, 4 * WARP, [buffer])
+
+    if fault is None:
+        execute()
+    else:
+        with pytest.raises(FaultError, match=fault):
+            execute()
