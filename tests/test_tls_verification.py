@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import datetime
 import ssl
 from typing import TYPE_CHECKING, Any
@@ -169,6 +170,23 @@ def test_a_certificate_for_clients_is_none_for_servers(tmp_path: Path) -> None:
         shake_with_self_signed(tmp_path, "www.example", usage)
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_certificates_are_held_to_what_this_pythons_ssl_asks_of_them(tmp_path: Path, method: str) -> None:
+    assert tls.Context(method).set_verify_flags(0) == ssl.create_default_context().verify_flags
+    certificate, key, authorities = issued_without_key_identifiers("www.example")
+    (tmp_path / "authorities.pem").write_bytes(authorities)
+    strict = pytest.raises(tls.Error, match=r"^certificate verify failed")
+    for flags, outcome in ((0, contextlib.nullcontext()), (ssl.VERIFY_X509_STRICT, strict)):
+        context, server = tls.Context(method), tls.Context(tls.TLS_SERVER_METHOD)
+        context.load_verify_locations(tmp_path / "authorities.pem")
+        assert context.clear_verify_flags(ssl.VERIFY_X509_STRICT) & ssl.VERIFY_X509_STRICT == 0
+        assert context.set_verify_flags(flags) & ssl.VERIFY_X509_STRICT == flags
+        server.use_certificate(certificate)
+        server.use_privatekey(key)
+        with outcome:
+            shake(server, context, lambda client: client.set_verify_host("www.example"))
+
+
 @pytest.mark.usefixtures("trusted")
 @pytest.mark.parametrize("method", METHODS)
 def test_a_connection_without_asyncio_is_no_less_safe(method: str) -> None:
@@ -281,21 +299,48 @@ def shake_with_self_signed(tmp_path: Path, name: str, *extensions: x509.Extensio
 
 def self_signed(name: str, *extensions: x509.ExtensionType) -> tuple[bytes, bytes]:
     key = ec.generate_private_key(ec.SECP256R1())
-    subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "self-signed")])
+    certificate = certified(key, "self-signed", key, "self-signed", named(name), *extensions)
+    return certificate, pem(key)
+
+
+def issued_without_key_identifiers(name: str) -> tuple[bytes, bytes, bytes]:
+    """A certificate, its key, and the certificate of its authority: RFC 5280 asks for more than these say."""
+    authority, key = ec.generate_private_key(ec.SECP256R1()), ec.generate_private_key(ec.SECP256R1())
+    may_issue = x509.BasicConstraints(ca=True, path_length=None)
+    return (
+        certified(key, "server", authority, "authority", named(name)),
+        pem(key),
+        certified(authority, "authority", authority, "authority", may_issue),
+    )
+
+
+def named(name: str) -> x509.ExtensionType:
+    return x509.SubjectAlternativeName([x509.DNSName(name)])
+
+
+def certified(
+    key: ec.EllipticCurvePrivateKey,
+    subject: str,
+    issuer_key: ec.EllipticCurvePrivateKey,
+    issuer: str,
+    *extensions: x509.ExtensionType,
+) -> bytes:
     now = datetime.datetime.now(datetime.UTC)
     builder = (
         x509.CertificateBuilder()
-        .subject_name(subject)
-        .issuer_name(subject)
+        .subject_name(x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, subject)]))
+        .issuer_name(x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, issuer)]))
         .public_key(key.public_key())
         .serial_number(1)
         .not_valid_before(now - datetime.timedelta(days=1))
         .not_valid_after(now + datetime.timedelta(days=1))
     )
-    for extension in (x509.SubjectAlternativeName([x509.DNSName(name)]), *extensions):
+    for extension in extensions:
         builder = builder.add_extension(extension, critical=False)
-    certificate = builder.sign(key, hashes.SHA256())
-    return (
-        certificate.public_bytes(serialization.Encoding.PEM),
-        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()),
+    return builder.sign(issuer_key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
+
+
+def pem(key: ec.EllipticCurvePrivateKey) -> bytes:
+    return key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )

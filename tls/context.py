@@ -2,6 +2,8 @@
 
 import logging
 import os
+import ssl
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -36,6 +38,10 @@ _MODES = (
 )
 # CPython's (_ssl.c): forward secrecy and no SHA-1.
 _CLIENT_CIPHERS = "@SECLEVEL=2:ECDH+AESGCM:ECDH+CHACHA20:ECDH+AES:DHE+AES:!aNULL:!eNULL:!aDSS:!SHA1:!AESCCM"
+# As ssl.create_default_context() has them, which would read the system's authorities to say so.
+_VERIFY_FLAGS = ssl.VERIFY_X509_TRUSTED_FIRST | (
+    ssl.VERIFY_X509_STRICT | ssl.VERIFY_X509_PARTIAL_CHAIN if sys.version_info >= (3, 13) else 0
+)
 _SESSION_ID_CONTEXT = b"gpu_provider.tls"
 
 
@@ -101,9 +107,10 @@ class Context:
     chosen, it trusts the system's authorities and, with ``TLS_CLIENT_METHOD``, offers Python's TLS 1.2 ciphers. It
     does not begin before :meth:`Connection.set_verify_host` has named the server; the functions of
     :mod:`gpu_provider.tls.aio` do that. Two things switch this off: ``check_hostname = False`` accepts a trusted
-    certificate of any name, and ``set_verify(VERIFY_NONE)`` any certificate at all. Python 3.13's additional flags,
-    VERIFY_X509_STRICT and VERIFY_X509_PARTIAL_CHAIN, are not set: certificates of many private authorities fail the
-    first. A server asks for no certificate unless :meth:`set_verify` says so.
+    certificate of any name, and ``set_verify(VERIFY_NONE)`` any certificate at all. From Python 3.13 on,
+    ``ssl.VERIFY_X509_STRICT`` and ``ssl.VERIFY_X509_PARTIAL_CHAIN`` are set, as ``ssl`` sets them there; many private
+    authorities' certificates fail the first, which :meth:`clear_verify_flags` takes back. A server asks for no
+    certificate unless :meth:`set_verify` says so.
 
     Set it up on one thread; then any thread may make connections from it. Errors are :class:`Error` with OpenSSL's
     reasons.
@@ -138,6 +145,7 @@ class Context:
         self.set_min_proto_version(constants.TLS1_2_VERSION)
         self.set_options(constants.OP_NO_COMPRESSION | constants.OP_NO_RENEGOTIATION)
         self.set_mode(_MODES)
+        self.set_verify_flags(_VERIFY_FLAGS)
         lib.SSL_CTX_set_session_id_context(ctx, _SESSION_ID_CONTEXT, len(_SESSION_ID_CONTEXT))
 
     def __reduce__(self) -> NoReturn:
@@ -294,6 +302,21 @@ class Context:
     def set_verify_depth(self, depth: int) -> None:
         """How many authorities may stand between the peer's certificate and a trusted one."""
         lib.SSL_CTX_set_verify_depth(self._ctx, depth)
+
+    def set_verify_flags(self, flags: int) -> int:
+        """Adds flags, such as ``ssl.VERIFY_X509_STRICT`` or ``ssl.VERIFY_CRL_CHECK_LEAF``, to those by which a peer's
+        certificate is verified; returns all that are set."""
+        parameters = lib.SSL_CTX_get0_param(self._ctx)
+        check(lib.X509_VERIFY_PARAM_set_flags(parameters, flags), f"verification flags {flags:#x}")
+        bits: int = lib.X509_VERIFY_PARAM_get_flags(parameters)
+        return bits
+
+    def clear_verify_flags(self, flags: int) -> int:
+        """Removes such flags; returns all that are left."""
+        parameters = lib.SSL_CTX_get0_param(self._ctx)
+        check(lib.X509_VERIFY_PARAM_clear_flags(parameters, flags), f"verification flags {flags:#x}")
+        bits: int = lib.X509_VERIFY_PARAM_get_flags(parameters)
+        return bits
 
     # ---- choices within the handshake ----
 
