@@ -17,7 +17,7 @@ def test_version():
 @pytest.mark.parametrize(
     ("command", "words"),
     [
-        ((), ["terminator", "demo", "openssl-config", "check"]),
+        ((), ["terminator", "demo", "devices", "openssl-config", "check"]),
         (
             ("terminator",),
             ["--listen HOST:PORT", "(default: 4096)", "SIGHUP", "GPU_PROVIDER_QUEUE_DEPTH", "exit code"],
