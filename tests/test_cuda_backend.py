@@ -33,6 +33,10 @@ if TYPE_CHECKING:
     from gpu_provider.backends.base import Batch
 
 
+PATIENT = ProviderConfig(backend_timeout=3600)
+"""On a busy machine, the processor in place of a GPU may take longer than the default allows."""
+
+
 class PairKernels(HostKernels):
     """In radix 2^32. Tell where the blinding pairs are."""
 
@@ -161,7 +165,7 @@ def test_tables_and_pools_grow_and_leave_nothing_behind(
 
 
 def test_a_removed_key_is_wiped_from_the_device(device: SpyingDevice) -> None:
-    with BatchingProvider(ProviderConfig(), backends=[CudaBackend(device)]) as provider:
+    with BatchingProvider(PATIENT, backends=[CudaBackend(device)]) as provider:
         gone, stays = (provider.load_key(private_key(bits)) for bits in (2048, 2056))
         for key in (gone, stays):
             assert pow(provider.private_op(key, 2), key.e, key.n) == 2
@@ -175,7 +179,7 @@ def test_a_removed_key_is_wiped_from_the_device(device: SpyingDevice) -> None:
 def test_the_blinding_pairs_of_a_removed_key_are_wiped_in_every_lane(device: SpyingDevice) -> None:
     """With them, whoever reads the device's memory later undoes the blinding of what he recorded."""
     pairs = device.kernels.pairs
-    with BatchingProvider(ProviderConfig(), backends=[CudaBackend(device)]) as provider:
+    with BatchingProvider(PATIENT, backends=[CudaBackend(device)]) as provider:
         gone, stays = (provider.load_key(private_key(bits)) for bits in (2048, 3072))
         for rows in (1, 5, 17):  # the block grows and leaves smaller ones behind
             array = device.new_array(rows, 32)
@@ -205,7 +209,7 @@ def wait_until(condition: object) -> None:
 
 def test_keys_come_and_go_while_batches_run(device: SpyingDevice) -> None:
     """A record that a new key takes over must not meet the blinding pairs of the one before."""
-    with BatchingProvider(ProviderConfig(), backends=[CudaBackend(device)]) as provider:
+    with BatchingProvider(PATIENT, backends=[CudaBackend(device)]) as provider:
         stays = provider.load_key(private_key(2048))
         for turn in range(6):
             key = provider.load_key(private_key(2048, 3 if turn % 2 else 65537))
@@ -306,7 +310,7 @@ class WrongModexp(HostKernels):
 
 def test_a_device_that_computes_wrong_exponentiations_is_found_out() -> None:
     backend = CudaBackend(HostDevice(WrongModexp()), lanes=1)
-    with BatchingProvider(ProviderConfig(backend_retry=3600), backends=[backend]) as provider:
+    with BatchingProvider(ProviderConfig(backend_timeout=3600, backend_retry=3600), backends=[backend]) as provider:
         modulus = (1 << 2047) | 1
         assert provider.modexp([2] * 8, 4096, modulus) == [pow(2, 4096, modulus)] * 8
         assert provider.stats().backend == "libcrypto"
@@ -314,7 +318,7 @@ def test_a_device_that_computes_wrong_exponentiations_is_found_out() -> None:
 
 @pytest.fixture
 def provider() -> Iterator[BatchingProvider]:
-    with BatchingProvider(ProviderConfig(), backends=[CudaBackend(HostDevice())]) as provider:
+    with BatchingProvider(PATIENT, backends=[CudaBackend(HostDevice())]) as provider:
         yield provider
 
 

@@ -310,7 +310,7 @@ def test_a_renewal_fails_after_its_batch_was_delivered(slow: SlowPairs) -> None:
     """The next batch notices. Its results come from elsewhere, and the device is used again later."""
     slow.go_on.set()
     backend = CudaBackend(HostDevice(slow), lanes=1)
-    with BatchingProvider(ProviderConfig(backend_retry=0.001), backends=[backend]) as provider:
+    with BatchingProvider(ProviderConfig(backend_timeout=3600, backend_retry=0.001), backends=[backend]) as provider:
         key = provider.load_key(private_key(2048))
         x = limbs([2, 3, 4], 32)
         slow.fail = True
@@ -349,7 +349,7 @@ def test_pairs_of_a_batch_that_the_device_could_not_take_are_not_taken_for_made(
     device = HostDevice()
     backend = CudaBackend(device, lanes=1)
     options = ["-pkeyopt", "rsa_keygen_bits:2048", "-pkeyopt", "rsa_keygen_primes:3"]
-    with BatchingProvider(ProviderConfig(backend_retry=3600), backends=[backend]) as provider:
+    with BatchingProvider(ProviderConfig(backend_timeout=3600, backend_retry=3600), backends=[backend]) as provider:
         plain, other = (provider.load_key(private_key(2048)) for _ in range(2))
         odd = provider.load_key(program_key("RSA", *options))
         for loaded in ([plain, plain], [other, other, odd], [other, other]):
