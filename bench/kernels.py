@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import time
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from cryptography.hazmat.primitives.asymmetric import rsa
@@ -18,60 +19,70 @@ from .kernels_operations import EXPONENT_BITS, openssl, openssl_derive, openssl_
 from .report import Curve, Result, Row, Spread, Target
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from .servers import Bench
 
-BATCH = 64
-KEYS = 4  # of each size, in turn: making more takes longer than measuring
 EXCHANGE = f"FFDHE-2048, {EXPONENT_BITS} bits"
 # At least so many times OpenSSL 3.0's rate, and so much of the limit.
 TARGETS = {"RSA-2048": 2.05, "RSA-3072": 4.4, "RSA-4096": 4.4, EXCHANGE: 5.5}
 SHARE = 0.9
-BATCH_SIZES = (1, 2, 3, 4, 5, 6, 7, 8, 9, 12, 16, 24, 32, 48, 64)
 
 Operation = tuple["Callable[[], Any]", int]  # and how many it computes per call
 
 
-def measure(bench: Bench, *, rounds: int, seconds: float, advance: Callable[[str, int], None]) -> Result:
-    """``seconds`` of CPU time for each measurement of each round."""
+@dataclass(frozen=True)
+class Sizes:
+    batch: int = 64
+    keys: int = 4
+    """Of each size, in turn: making more takes longer than measuring."""
+    curve: Sequence[int] = (1, 2, 3, 4, 5, 6, 7, 8, 9, 12, 16, 24, 32, 48, 64)
+    """Batches."""
+
+
+def measure(
+    bench: Bench, *, rounds: int, seconds: float, sizes: Sizes = Sizes(), advance: Callable[[str, int], None]
+) -> Result:
+    """``seconds`` of CPU time for each measurement of each round, but at least one call, of however many operations."""
     result = Result(
         "kernels",
-        f"Operations per second on one core, batches of {BATCH}, with blinding and verification",
+        f"Operations per second on one core, batches of {sizes.batch}, with blinding and verification",
         {
             "rounds": rounds,
             "seconds": seconds,
-            "batch": BATCH,
-            "keys": KEYS,
-            "batch_sizes": BATCH_SIZES,
+            "batch": sizes.batch,
+            "keys": sizes.keys,
+            "batch_sizes": sizes.curve,
             "lane": kernels.lane().name,
         },
     )
     allowed = os.sched_getaffinity(0)
     os.sched_setaffinity(0, {max(allowed)})
     try:
-        compare(bench, result, rounds, seconds, advance)
+        compare(bench, result, sizes, advance, rounds=rounds, seconds=seconds)
     finally:
         os.sched_setaffinity(0, allowed)
     return result
 
 
-def compare(bench: Bench, result: Result, rounds: int, seconds: float, advance: Callable[[str, int], None]) -> None:
+def compare(
+    bench: Bench, result: Result, sizes: Sizes, advance: Callable[[str, int], None], *, rounds: int, seconds: float
+) -> None:
     library: Any = openssl.dlopen("libcrypto.so.3")
     width = kernels.lane_width()
     limit = mad52_rate(bench) if kernels.lane() is kernels.Lane.IFMA else None
     if limit is None:
         result.notes.append("no AVX-512 IFMA: the portable lane is measured, whose limit is another")
-    steps = len(TARGETS) * (rounds + 1) + 2 * rounds * len(BATCH_SIZES)
+    steps = len(TARGETS) * (rounds + 1) + 2 * rounds * len(sizes.curve)
     keys: dict[str, list[rsa.RSAPrivateKey]] = {}
     for subject in TARGETS:
         advance(f"{subject}, making keys", steps)
         if subject == EXCHANGE:
-            theirs, ours, instructions = openssl_derive(library), ours_derive(BATCH), exchange(EXPONENT_BITS)
+            theirs, ours, instructions = openssl_derive(library), ours_derive(sizes.batch), exchange(EXPONENT_BITS)
         else:
             bits = int(subject.removeprefix("RSA-"))
-            keys[subject] = [rsa.generate_private_key(65537, bits) for _ in range(KEYS)]
-            theirs, ours = openssl_private(library, keys[subject][0]), ours_private(keys[subject], BATCH)
+            keys[subject] = [rsa.generate_private_key(65537, bits) for _ in range(sizes.keys)]
+            theirs, ours = openssl_private(library, keys[subject][0]), ours_private(keys[subject], sizes.batch)
             instructions = private_operation(bits)
         ours()
         for turn in range(rounds):
@@ -79,7 +90,7 @@ def compare(bench: Bench, result: Result, rounds: int, seconds: float, advance: 
             sample: dict[str, Any] = {"round": turn, "subject": subject}
             before = limit() if limit else 0.0
             sample["openssl"] = rate((theirs, 1), seconds)
-            sample["kernels"] = rate((ours, BATCH), seconds)
+            sample["kernels"] = rate((ours, sizes.batch), seconds)
             if limit:
                 sample["mad52"] = (before + limit()) / 2
                 sample["limit"] = sample["mad52"] / instructions * width
@@ -87,14 +98,14 @@ def compare(bench: Bench, result: Result, rounds: int, seconds: float, advance: 
         rows(result, subject, with_limit=limit is not None)
     for subject in ("RSA-2048", "RSA-4096"):
         theirs = openssl_private(library, keys[subject][0])
-        batches = {size: ours_private(keys[subject], size) for size in BATCH_SIZES}
+        batches = {size: ours_private(keys[subject], size) for size in sizes.curve}
         for turn in range(rounds):
             base = rate((theirs, 1), seconds / 2)
             for size, ours in batches.items():
                 advance(f"{subject}, batches of {size}", steps)
                 ratio = rate((ours, size), seconds / 4) / base
                 result.samples.append({"round": turn, "subject": subject, "batch": size, "ratio": ratio})
-        points = [(float(size), Spread.of(result.values("ratio", subject=subject, batch=size))) for size in BATCH_SIZES]
+        points = [(float(size), Spread.of(result.values("ratio", subject=subject, batch=size))) for size in sizes.curve]
         result.curves.append(Curve(subject, "operations in the batch", "times OpenSSL's rate", points))
 
 
@@ -117,7 +128,8 @@ def rate(operation: Operation, seconds: float) -> float:
     """Operations per second of CPU time, so that what else runs on the machine does not count."""
     call, per_call = operation
     calls, start = 0, time.thread_time()
-    while (spent := time.thread_time() - start) < seconds:
+    while True:
         call()
         calls += 1
-    return calls * per_call / spent
+        if (spent := time.thread_time() - start) >= seconds:
+            return calls * per_call / spent

@@ -1,6 +1,6 @@
 """Server CPU per new TLS 1.3 connection by RSA key size: our kernels, libcrypto in the same terminator, and HAProxy."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import product
 
 from .report import Result, Row, Spread, Target
@@ -13,7 +13,14 @@ SUBJECT = "terminator cpu"
 BASELINES = ("terminator libcrypto", "haproxy")
 
 
-def measure(bench: Bench, *, rounds: int, connections: int, advance: Callable[[str, int], None]) -> Result:
+def measure(
+    bench: Bench,
+    *,
+    rounds: int,
+    connections: int,
+    sizes: Sequence[int] = SIZES,
+    advance: Callable[[str, int], None],
+) -> Result:
     """``connections`` per run with 2048 bits; half and a third of them with 3072 and 4096, which cost more."""
     counts = {2048: connections, 3072: connections // 2, 4096: connections // 3}
     result = Result(
@@ -23,7 +30,7 @@ def measure(bench: Bench, *, rounds: int, connections: int, advance: Callable[[s
     )
     upstream = bench.upstream()
     servers: list[tuple[int, Server]] = []
-    for bits in SIZES:
+    for bits in sizes:
         for backend in ("cpu", "libcrypto"):
             server = bench.terminator(upstream, uvloop=have_uvloop(), backend=backend, bits=bits)
             servers.append((bits, server))
@@ -42,7 +49,7 @@ def measure(bench: Bench, *, rounds: int, connections: int, advance: Callable[[s
         sample["handshake_median_us"] = Spread.of(load.handshake_seconds).median * 1e6
         result.samples.append(sample)
     names = list(dict.fromkeys(server.name for _bits, server in servers))
-    cases = list(product(SIZES, CONCURRENCY))
+    cases = list(product(sizes, CONCURRENCY))
     for bits, concurrency in cases:
         rows(result, names, bits, concurrency)
     for (bits, concurrency), name in product(cases, names):

@@ -251,29 +251,34 @@ SCENARIOS = tuple(
 )
 
 
-def arrivals_of(scenario: Scenario, rate: float, requests: int, seed: int) -> Arrivals:
-    """Poisson, or bursts that are: of geometric size, each within a millisecond."""
+def arrivals_of(scenario: Scenario, rate: float, requests: int, bursts: int, seed: int) -> Arrivals:
+    """Poisson, or bursts that are, at least so many: of geometric size, each within a millisecond."""
     random = np.random.default_rng(seed)
     if scenario.burst == 1:
         times = np.cumsum(random.exponential(1 / rate, requests))
     else:
-        sizes = random.geometric(1 / scenario.burst, max(200, requests // scenario.burst))
+        sizes = random.geometric(1 / scenario.burst, max(bursts, requests // scenario.burst))
         starts = np.cumsum(random.exponential(scenario.burst / rate, len(sizes)))
         times = np.sort(np.repeat(starts, sizes) + random.uniform(0, 0.001, int(sizes.sum())))
     kinds = random.choice(len(SIZES), len(times), p=scenario.mix)
     return [times[kinds == kind] for kind in range(len(SIZES))]
 
 
-def compare(scenario: Scenario, rate: float, requests: int, seed: int = 1) -> dict[str, Outcome]:
+def compare(scenario: Scenario, rate: float, requests: int, bursts: int = 200, seed: int = 1) -> dict[str, Outcome]:
     """The same arrivals on the processor alone, on the GPUs alone, and on both."""
-    arrivals = arrivals_of(scenario, rate, max(requests, int(rate * 0.3)), seed)
+    arrivals = arrivals_of(scenario, rate, max(requests, int(rate * 0.3)), bursts, seed)
     cpu, gpus = [processor(CORES)], [gpu() for _ in range(scenario.devices)]
     machines = zip(SUBJECTS, (cpu, gpus, [*gpus, *cpu]), strict=True)
     return {subject: Simulation(machine, arrivals, seed).run() for subject, machine in machines}
 
 
 def measure(
-    bench: Bench, *, rates: Sequence[int] = RATES, requests: int, advance: Callable[[str, int], None]
+    bench: Bench,
+    *,
+    scenarios: Sequence[Scenario] = SCENARIOS,
+    rates: Sequence[int] = RATES,
+    requests: int,
+    advance: Callable[[str, int], None],
 ) -> Result:
     result = Result(
         "scheduling",
@@ -291,10 +296,10 @@ def measure(
             f"the GPU's curves are {json.loads(GPU.read_text())['label']}",
         ],
     )
-    for scenario in SCENARIOS:
+    for scenario in scenarios:
         latencies, throughputs = [], []
         for rate in rates:
-            advance(f"{scenario.name}, {rate:,}/s", len(SCENARIOS) * len(rates))
+            advance(f"{scenario.name}, {rate:,}/s", len(scenarios) * len(rates))
             outcomes = compare(scenario, rate, requests)
             by_subject = {subject: vars(outcome) for subject, outcome in outcomes.items()}
             result.samples.append({"case": scenario.name, "rate": rate, "outcomes": by_subject})

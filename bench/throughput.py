@@ -1,6 +1,6 @@
 """Relay throughput, TLS 1.3 with AES-128-GCM: 1 GiB to the client, over one connection and over a hundred."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import product
 
 from .report import Result, Row, Spread, Target
@@ -12,17 +12,24 @@ CONNECTIONS = (1, 100)
 BASELINES = {"terminator": "asyncio", "terminator uvloop": "asyncio uvloop"}
 
 
-def measure(bench: Bench, *, rounds: int, size: int, advance: Callable[[str, int], None]) -> Result:
+def measure(
+    bench: Bench,
+    *,
+    rounds: int,
+    size: int,
+    connections_at_once: Sequence[int] = CONNECTIONS,
+    advance: Callable[[str, int], None],
+) -> Result:
     """``size`` bytes in all, shared out evenly among the connections of a run."""
     result = Result(
         "throughput",
         f"Relay throughput, {size / GIB:g} GiB, TLS 1.3 with AES-128-GCM",
-        {"rounds": rounds, "size": size, "connections": CONNECTIONS},
+        {"rounds": rounds, "size": size, "connections": connections_at_once},
     )
     servers = bench.relays(bench.upstream(), result.notes)
     for server in servers:
         bench.load(server, 1, 1, size // 10)
-    subjects = list(product(CONNECTIONS, servers))
+    subjects = list(product(connections_at_once, servers))
     for turn, (connections, server) in interleave(rounds, subjects):
         advance(f"{server.name}, {connections} connections", rounds * len(subjects))
         before = server.settled_cpu_seconds()
@@ -40,7 +47,7 @@ def measure(bench: Bench, *, rounds: int, size: int, advance: Callable[[str, int
             }
         )
     names = [server.name for server in servers]
-    for connections in CONNECTIONS:
+    for connections in connections_at_once:
         case = f"{connections} connection{'s' if connections > 1 else ''}"
         for key, unit in (("mib_per_s", "MiB/s"), ("cpu_s_per_gib", "CPU s/GiB")):
             values = {name: result.values(key, server=name, connections=connections) for name in names}

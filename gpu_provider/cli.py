@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import importlib.metadata
 import os
 import signal
@@ -20,16 +21,28 @@ EXIT_FAILED = 1
 EXIT_USAGE = 2
 _INTERRUPTED = 130
 
+_COMMANDS = {
+    "terminator": ("gpu_provider.tls.terminator.command", "terminate TLS in front of an upstream"),
+    "demo": ("gpu_provider.tls.terminator.demo", "see it work, with some hundreds of TLS clients"),
+    "devices": ("gpu_provider.devices_command", "list the GPUs and compile kernels for them"),
+    "openssl-config": (
+        "gpu_provider.openssl_config",
+        "print an openssl.cnf that activates the provider module in other programs",
+    ),
+    "check": ("gpu_provider.check_command", "say whether other programs reach the provider module"),
+}
+"""Where each command is, and a line about it."""
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit code; argparse's own errors leave by SystemExit with code 2."""
     _open_standard_streams()
-    if "terminator" in (sys.argv[1:2] if argv is None else argv[:1]):
+    argv = sys.argv[1:] if argv is None else argv
+    if "terminator" in argv[:1]:
         # The terminator will handle them; until its modules are imported, they would end the process.
         for number in (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
             signal.signal(number, signal.SIG_IGN)
-    parser = _parser()
-    args = parser.parse_args(argv)
+    args = _parser(argv).parse_args(argv)
     try:
         code: int = args.run(args)
         sys.stdout.flush()
@@ -60,10 +73,8 @@ def _open_standard_streams() -> None:
     sys.stderr = sys.stderr or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
 
 
-def _parser() -> argparse.ArgumentParser:
-    from gpu_provider import check_command, devices_command, openssl_config  # noqa: PLC0415 - see the module
-    from gpu_provider.tls.terminator import command, demo  # noqa: PLC0415
-
+def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
+    """Imports the module of the command that is given, and no other: each has much to import itself."""
     parser = argparse.ArgumentParser(
         prog="gpu-provider", description="Batched RSA for TLS: an OpenSSL provider and a TLS terminator."
     )
@@ -71,44 +82,14 @@ def _parser() -> argparse.ArgumentParser:
         "--version", action="version", version=f"gpu-provider {importlib.metadata.version('gpu-provider')}"
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-
-    terminator = commands.add_parser(
-        "terminator",
-        help="terminate TLS in front of an upstream",
-        description=command.DESCRIPTION,
-        epilog=command.EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    command.add_arguments(terminator)
-    terminator.set_defaults(run=command.run)
-
-    show = commands.add_parser(
-        "demo", help="see it work, with some hundreds of TLS clients", description=demo.DESCRIPTION
-    )
-    demo.add_arguments(show)
-    show.set_defaults(run=demo.run)
-
-    devices = commands.add_parser(
-        "devices",
-        help="list the GPUs and compile kernels for them",
-        description=devices_command.DESCRIPTION,
-    )
-    devices_command.add_arguments(devices)
-    devices.set_defaults(run=devices_command.run)
-
-    config = commands.add_parser(
-        "openssl-config",
-        help="print an openssl.cnf that activates the provider module in other programs",
-        description=openssl_config.DESCRIPTION,
-    )
-    config.set_defaults(run=openssl_config.run)
-
-    check = commands.add_parser(
-        "check",
-        help="say whether other programs reach the provider module",
-        description=check_command.DESCRIPTION,
-    )
-    check.set_defaults(run=check_command.run)
+    for name, (module_name, summary) in _COMMANDS.items():
+        command = commands.add_parser(name, help=summary)
+        if name in argv:
+            module = importlib.import_module(module_name)
+            command.description = module.DESCRIPTION
+            if hasattr(module, "add_arguments"):
+                module.add_arguments(command)
+            command.set_defaults(run=module.run)
     return parser
 
 

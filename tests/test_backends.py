@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import random
 from typing import TYPE_CHECKING
@@ -22,10 +23,17 @@ if TYPE_CHECKING:
 
     from gpu_provider.backends.base import Backend
 
+    Mixed = tuple[list[tuple[Key, int]], list[int]]
 
-@pytest.fixture
+
+@pytest.fixture(scope="module")
 def client() -> Client:
     return Client(4)
+
+
+@pytest.fixture(scope="module")
+def key(client: Client) -> Key:
+    return keys.load(client, private_key(2048))
 
 
 BACKENDS: dict[str, Callable[[], LibcryptoBackend | CpuBackend]] = {
@@ -44,7 +52,9 @@ def backend(client: Client, request: pytest.FixtureRequest) -> Iterator[Libcrypt
     backend.close()
 
 
-def mixed(client: Client) -> tuple[list[tuple[Key, int]], list[int]]:
+@pytest.fixture(scope="module")
+def mixed(client: Client) -> Mixed:
+    """Requests, and their results."""
     source = random.Random(2)  # noqa: S311 (test data)
     requests, expected = [], []
     for bits in (2056, 2560):
@@ -56,8 +66,8 @@ def mixed(client: Client) -> tuple[list[tuple[Key, int]], list[int]]:
     return requests, expected
 
 
-def test_a_batch_of_mixed_keys_agrees_with_pow(client: Client, backend: Backend) -> None:
-    requests, expected = mixed(client)
+def test_a_batch_of_mixed_keys_agrees_with_pow(client: Client, backend: Backend, mixed: Mixed) -> None:
+    requests, expected = mixed
     batch = batch_of(requests, 320)
     backend.private_op(batch)
     assert batch.ok.tolist() == [1] * 6
@@ -65,8 +75,8 @@ def test_a_batch_of_mixed_keys_agrees_with_pow(client: Client, backend: Backend)
     assert client.verify(batch) == 0
 
 
-def test_a_handle_without_a_key_fails_its_row_alone(client: Client, backend: Backend) -> None:
-    requests, expected = mixed(client)
+def test_a_handle_without_a_key_fails_its_row_alone(backend: Backend, mixed: Mixed) -> None:
+    requests, expected = mixed
     batch = batch_of(requests, 320)
     batch.keys[2] = 12345678
     backend.private_op(batch)
@@ -76,8 +86,10 @@ def test_a_handle_without_a_key_fails_its_row_alone(client: Client, backend: Bac
 
 
 @pytest.mark.parametrize("change", ["bit", "zero", "input", "too large"])
-def test_the_check_finds_what_is_wrong_and_only_that(client: Client, backend: Backend, change: str) -> None:
-    requests, _ = mixed(client)
+def test_the_check_finds_what_is_wrong_and_only_that(
+    client: Client, backend: Backend, mixed: Mixed, change: str
+) -> None:
+    requests, _ = mixed
     batch = batch_of(requests, 320)
     backend.private_op(batch)
     if change == "bit":
@@ -95,11 +107,10 @@ def test_the_check_finds_what_is_wrong_and_only_that(client: Client, backend: Ba
 
 @pytest.mark.parametrize("count", [1, 2, 7, 8, 9, 15, 16, 17, 63, 64, 65, 130])
 @pytest.mark.parametrize("smallest", [1, 3])
-def test_batches_of_any_size(client: Client, smallest: int, count: int) -> None:
+def test_batches_of_any_size(client: Client, key: Key, smallest: int, count: int) -> None:
     """Groups, padded groups, rests for OpenSSL, and the edge of a chunk: no row may be lost or done twice."""
     backend = CpuBackend(2, smallest=smallest)
     backend.open(client)
-    key = keys.load(client, private_key(2048))
     d = private_key(2048).private_numbers().d
     batch = batch_of([(key, x) for x in range(2, count + 2)], 256)
     backend.private_op(batch)
@@ -138,6 +149,9 @@ def test_keys_loaded_before_and_after_it_is_opened(client: Client) -> None:
     assert pow(results(batch)[0], before.e, before.n) == 2
 
 
+power = functools.cache(pow)  # every backend is given the same
+
+
 @pytest.mark.parametrize("bits", [8, 512, 2048, 2056, 4096, 8192])
 @pytest.mark.parametrize("count", [1, 9])
 def test_exponentiations_agree_with_pow(backend: Backend, bits: int, count: int) -> None:
@@ -151,9 +165,7 @@ def test_exponentiations_agree_with_pow(backend: Backend, bits: int, count: int)
     ]
     outputs = np.zeros_like(rows[0])
     backend.modexp(*rows, outputs)
-    assert [int.from_bytes(row.tobytes(), "little") for row in outputs] == [
-        pow(*numbers) for numbers in zip(bases, exponents, moduli, strict=True)
-    ]
+    assert [int.from_bytes(row.tobytes(), "little") for row in outputs] == list(map(power, bases, exponents, moduli))
 
 
 @pytest.mark.parametrize("kind", [LibcryptoBackend, CpuBackend])

@@ -36,13 +36,21 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 MEASUREMENTS: dict[str, Callable[[servers.Bench, Callable[[str, int], None]], report.Result]] = {
-    "connections": lambda bench, advance: connections.measure(bench, rounds=2, connections=6, advance=advance),
-    "key-sizes": lambda bench, advance: key_sizes.measure(bench, rounds=1, connections=6, advance=advance),
-    "kernels": lambda bench, advance: kernels.measure(bench, rounds=2, seconds=0.001, advance=advance),
+    "connections": lambda bench, advance: connections.measure(bench, rounds=2, connections=3, advance=advance),
+    "key-sizes": lambda bench, advance: key_sizes.measure(
+        bench, rounds=1, connections=2, sizes=(2048, 3072), advance=advance
+    ),
+    "kernels": lambda bench, advance: kernels.measure(
+        bench, rounds=2, seconds=0, sizes=kernels.Sizes(batch=8, keys=1, curve=(1, 8)), advance=advance
+    ),
     "queue": lambda bench, advance: queue_overhead.measure(bench, rounds=2, requests=500, advance=advance),
-    "throughput": lambda bench, advance: throughput.measure(bench, rounds=1, size=1 << 20, advance=advance),
+    "throughput": lambda bench, advance: throughput.measure(
+        bench, rounds=1, size=1 << 20, connections_at_once=(1, 4), advance=advance
+    ),
     "latency": lambda bench, advance: latency.measure(bench, rounds=2, connections=3, advance=advance),
-    "scheduling": lambda bench, advance: scheduling.measure(bench, rates=(1000,), requests=50, advance=advance),
+    "scheduling": lambda bench, advance: scheduling.measure(
+        bench, scenarios=scheduling.SCENARIOS[3:5], rates=(1000,), requests=50, advance=advance
+    ),
 }
 
 
@@ -143,6 +151,6 @@ def test_rows_are_json_lines_in_a_pipe_and_a_table_on_a_terminal(capsys: pytest.
 def test_processor_and_gpu_together_are_no_worse_than_the_better_of_them(name: str, rate: int) -> None:
     """Simulated, so the same on any machine: a batch in the wrong place costs one of the two its advantage."""
     (scenario,) = (scenario for scenario in scheduling.SCENARIOS if scenario.name == name)
-    latency, throughput = scheduling.ratios(scheduling.compare(scenario, rate, requests=1000))
+    latency, throughput = scheduling.ratios(scheduling.compare(scenario, rate, requests=1000, bursts=50))
     assert latency <= 1.05
     assert throughput >= 0.95

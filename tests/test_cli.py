@@ -3,6 +3,7 @@
 import importlib.metadata
 import os
 import subprocess
+import sys
 
 import pytest
 from terminator_process import COMMAND, TIMEOUT, run_command
@@ -17,7 +18,7 @@ def test_version():
 @pytest.mark.parametrize(
     ("command", "words"),
     [
-        ((), ["terminator", "demo", "openssl-config", "check"]),
+        ((), ["terminator", "demo", "devices", "openssl-config", "check"]),
         (
             ("terminator",),
             ["--listen HOST:PORT", "(default: 4096)", "SIGHUP", "GPU_PROVIDER_QUEUE_DEPTH", "exit code"],
@@ -40,6 +41,11 @@ def test_what_is_not_there_is_a_usage_error(arguments):
     assert result.returncode == 2
     assert "usage: gpu-provider" in result.stderr
     assert "Traceback" not in result.stderr
+
+
+def test_a_command_does_not_wait_for_what_others_import():
+    code = "import sys; from gpu_provider import cli; cli.main(['openssl-config']); sys.exit('numpy' in sys.modules)"
+    subprocess.run([sys.executable, "-P", "-c", code], stdout=subprocess.DEVNULL, timeout=TIMEOUT, check=True)
 
 
 def test_openssl_config_activates_the_module_in_the_openssl_program(tmp_path):

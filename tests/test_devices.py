@@ -7,6 +7,7 @@ import subprocess
 from typing import TYPE_CHECKING
 
 import pytest
+from rsa_keys import private_key
 from terminator_process import COMMAND, TIMEOUT, environment, run_command
 
 from gpu_provider import cli, devices, devices_command, rates
@@ -81,10 +82,9 @@ def test_without_cupy_or_with_a_broken_one_the_command_says_so(tmp_path: Path, r
         assert "Traceback" not in result.stderr
 
 
-def test_arch_without_precompile_is_a_mistake() -> None:
-    result = run("--arch", "sm_90")
-    assert result.returncode == 2
-    assert "--precompile" in result.stderr
+def test_arch_without_precompile_is_a_mistake(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["devices", "--arch", "sm_90"]) == 2
+    assert "--precompile" in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("compiler")
@@ -95,21 +95,22 @@ def test_arch_without_precompile_is_a_mistake() -> None:
         (("--precompile", "--arch", "sm_1"), "sm_1: NVRTC"),
     ],
 )
-def test_precompile_without_a_device_wants_architectures(arguments: tuple[str, ...], words: str) -> None:
-    result = run(*arguments)
-    assert result.returncode == 2
-    assert words in result.stderr
-    assert "Traceback" not in result.stderr
+def test_precompile_without_a_device_wants_architectures(
+    arguments: tuple[str, ...], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["devices", *arguments]) == 2
+    assert words in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("compiler")
-def test_precompile_into_a_directory_that_cannot_be_used_is_an_error(tmp_path: Path) -> None:
+def test_precompile_into_a_directory_that_cannot_be_used_is_an_error(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     directory = tmp_path / "cubins"
     directory.mkdir()
     directory.chmod(0o777)
-    result = run("--precompile", "--arch", "sm_90", "--kernel-cache", str(directory))
-    assert result.returncode == 2
-    assert "chmod go-w" in result.stderr
+    assert cli.main(["devices", "--precompile", "--arch", "sm_90", "--kernel-cache", str(directory)]) == 2
+    assert "chmod go-w" in capsys.readouterr().err
 
 
 def test_measure_without_a_device_measures_the_processor() -> None:
@@ -121,10 +122,9 @@ def test_measure_without_a_device_measures_the_processor() -> None:
     assert all(line["per_second"] > 0 for line in measured)
 
 
-def test_measure_beside_precompile_is_a_mistake() -> None:
-    result = run("--measure", "--precompile")
-    assert result.returncode == 2
-    assert "--measure compiles what is missing" in result.stderr
+def test_measure_beside_precompile_is_a_mistake(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["devices", "--measure", "--precompile"]) == 2
+    assert "--measure compiles what is missing" in capsys.readouterr().err
 
 
 def test_a_device_is_measured_by_batches_without_a_key() -> None:
@@ -145,6 +145,11 @@ class TestWithDevices:
         monkeypatch.setenv("GPU_PROVIDER_KERNEL_CACHE", str(tmp_path))
         monkeypatch.setattr(devices_command, "find_devices", lambda: gpus)
         monkeypatch.setattr(devices_command, "_MEASURED_ROWS", 2)
+        monkeypatch.setattr(rates, "_FIRST_ROWS", 1)
+        monkeypatch.setattr(rates, "_LEAST_SECONDS", 0)
+        monkeypatch.setattr(rates, "_SINGLES", 1)
+        made = {bits: private_key(bits) for bits in rates.SIZES}
+        monkeypatch.setattr(rates.rsa, "generate_private_key", lambda _, bits: made[bits])
         monkeypatch.setattr(devices_command.cubins, "architecture_for", lambda major, minor: f"sm_{major}{minor}")
         monkeypatch.setattr(devices_command.cubins, "cached_cubins", lambda *_: {})
         monkeypatch.setattr(devices_command.cubins, "load_cubins", lambda _, name, *__, **___: wanted.append(name))

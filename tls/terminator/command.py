@@ -15,13 +15,13 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
 
-__all__ = ["DESCRIPTION", "EPILOG", "add_arguments", "run"]
+__all__ = ["DESCRIPTION", "add_arguments", "run"]
 
 DESCRIPTION = """\
 Accept TLS connections, decrypt them and relay their bytes to an upstream. The RSA operations of all handshakes that
 run at the same time are computed in batches."""
 
-EPILOG = """\
+_EPILOG = """\
 Every setting can be given as a flag, as an environment variable (--queue-depth is GPU_PROVIDER_QUEUE_DEPTH; lists are
 separated by commas) or in the TOML file of --config (queue_depth = 4096, cert = ["chain.pem"]). Flags win over the
 environment, the environment over the file.
@@ -45,6 +45,8 @@ Core dumps are switched off, since private keys are in memory. (A system that pi
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """One flag for each field of TerminatorConfig. Their defaults are the field's, so here every default is None."""
+    parser.epilog = _EPILOG
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.register("action", None, _Once)  # for flags without another action
     default = TerminatorConfig.__struct_defaults__
     defaults = dict(zip(TerminatorConfig.__struct_fields__[-len(default) :], default, strict=True))
