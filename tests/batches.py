@@ -6,10 +6,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from gpu_provider import ProviderConfig
 from gpu_provider.backends.base import Batch
 
 if TYPE_CHECKING:
     from gpu_provider import Key
+
+PATIENT = ProviderConfig(backend_timeout=3600)
+"""For a processor in place of a GPU: on a busy machine it may take longer than the default allows."""
 
 
 def batch_of(requests: list[tuple[Key, int]], class_bytes: int = 256) -> Batch:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import evp
 import numpy as np
 import pytest
-from batches import batch_of, results
+from batches import PATIENT, batch_of, results
 from rsa_keys import private_der, private_key, program_key
 from tls_peers import converse, finish, pause, server_context
 
@@ -31,10 +31,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from gpu_provider.backends.base import Batch
-
-
-PATIENT = ProviderConfig(backend_timeout=3600)
-"""On a busy machine, the processor in place of a GPU may take longer than the default allows."""
 
 
 class PairKernels(HostKernels):

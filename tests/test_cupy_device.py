@@ -16,7 +16,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import ptx_units
 import pytest
+from batches import PATIENT
 from limb_arrays import limbs, numbers
+from msgspec import structs
 from rsa_keys import private_key
 
 from gpu_provider import BackendError, BatchingProvider, InputError, OperationError, ProviderConfig
@@ -255,7 +257,7 @@ def check(provider: BatchingProvider, bits: int, count: int) -> None:
 
 
 def test_batches_on_it(cuda: Cuda, device: CupyDevice) -> None:
-    with BatchingProvider(ProviderConfig(), backends=[CudaBackend(device)]) as provider:
+    with BatchingProvider(PATIENT, backends=[CudaBackend(device)]) as provider:
         check(provider, 2048, 20)
         check(provider, 3072, 6)
         stats = provider.stats()
@@ -269,7 +271,7 @@ def test_batches_on_it(cuda: Cuda, device: CupyDevice) -> None:
 def test_a_thread_chooses_its_device_once(cuda: Cuda, device: CupyDevice) -> None:
     """CuPy holds the GIL in that call, and the driver may take its time. But other code on the same thread, such as a
     future's call-back, may choose another device."""
-    with BatchingProvider(ProviderConfig(max_batch=4), backends=[CudaBackend(device, lanes=1)]) as provider:
+    with BatchingProvider(structs.replace(PATIENT, max_batch=4), backends=[CudaBackend(device, lanes=1)]) as provider:
         check(provider, 2048, 20)
         chosen = dict(cuda.chosen)
         check(provider, 2048, 20)
@@ -299,7 +301,7 @@ def test_a_gpu_gets_the_arithmetic_that_it_is_good_at_whatever_its_code_is_compi
 def test_a_batch_by_the_kernels_that_a_gpu_gets(cuda: Cuda, tmp_path: Path, arithmetic: Arithmetic) -> None:
     ptx_units.skip_without_compiler()
     device = CupyDevice(GPU, CubinCache(tmp_path), arithmetic)
-    with BatchingProvider(ProviderConfig(backend_timeout=250), backends=[CudaBackend(device)]) as provider:
+    with BatchingProvider(PATIENT, backends=[CudaBackend(device)]) as provider:
         cuda.on_ptx = True
         key = provider.load_key(private_key(2048))
         x = [key.n - 1, 2, key.n // 3]
@@ -313,7 +315,7 @@ def test_a_device_without_room_for_a_stream_leaves_nothing_behind(cuda: Cuda, de
     cuda.fail["streamCreateWithFlags"] = 2
     with (
         pytest.raises(BackendError, match="making a stream: cudaError2"),
-        BatchingProvider(ProviderConfig(), backends=[CudaBackend(device)]),
+        BatchingProvider(PATIENT, backends=[CudaBackend(device)]),
     ):
         pass
     assert not cuda.events
@@ -325,7 +327,7 @@ def test_a_device_without_room_for_a_stream_leaves_nothing_behind(cuda: Cuda, de
 def test_a_call_that_fails_is_named(
     cuda: Cuda, device: CupyDevice, call: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with BatchingProvider(ProviderConfig(backend_retry=0.001), backends=[CudaBackend(device)]) as provider:
+    with BatchingProvider(structs.replace(PATIENT, backend_retry=0.001), backends=[CudaBackend(device)]) as provider:
         check(provider, 2048, 4)
         cuda.fail[call] = 700
         check(provider, 2048, 4)
@@ -342,7 +344,7 @@ def test_an_error_that_stays_is_told_once_and_nothing_is_reset(
     cuda: Cuda, device: CupyDevice, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Whatever else the process has on the GPU is there still: the driver is not asked to end it."""
-    with BatchingProvider(ProviderConfig(backend_retry=0.001), backends=[CudaBackend(device)]) as provider:
+    with BatchingProvider(structs.replace(PATIENT, backend_retry=0.001), backends=[CudaBackend(device)]) as provider:
         check(provider, 2048, 4)
         modules, asked = list(cuda.modules), cuda.asked
         cuda.stuck = True
@@ -359,7 +361,7 @@ def test_an_error_that_stays_is_told_once_and_nothing_is_reset(
 
 def test_memory_that_a_launch_lacks_is_not_taken_for_staging_that_is_lacking(cuda: Cuda, device: CupyDevice) -> None:
     """The blinding pairs of a batch count as made once it is launched: a launch that fails fails the device."""
-    with BatchingProvider(ProviderConfig(backend_retry=3600), backends=[CudaBackend(device)]) as provider:
+    with BatchingProvider(structs.replace(PATIENT, backend_retry=3600), backends=[CudaBackend(device)]) as provider:
         key = provider.load_key(private_key(2048))
         x = cuda.empty((2, 32), np.uint64)
         x.array[:] = limbs([5, 6], 32)
@@ -375,14 +377,14 @@ def test_another_cupy_is_an_error_that_names_it(
     cuda: Cuda, device: CupyDevice, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     monkeypatch.setattr(Cuda, name, property())
-    provider = BatchingProvider(ProviderConfig(), backends=[CudaBackend(device)])
+    provider = BatchingProvider(PATIENT, backends=[CudaBackend(device)])
     with pytest.raises(BackendError, match=r"CuPy 0\.1 is not one that this works with"):
         provider.start()
     provider.close()
 
 
 def test_a_device_without_memory_stays_in_use(cuda: Cuda, device: CupyDevice) -> None:
-    with BatchingProvider(ProviderConfig(), backends=[CudaBackend(device, lanes=1)]) as provider:
+    with BatchingProvider(PATIENT, backends=[CudaBackend(device, lanes=1)]) as provider:
         check(provider, 2048, 4)
         cuda.fail["malloc"] = 2
         check(provider, 3072, 4)
@@ -393,7 +395,7 @@ def test_a_device_without_memory_stays_in_use(cuda: Cuda, device: CupyDevice) ->
 
 
 def test_arrays_of_the_caller(cuda: Cuda, device: CupyDevice) -> None:
-    with BatchingProvider(ProviderConfig(), backends=[CudaBackend(device)]) as provider:
+    with BatchingProvider(PATIENT, backends=[CudaBackend(device)]) as provider:
         key = provider.load_key(private_key(2048))
         x = cuda.empty((3, 32), np.uint64)
         x.array[:] = limbs([5, 6, 7], 32)
