@@ -219,8 +219,7 @@ class Terminator:
 
 
 def client_context(version: ssl.TLSVersion | None = None) -> ssl.SSLContext:
-    context = ssl.create_default_context()
-    authority().configure_trust(context)
+    context = ssl.create_default_context(cadata=authority().cert_pem.bytes().decode())
     if version is not None:
         context.minimum_version = context.maximum_version = version
     return context

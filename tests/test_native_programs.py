@@ -5,50 +5,64 @@ from __future__ import annotations
 import shutil
 import subprocess
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import rsa_keys
 from openssl_program import NATIVE
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 PROGRAMS = Path(__file__).parent / "native"
 KERNELS = PROGRAMS.parents[1] / "kernels"
 JOB_STACK = 32 * 1024
 
 
-def build(name: str, directory: Path, *options: str, provider: bool = True) -> Path:
-    """With the provider's sources, or as any program that loads the module."""
+FLAGS = ["-std=c11", "-O2", "-g1", "-Wall", "-Wextra", "-Werror", "-pthread", f"-I{NATIVE}", f"-I{KERNELS}"]
+
+
+@pytest.fixture(scope="module")
+def provider_objects(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """The provider's sources, compiled once for all programs that have them."""
     if shutil.which("gcc") is None:
         pytest.skip("gcc is not installed")
-    own = {"_core.c", "module.c"}
-    sources = sorted(str(path) for path in NATIVE.glob("*.c") if path.name not in own) if provider else []
+    directory = tmp_path_factory.mktemp("objects")
+    sources = sorted(path for path in NATIVE.glob("*.c") if path.name not in {"_core.c", "module.c"})
+    subprocess.run(["gcc", *FLAGS, "-c", *sources], cwd=directory, check=True, timeout=50)
+    return sorted(directory.glob("*.o"))
+
+
+def build(name: str, directory: Path, *options: str, objects: Sequence[Path] = ()) -> Path:
+    """With the provider's objects, or as any program that loads the module."""
+    if shutil.which("gcc") is None:
+        pytest.skip("gcc is not installed")
     program = directory / name
-    include = [f"-I{NATIVE}", f"-I{KERNELS}"]
-    flags = ["-std=c11", "-O2", "-g", "-Wall", "-Wextra", "-Werror", "-pthread", *options, *include]
-    command = ["gcc", *flags, str(PROGRAMS / f"{name}.c"), *sources, "-o", str(program), "-lcrypto"]
+    command = ["gcc", *FLAGS, *options, PROGRAMS / f"{name}.c", *objects, "-o", program, "-lcrypto"]
     subprocess.run(command, check=True, timeout=50)
     return program
 
 
-def test_decoders_neither_branch_nor_index_by_secrets(tmp_path: Path) -> None:
+def test_decoders_neither_branch_nor_index_by_secrets(tmp_path: Path, provider_objects: list[Path]) -> None:
     """Bleichenbacher's, Manger's and Vaudenay's attacks need no more than a difference in time."""
     if shutil.which("valgrind") is None or not Path("/usr/include/valgrind/memcheck.h").exists():
         pytest.skip("valgrind and its header are not installed")
-    program = build("padding_secrets", tmp_path)
+    program = build("padding_secrets", tmp_path, objects=provider_objects)
     command = ["valgrind", "--quiet", "--error-exitcode=99", str(program)]
     result = subprocess.run(command, check=False, capture_output=True, text=True, timeout=55)
     assert result.returncode == 0, result.stderr
 
 
-def test_job_stack_is_large_enough(tmp_path: Path) -> None:
+def test_job_stack_is_large_enough(tmp_path: Path, provider_objects: list[Path]) -> None:
     """It has no guard page: an overflow would corrupt the heap silently. libssl needs its share of it too."""
-    program = build("fibre_stack", tmp_path)
+    program = build("fibre_stack", tmp_path, objects=provider_objects)
     output = subprocess.run([program], check=True, capture_output=True, text=True, timeout=50).stdout
     assert 0 < int(output) < JOB_STACK // 2
 
 
-def test_results_that_the_kernels_get_wrong_are_computed_again(tmp_path: Path) -> None:
+def test_results_that_the_kernels_get_wrong_are_computed_again(tmp_path: Path, provider_objects: list[Path]) -> None:
     """A processor with a fault, or a bug of ours, must cost time and never a connection."""
-    program = build("cpu_faults", tmp_path)
+    program = build("cpu_faults", tmp_path, objects=provider_objects)
     subprocess.run([program], check=True, timeout=50)
 
 
@@ -57,7 +71,7 @@ def test_results_that_the_kernels_get_wrong_are_computed_again(tmp_path: Path) -
 def test_a_thread_may_end_after_its_library_context(tmp_path: Path, other: str, sanitizer: str | None) -> None:
     """OpenSSL has handlers run when a thread ends, on library contexts whose random numbers it used."""
     options = [] if sanitizer is None else [f"-fsanitize={sanitizer}"]
-    program = build("thread_outlives_context", tmp_path, *options, provider=False)
+    program = build("thread_outlives_context", tmp_path, *options)
     key = rsa_keys.private_pem(rsa_keys.private_key(2048))
     command = [program, str(NATIVE), other]
     result = subprocess.run(command, check=False, input=key, capture_output=True, timeout=50)
