@@ -1,4 +1,5 @@
-# make demo | test | test-long | lint | cubins | sanitize | fuzz | bench | wheel | gpu-suite | container | clean
+# make demo | test | test-long | lint | cubins | sanitize | fuzz | bench | wheel | gpu-suite | container |
+# openssl-versions | clean
 # PYTHON=… names the interpreter (3.11 or later); CC=…, CXX=… and CFLAGS=… reach the compiler. FUZZ_SECONDS=… and
 # LONG_CASES=… say how long each fuzzer runs, and how many cases a long test takes. PYTHON_VERSION=… and ARCH=… say for
 # which Python and GPU make gpu-suite packs; NVRTC=… has it and make cubins compile with that version from PyPI.
@@ -21,7 +22,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 BUILT_FROM := pyproject.toml setup.py setup.cfg gpu_provider/native/core_build.py tls/ssl_build.py kernels/kernels_build.py \
 	$(filter-out %/_kernels.cpp,$(wildcard gpu_provider/native/*.[ch] tls/*.[ch] kernels/*.h kernels/*.cpp))
 
-.PHONY: demo test test-long lint cubins sanitize fuzz bench wheel gpu-suite container clean
+.PHONY: demo test test-long lint cubins sanitize fuzz bench wheel gpu-suite container openssl-versions clean
 .DELETE_ON_ERROR:
 
 demo: .venv/ready-demo
@@ -157,6 +158,9 @@ gpu-suite: wheel .venv/ready-cubins $(NVRTC_LIBRARIES)
 
 container:
 	@$(PYTHON) tests/container.py || [ $$? = 77 ]
+
+openssl-versions:
+	@$(PYTHON) tests/openssl_versions.py || [ $$? = 77 ]
 
 clean:
 	rm -rf .venv build dist *.egg-info gpu_provider/native/*.so tls/*.so .mypy_cache .pytest_cache .ruff_cache .hypothesis

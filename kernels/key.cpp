@@ -102,7 +102,7 @@ enum gpk_status gpk_key_new(gpk_key **result, gpk_number n, gpk_number e, gpk_nu
     *result = NULL;
     if (!is_odd(n) || !is_odd(p) || !is_odd(q) || p_bits < 3 || q_bits < 3 || !is_odd(e) || bits_of(e) < 2)
         return GPK_INVALID;
-    if (n_bits < GPK_MIN_BITS || n_bits > GPK_MAX_BITS || limbs == 0 || bits_of(e) > 64 || bits_of(dp) > prime_bits
+    if (n_bits < GPK_MIN_BITS || n_bits > GPK_MAX_BITS || limbs <= 0 || bits_of(e) > 64 || bits_of(dp) > prime_bits
         || bits_of(dq) > prime_bits)
         return GPK_UNSUPPORTED;
     if (bits_of(qinv) > p_bits || q_bits >= n_bits)

@@ -1,15 +1,13 @@
 """Builds the Dockerfile with buildah, starts the terminator in it as its own user, and talks to it as a client would.
 
-Needs no container engine: buildah with chroot isolation, as root, and a base image made by debootstrap (kept in
-``build/container`` for the next run). ``BASE=`` names another base image instead. Exit status 77, and one line that
-names it, when something the machine must have is missing. Standard library alone.
+As root, with what ``buildah.py`` needs. Exit status 77, and one line that names it, when something the machine must
+have is missing. Standard library alone.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
 import socket
 import ssl
@@ -24,81 +22,12 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from buildah import ROOT, SKIPPED, Buildah, base_image, missing
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-ROOT = Path(__file__).resolve().parent.parent
-CACHE = ROOT / "build" / "container"
-BASE_IMAGE = "localhost/gpu-provider-base"
 IMAGE = "localhost/gpu-provider"
-SKIPPED = 77
-LOCAL_AUTHORITIES = Path("/usr/local/share/ca-certificates")
-
-
-class Buildah:
-    """buildah with a storage of its own, gone at the end."""
-
-    def __init__(self, storage: Path) -> None:
-        self._command = ["buildah", "--storage-driver", "vfs", "--root", str(storage / "root")]
-        self._command += ["--runroot", str(storage / "run")]
-        self.environment = {**os.environ, "BUILDAH_ISOLATION": "chroot"}
-
-    def arguments(self, *arguments: str) -> list[str]:
-        return [*self._command, *arguments]
-
-    def __call__(self, *arguments: str) -> str:
-        done = subprocess.run(
-            self.arguments(*arguments),
-            env=self.environment,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            check=False,
-            timeout=900,
-        )
-        if done.returncode:
-            sys.exit(f"container: buildah {arguments[0]} failed with status {done.returncode}:\n{done.stdout[-8000:]}")
-        return done.stdout.strip()
-
-
-def missing() -> str | None:
-    """What this machine lacks, by name."""
-    if os.geteuid() != 0:
-        return "not root"
-    tools = ["buildah", "openssl", *([] if os.environ.get("BASE") else ["debootstrap"])]
-    return next((f"{tool} is not installed" for tool in tools if shutil.which(tool) is None), None)
-
-
-def base_image(buildah: Buildah) -> str:
-    """The image to build on: ``BASE``, or a minimal Debian that also trusts this machine's own authorities."""
-    if image := os.environ.get("BASE"):
-        return image
-    tree = CACHE / "bookworm"
-    if not tree.exists():
-        shutil.rmtree(CACHE, ignore_errors=True)
-        CACHE.mkdir(parents=True)
-        log = CACHE / "debootstrap.log"
-        with log.open("w") as output:
-            done = subprocess.run(
-                ["debootstrap", "--variant=minbase", "bookworm", str(CACHE / "incomplete")],
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                check=False,
-            )
-        if done.returncode:
-            print(f"skipped: debootstrap cannot fetch Debian: {log.read_text().strip().splitlines()[-1]}")
-            sys.exit(SKIPPED)
-        if LOCAL_AUTHORITIES.is_dir():
-            shutil.copytree(
-                LOCAL_AUTHORITIES, CACHE / "incomplete" / LOCAL_AUTHORITIES.relative_to("/"), dirs_exist_ok=True
-            )
-        (CACHE / "incomplete").rename(tree)
-    container = buildah("from", "scratch")
-    buildah("add", "--quiet", container, str(tree), "/")
-    buildah("commit", "--quiet", "--rm", container, BASE_IMAGE)
-    return BASE_IMAGE
 
 
 class Upstream(BaseHTTPRequestHandler):
@@ -258,14 +187,14 @@ def check_running(buildah: Buildah, container: str, directory: Path, entry: list
 
 
 def main() -> int:
-    if lacking := missing():
+    if lacking := missing("openssl"):
         print(f"skipped: {lacking}")
         return SKIPPED
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what is below cleans up
     with tempfile.TemporaryDirectory(prefix="gpu-provider-container-") as scratch:
         buildah = Buildah(Path(scratch))
         with step("base image"):
-            base = base_image(buildah)
+            base = base_image(buildah, "bookworm")
         with step("image built"):
             buildah(
                 "bud", "--format", "docker", "--layers=false", "--build-arg", f"BASE={base}", "-t", IMAGE, str(ROOT)

@@ -27,16 +27,8 @@ TLS_PADDING: Final = 7
 Options = Mapping[str, str]
 
 
-def _loaded_libcrypto() -> str:
-    assert _core.lib  # importing it loads the libcrypto that it is linked to
-    for line in Path("/proc/self/maps").read_text().splitlines():
-        path = line.rpartition(" ")[2]
-        if Path(path).name.startswith("libcrypto.so"):
-            return path
-    raise AssertionError("the C core is not linked to a shared libcrypto")
-
-
-_lib: Final = ctypes.CDLL(_loaded_libcrypto())
+# Through the C core: a process may have more than one libcrypto, and Python's own ssl another than this.
+_lib: Final = ctypes.CDLL(_core.__file__)
 
 _SIGNATURES: Final[dict[str, tuple[object, list[object]]]] = {
     "OSSL_LIB_CTX_new": (c_void_p, []),
