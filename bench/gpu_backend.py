@@ -13,10 +13,10 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 
 from gpu_provider import Key
 from gpu_provider.backends.base import Batch
-from gpu_provider.backends.cuda import CudaBackend
-from gpu_provider.backends.cupy_device import CupyDevice
-from gpu_provider.backends.device import Device, Stream
-from gpu_provider.backends.host_device import HostDevice
+from gpu_provider.backends.cuda.backend import CudaBackend
+from gpu_provider.backends.cuda.cupy_device import CupyDevice
+from gpu_provider.backends.cuda.device import Device, Stream
+from gpu_provider.backends.cuda.host_device import HostDevice
 from gpu_provider.client import Client
 from gpu_provider.errors import BackendError
 from gpu_provider.kernels.cubin_cache import CubinCache

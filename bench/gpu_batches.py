@@ -7,7 +7,7 @@ import numpy as np
 from cryptography.hazmat.primitives.asymmetric import rsa
 from numpy.typing import NDArray
 
-from gpu_provider.backends.device import MODEXP_LAUNCH, PRIVATE_LAUNCH
+from gpu_provider.backends.cuda.device import MODEXP_LAUNCH, PRIVATE_LAUNCH
 from gpu_provider.kernels import cubins, warp
 from gpu_provider.kernels.warp import Operation
 

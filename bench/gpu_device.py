@@ -13,8 +13,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from gpu_provider import devices
-from gpu_provider.backends.cupy_device import allow_table
+from gpu_provider.backends.cuda import devices
+from gpu_provider.backends.cuda.cupy_device import allow_table
 from gpu_provider.errors import BackendError
 from gpu_provider.kernels import cubins, nvrtc, warp
 from gpu_provider.kernels.cubin_cache import CubinCache

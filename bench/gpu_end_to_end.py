@@ -14,12 +14,12 @@ import numpy as np
 from cryptography.hazmat.primitives.asymmetric import rsa
 
 from gpu_provider import BatchingProvider, Key, ProviderConfig
-from gpu_provider.backends.cuda import CudaBackend
-from gpu_provider.backends.device import Device
-from gpu_provider.device_arrays import locate
+from gpu_provider.backends.cuda.backend import CudaBackend
+from gpu_provider.backends.cuda.device import Device
 from gpu_provider.errors import BackendError
+from gpu_provider.library.device_arrays import locate
+from gpu_provider.library.operands import limbs_of
 from gpu_provider.native import ffi, lib
-from gpu_provider.operands import limbs_of
 
 from .gpu_backend import CHECKED
 from .gpu_report import EndToEnd, Report

@@ -6,9 +6,9 @@ import time
 from concurrent.futures import ThreadPoolExecutor, wait
 
 from gpu_provider.backends.base import Batch
-from gpu_provider.backends.cuda import CudaBackend
-from gpu_provider.backends.device import Device
-from gpu_provider.nvml import Nvml
+from gpu_provider.backends.cuda.backend import CudaBackend
+from gpu_provider.backends.cuda.device import Device
+from gpu_provider.observe.nvml import Nvml
 
 from .gpu_backend import MOST_LANES, SIZES, compute_checked, make_batch, opened, run_lanes, unwiped
 from .gpu_report import Lanes, Pairs, Report, Sustained

@@ -9,7 +9,7 @@ from typing import Any
 
 from gpu_provider.errors import BackendError
 from gpu_provider.kernels import nvrtc
-from gpu_provider.nvml import Nvml
+from gpu_provider.observe.nvml import Nvml
 
 from .environment import first_line
 from .gpu_plan import find_tool

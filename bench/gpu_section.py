@@ -11,8 +11,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from gpu_provider.backends import device as backends_device
-from gpu_provider.backends.device_kernels import KernelChoice
+from gpu_provider.backends.cuda import device as backends_device
+from gpu_provider.backends.cuda.kernels import KernelChoice
 from gpu_provider.errors import BackendError
 from gpu_provider.kernels import cubins, nvrtc
 from gpu_provider.kernels.cubin_cache import CubinCache

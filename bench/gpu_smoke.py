@@ -2,7 +2,7 @@
 
 import time
 
-from gpu_provider.backends.device import Device
+from gpu_provider.backends.cuda.device import Device
 
 from .gpu_backend import SIZES, compute_checked, make_batch, opened
 from .gpu_report import Opened, Report, Smoke

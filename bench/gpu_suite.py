@@ -14,7 +14,7 @@ import msgspec
 from rich.progress import Progress
 
 from gpu_provider.errors import BackendError
-from gpu_provider.nvml import GpuFigures, Nvml
+from gpu_provider.observe.nvml import GpuFigures, Nvml
 
 from . import gpu_plan, report
 from .gpu_files import Files

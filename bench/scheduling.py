@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from gpu_provider.scheduler import CostCurve, Lanes, Launch, Limits, Waiting, decide
+from gpu_provider.engine.scheduler import CostCurve, Lanes, Launch, Limits, Waiting, decide
 
 from .report import Curve, Result, Row, Spread, Target
 from .servers import Bench

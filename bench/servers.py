@@ -49,7 +49,7 @@ backend upstream
 DIES_WITH_US = ("setpriv", "--pdeathsig", "KILL")
 
 # `gpu-provider terminator` uses uvloop wherever it is installed; a name that is None in sys.modules can't be imported.
-TERMINATOR = "import sys; {hide}from gpu_provider.cli import main; sys.exit(main())"
+TERMINATOR = "import sys; {hide}from gpu_provider.commands.cli import main; sys.exit(main())"
 HIDE_UVLOOP = "sys.modules['uvloop'] = None; "
 
 T = TypeVar("T")

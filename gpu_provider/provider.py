@@ -16,21 +16,21 @@ from prometheus_client import CollectorRegistry
 from gpu_provider import keys
 from gpu_provider.backends.choice import open_gpus
 from gpu_provider.backends.cpu import CpuBackend
-from gpu_provider.backends.device import CudaArray
+from gpu_provider.backends.cuda.device import CudaArray
 from gpu_provider.backends.libcrypto import LibcryptoBackend
 from gpu_provider.client import Client, openssl_error
 from gpu_provider.config import ProviderConfig, load_config
-from gpu_provider.device_arrays import DeviceArrays
-from gpu_provider.engine import Engine
+from gpu_provider.engine.engine import Engine
 from gpu_provider.errors import BackendError, GpuProviderError, InputError, ProviderClosedError
-from gpu_provider.futures import PendingFutures, RequestFuture
 from gpu_provider.keys import Key
-from gpu_provider.metrics import ProviderCollector
-from gpu_provider.modexp import modexp_call
+from gpu_provider.library.device_arrays import DeviceArrays
+from gpu_provider.library.futures import PendingFutures, RequestFuture
+from gpu_provider.library.modexp import modexp_call
+from gpu_provider.library.operands import array_to_rows, limbs_of
+from gpu_provider.library.private_rows import keys_of_rows, private_calls
 from gpu_provider.native import ffi, lib
-from gpu_provider.operands import array_to_rows, limbs_of
-from gpu_provider.private_rows import keys_of_rows, private_calls
-from gpu_provider.stats import ProviderStats, Statistics
+from gpu_provider.observe.metrics import ProviderCollector
+from gpu_provider.observe.stats import ProviderStats, Statistics
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -40,10 +40,10 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from gpu_provider.backends.base import Backend
-    from gpu_provider.calls import Call
     from gpu_provider.key_formats import KeySource
-    from gpu_provider.operands import AnyOperand, BytesLike, Integer, Number, Operand
-    from gpu_provider.private_rows import Keys
+    from gpu_provider.library.calls import Call
+    from gpu_provider.library.operands import AnyOperand, BytesLike, Integer, Number, Operand
+    from gpu_provider.library.private_rows import Keys
 
 __all__ = ["BatchingProvider", "LibraryContext", "ProviderStats"]
 

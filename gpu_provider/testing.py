@@ -57,9 +57,9 @@ if TYPE_CHECKING:
 
     from gpu_provider.backends.base import Batch
     from gpu_provider.client import Client
+    from gpu_provider.engine.scheduler import CostCurve
     from gpu_provider.keys import Key
     from gpu_provider.provider import BatchingProvider
-    from gpu_provider.scheduler import CostCurve
 
 __all__ = ["HeldBackend", "HeldBatch", "fill_queue", "held_backend", "held_provider"]
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
 
-COMMAND = (sys.executable, "-P", "-m", "gpu_provider.cli")
+COMMAND = (sys.executable, "-P", "-m", "gpu_provider.commands.cli")
 TIMEOUT = 20.0
 
 Handler = "Callable[[socket.socket], None]"

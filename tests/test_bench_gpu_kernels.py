@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
     from gpu_provider import Key
     from gpu_provider.backends.base import Batch
-    from gpu_provider.backends.cuda import CudaBackend
+    from gpu_provider.backends.cuda.backend import CudaBackend
 
 VARIANT = gpu_device.Variant(cubins.Arithmetic.INT32, 256, 8, 4)
 

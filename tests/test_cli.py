@@ -44,7 +44,8 @@ def test_what_is_not_there_is_a_usage_error(arguments):
 
 
 def test_a_command_does_not_wait_for_what_others_import():
-    code = "import sys; from gpu_provider import cli; cli.main(['openssl-config']); sys.exit('numpy' in sys.modules)"
+    command = "from gpu_provider.commands.cli import main; main(['openssl-config'])"
+    code = f"import sys; {command}; sys.exit('numpy' in sys.modules)"
     subprocess.run([sys.executable, "-P", "-c", code], stdout=subprocess.DEVNULL, timeout=TIMEOUT, check=True)
 
 

@@ -22,11 +22,11 @@ from msgspec import structs
 from rsa_keys import private_key
 
 from gpu_provider import BackendError, BatchingProvider, InputError, OperationError, ProviderConfig
-from gpu_provider.backends import cupy_device
-from gpu_provider.backends.cuda import CudaBackend
-from gpu_provider.backends.cupy_device import CupyDevice
-from gpu_provider.backends.device import MODEXP_LAUNCH, PRIVATE_LAUNCH
-from gpu_provider.devices import Device
+from gpu_provider.backends.cuda import cupy_device
+from gpu_provider.backends.cuda.backend import CudaBackend
+from gpu_provider.backends.cuda.cupy_device import CupyDevice
+from gpu_provider.backends.cuda.device import MODEXP_LAUNCH, PRIVATE_LAUNCH
+from gpu_provider.backends.cuda.devices import Device
 from gpu_provider.kernels import cubins, warp
 from gpu_provider.kernels.cubin_cache import CubinCache
 from gpu_provider.kernels.cubins import Arithmetic

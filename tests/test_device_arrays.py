@@ -24,9 +24,9 @@ from gpu_provider import (
     ProviderConfig,
     device_arrays,
 )
-from gpu_provider.backends.cuda import CudaBackend
-from gpu_provider.backends.device import DeviceError, DeviceMemoryError
-from gpu_provider.backends.host_device import HostArray, HostDevice, HostKernels
+from gpu_provider.backends.cuda.backend import CudaBackend
+from gpu_provider.backends.cuda.device import DeviceError, DeviceMemoryError
+from gpu_provider.backends.cuda.host_device import HostArray, HostDevice, HostKernels
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

@@ -9,9 +9,9 @@ from contextlib import ExitStack
 
 import pytest
 
-from gpu_provider.backends.device_kernels import KernelChoice
+from gpu_provider.backends.cuda.kernels import KernelChoice
+from gpu_provider.engine.scheduler import CostCurve
 from gpu_provider.kernels.warp import Kernel, Operation, host_kernels
-from gpu_provider.scheduler import CostCurve
 
 WIDTHS = (256, 384, 512)
 LARGEST = 4096

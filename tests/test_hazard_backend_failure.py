@@ -23,10 +23,10 @@ from gpu_provider import (
     jobs,
 )
 from gpu_provider.backends.libcrypto import LibcryptoBackend
-from gpu_provider.health import BackendState, Health
-from gpu_provider.jobs import RsaJob
-from gpu_provider.lanes import MODEXP
-from gpu_provider.scheduler import CostCurve
+from gpu_provider.engine.health import BackendState, Health
+from gpu_provider.engine.jobs import RsaJob
+from gpu_provider.engine.lanes import MODEXP
+from gpu_provider.engine.scheduler import CostCurve
 from gpu_provider.testing import HeldBackend
 
 if TYPE_CHECKING:

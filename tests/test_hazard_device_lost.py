@@ -12,9 +12,9 @@ from limb_arrays import limbs, numbers
 from rsa_keys import private_key
 
 from gpu_provider import BackendError, BatchingProvider, Key, ProviderConfig
-from gpu_provider.backends.cuda import CudaBackend
-from gpu_provider.backends.device import DeviceError
-from gpu_provider.backends.host_device import HostDevice, HostKernels
+from gpu_provider.backends.cuda.backend import CudaBackend
+from gpu_provider.backends.cuda.device import DeviceError
+from gpu_provider.backends.cuda.host_device import HostDevice, HostKernels
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

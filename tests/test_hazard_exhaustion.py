@@ -203,7 +203,7 @@ Notifier.take = failing
 def test_without_its_batching_thread_it_is_not_ready_and_drains_and_ends(tmp_path):
     patch = f"""
 import os
-from gpu_provider.engine import Engine
+from gpu_provider.engine.engine import Engine
 from gpu_provider.native import ffi
 Engine._small_batches = lambda self: ffi.NULL
 original = Engine._timeout_until_ns

@@ -13,8 +13,8 @@ from kernel_oracle import Numbers, integers, prime, rows
 from ptx_machine import WARP, FaultError, Machine
 from ptx_units import run
 
-from gpu_provider.backends.cupy_device import pair_bytes, record_bytes
-from gpu_provider.backends.device import MODEXP_LAUNCH, PRIVATE_LAUNCH
+from gpu_provider.backends.cuda.cupy_device import pair_bytes, record_bytes
+from gpu_provider.backends.cuda.device import MODEXP_LAUNCH, PRIVATE_LAUNCH
 from gpu_provider.kernels import cubins, warp
 from gpu_provider.kernels.cubins import Arithmetic, Unit
 from gpu_provider.kernels.warp import Operation

@@ -12,8 +12,8 @@ from prometheus_client import generate_latest
 from rsa_keys import private_key
 
 from gpu_provider import BatchingProvider, ProviderConfig
-from gpu_provider.backends.cuda import CudaBackend
-from gpu_provider.backends.host_device import HostDevice
+from gpu_provider.backends.cuda.backend import CudaBackend
+from gpu_provider.backends.cuda.host_device import HostDevice
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -112,7 +112,7 @@ def test_a_driver_that_fails_costs_the_figures_alone_and_one_log_line(
     nvml.fail = {function}
     caplog.set_level(logging.INFO)
     assert scrape(provider) == scrape(provider) == {}
-    assert [record.name for record in caplog.records].count("gpu_provider.nvml") == 1
+    assert [record.name for record in caplog.records].count("gpu_provider.observe.nvml") == 1
     key = provider.load_key(private_key(2048))
     assert pow(provider.private_op(key, 2), key.e, key.n) == 2
     assert b'gpu_provider_requests_total{result="ok",size="2048"} 1.0' in generate_latest(provider.registry)

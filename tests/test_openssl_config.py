@@ -14,7 +14,7 @@ import pytest
 import rsa_keys
 from terminator_process import run_command
 
-from gpu_provider.openssl_config import MODULE, Configuration, _with_module
+from gpu_provider.commands.openssl_config import MODULE, Configuration, _with_module
 
 TIMEOUT: Final = 50
 PLAIN: Final = """\

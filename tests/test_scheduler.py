@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gpu_provider.scheduler import CostCurve, Lanes, Launch, Limits, Waiting, decide
+from gpu_provider.engine.scheduler import CostCurve, Lanes, Launch, Limits, Waiting, decide
 
 KINDS = 3
 SECOND = 1_000_000_000

@@ -8,7 +8,7 @@ import pytest
 from rsa_keys import program_key
 from terminator_process import run_command, write_credentials
 
-from gpu_provider.cli import main
+from gpu_provider.commands.cli import main
 from gpu_provider.errors import ConfigError
 from gpu_provider.tls.terminator.addresses import Address, parse_address
 from gpu_provider.tls.terminator.command import add_arguments, load

@@ -27,7 +27,7 @@ from terminator_process import (
     write_credentials,
 )
 
-from gpu_provider.cli import main
+from gpu_provider.commands.cli import main
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 if TYPE_CHECKING:
     from gpu_provider import BatchingProvider, Key
-    from gpu_provider.backends.device import CudaArray
+    from gpu_provider.backends.cuda.device import CudaArray
 
 
 def private_operations(provider: BatchingProvider, key: Key, array: NDArray[np.uint64], on_gpu: CudaArray) -> None:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from gpu_provider.client import Client
-    from gpu_provider.scheduler import CostCurve
+    from gpu_provider.engine.scheduler import CostCurve
 
 __all__ = ["Backend", "Batch", "KeyHolder", "OnGpu"]
 

@@ -7,9 +7,9 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
-from gpu_provider.backends.cuda import CudaBackend
-from gpu_provider.backends.cupy_device import CupyDevice
-from gpu_provider.devices import find_devices
+from gpu_provider.backends.cuda.backend import CudaBackend
+from gpu_provider.backends.cuda.cupy_device import CupyDevice
+from gpu_provider.backends.cuda.devices import find_devices
 from gpu_provider.errors import BackendError
 from gpu_provider.kernels.cubin_cache import CubinCache, default_directory
 from gpu_provider.kernels.cubins import Arithmetic

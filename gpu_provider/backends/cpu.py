@@ -16,9 +16,9 @@ import numpy as np
 from gpu_provider import kernels
 from gpu_provider.backends.libcrypto import libcrypto_cost_curves, libcrypto_modexp
 from gpu_provider.client import u8, u64
+from gpu_provider.engine.scheduler import CostCurve
 from gpu_provider.errors import BackendError
 from gpu_provider.native import ffi, lib
-from gpu_provider.scheduler import CostCurve
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -6,9 +6,9 @@ import os
 from typing import TYPE_CHECKING
 
 from gpu_provider.client import u8
+from gpu_provider.engine.scheduler import CostCurve
 from gpu_provider.errors import BackendError
 from gpu_provider.native import lib
-from gpu_provider.scheduler import CostCurve
 
 if TYPE_CHECKING:
     import numpy as np

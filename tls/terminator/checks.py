@@ -7,7 +7,7 @@ import socket
 from typing import TYPE_CHECKING
 
 from gpu_provider import tls
-from gpu_provider.devices import find_devices
+from gpu_provider.backends.cuda.devices import find_devices
 from gpu_provider.errors import BackendError, ConfigError
 from gpu_provider.tls import constants
 from gpu_provider.tls.terminator.addresses import Address, Resolved, format_address, resolve

@@ -145,7 +145,7 @@ class _Terminator:
     @classmethod
     async def start(cls, certificate: Path, key: Path, upstream_port: int, backend: str) -> _Terminator:
         process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-P", "-m", "gpu_provider.cli", "terminator"),
+            *(sys.executable, "-P", "-m", "gpu_provider.commands.cli", "terminator"),
             *("--listen", "127.0.0.1:0", "--admin", "off", "--upstream", f"127.0.0.1:{upstream_port}"),
             *("--cert", str(certificate), "--key", str(key), "--backend", backend),
             stdin=asyncio.subprocess.DEVNULL,

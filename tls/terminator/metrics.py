@@ -1,4 +1,4 @@
-"""What the terminator counts, and under which names. The batching provider's metrics are in ``gpu_provider.metrics``.
+"""What the terminator counts, and under which names. The batching provider's are in ``gpu_provider.observe.metrics``.
 
 The event loop's thread alone counts, so that plain numbers will do; they become metrics when somebody asks. Series
 whose labels are known beforehand are there from the start, at zero: a rate over a counter that appears with its first

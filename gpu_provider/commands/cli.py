@@ -24,12 +24,12 @@ _INTERRUPTED = 130
 _COMMANDS = {
     "terminator": ("gpu_provider.tls.terminator.command", "terminate TLS in front of an upstream"),
     "demo": ("gpu_provider.tls.terminator.demo", "see it work, with some hundreds of TLS clients"),
-    "devices": ("gpu_provider.devices_command", "list the GPUs and compile kernels for them"),
+    "devices": ("gpu_provider.commands.devices", "list the GPUs and compile kernels for them"),
     "openssl-config": (
-        "gpu_provider.openssl_config",
+        "gpu_provider.commands.openssl_config",
         "print an openssl.cnf that activates the provider module in other programs",
     ),
-    "check": ("gpu_provider.check_command", "say whether other programs reach the provider module"),
+    "check": ("gpu_provider.commands.check", "say whether other programs reach the provider module"),
 }
 """Where each command is, and a line about it."""
 

@@ -17,15 +17,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from gpu_provider.backends.cpu import CpuBackend
-from gpu_provider.backends.device import DeviceError, DeviceMemoryError
-from gpu_provider.backends.device_kernels import KernelChoice
-from gpu_provider.backends.device_keys import DeviceKeys
-from gpu_provider.backends.device_lane import DeviceLane
-from gpu_provider.backends.device_trial import Trial
+from gpu_provider.backends.cuda.device import DeviceError, DeviceMemoryError
+from gpu_provider.backends.cuda.kernels import KernelChoice
+from gpu_provider.backends.cuda.keys import DeviceKeys
+from gpu_provider.backends.cuda.lane import DeviceLane
+from gpu_provider.backends.cuda.trial import Trial
 from gpu_provider.backends.libcrypto import libcrypto_modexp
 from gpu_provider.client import class_bytes
+from gpu_provider.engine.scheduler import CostCurve
 from gpu_provider.errors import BackendError
-from gpu_provider.scheduler import CostCurve
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from gpu_provider.backends.base import Batch
-    from gpu_provider.backends.device import Device, DeviceRows
+    from gpu_provider.backends.cuda.device import Device, DeviceRows
     from gpu_provider.client import Client
 
 __all__ = ["CudaBackend"]
@@ -191,7 +191,7 @@ class CudaBackend:
         if not np.array_equal(again, outputs):
             raise DeviceError(f"device {self._device.name}: a result of an exponentiation is wrong")
 
-    # ---- the callers' own arrays on the device (``gpu_provider/device_arrays.py``) ----
+    # ---- the callers' own arrays on the device (``gpu_provider/library/device_arrays.py``) ----
 
     @property
     def device(self) -> Device:

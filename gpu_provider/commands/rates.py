@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric import rsa
 
-from gpu_provider.backends.cuda import CudaBackend
+from gpu_provider.backends.cuda.backend import CudaBackend
 from gpu_provider.client import Client
 from gpu_provider.config import ProviderConfig
 from gpu_provider.provider import BatchingProvider
@@ -17,7 +17,7 @@ from gpu_provider.provider import BatchingProvider
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from gpu_provider.backends.device import Device
+    from gpu_provider.backends.cuda.device import Device
     from gpu_provider.keys import Key
 
 __all__ = ["SIZES", "Rate", "measure_device", "measure_processor"]

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
 
+from gpu_provider.engine.scheduler import Waiting
 from gpu_provider.errors import OperationError
-from gpu_provider.scheduler import Waiting
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from gpu_provider.backends.base import Backend
-    from gpu_provider.jobs import Buffers
+    from gpu_provider.engine.jobs import Buffers
 
 __all__ = ["Call", "CallQueue", "ChunkJob", "Operands", "Part"]
 

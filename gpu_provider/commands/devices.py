@@ -12,13 +12,13 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from gpu_provider.backends.cupy_device import CupyDevice
+from gpu_provider.backends.cuda.cupy_device import CupyDevice
+from gpu_provider.backends.cuda.devices import find_devices
+from gpu_provider.commands.rates import measure_device, measure_processor
 from gpu_provider.config import ProviderConfig, load_config
-from gpu_provider.devices import find_devices
 from gpu_provider.errors import BackendError, ConfigError
 from gpu_provider.kernels import cubins, nvrtc
 from gpu_provider.kernels.cubin_cache import CubinCache, default_directory
-from gpu_provider.rates import measure_device, measure_processor
 
 if TYPE_CHECKING:
     import argparse
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 
     from rich.status import Status
 
-    from gpu_provider.devices import Device
-    from gpu_provider.rates import Rate
+    from gpu_provider.backends.cuda.devices import Device
+    from gpu_provider.commands.rates import Rate
 
 __all__ = ["DESCRIPTION", "add_arguments", "run"]
 

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gpu_provider.backends.device import MODEXP_LAUNCH, PRIVATE_LAUNCH, DeviceError, DeviceMemoryError
-from gpu_provider.backends.device_pairs import DevicePairs
+from gpu_provider.backends.cuda.device import MODEXP_LAUNCH, PRIVATE_LAUNCH, DeviceError, DeviceMemoryError
+from gpu_provider.backends.cuda.pairs import DevicePairs
 from gpu_provider.client import MAX_BYTES, u8, u32, u64
 from gpu_provider.kernels import warp
 from gpu_provider.kernels.warp import Operation
@@ -31,9 +31,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from gpu_provider.backends.base import Batch
-    from gpu_provider.backends.device import Device, DeviceRows
-    from gpu_provider.backends.device_kernels import KernelChoice
-    from gpu_provider.backends.device_keys import DeviceKeys
+    from gpu_provider.backends.cuda.device import Device, DeviceRows
+    from gpu_provider.backends.cuda.kernels import KernelChoice
+    from gpu_provider.backends.cuda.keys import DeviceKeys
     from gpu_provider.kernels.warp import Kernel
 
 __all__ = ["DeviceLane"]

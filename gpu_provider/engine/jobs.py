@@ -1,4 +1,4 @@
-"""What a lane computes: a batch of RSA operations from the queue, or a chunk of a call (``calls.py``).
+"""What a lane computes: a batch of RSA operations from the queue, or a chunk of a call (``library/calls.py``).
 
 A job is finished by whoever claims it first: the lane whose backend returned, or the watchdog that lost patience with
 it. A backend that hangs may still write into the job's arrays long after that; so the watchdog works on copies, and a

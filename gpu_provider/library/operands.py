@@ -13,7 +13,7 @@ from gpu_provider.errors import InputError
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from gpu_provider.backends.device import CudaArray
+    from gpu_provider.backends.cuda.device import CudaArray
 
 __all__ = [
     "MAX_BITS",

@@ -16,22 +16,22 @@ from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
-from gpu_provider.backends.cuda import CudaBackend
-from gpu_provider.backends.device import CudaArray, DeviceRows
+from gpu_provider.backends.cuda.backend import CudaBackend
+from gpu_provider.backends.cuda.device import CudaArray, DeviceRows
+from gpu_provider.engine.lanes import MODEXP
 from gpu_provider.errors import BackendError, InputError, OperationError
-from gpu_provider.lanes import MODEXP
-from gpu_provider.modexp import check_moduli, rows_of_all, units_per_row
-from gpu_provider.operands import check_shape, limbs_of, to_rows
+from gpu_provider.library.modexp import check_moduli, rows_of_all, units_per_row
+from gpu_provider.library.operands import check_shape, limbs_of, to_rows
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from numpy.typing import NDArray
 
-    from gpu_provider.engine import Engine
-    from gpu_provider.operands import Operand
-    from gpu_provider.private_rows import KeysOfRows
-    from gpu_provider.stats import Statistics
+    from gpu_provider.engine.engine import Engine
+    from gpu_provider.library.operands import Operand
+    from gpu_provider.library.private_rows import KeysOfRows
+    from gpu_provider.observe.stats import Statistics
 
 __all__ = ["DeviceArrays", "locate"]
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from _cffi_backend import FFI
     from numpy.typing import NDArray
 
-    from gpu_provider.backends.device import Device
+    from gpu_provider.backends.cuda.device import Device
     from gpu_provider.client import Client
 
 __all__ = ["DeviceKeys"]

@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from gpu_provider.backends.device import PRIVATE_LAUNCH
+from gpu_provider.backends.cuda.device import PRIVATE_LAUNCH
 from gpu_provider.kernels import warp
 from gpu_provider.kernels.warp import Operation
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from gpu_provider.backends.device import Device
-    from gpu_provider.backends.device_kernels import KernelChoice
+    from gpu_provider.backends.cuda.device import Device
+    from gpu_provider.backends.cuda.kernels import KernelChoice
     from gpu_provider.kernels.warp import Kernel
 
 __all__ = ["Trial"]

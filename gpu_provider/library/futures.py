@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from gpu_provider.client import Client
     from gpu_provider.keys import Key
-    from gpu_provider.operands import BytesLike, Integer
+    from gpu_provider.library.operands import BytesLike, Integer
 
 __all__ = ["PendingFutures", "RequestFuture", "Result"]
 

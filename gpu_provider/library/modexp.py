@@ -7,17 +7,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gpu_provider.calls import Call
+from gpu_provider.engine.lanes import MODEXP
 from gpu_provider.errors import InputError
-from gpu_provider.lanes import MODEXP
-from gpu_provider.operands import is_bytes, is_number, label, not_less, to_rows, widen
+from gpu_provider.library.calls import Call
+from gpu_provider.library.operands import is_bytes, is_number, label, not_less, to_rows, widen
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from gpu_provider.backends.base import Backend
-    from gpu_provider.calls import Operands
-    from gpu_provider.operands import Operand
+    from gpu_provider.library.calls import Operands
+    from gpu_provider.library.operands import Operand
 
 __all__ = ["ModexpCall", "check_moduli", "modexp_call", "rows_of_all", "units_per_row"]
 

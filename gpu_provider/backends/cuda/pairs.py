@@ -19,7 +19,7 @@ from gpu_provider.native import ffi, lib
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from gpu_provider.backends.device import Device, Stream
+    from gpu_provider.backends.cuda.device import Device, Stream
 
 __all__ = ["DevicePairs"]
 

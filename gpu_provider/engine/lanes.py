@@ -8,17 +8,17 @@ from queue import SimpleQueue
 from typing import TYPE_CHECKING, TypeAlias
 
 from gpu_provider.client import CLASSES
+from gpu_provider.engine.health import BackendState
+from gpu_provider.engine.jobs import Buffers
 from gpu_provider.errors import MORE_THREADS, BackendError
-from gpu_provider.health import BackendState
-from gpu_provider.jobs import Buffers
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from gpu_provider.backends.base import Backend
-    from gpu_provider.health import Health
-    from gpu_provider.jobs import Job
-    from gpu_provider.scheduler import CostCurve
+    from gpu_provider.engine.health import Health
+    from gpu_provider.engine.jobs import Job
+    from gpu_provider.engine.scheduler import CostCurve
 
 __all__ = ["MODEXP", "BackendLanes", "Lane"]
 

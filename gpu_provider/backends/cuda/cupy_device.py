@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gpu_provider.backends.device import DeviceError, DeviceMemoryError
+from gpu_provider.backends.cuda.device import DeviceError, DeviceMemoryError
 from gpu_provider.kernels import cubins
 from gpu_provider.kernels.nvrtc import import_cupy
 from gpu_provider.kernels.warp import Kernel, Operation
@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from gpu_provider.backends.device import CudaArray
-    from gpu_provider.devices import Device
+    from gpu_provider.backends.cuda.device import CudaArray
+    from gpu_provider.backends.cuda.devices import Device
     from gpu_provider.kernels.cubin_cache import CubinCache
     from gpu_provider.kernels.cubins import Arithmetic, Unit
 

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, TypeAlias
 import numpy as np
 
 from gpu_provider.backends.base import Batch
-from gpu_provider.calls import Call
 from gpu_provider.client import class_bytes
+from gpu_provider.engine.lanes import MODEXP
 from gpu_provider.errors import InputError, ProviderClosedError
 from gpu_provider.keys import Key
-from gpu_provider.lanes import MODEXP
+from gpu_provider.library.calls import Call
+from gpu_provider.library.operands import label, not_less, widen
 from gpu_provider.native import ffi, lib
-from gpu_provider.operands import label, not_less, widen
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from gpu_provider.backends.base import Backend
-    from gpu_provider.calls import Operands
     from gpu_provider.client import Client
+    from gpu_provider.library.calls import Operands
 
 __all__ = ["Keys", "KeysOfRows", "PrivateCall", "keys_of_rows", "private_calls"]
 

@@ -6,9 +6,9 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from gpu_provider.commands.openssl_config import PREFERENCE, PROVIDER, Configuration, system_path, text
 from gpu_provider.errors import ConfigError, GpuProviderError
 from gpu_provider.native import ffi, lib
-from gpu_provider.openssl_config import PREFERENCE, PROVIDER, Configuration, system_path, text
 
 if TYPE_CHECKING:
     import argparse

@@ -18,14 +18,14 @@ from queue import SimpleQueue
 from typing import TYPE_CHECKING, NamedTuple
 
 from gpu_provider.backends.base import KeyHolder, OnGpu
-from gpu_provider.calls import CallQueue
 from gpu_provider.client import CLASSES
+from gpu_provider.engine.health import BackendState, Health
+from gpu_provider.engine.jobs import Buffers, RsaJob, refuse_waiting
+from gpu_provider.engine.lanes import BackendLanes, Lane
+from gpu_provider.engine.scheduler import Lanes, Limits, Waiting, decide
 from gpu_provider.errors import MORE_THREADS, BackendError, OperationError, ProviderClosedError
-from gpu_provider.health import BackendState, Health
-from gpu_provider.jobs import Buffers, RsaJob, refuse_waiting
-from gpu_provider.lanes import BackendLanes, Lane
+from gpu_provider.library.calls import CallQueue
 from gpu_provider.native import ffi, lib
-from gpu_provider.scheduler import Lanes, Limits, Waiting, decide
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -34,12 +34,12 @@ if TYPE_CHECKING:
 
     from gpu_provider.backends.base import Backend
     from gpu_provider.backends.libcrypto import LibcryptoBackend
-    from gpu_provider.calls import Call, ChunkJob
     from gpu_provider.client import Client
     from gpu_provider.config import ProviderConfig
-    from gpu_provider.futures import PendingFutures
-    from gpu_provider.jobs import Job
-    from gpu_provider.stats import Statistics
+    from gpu_provider.engine.jobs import Job
+    from gpu_provider.library.calls import Call, ChunkJob
+    from gpu_provider.library.futures import PendingFutures
+    from gpu_provider.observe.stats import Statistics
 
 __all__ = ["Engine"]
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gpu_provider.backends.device import DeviceError, DeviceMemoryError
+from gpu_provider.backends.cuda.device import DeviceError, DeviceMemoryError
 from gpu_provider.kernels import warp
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from prometheus_client.registry import Collector
 
 from gpu_provider.client import CLASSES, class_bytes
 from gpu_provider.native import ffi, lib
-from gpu_provider.nvml import Nvml
+from gpu_provider.observe.nvml import Nvml
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from prometheus_client.metrics_core import Metric
 
     from gpu_provider.client import Client, QueueCounters
-    from gpu_provider.nvml import GpuFigures
-    from gpu_provider.stats import BatchCounts, Distribution, Statistics
+    from gpu_provider.observe.nvml import GpuFigures
+    from gpu_provider.observe.stats import BatchCounts, Distribution, Statistics
 
 __all__ = ["KIND_NAMES", "ProviderCollector"]
 

@@ -1,0 +1,1 @@
+"""What is typed at a prompt: ``gpu-provider`` and its commands."""

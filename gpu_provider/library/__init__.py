@@ -1,0 +1,1 @@
+"""One library call: its operands, its way through the engine, and its result."""
