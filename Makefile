@@ -34,7 +34,7 @@ test: .venv/ready-test
 
 # Random batches on every lane of the kernels; the number is that of the fastest lane.
 test-long: .venv/ready-test
-	@$(BIN)/python tests/kernel_cases.py --cases $(LONG_CASES)
+	@$(BIN)/python tests/support/kernel_cases.py --cases $(LONG_CASES)
 
 bench: .venv/ready-bench
 	@$(BIN)/python -m bench
@@ -64,7 +64,7 @@ lint: .venv/ready-lint
 	@$(BIN)/ruff format --check --quiet .
 	@echo "mypy --strict"
 	@cd build/lint && ../../$(BIN)/mypy --config-file ../../pyproject.toml --cache-dir ../mypy --no-error-summary -p gpu_provider -p bench
-	@mkdir build/lint/typed && cp tests/typed_calls.py build/lint/typed && $(BIN)/python tests/readme_snippets.py build/lint/typed
+	@mkdir build/lint/typed && cp tests/project/typed_calls.py build/lint/typed && $(BIN)/python tests/project/readme_snippets.py build/lint/typed
 	@cd build/lint && ../../$(BIN)/mypy --config-file ../../pyproject.toml --cache-dir ../mypy --no-error-summary typed/*.py
 	@echo "import directions"
 	@cd build/lint && ../../$(BIN)/lint-imports --config ../../pyproject.toml --no-cache --no-logo
@@ -157,10 +157,10 @@ gpu-suite: wheel .venv/ready-cubins $(NVRTC_LIBRARIES)
 	@$(WITH_NVRTC) $(BIN)/python -m bench.gpu_archive build/gpu-suite.tar --wheel dist/*.whl --python $(PYTHON_VERSION) --arch $(ARCH)
 
 container:
-	@$(PYTHON) tests/container.py || [ $$? = 77 ]
+	@$(PYTHON) tests/containers/terminator.py || [ $$? = 77 ]
 
 openssl-versions:
-	@$(PYTHON) tests/openssl_versions.py || [ $$? = 77 ]
+	@$(PYTHON) tests/containers/openssl_versions.py || [ $$? = 77 ]
 
 clean:
 	rm -rf .venv build dist *.egg-info gpu_provider/native/*.so tls/*.so .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -1,7 +1,7 @@
 /* The portable lane: one 64-bit element, on any processor whose 64 by 64 bit multiplication takes constant time.
  *
  * It is also the check of the layers above: an element is no number, no condition and no index, and no operator
- * makes one of it, so that a secret used as a branch or an address does not compile (tests/test_kernels_types.py).
+ * makes one of it, so that a secret used as a branch or an address does not compile (tests/kernels/test_types.py).
  * The ways out are gather.h's, by memory.
  */
 #ifndef GPK_LANE_PORTABLE_H

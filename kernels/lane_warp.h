@@ -4,8 +4,8 @@
  *
  * It is also their check: a secret (Word32, Word64, Real, Mask) is no number, no condition and no index, and what is
  * public for each thread (its place, its row) is of a type of its own, Public. A secret used as a branch or an
- * address does not compile (tests/test_kernels_types.py). A mask or a convergence error of a device it cannot show: every
- * exchange is among all 32 threads, which must be converged (tests/test_kernels_ptx.py).
+ * address does not compile (tests/kernels/test_types.py). A mask or a convergence error of a device it cannot show: every
+ * exchange is among all 32 threads, which must be converged (tests/kernels/test_ptx.py).
  *
  * Threads work in groups of T (a power of two up to 32) that are neighbours: one number or one row per group.
  * Constant time: no branch, and no address but those made of Public.

@@ -19,9 +19,10 @@ from buildah import ROOT, SKIPPED, Buildah, base_image, missing
 PACKAGES = "binutils ca-certificates ccache gcc g++ libc6-dev libssl-dev openssl python3-dev python3-venv"
 # Those in which a version of OpenSSL can make a difference.
 TESTS = [
-    *("async_status", "default_operations", "default_parameters", "openssl_config", "openssl_program"),
-    *("other_libcrypto", "provider", "rsa_decryption", "session_tickets", "tls_connection", "tls_credentials"),
-    *("tls_verification", "wrong_keys"),
+    *("openssl/test_default_operations", "openssl/test_default_parameters", "openssl/test_openssl_config"),
+    *("openssl/test_openssl_program", "openssl/test_other_libcrypto", "openssl/test_rsa_decryption"),
+    *("openssl/test_wrong_keys", "provider/test_provider", "tls/test_async_status", "tls/test_connection"),
+    *("tls/test_credentials", "tls/test_session_tickets", "tls/test_verification"),
 ]
 INSTALL = "apt-get -qq update && apt-get -qq install -y --no-install-recommends"
 # A mirror may be a snapshot that is older than what experimental allows.
@@ -32,7 +33,7 @@ echo "deb [check-valid-until=no] $archive experimental main" >/etc/apt/sources.l
 # The compiler's cache: the kernels take longest, and know nothing of OpenSSL.
 BUILD = "PATH=/usr/lib/ccache:$PATH /venv/bin/pip install --quiet --disable-pip-version-check --editable '/src[test]'"
 VERSION = """import sys
-sys.path.insert(0, "/src/tests")
+sys.path.insert(0, "/src/tests/support")
 import ctypes, evp
 evp._lib.OpenSSL_version.restype = ctypes.c_char_p
 print(evp._lib.OpenSSL_version(0).decode())
@@ -77,7 +78,7 @@ def build_and_test(container: Container, wanted: str) -> None:
     if not version.startswith(f"OpenSSL {wanted}."):
         sys.exit(f"openssl-versions: the tests would run with {version!r}, not {wanted}")
     built = time.monotonic() - start
-    files = " ".join(f"tests/test_{name}.py" for name in TESTS)
+    files = " ".join(f"tests/{name}.py" for name in TESTS)
     arguments = f"-n $(nproc) --dist loadfile -p no:cacheprovider {files}"
     output = container.run(f"/venv/bin/pytest {arguments}")
     print(f"openssl-versions: {version} (built in {built:.0f} s): {output.splitlines()[-1].strip('= ')}", flush=True)

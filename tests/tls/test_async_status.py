@@ -10,13 +10,13 @@ import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import rsa
+from paths import SUPPORT
 from tls_peers import (
     Peer,
     accept,
@@ -250,7 +250,7 @@ if child == 0:
 assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
 serve()
 """
-    subprocess.run([sys.executable, "-c", script], check=True, timeout=60, cwd=Path(__file__).parent)
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=60, cwd=SUPPORT)
 
 
 # ---- jobs ----

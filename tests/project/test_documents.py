@@ -22,7 +22,7 @@ from gpu_provider.native import MODULE_DIRECTORY
 from gpu_provider.tls.terminator.config import TerminatorConfig
 from gpu_provider.tls.terminator.metrics import TerminatorMetrics
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text()
 DOCUMENTS = {path: path.read_text() for path in (*ROOT.glob("*.md"), ROOT / "gpu_provider" / "native" / "DESIGN.md")}
 needs_openssl = pytest.mark.skipif(shutil.which("openssl") is None, reason="the openssl program is not installed")

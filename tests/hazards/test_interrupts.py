@@ -8,10 +8,10 @@ import subprocess
 import sys
 import textwrap
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from paths import SUPPORT
 
 if TYPE_CHECKING:
     from gpu_provider import BatchingProvider
@@ -115,7 +115,7 @@ print("ended after", number)
 def run(script: str) -> str:
     result = subprocess.run(
         [sys.executable, "-c", f"import numpy as np\n{_INTERRUPT}\n{script}"],
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent)},
+        env={**os.environ, "PYTHONPATH": str(SUPPORT)},
         capture_output=True,
         text=True,
         timeout=55,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # bench/ is no installed package
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # bench/ is no installed package
 
 from bench.issue_model import digit_of, warp_cycles
 from bench.machine_code import Code, Instruction

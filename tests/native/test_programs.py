@@ -14,7 +14,7 @@ from openssl_program import NATIVE
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-PROGRAMS = Path(__file__).parent / "native"
+PROGRAMS = Path(__file__).parent
 KERNELS = PROGRAMS.parents[1] / "kernels"
 JOB_STACK = 32 * 1024
 

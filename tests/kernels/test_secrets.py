@@ -17,7 +17,7 @@ from gpu_provider.kernels import _kernels, warp
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 KERNELS = ROOT / "kernels"
 pytestmark = pytest.mark.timeout(300)
 

@@ -8,11 +8,11 @@ import ssl
 import subprocess
 import sys
 import threading
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 from cryptography import x509
+from paths import SUPPORT
 from tls_peers import (
     Peer,
     accept,
@@ -28,6 +28,8 @@ from tls_peers import (
 from gpu_provider import tls
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from gpu_provider import BatchingProvider
     from gpu_provider.testing import HeldBackend
 
@@ -306,7 +308,7 @@ for call in (connection.recv_into, connection.send, connection.sendall, connecti
     keep(call)
 gc.collect()
 """
-    subprocess.run([sys.executable, "-c", script], check=True, timeout=60, cwd=Path(__file__).parent)
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=60, cwd=SUPPORT)
     connection = accept(server_context())
     finish(connection, Peer(connection))
     buffer = bytearray(10)

@@ -12,7 +12,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 CACHE = ROOT / "build" / "container"
 SKIPPED = 77
 LOCAL_AUTHORITIES = Path("/usr/local/share/ca-certificates")

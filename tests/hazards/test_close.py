@@ -7,12 +7,12 @@ import subprocess
 import sys
 import threading
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from pathlib import Path
 
 import evp
 import pytest
 from cryptography.hazmat.primitives.asymmetric.padding import PKCS1v15
 from cryptography.hazmat.primitives.hashes import SHA256
+from paths import SUPPORT
 from rsa_keys import private_der, private_key
 
 from gpu_provider import BatchingProvider, GpuProviderError, Key, ProviderClosedError, ProviderConfig
@@ -235,7 +235,7 @@ def test_threads_outlive_the_library_context_that_they_used() -> None:
     """OpenSSL looks at the context when such a thread ends, and at exit: a freed one would crash the process."""
     result = subprocess.run(
         [sys.executable, "-c", _CONTEXTS_OUTLIVED],
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent), "MALLOC_PERTURB_": "165"},
+        env={**os.environ, "PYTHONPATH": str(SUPPORT), "MALLOC_PERTURB_": "165"},
         capture_output=True,
         text=True,
         timeout=50,

@@ -33,7 +33,7 @@ _SHARED = 1 << 20  # where shared memory begins, in addresses of its own
 _ONES = [(1 << bits) - 1 for bits in range(65)]
 _SPECIAL = ("%tid.x", "%ctaid.x", "%ntid.x", "%laneid")
 
-_NATIVE = Path(__file__).parent / "native"
+_NATIVE = Path(__file__).resolve().parents[1] / "native"
 _ffi = FFI()
 _ffi.cdef((_NATIVE / "ptx_registers.h").read_text())
 _OPERATIONS: dict[str, int] = _ffi.typeof("enum operation").relements

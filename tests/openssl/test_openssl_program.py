@@ -9,15 +9,16 @@ import re
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 import rsa_keys
 from openssl_program import NATIVE, OpenSSL
+from paths import SUPPORT
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
 MESSAGE = b"signed on the command line\n"
 SHA2 = ["sha224", "sha256", "sha384", "sha512", "sha512-224", "sha512-256"]
@@ -227,7 +228,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 
 @pytest.mark.parametrize("base", [False, True], ids=["default", "base"])
 def test_module_unloads_and_loads_again(base: bool) -> None:
-    script = RELOAD.format(tests=str(Path(__file__).parent), base=base)
+    script = RELOAD.format(tests=str(SUPPORT), base=base)
     output = subprocess.run(
         [sys.executable, "-c", script], check=True, capture_output=True, text=True, timeout=50
     ).stdout

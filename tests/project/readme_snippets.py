@@ -9,7 +9,7 @@ from pathlib import Path
 
 
 def main(directory: str) -> None:
-    readme = (Path(__file__).resolve().parent.parent / "README.md").read_text()
+    readme = (Path(__file__).resolve().parents[2] / "README.md").read_text()
     snippets = re.findall(r"^```python\n(.*?)^```$", readme, re.MULTILINE | re.DOTALL)
     for number, snippet in enumerate(text for text in snippets if "asyncio.Protocol" not in text):
         (Path(directory) / f"readme_{number}.py").write_text(snippet)
