@@ -29,8 +29,9 @@ struct PrimeConstants {
     uint64_t k0;
 };
 
-/* (r^e, r^-1) mod n in Montgomery form. A pair is used by one operation at a time and squared after each use, as
- * OpenSSL does (Kocher, "Timing attacks on implementations of Diffie-Hellman, RSA, DSS, and other systems", 1996). */
+/* (r^-e, r) mod n in Montgomery form: the factor blinds the input, the inverse takes that out of the result. A pair is used
+ * by one operation at a time and squared after each use, as OpenSSL does (Kocher, "Timing attacks on implementations of
+ * Diffie-Hellman, RSA, DSS, and other systems", 1996). */
 struct BlindingPair {
     BlindingPair *next;
     uint32_t uses;

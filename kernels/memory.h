@@ -11,7 +11,8 @@ namespace gpk {
 void *secret_alloc(size_t size, int *locked);
 void secret_free(void *memory, size_t size);
 void wipe(void *memory, size_t size);
-/* Overwrites the stack below the caller, where its callees kept secrets, and the vector registers. */
+/* Overwrites the stack below the caller, where its callees kept secrets. What they left in vector registers stays there
+ * until something else uses those. */
 void wipe_stack(void);
 /* Large enough for any batch on any lane. */
 constexpr size_t WORKSPACE_SIZE = 1024 * 1024;

@@ -118,8 +118,8 @@ uint64_t gp_consumer_wait(gp_client *client, int64_t timeout_ns, int watch_submi
                           uint32_t *waiting, uint64_t *oldest_ns);
 void gp_consumer_wake(gp_client *client); /* any thread */
 
-/* Takes up to `count` requests of a class, first come first served, and copies them out: words[i] is the request's
- * (slot, generation) handle; keys[i] its key handle; inputs is [count][GP_CLASS_BYTES(class)], zero-padded, least significant
+/* Takes up to `count` requests of a class, first come first served, and copies them out: handles[i] is the request's
+ * (slot, generation); keys[i] its key handle; inputs is [count][GP_CLASS_BYTES(class)], zero-padded, least significant
  * byte first; submitted_ns[i]. Returns how many (orphaned ones are dropped). The thread of gp_consumer_wait only. */
 uint32_t gp_consumer_take(gp_client *client, uint32_t class_index, uint32_t count, uint64_t *handles, uint64_t *keys,
                           uint8_t *inputs, uint64_t *submitted_ns);

@@ -19,10 +19,9 @@ from gpu_provider import (
     OperationError,
     ProviderClosedError,
     ProviderConfig,
-    engine,
-    jobs,
 )
 from gpu_provider.backends.libcrypto import LibcryptoBackend
+from gpu_provider.engine import engine, jobs
 from gpu_provider.engine.health import BackendState, Health
 from gpu_provider.engine.jobs import RsaJob
 from gpu_provider.engine.lanes import MODEXP

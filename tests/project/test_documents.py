@@ -24,7 +24,7 @@ from gpu_provider.tls.terminator.metrics import TerminatorMetrics
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text()
-DOCUMENTS = {path: path.read_text() for path in (*ROOT.glob("*.md"), ROOT / "gpu_provider" / "native" / "DESIGN.md")}
+DOCUMENTS = {path: path.read_text() for path in (*ROOT.glob("*.md"), *(ROOT / "gpu_provider").rglob("DESIGN.md"))}
 needs_openssl = pytest.mark.skipif(shutil.which("openssl") is None, reason="the openssl program is not installed")
 needs_curl = pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
 needs_haproxy = pytest.mark.skipif(shutil.which("haproxy") is None, reason="haproxy is not installed")

@@ -22,11 +22,11 @@ from gpu_provider import (
     OperationError,
     ProviderClosedError,
     ProviderConfig,
-    device_arrays,
 )
 from gpu_provider.backends.cuda.backend import CudaBackend
 from gpu_provider.backends.cuda.device import DeviceError, DeviceMemoryError
 from gpu_provider.backends.cuda.host_device import HostArray, HostDevice, HostKernels
+from gpu_provider.library import device_arrays
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
