@@ -33,11 +33,12 @@ Operation = tuple["Callable[[], Any]", int]  # and how many it computes per call
 
 @dataclass(frozen=True)
 class Sizes:
+    """How much is measured; the tests measure less."""
+
     batch: int = 64
     keys: int = 4
-    """Of each size, in turn: making more takes longer than measuring."""
-    curve: Sequence[int] = (1, 2, 3, 4, 5, 6, 7, 8, 9, 12, 16, 24, 32, 48, 64)
-    """Batches."""
+    """Keys of each size, used in turn: making more takes longer than measuring."""
+    batch_sizes: Sequence[int] = (1, 2, 3, 4, 5, 6, 7, 8, 9, 12, 16, 24, 32, 48, 64)
 
 
 def measure(
@@ -52,7 +53,7 @@ def measure(
             "seconds": seconds,
             "batch": sizes.batch,
             "keys": sizes.keys,
-            "batch_sizes": sizes.curve,
+            "batch_sizes": sizes.batch_sizes,
             "lane": kernels.lane().name,
         },
     )
@@ -73,7 +74,7 @@ def compare(
     limit = mad52_rate(bench) if kernels.lane() is kernels.Lane.IFMA else None
     if limit is None:
         result.notes.append("no AVX-512 IFMA: the portable lane is measured, whose limit is another")
-    steps = len(TARGETS) * (rounds + 1) + 2 * rounds * len(sizes.curve)
+    steps = len(TARGETS) * (rounds + 1) + 2 * rounds * len(sizes.batch_sizes)
     keys: dict[str, list[rsa.RSAPrivateKey]] = {}
     for subject in TARGETS:
         advance(f"{subject}, making keys", steps)
@@ -98,14 +99,16 @@ def compare(
         rows(result, subject, with_limit=limit is not None)
     for subject in ("RSA-2048", "RSA-4096"):
         theirs = openssl_private(library, keys[subject][0])
-        batches = {size: ours_private(keys[subject], size) for size in sizes.curve}
+        batches = {size: ours_private(keys[subject], size) for size in sizes.batch_sizes}
         for turn in range(rounds):
             base = rate((theirs, 1), seconds / 2)
             for size, ours in batches.items():
                 advance(f"{subject}, batches of {size}", steps)
                 ratio = rate((ours, size), seconds / 4) / base
                 result.samples.append({"round": turn, "subject": subject, "batch": size, "ratio": ratio})
-        points = [(float(size), Spread.of(result.values("ratio", subject=subject, batch=size))) for size in sizes.curve]
+        points = [
+            (float(size), Spread.of(result.values("ratio", subject=subject, batch=size))) for size in sizes.batch_sizes
+        ]
         result.curves.append(Curve(subject, "operations in the batch", "times OpenSSL's rate", points))
 
 

@@ -41,7 +41,7 @@ MEASUREMENTS: dict[str, Callable[[servers.Bench, Callable[[str, int], None]], re
         bench, rounds=1, connections=2, sizes=(2048, 3072), advance=advance
     ),
     "kernels": lambda bench, advance: kernels.measure(
-        bench, rounds=2, seconds=0, sizes=kernels.Sizes(batch=8, keys=1, curve=(1, 8)), advance=advance
+        bench, rounds=2, seconds=0, sizes=kernels.Sizes(batch=8, keys=1, batch_sizes=(1, 8)), advance=advance
     ),
     "queue": lambda bench, advance: queue_overhead.measure(bench, rounds=2, requests=500, advance=advance),
     "throughput": lambda bench, advance: throughput.measure(

@@ -59,7 +59,7 @@ def missing(*more: str) -> str | None:
 
 
 def base_image(buildah: Buildah, suite: str) -> str:
-    """The image to build on: ``BASE``, or this Debian, minimal, that also trusts this machine's own authorities."""
+    """The image to build on: ``BASE``, or a minimal Debian of this suite that trusts what this machine trusts."""
     if image := os.environ.get("BASE"):
         return image
     tree, incomplete = CACHE / suite, CACHE / f"{suite}.incomplete"
