@@ -20,7 +20,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 # What an editable install does not pick up by itself.
 BUILT_FROM := pyproject.toml setup.py setup.cfg gpu_provider/native/core_build.py tls/ssl_build.py kernels/kernels_build.py \
-	$(filter-out %/_kernels.cpp,$(wildcard gpu_provider/native/*.[ch] tls/*.[ch] kernels/*.h kernels/*.cpp))
+	$(filter-out %/_kernels.cpp,$(wildcard gpu_provider/native/*.[ch] gpu_provider/native/*/*.[ch] tls/*.[ch] kernels/*.h kernels/*/*.h kernels/*/*.cpp))
 
 .PHONY: demo test test-long lint cubins sanitize fuzz bench wheel gpu-suite container openssl-versions clean
 .DELETE_ON_ERROR:
@@ -84,10 +84,10 @@ cubins: .venv/ready-cubins $(NVRTC_LIBRARIES)
 # Every stress test of the C core under the address and undefined-behaviour sanitizers, and under the thread sanitizer those
 # without OpenSSL's async jobs: it cannot follow a switch of stacks.
 STRESS := $(patsubst tests/native/%.c,%,$(wildcard tests/native/*_stress.c))
-SANITIZE_SOURCES := $(filter-out gpu_provider/native/module.c,$(wildcard gpu_provider/native/*.c))
+SANITIZE_SOURCES := $(filter-out %/module.c %/_core.c,$(wildcard gpu_provider/native/*.c gpu_provider/native/*/*.c))
 SANITIZE_FLAGS := -std=c11 -O1 -g -fno-omit-frame-pointer -Wall -Wextra -Werror -pthread -Igpu_provider/native -Ikernels -Itests/native
 define sanitized_program
-build/sanitize/$(1)-$(2): tests/native/$(1).c $(wildcard gpu_provider/native/*.[ch] tests/native/*.h)
+build/sanitize/$(1)-$(2): tests/native/$(1).c $(wildcard gpu_provider/native/*.[ch] gpu_provider/native/*/*.[ch] tests/native/*.h)
 	@mkdir -p $$(@D)
 	@$$(CC) $$(SANITIZE_FLAGS) -fsanitize=$(3) $$< $$(SANITIZE_SOURCES) -o $$@ -lcrypto
 sanitize: build/sanitize/$(1)-$(2)
@@ -99,19 +99,19 @@ $(foreach stress,$(filter-out jobs_%,$(STRESS)),$(eval $(call sanitized_program,
 # take minutes to compile; the address sanitizer sees what it points at.
 KERNELS_FLAGS := -std=c++17 -O1 -g1 -fno-omit-frame-pointer -Wall -Wextra -Werror -pthread -Ikernels -Itests/native
 # Those of the multi-thread form stand behind an interface of their own.
-KERNELS_OBJECTS := $(patsubst kernels/%.cpp,%.o,$(filter-out %/_kernels.cpp kernels/thread%,$(wildcard kernels/*.cpp)))
+KERNELS_OBJECTS := $(patsubst kernels/%.cpp,%.o,$(wildcard kernels/cpu/*.cpp))
 SANITIZER_address := -fsanitize=address,undefined,fuzzer-no-link -fno-sanitize-recover=all
 SANITIZER_thread := -fsanitize=thread
 UNROLLED := -fno-sanitize=null,alignment,pointer-overflow,object-size
-build/sanitize/address/batch_%.o: KERNELS_FLAGS += $(UNROLLED)
-THREADS_OBJECTS := $(addprefix build/sanitize/address/,threads.o threads32.o threads52.o thread_record.o memory.o)
-build/sanitize/address/threads%.o: KERNELS_FLAGS += $(UNROLLED) -ffp-contract=off -frounding-math
+build/sanitize/address/cpu/batch_%.o: KERNELS_FLAGS += $(UNROLLED)
+THREADS_OBJECTS := $(addprefix build/sanitize/address/,host/threads.o host/threads32.o host/threads52.o gpu/record.o cpu/memory.o)
+build/sanitize/address/host/threads%.o: KERNELS_FLAGS += $(UNROLLED) -ffp-contract=off -frounding-math
 ifeq ($(shell uname -m),x86_64)
 %/batch_ifma.o: KERNELS_FLAGS += -mavx512f -mavx512dq -mavx512ifma
 %/threads32.o %/threads52.o: KERNELS_FLAGS += -mavx2 -mfma
 endif
 define sanitized_kernels
-build/sanitize/$(1)/%.o: kernels/%.cpp $(wildcard kernels/*.h)
+build/sanitize/$(1)/%.o: kernels/%.cpp $(wildcard kernels/*.h kernels/*/*.h)
 	@mkdir -p $$(@D)
 	@$$(CLANGXX) $$(SANITIZER_$(1)) $$(KERNELS_FLAGS) -c $$< -o $$@
 build/sanitize/kernels_stress-$(1): tests/native/kernels_stress.cpp $(addprefix build/sanitize/$(1)/,$(KERNELS_OBJECTS))

@@ -10,7 +10,7 @@ from setuptools.command.build_ext import build_ext
 
 MODULE = "gpu_provider.native.gpu_provider"
 NATIVE = "gpu_provider/native"
-PROVIDER_SOURCES = sorted(str(path) for path in Path(NATIVE).glob("*.c") if path.name != "_core.c")
+PROVIDER_SOURCES = sorted(str(path) for path in Path(NATIVE).rglob("*.c") if path.name != "_core.c")
 
 # For all objects. Warnings become errors with CFLAGS=-Werror, as CI has it; a user's newer compiler must not.
 COMPILE_ARGS = [
@@ -84,7 +84,7 @@ setup(
             MODULE,
             PROVIDER_SOURCES,
             include_dirs=[NATIVE, "kernels"],
-            depends=[str(path) for path in Path(NATIVE).glob("*.h")],
+            depends=[str(path) for path in Path(NATIVE).rglob("*.h")],
             libraries=["crypto"],
             # Other programs load it: nothing may be left to be found in Python. Once loaded it stays, like libcrypto:
             # each time it would make another library context, which is never freed.

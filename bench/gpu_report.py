@@ -38,12 +38,12 @@ class Opened(Sample, tag="opened"):
     """By bits of a key: rows of a batch, and the seconds that it took."""
 
 
-class Lanes(Sample, tag="lanes"):
+class Workers(Sample, tag="workers"):
     """Batches through the CUDA backend, without the queue: staging, copies and kernels."""
 
     bits: Count
     rows: Count
-    lanes: Count
+    workers: Count
     """Batches in flight."""
     wiped: bool
     """Whether the device's memory was wiped behind each batch, as it always is outside this measurement."""
@@ -118,7 +118,7 @@ class Profiled(Sample, tag="ncu"):
 
 
 AnySample = (
-    Compiled | Smoke | Opened | Lanes | Pairs | Sustained | Correctness | Pipe | Sweep | EndToEnd | Profiled
+    Compiled | Smoke | Opened | Workers | Pairs | Sustained | Correctness | Pipe | Sweep | EndToEnd | Profiled
 )  # fmt: skip
 
 

@@ -18,7 +18,7 @@ from gpu_provider.kernels import cubins, nvrtc
 from gpu_provider.kernels.cubin_cache import CubinCache
 from gpu_provider.kernels.warp import Operation
 
-from . import gpu_backend, gpu_correctness, gpu_lanes, gpu_machine, gpu_pipes, gpu_smoke, gpu_sweep
+from . import gpu_backend, gpu_correctness, gpu_machine, gpu_pipes, gpu_smoke, gpu_sweep, gpu_workers
 from .gpu_batches import PrivateBatch
 from .gpu_device import ARITHMETIC, CudaDevice, Device, HostDevice, Variant, all_units, find_device
 from .gpu_report import Compiled, Report
@@ -150,9 +150,9 @@ RUN: dict[str, Callable[[Options, Report], None]] = {
     "machine": describe_machine,
     "compile": lambda options, report: compile_kernels(options, backend_units(options), report),
     "smoke": lambda options, report: gpu_smoke.check(_backend_device(options), options.tiny, report),
-    "lanes": lambda options, report: gpu_lanes.measure_lanes(_backend_device(options), options.tiny, report),
-    "pairs": lambda options, report: gpu_lanes.measure_pairs(_backend_device(options), options.tiny, report),
-    "sustained": lambda options, report: gpu_lanes.measure_sustained(_backend_device(options), options.tiny, report),
+    "workers": lambda options, report: gpu_workers.measure_workers(_backend_device(options), options.tiny, report),
+    "pairs": lambda options, report: gpu_workers.measure_pairs(_backend_device(options), options.tiny, report),
+    "sustained": lambda options, report: gpu_workers.measure_sustained(_backend_device(options), options.tiny, report),
     "compile-all": lambda options, report: compile_kernels(options, all_units(), report),
     "kernels": describe_kernels,
     "correctness": lambda options, report: gpu_correctness.check(

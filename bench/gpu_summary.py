@@ -14,7 +14,6 @@ from .gpu_report import (
     Correctness,
     Device,
     EndToEnd,
-    Lanes,
     Opened,
     Pairs,
     Pipe,
@@ -22,6 +21,7 @@ from .gpu_report import (
     Smoke,
     Sustained,
     Sweep,
+    Workers,
 )
 from .report import Curve, Result, Row, Spread, Target
 
@@ -37,12 +37,12 @@ def summarise(
     def of(kind: type[T]) -> list[T]:
         return [sample for sample in samples if isinstance(sample, kind)]
 
-    kernels, lanes = of(Sweep), of(Lanes)
+    kernels, workers = of(Sweep), of(Workers)
     result.rows += correctness(of(Correctness))
-    result.rows += rates(kernels, lanes, device, clocks or {})
+    result.rows += rates(kernels, workers, device, clocks or {})
     result.rows += start(of(Compiled), of(Opened), of(Smoke))
-    result.rows += in_flight(lanes)
-    result.rows += wiping(lanes)
+    result.rows += in_flight(workers)
+    result.rows += wiping(workers)
     result.rows += pairs(of(Pairs))
     result.rows += sustained(of(Sustained))
     result.rows += pipes(of(Pipe), device)
@@ -79,7 +79,7 @@ def _kernel_rate(sample: Sweep) -> Spread:
     return Spread.of([sample.rows / seconds for seconds in sample.kernel_seconds])
 
 
-def rates(kernels: list[Sweep], lanes: list[Lanes], device: Device, clocks: Mapping[str, float]) -> Iterator[Row]:
+def rates(kernels: list[Sweep], workers: list[Workers], device: Device, clocks: Mapping[str, float]) -> Iterator[Row]:
     """The best of each key size, and of those within the latency: of kernels alone, and through the backend."""
     alone = [
         _Rate(
@@ -92,9 +92,9 @@ def rates(kernels: list[Sweep], lanes: list[Lanes], device: Device, clocks: Mapp
     through = [
         _Rate(
             f"CUDA backend, {_in_flight(sample)}", sample.bits,
-            Spread.of([sample.rate]), _milliseconds(sample.latency_seconds), "lanes",
+            Spread.of([sample.rate]), _milliseconds(sample.latency_seconds), "workers",
         )
-        for sample in lanes
+        for sample in workers
         if sample.wiped
     ]  # fmt: skip
     goals = GOALS.get(device.architecture or "", {})
@@ -149,11 +149,11 @@ def start(compiled: list[Compiled], opened: list[Opened], smoke: list[Smoke]) ->
         yield Row("smoke", subject, "ms, a batch", _milliseconds([one.again_seconds]))
 
 
-def _in_flight(sample: Lanes) -> str:
-    return f"{sample.lanes} in flight of {sample.rows} rows"
+def _in_flight(sample: Workers) -> str:
+    return f"{sample.workers} in flight of {sample.rows} rows"
 
 
-def in_flight(samples: list[Lanes]) -> Iterator[Row]:
+def in_flight(samples: list[Workers]) -> Iterator[Row]:
     for sample in samples:
         if sample.wiped:
             case = f"CUDA backend, RSA-{sample.bits}"
@@ -161,11 +161,11 @@ def in_flight(samples: list[Lanes]) -> Iterator[Row]:
             yield Row(case, _in_flight(sample), "ms, a batch", _milliseconds(sample.latency_seconds))
 
 
-def wiping(samples: list[Lanes]) -> Iterator[Row]:
-    wiped = {(sample.bits, sample.rows, sample.lanes): sample.rate for sample in samples if sample.wiped}
+def wiping(samples: list[Workers]) -> Iterator[Row]:
+    wiped = {(sample.bits, sample.rows, sample.workers): sample.rate for sample in samples if sample.wiped}
     for sample in samples:
         if not sample.wiped:
-            rate = wiped.get((sample.bits, sample.rows, sample.lanes))
+            rate = wiped.get((sample.bits, sample.rows, sample.workers))
             ratio = None if rate is None else Spread.of([sample.rate / rate])
             case = f"RSA-{sample.bits}, without wiping"
             yield Row(case, _in_flight(sample), UNIT, Spread.of([sample.rate]), "with wiping", ratio)

@@ -54,7 +54,7 @@ def measure(
             "batch": sizes.batch,
             "keys": sizes.keys,
             "batch_sizes": sizes.batch_sizes,
-            "lane": kernels.lane().name,
+            "isa": kernels.isa().name,
         },
     )
     allowed = os.sched_getaffinity(0)
@@ -70,10 +70,10 @@ def compare(
     bench: Bench, result: Result, sizes: Sizes, advance: Callable[[str, int], None], *, rounds: int, seconds: float
 ) -> None:
     library: Any = openssl.dlopen("libcrypto.so.3")
-    width = kernels.lane_width()
-    limit = mad52_rate(bench) if kernels.lane() is kernels.Lane.IFMA else None
+    width = kernels.isa_width()
+    limit = mad52_rate(bench) if kernels.isa() is kernels.Isa.IFMA else None
     if limit is None:
-        result.notes.append("no AVX-512 IFMA: the portable lane is measured, whose limit is another")
+        result.notes.append("no AVX-512 IFMA: the portable code is measured, whose limit is another")
     steps = len(TARGETS) * (rounds + 1) + 2 * rounds * len(sizes.batch_sizes)
     keys: dict[str, list[rsa.RSAPrivateKey]] = {}
     for subject in TARGETS:

@@ -34,7 +34,7 @@ def exponentiation(limbs: int, bits: int, window: int) -> int:
 
 
 def private_operation(bits: int) -> int:
-    """mad52 instructions of one private operation of the whole lane, e = 65537."""
+    """mad52 instructions of one private operation of a whole vector, e = 65537."""
     limbs = LIMBS[bits]
     halves = 2 * (exponentiation(limbs, bits // 2, 5) + 4 * multiply(limbs))
     blinding = 2 * multiply(2 * limbs) + 2 * square(2 * limbs)
@@ -43,7 +43,7 @@ def private_operation(bits: int) -> int:
 
 
 def exchange(bits: int) -> int:
-    """mad52 instructions of one exponentiation of the whole lane, modulo a number of 2048 bits."""
+    """mad52 instructions of one exponentiation of a whole vector, modulo a number of 2048 bits."""
     return exponentiation(40, bits, 4) + 2 * multiply(40)
 
 

@@ -45,7 +45,7 @@ class NullBackend:
     """Says that every result is there and right. While ``gate`` is clear it holds the batch it was given."""
 
     name = "null"
-    lanes = 1
+    workers = 1
     pipelined = False
     verifies = True
 

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from gpu_provider.engine.scheduler import CostCurve, Lanes, Launch, Limits, Waiting, decide
+from gpu_provider.engine.scheduler import CostCurve, Launch, Limits, Waiting, Workers, decide
 
 from .report import Curve, Result, Row, Spread, Target
 from .servers import Bench
@@ -47,7 +47,7 @@ class Hardware:
     """A simulated backend: what a batch truly takes by kind, and the points and granules that its first curves have."""
 
     name: str
-    lanes: int
+    workers: int
     pipelined: bool
     curves: Sequence[Cost]
     points: list[list[tuple[int, float]]]
@@ -64,9 +64,9 @@ class Backend:
     last_end: float = 0.0
     free_at: float = 0.0  # the device, if it is one
 
-    def view(self, index: int, now: float) -> Lanes:
+    def view(self, index: int, now: float) -> Workers:
         busy = [abs(expected - now) for expected in self.busy]
-        return Lanes(index, self.hardware.lanes - len(busy), self.costs, busy, self.hardware.pipelined)
+        return Workers(index, self.hardware.workers - len(busy), self.costs, busy, self.hardware.pipelined)
 
     def launch(self, kind: int, count: int, now: float, noise: float) -> tuple[float, float]:
         """When the batch should be done, and when it will be."""
@@ -155,7 +155,7 @@ class Simulation:
 
     def _next_event(self) -> float | None:
         times = [self._running[0][0]] if self._running else []
-        if any(len(backend.busy) < backend.hardware.lanes for backend in self._backends):
+        if any(len(backend.busy) < backend.hardware.workers for backend in self._backends):
             times += [
                 times_of[arrived]
                 for times_of, arrived in zip(self._arrivals, self._arrived, strict=True)

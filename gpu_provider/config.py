@@ -67,8 +67,8 @@ class ProviderConfig(Settings, frozen=True, kw_only=True, forbid_unknown_fields=
     """Most requests in one batch, however many ``max_delay`` would allow."""
 
     max_delay: Annotated[float, Meta(gt=0, le=3600, description="seconds, more than 0 and at most 3600")] = 0.010
-    """Seconds that one batch may be expected to take, which bounds how long a request waits for a busy lane. No request
-    ever waits for a batch to fill."""
+    """Seconds that one batch may be expected to take, which bounds how long a request waits for a busy worker. No
+    request ever waits for a batch to fill."""
 
     threads: Annotated[int, Meta(ge=1, le=1024, description="a number of threads from 1 to 1024")] | None = None
     """Threads that compute on the processor. None: as many as the process has processor cores."""

@@ -91,9 +91,9 @@ class HeldBackend:
     pipelined = False
     verifies = False
 
-    def __init__(self, lanes: int = 1) -> None:
-        """``lanes``: how many batches it takes at a time."""
-        self.lanes = lanes
+    def __init__(self, workers: int = 1) -> None:
+        """``workers``: how many batches it takes at a time."""
+        self.workers = workers
         self._changed = threading.Condition()
         self._holding = True
         self._unseen: deque[HeldBatch] = deque()

@@ -19,40 +19,40 @@ if TYPE_CHECKING:
     from _cffi_backend import FFI
     from numpy.typing import NDArray
 
-__all__ = ["Lane", "PrivateKey", "UnsupportedError", "functions_address", "lane", "lane_width", "modexp", "private_op"]
+__all__ = ["Isa", "PrivateKey", "UnsupportedError", "functions_address", "isa", "isa_width", "modexp", "private_op"]
 
 
-class Lane(enum.IntEnum):
+class Isa(enum.IntEnum):
     """How the arithmetic is laid out on the processor."""
 
-    BEST = lib.GPK_LANE_BEST
+    BEST = lib.GPK_ISA_BEST
     """The fastest that this processor has."""
-    PORTABLE = lib.GPK_LANE_PORTABLE
+    PORTABLE = lib.GPK_ISA_PORTABLE
     """One operation at a time, on any processor."""
-    IFMA = lib.GPK_LANE_IFMA
+    IFMA = lib.GPK_ISA_IFMA
     """Eight operations at a time, with AVX-512 IFMA."""
 
 
 class UnsupportedError(ValueError):
-    """A key, a size or a lane that the kernels do not take here: leave it to libcrypto."""
+    """A key, a size or an ISA that the kernels do not take here: leave it to libcrypto."""
 
 
-def lane(wanted: Lane = Lane.BEST) -> Lane:
-    """The lane that ``wanted`` stands for on this processor. Raises UnsupportedError if it lacks it."""
-    found = Lane(lib.gpk_resolve_lane(wanted))
-    if found is Lane.BEST:
-        raise UnsupportedError(f"this processor lacks what the {wanted.name} lane needs; use Lane.BEST")
+def isa(wanted: Isa = Isa.BEST) -> Isa:
+    """The ISA that ``wanted`` stands for on this processor. Raises UnsupportedError if it lacks it."""
+    found = Isa(lib.gpk_resolve_isa(wanted))
+    if found is Isa.BEST:
+        raise UnsupportedError(f"this processor lacks what {wanted.name} needs; use Isa.BEST")
     return found
 
 
-def lane_width(wanted: Lane = Lane.BEST) -> int:
+def isa_width(wanted: Isa = Isa.BEST) -> int:
     """Private operations that are computed together: a batch of one costs as much as a batch of this many."""
-    return int(lib.gpk_lane_width(lane(wanted)))
+    return int(lib.gpk_isa_width(isa(wanted)))
 
 
-def functions_address(wanted: Lane = Lane.BEST) -> int:
+def functions_address(wanted: Isa = Isa.BEST) -> int:
     """The address of ``struct gpk_functions`` of ``kernels.h``: the kernels for C code that is not linked with them."""
-    return int(ffi.cast("uintptr_t", lib.gpk_functions_of(lane(wanted))))
+    return int(ffi.cast("uintptr_t", lib.gpk_functions_of(isa(wanted))))
 
 
 class PrivateKey:
@@ -98,7 +98,7 @@ def private_op(
     outputs: NDArray[np.uint8],
     ok: NDArray[np.uint8],
     *,
-    lane: Lane = Lane.BEST,
+    isa: Isa = Isa.BEST,
 ) -> None:
     """``outputs[i] = inputs[i] ** d % n`` with ``keys[i]``, blinded, and verified with the public exponent.
 
@@ -113,8 +113,8 @@ def private_op(
             f"{len(keys)} keys, inputs {inputs.shape}, outputs {outputs.shape} and {len(ok)} verdicts differ"
         )
     _check(
-        lib.gpk_private(lane, count, pointers, _rows(inputs), _filled(outputs), stride, _filled(ok)),
-        lane,
+        lib.gpk_private(isa, count, pointers, _rows(inputs), _filled(outputs), stride, _filled(ok)),
+        isa,
         stride,
     )
 
@@ -127,7 +127,7 @@ def modexp(
     ok: NDArray[np.uint8],
     *,
     exponent_bits: int | None = None,
-    lane: Lane = Lane.BEST,
+    isa: Isa = Isa.BEST,
 ) -> None:
     """``outputs[i] = bases[i] ** exponents[i] % moduli[i]`` for odd moduli.
 
@@ -145,7 +145,7 @@ def modexp(
     bits = 8 * width if exponent_bits is None else exponent_bits
     _check(
         lib.gpk_modexp(
-            lane,
+            isa,
             count,
             _rows(bases),
             _rows(exponents),
@@ -156,7 +156,7 @@ def modexp(
             stride,
             _filled(ok),
         ),
-        lane,
+        isa,
         stride,
     )
 
@@ -180,11 +180,11 @@ def _filled(array: NDArray[np.uint8]) -> FFI.CData:
     return _rows(array)
 
 
-def _check(status: int, lane: Lane, stride: int) -> None:
+def _check(status: int, isa: Isa, stride: int) -> None:
     if status == lib.GPK_NO_MEMORY:
         raise MemoryError("no memory for the kernels' workspace")
-    if status == lib.GPK_NO_LANE:
-        raise UnsupportedError(f"this processor lacks what the {lane.name} lane needs; use Lane.BEST")
+    if status == lib.GPK_NO_ISA:
+        raise UnsupportedError(f"this processor lacks what {isa.name} needs; use Isa.BEST")
     if status != lib.GPK_OK:
         raise UnsupportedError(
             f"rows of {stride} bytes: the kernels take 1 to 512, and exponents no longer than their rows"

@@ -18,27 +18,27 @@ class _ThreadKernel:
 class _Lib:
     GPK_MIN_BITS: int
     GPK_MAX_BITS: int
-    GPK_LANE_BEST: int
-    GPK_LANE_PORTABLE: int
-    GPK_LANE_IFMA: int
+    GPK_ISA_BEST: int
+    GPK_ISA_PORTABLE: int
+    GPK_ISA_IFMA: int
     GPK_OK: int
     GPK_UNSUPPORTED: int
     GPK_INVALID: int
     GPK_NO_MEMORY: int
-    GPK_NO_LANE: int
+    GPK_NO_ISA: int
     GPK_PRIVATE_OPERATION: int
     GPK_MAKE_PAIRS: int
     GPK_MODEXP: int
 
-    def gpk_resolve_lane(self, lane: int, /) -> int: ...
-    def gpk_lane_width(self, lane: int, /) -> int: ...
-    def gpk_functions_of(self, lane: int, /) -> FFI.CData: ...
+    def gpk_resolve_isa(self, isa: int, /) -> int: ...
+    def gpk_isa_width(self, isa: int, /) -> int: ...
+    def gpk_functions_of(self, isa: int, /) -> FFI.CData: ...
     def gpk_key_new(self, key: FFI.CData, /, *numbers: dict[str, object]) -> int: ...
     def gpk_key_free(self, key: FFI.CData, /) -> None: ...
     def gpk_key_is_locked(self, key: FFI.CData, /) -> int: ...
     def gpk_private(
         self,
-        lane: int,
+        isa: int,
         count: int,
         keys: FFI.CData,
         inputs: FFI.CData,
@@ -49,7 +49,7 @@ class _Lib:
     ) -> int: ...
     def gpk_modexp(
         self,
-        lane: int,
+        isa: int,
         count: int,
         bases: FFI.CData,
         exponents: FFI.CData,

@@ -29,7 +29,7 @@ __all__ = ["Arithmetic", "Unit", "architecture_for", "arithmetics", "cached_cubi
 
 _log = logging.getLogger(__name__)
 
-SOURCE = "kernels.cu"
+SOURCE = "gpu/kernels.cu"
 # -default-device: what is not marked is the device's, so that the headers are the same for every compiler.
 _OPTIONS = ("--std=c++17", "-default-device")
 _RSA, _MODEXP = ("gpk_private", "gpk_make_pairs"), ("gpk_modexp",)
@@ -114,7 +114,7 @@ def arithmetics(architecture: str) -> tuple[Arithmetic, ...]:
 
 def units(wanted: Iterable[Arithmetic], window: int | None = None) -> list[Unit]:
     """All units of these arithmetics, as ``launch.h`` lists them. ``window``: of all of them, in place of their own."""
-    text = (nvrtc.DIRECTORY / "launch.h").read_text(encoding="utf-8")
+    text = (nvrtc.DIRECTORY / "gpu/launch.h").read_text(encoding="utf-8")
     by_radix = {arithmetic.radix_bits: arithmetic for arithmetic in wanted}
     modexp = _listed(text, "GPK_MODEXP_KERNELS")
     return [

@@ -18,17 +18,17 @@ extern "C" {
 #define GPK_MIN_BITS 1024
 #define GPK_MAX_BITS 4096
 
-enum gpk_lane {
-    GPK_LANE_BEST,     /* the fastest that this processor has */
-    GPK_LANE_PORTABLE, /* one operation at a time, any processor */
-    GPK_LANE_IFMA,     /* eight operations at a time, AVX-512 IFMA */
+enum gpk_isa {
+    GPK_ISA_BEST,     /* the fastest that this processor has */
+    GPK_ISA_PORTABLE, /* one operation at a time, any processor */
+    GPK_ISA_IFMA,     /* eight operations at a time, AVX-512 IFMA */
 };
 
-/* The lane that `lane` stands for here; GPK_LANE_BEST is returned for one that this processor lacks. */
-enum gpk_lane gpk_resolve_lane(enum gpk_lane lane);
+/* The ISA that `isa` stands for here; GPK_ISA_BEST is returned for one that this processor lacks. */
+enum gpk_isa gpk_resolve_isa(enum gpk_isa isa);
 
-/* Operations that the lane computes together: a private operation of one costs what one of this many costs. */
-uint32_t gpk_lane_width(enum gpk_lane lane);
+/* Operations that the ISA computes together: a private operation of one costs what one of this many costs. */
+uint32_t gpk_isa_width(enum gpk_isa isa);
 
 typedef struct gpk_key gpk_key;
 
@@ -37,7 +37,7 @@ enum gpk_status {
     GPK_UNSUPPORTED, /* a size or an exponent that the kernels don't take: leave the key to libcrypto */
     GPK_INVALID,     /* even modulus or factor, exponent below 3 or even, qinv not below p */
     GPK_NO_MEMORY,
-    GPK_NO_LANE,     /* this processor lacks the lane */
+    GPK_NO_ISA,     /* this processor lacks the ISA */
 };
 
 struct gpk_number {
@@ -59,29 +59,29 @@ int gpk_key_is_locked(const gpk_key *key);
  * ok[i] is 1, or 0 with a row of zeros: input not below n, key wider than the row, or a result that did not verify.
  * Rows of 1 to 512 bytes; keys of all sizes may be mixed. Constant time in keys and inputs but for sizes and public
  * exponents. */
-enum gpk_status gpk_private(enum gpk_lane lane, uint32_t count, gpk_key *const *keys, const uint8_t *inputs,
+enum gpk_status gpk_private(enum gpk_isa isa, uint32_t count, gpk_key *const *keys, const uint8_t *inputs,
                             uint8_t *outputs, uint32_t stride, uint8_t *ok);
 
 /* outputs[i] = bases[i]^exponents[i] mod moduli[i], for odd moduli of any size up to the stride, at most 512 bytes.
  * All exponents count as exponent_bits long (at most 8 exponent_stride); that length is public, as are the moduli.
  * ok[i] is 0, with a row of zeros, for an even modulus or one below 3. A base may be larger than the modulus. */
-enum gpk_status gpk_modexp(enum gpk_lane lane, uint32_t count, const uint8_t *bases, const uint8_t *exponents,
+enum gpk_status gpk_modexp(enum gpk_isa isa, uint32_t count, const uint8_t *bases, const uint8_t *exponents,
                            uint32_t exponent_stride, uint32_t exponent_bits, const uint8_t *moduli, uint8_t *outputs,
                            uint32_t stride, uint8_t *ok);
 
-/* The functions by address, for C code that is not linked with the kernels; NULL if this processor lacks the lane. */
+/* The functions by address, for C code that is not linked with the kernels; NULL if this processor lacks the ISA. */
 struct gpk_functions {
-    enum gpk_lane lane; /* for private_op */
-    uint32_t width;     /* gpk_lane_width() of it */
+    enum gpk_isa isa; /* for private_op */
+    uint32_t width;     /* gpk_isa_width() of it */
     enum gpk_status (*key_new)(gpk_key **key, struct gpk_number n, struct gpk_number e, struct gpk_number p,
                                struct gpk_number q, struct gpk_number dp, struct gpk_number dq,
                                struct gpk_number qinv);
     void (*key_free)(gpk_key *key);
     int (*key_is_locked)(const gpk_key *key);
-    enum gpk_status (*private_op)(enum gpk_lane lane, uint32_t count, gpk_key *const *keys, const uint8_t *inputs,
+    enum gpk_status (*private_op)(enum gpk_isa isa, uint32_t count, gpk_key *const *keys, const uint8_t *inputs,
                                   uint8_t *outputs, uint32_t stride, uint8_t *ok);
 };
-const struct gpk_functions *gpk_functions_of(enum gpk_lane lane);
+const struct gpk_functions *gpk_functions_of(enum gpk_isa isa);
 
 #ifdef __cplusplus
 }

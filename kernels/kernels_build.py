@@ -12,12 +12,12 @@ CDEF = """
 #define GPK_MIN_BITS 1024
 #define GPK_MAX_BITS 4096
 
-enum gpk_lane { GPK_LANE_BEST, GPK_LANE_PORTABLE, GPK_LANE_IFMA };
-enum gpk_lane gpk_resolve_lane(enum gpk_lane lane);
-uint32_t gpk_lane_width(enum gpk_lane lane);
+enum gpk_isa { GPK_ISA_BEST, GPK_ISA_PORTABLE, GPK_ISA_IFMA };
+enum gpk_isa gpk_resolve_isa(enum gpk_isa isa);
+uint32_t gpk_isa_width(enum gpk_isa isa);
 
 typedef struct gpk_key gpk_key;
-enum gpk_status { GPK_OK, GPK_UNSUPPORTED, GPK_INVALID, GPK_NO_MEMORY, GPK_NO_LANE };
+enum gpk_status { GPK_OK, GPK_UNSUPPORTED, GPK_INVALID, GPK_NO_MEMORY, GPK_NO_ISA };
 struct gpk_number {
     const uint8_t *bytes;
     size_t size;
@@ -28,11 +28,11 @@ void gpk_key_free(gpk_key *key);
 int gpk_key_is_locked(const gpk_key *key);
 
 struct gpk_functions;
-const struct gpk_functions *gpk_functions_of(enum gpk_lane lane);
+const struct gpk_functions *gpk_functions_of(enum gpk_isa isa);
 
-enum gpk_status gpk_private(enum gpk_lane lane, uint32_t count, gpk_key *const *keys, const uint8_t *inputs,
+enum gpk_status gpk_private(enum gpk_isa isa, uint32_t count, gpk_key *const *keys, const uint8_t *inputs,
                             uint8_t *outputs, uint32_t stride, uint8_t *ok);
-enum gpk_status gpk_modexp(enum gpk_lane lane, uint32_t count, const uint8_t *bases, const uint8_t *exponents,
+enum gpk_status gpk_modexp(enum gpk_isa isa, uint32_t count, const uint8_t *bases, const uint8_t *exponents,
                            uint32_t exponent_stride, uint32_t exponent_bits, const uint8_t *moduli, uint8_t *outputs,
                            uint32_t stride, uint8_t *ok);
 
@@ -70,10 +70,10 @@ ffi = FFI()
 ffi.cdef(CDEF)
 ffi.set_source(
     "gpu_provider.kernels._kernels",
-    '#include "threads.h"\n',
+    '#include "host/threads.h"\n',
     source_extension=".cpp",
-    sources=sorted(str(path) for path in Path("kernels").glob("*.cpp") if path.name != "_kernels.cpp"),
+    sources=sorted(str(path) for path in Path("kernels").rglob("*.cpp") if path.name != "_kernels.cpp"),
     include_dirs=["kernels"],
-    depends=sorted(str(path) for path in Path("kernels").glob("*.h")),
+    depends=sorted(str(path) for path in Path("kernels").rglob("*.h")),
     language="c++",
 )

@@ -44,7 +44,7 @@ class Batch:
 
 
 class Backend(Protocol):
-    """One way to compute. ``private_op`` and ``modexp`` run on up to ``lanes`` threads of the provider at once."""
+    """One way to compute. ``private_op`` and ``modexp`` run on up to ``workers`` threads of the provider at once."""
 
     @property
     def name(self) -> str:
@@ -52,7 +52,7 @@ class Backend(Protocol):
         ...
 
     @property
-    def lanes(self) -> int:
+    def workers(self) -> int:
         """How many batches it can usefully run at the same time. Fixed once ``open`` has returned."""
         ...
 
@@ -63,12 +63,12 @@ class Backend(Protocol):
 
     @property
     def pipelined(self) -> bool:
-        """Whether the lanes are batches in flight on one device, so that one waits for the others; False if each lane
-        has a processor of its own."""
+        """Whether the workers share one device, so that a batch in flight waits for others; False if each worker has
+        a processor of its own."""
         ...
 
     def cost_curves(self) -> list[CostCurve]:
-        """What a batch costs on one lane, by kind of work: the five size classes, then modexp() in units of
+        """What a batch costs on one worker, by kind of work: the five size classes, then modexp() in units of
         ``ModexpCall.units_per_row``. Measured by ``open``, or a first guess for this sort of hardware; the provider
         goes on from there with what it measures. Called once, after ``open``."""
         ...

@@ -58,19 +58,19 @@ class CpuBackend:
     verifies = True
 
     def __init__(
-        self, threads: int | None = None, *, lane: kernels.Lane = kernels.Lane.BEST, smallest: int | None = None
+        self, threads: int | None = None, *, isa: kernels.Isa = kernels.Isa.BEST, smallest: int | None = None
     ) -> None:
-        """``threads``: batches at a time; None: as many as this process may use processor cores. ``lane``: the kernels'
+        """``threads``: batches at a time; None: as many as this process may use processor cores. ``isa``: the kernels'
         arithmetic. ``smallest``: the rows from which on a group is computed by the kernels; None: as measured."""
-        self.lanes = threads or len(os.sched_getaffinity(0))
-        self.lane = kernels.lane(lane)
-        self._width = kernels.lane_width(self.lane)
+        self.workers = threads or len(os.sched_getaffinity(0))
+        self.isa = kernels.isa(isa)
+        self._width = kernels.isa_width(self.isa)
         self._smallest = smallest
         self._smallest_modexp: dict[int, int] = {}
         self._client: Client | None = None
 
     def open(self, client: Client) -> None:
-        functions = ffi.cast("void *", kernels.functions_address(self.lane))
+        functions = ffi.cast("void *", kernels.functions_address(self.isa))
         lib.gp_client_use_kernels(client.pointer, functions, self._smallest or 0)
         self._client = client
 
@@ -105,7 +105,7 @@ class CpuBackend:
         ours = self._rows_for_kernels(count, stride) if max(stride, exponents.shape[1]) <= _MAX_BYTES else 0
         if ours:
             ok = np.zeros(ours, np.uint8)
-            kernels.modexp(bases[:ours], exponents[:ours], moduli[:ours], outputs[:ours], ok, lane=self.lane)
+            kernels.modexp(bases[:ours], exponents[:ours], moduli[:ours], outputs[:ours], ok, isa=self.isa)
             if not ok.all():
                 raise BackendError("cpu: a modulus is even or below 3")
         if ours < count:
@@ -134,7 +134,7 @@ class CpuBackend:
         group = single = float("inf")
         for _ in range(_MEASUREMENTS):
             start = time.perf_counter()
-            kernels.modexp(bases, exponents, moduli, outputs, ok, lane=self.lane)
+            kernels.modexp(bases, exponents, moduli, outputs, ok, isa=self.isa)
             between = time.perf_counter()
             libcrypto_modexp(bases, exponents, moduli, outputs)
             group, single = min(group, between - start), min(single, time.perf_counter() - between)

@@ -49,7 +49,7 @@ class LibcryptoBackend:
 
     def __init__(self, threads: int | None = None) -> None:
         """``threads``: batches at a time; None: as many as this process may use processor cores."""
-        self.lanes = threads or len(os.sched_getaffinity(0))
+        self.workers = threads or len(os.sched_getaffinity(0))
         self._client: Client | None = None
 
     def open(self, client: Client) -> None:

@@ -46,7 +46,7 @@ class Rate:
 def measure_device(device: Device, largest: int) -> list[Rate]:
     """By batches of 1, 2, 4, … rows up to ``largest``, one at a time, copies included. Compiles what the kernel cache
     lacks. Raises BackendError."""
-    backend = CudaBackend(device, lanes=1, measured=largest)
+    backend = CudaBackend(device, workers=1, measured=largest)
     backend.open(Client(1))
     try:
         return [_rate(8 * width, points) for width, points in sorted(backend.measurements.items())]

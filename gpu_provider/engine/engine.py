@@ -1,8 +1,8 @@
-"""The batching thread: wakes when requests come in or a lane is done, asks the scheduler, and hands batches to lanes.
+"""The batching thread: wakes when requests come in or a worker is done, asks the scheduler, and hands out batches.
 
-    gp_consumer_wait → scheduler.decide → gp_consumer_take → a lane computes and verifies → gp_consumer_complete
+    gp_consumer_wait → scheduler.decide → gp_consumer_take → a worker computes and verifies → gp_consumer_complete
 
-What a backend fails is computed again on libcrypto's lanes. Per batch this costs tens of microseconds of Python, per
+What a backend fails is computed again on libcrypto's workers. Per batch this costs tens of microseconds of Python, per
 request nothing.
 """
 
@@ -21,8 +21,8 @@ from gpu_provider.backends.base import KeyHolder, OnGpu
 from gpu_provider.client import CLASSES
 from gpu_provider.engine.health import BackendState, Health
 from gpu_provider.engine.jobs import Buffers, RsaJob, refuse_waiting
-from gpu_provider.engine.lanes import BackendLanes, Lane
-from gpu_provider.engine.scheduler import Lanes, Limits, Waiting, decide
+from gpu_provider.engine.scheduler import Limits, Waiting, Workers, decide
+from gpu_provider.engine.workers import BackendWorkers, Worker
 from gpu_provider.errors import MORE_THREADS, BackendError, OperationError, ProviderClosedError
 from gpu_provider.library.calls import CallQueue
 from gpu_provider.native import ffi, lib
@@ -52,15 +52,15 @@ _CLOSING_SECONDS = 0.5
 _LAST_STEPS_SECONDS = 1.0
 """For the batching thread to return, after it has told that all is done."""
 _SMALL_BATCH_SECONDS = 0.001
-"""Handing requests to a lane and taking the lane back costs about 0.1 ms of processor time, and as much latency. What
+"""Handing requests to a worker and taking it back costs about 0.1 ms of processor time, and as much latency. What
 comes while the batching thread computes waits for half of this on average, at worst for all of it."""
 
 
 class _Return(NamedTuple):
-    """A lane can take another job; what is left to do for ``job`` is done on the lane's thread before that, unless the
+    """A worker can take another job; what is left to do for ``job`` is done on its thread before that, unless the
     watchdog has claimed it (``late``)."""
 
-    lane: Lane
+    worker: Worker
     job: Job
     seconds: float
     broken: str | None = None
@@ -98,8 +98,8 @@ class Engine:
         self._timeout_ns = int(config.backend_timeout * 1e9)
         self._limits = Limits(min(config.max_batch, config.queue_depth), config.max_delay)
         self._first_pause = config.backend_retry
-        self._last_resort = BackendLanes(libcrypto, None)
-        self._backends = [self._lanes_of(backend) for backend in backends]
+        self._last_resort = BackendWorkers(libcrypto, None)
+        self._backends = [self._workers_of(backend) for backend in backends]
         self._inline = next((backend for backend in self._backends if backend.backend is inline), self._last_resort)
         self._open_more = open_more
         self._removed_keys = 0
@@ -114,12 +114,14 @@ class Engine:
         self._wait_for_end: deque[SimpleQueue[None]] = deque()
         self._submitted: deque[Call] = deque()  # appended to by any thread
         self._calls = CallQueue()
-        self._lanes_free = True  # else a call that is submitted can't be served yet: the lane that returns wakes for it
-        self._again: deque[Job] = deque()  # failed elsewhere, for the last resort; also appended to by lanes
-        self._returned: deque[_Return] = deque()  # appended to by lanes
+        self._workers_free = (
+            True  # else nobody can serve a call that is submitted: the next worker to return wakes the thread
+        )
+        self._again: deque[Job] = deque()  # failed elsewhere, for the last resort; also appended to by workers
+        self._returned: deque[_Return] = deque()  # appended to by workers
         self._waiting = ffi.new("uint32_t[]", CLASSES)
         self._oldest_ns = ffi.new("uint64_t[]", CLASSES)
-        self._computing = 0  # lanes with a job, but for those that hang
+        self._computing = 0  # workers with a job, but for those that hang
         self._decide_again_ns = 0  # 0: not before something changes
         self._small = ffi.new("uint32_t[]", CLASSES)
         self._small_outdated = True  # since a cost curve or a backend's health has changed
@@ -137,10 +139,10 @@ class Engine:
             for opened in more:
                 undo.callback(opened.close)
             undo.callback(setattr, self, "_backends", self._backends)
-            self._backends = [*map(self._lanes_of, more), *self._backends]
+            self._backends = [*map(self._workers_of, more), *self._backends]
             for backend in self._all():
                 undo.callback(backend.stop)
-                backend.start(self._limits.max_batch, self._lane_finished)
+                backend.start(self._limits.max_batch, self._worker_finished)
             try:
                 self._thread.start()
             except RuntimeError as error:
@@ -162,12 +164,12 @@ class Engine:
                 self._submitted.append(call)
         if self._ended:
             self._fail_submitted()
-        if self._lanes_free:
+        if self._workers_free:
             self._client.wake()
 
     def rows_at_a_time(self, backend: Backend, kind: int, units_per_row: int, most: int) -> int:
         """So many rows of a call, at most ``most``, take a backend no longer than ``max_delay``; at least 1."""
-        costs = next(lanes.costs for lanes in self._backends if lanes.backend is backend)
+        costs = next(workers.costs for workers in self._backends if workers.backend is backend)
         return max(1, min(most, costs[kind].largest(self._limits.max_delay) // units_per_row))
 
     @property
@@ -187,7 +189,7 @@ class Engine:
         self._client.wake()
 
     def close(self) -> None:
-        """The same, and waits for the threads, unless this is one of them. A lane whose backend hangs is left
+        """The same, and waits for the threads, unless this is one of them. A worker whose backend hangs is left
         behind."""
         self.begin_close()
         if not self._client.in_own_process or self._thread.ident is None or self.owns_current_thread():
@@ -204,13 +206,13 @@ class Engine:
         """Whether this is a thread of the provider, which runs a future's callback: to wait for the provider in it
         would be for ever."""
         current = threading.current_thread()
-        lanes = (lane for backend in self._all() for lane in backend.lanes)
-        return current is self._thread or any(current is lane.thread for lane in lanes)
+        workers = (worker for backend in self._all() for worker in backend.workers)
+        return current is self._thread or any(current is worker.thread for worker in workers)
 
-    def _lanes_of(self, backend: Backend) -> BackendLanes:
+    def _workers_of(self, backend: Backend) -> BackendWorkers:
         if backend is self._last_resort.backend:
             return self._last_resort
-        return BackendLanes(backend, Health(backend.name, self._first_pause, self._last_resort.name))
+        return BackendWorkers(backend, Health(backend.name, self._first_pause, self._last_resort.name))
 
     def in_use(self) -> str:
         """The name of the backend that gets the next batch."""
@@ -218,7 +220,7 @@ class Engine:
 
     def backends(self) -> list[Backend]:
         """The preferred one first."""
-        return [lanes.backend for lanes in self._backends]
+        return [workers.backend for workers in self._backends]
 
     def gpus(self) -> dict[str, str]:
         """The GPUs' PCI bus ids, by the name of the backend that computes there."""
@@ -229,39 +231,39 @@ class Engine:
             if isinstance(backend, OnGpu) and backend.pci_bus_id is not None
         }
 
-    def _preferred(self) -> BackendLanes:
+    def _preferred(self) -> BackendWorkers:
         return next((backend for backend in self._backends if backend.in_use), self._last_resort)
 
-    def _all(self) -> list[BackendLanes]:
+    def _all(self) -> list[BackendWorkers]:
         return self._backends if self._last_resort in self._backends else [*self._backends, self._last_resort]
 
-    # ---- lane threads ----
+    # ---- worker threads ----
 
-    def _lane_finished(self, lane: Lane, job: Job, outcome: BaseException | int) -> None:
+    def _worker_finished(self, worker: Worker, job: Job, outcome: BaseException | int) -> None:
         """Delivers the results. No lock is held: completing runs the applications' callbacks."""
         seconds = (time.monotonic_ns() - job.started_ns) / 1e9
         if not job.claim():
-            self._return(_Return(lane, job, seconds, late=True))
+            self._return(_Return(worker, job, seconds, late=True))
             return
         buffers, succeeded = job.buffers, job.succeeded()
-        last_resort = lane.owner.health is None
-        self._statistics.batch(lane.owner.name, job.kind, job.count, succeeded, seconds, last_resort=last_resort)
+        last_resort = worker.owner.health is None
+        self._statistics.batch(worker.owner.name, job.kind, job.count, succeeded, seconds, last_resort=last_resort)
         if succeeded == job.count:
             # First, so that the batching thread takes the next batch while this thread delivers.
-            self._return(_Return(lane, job, seconds))
+            self._return(_Return(worker, job, seconds))
             job.finish()
         else:
             try:
-                self._deliver_failed(lane.owner, job, succeeded, outcome)
+                self._deliver_failed(worker.owner, job, succeeded, outcome)
             except MemoryError:  # for the arrays of a second attempt
                 job.finish()
-            self._return(_Return(lane, job, seconds, broken=_describe(outcome)))
+            self._return(_Return(worker, job, seconds, broken=_describe(outcome)))
         with contextlib.suppress(MemoryError):  # then the next batch's thread delivers them
             self._futures.deliver()
         if buffers is not None:
-            lane.recycle(buffers)
+            worker.recycle(buffers)
 
-    def _deliver_failed(self, owner: BackendLanes, job: Job, succeeded: int, outcome: BaseException | int) -> None:
+    def _deliver_failed(self, owner: BackendWorkers, job: Job, succeeded: int, outcome: BaseException | int) -> None:
         if owner.health is None:
             job.finish()
             return
@@ -296,13 +298,13 @@ class Engine:
         while True:
             # Read before the wait, so that everything that was submitted before the client was closed is seen by it.
             closing = self._closing
-            missed_call = self._lanes_free and self._submitted
+            missed_call = self._workers_free and self._submitted
             timeout_ns = 0 if missed_call or (closing and self._idle()) else self._timeout_until_ns()
-            # While no lane is free a submission can't be served: it need not wake this thread, the lane will.
+            # While no worker is free a submission can't be served: it need not wake this thread, the worker will.
             removed_keys = lib.gp_consumer_wait(
                 self._client.pointer,
                 timeout_ns,
-                self._lanes_free,
+                self._workers_free,
                 self._small_batches(),
                 self._waiting,
                 self._oldest_ns,
@@ -315,14 +317,14 @@ class Engine:
             self._claim_from_hung()
             self._launch_again()
             self._take_in_calls()
-            free = self._free_lanes(time.monotonic())
+            free = self._free_workers(time.monotonic())
             self._launch_new(free)
-            self._lanes_free = any(lanes for _, lanes in free)
+            self._workers_free = any(workers for _, workers in free)
             if closing and self._idle():
                 break
             if self._closing:
                 self._futures.deliver()  # those that were in line
-        self._end_lanes()
+        self._end_workers()
 
     def _take_in_calls(self) -> None:
         while self._submitted:
@@ -370,7 +372,7 @@ class Engine:
         lib.gp_consumer_wait(self._client.pointer, 0, 0, ffi.NULL, self._waiting, self._oldest_ns)
         for kind in range(CLASSES):
             refuse_waiting(self._client, kind, self._for_failed)
-        self._end_lanes()
+        self._end_workers()
         for again in self._again:
             again.finish()
 
@@ -378,9 +380,9 @@ class Engine:
         return not (self._computing or self._submitted or self._calls or self._again or self._returned)
 
     def _take_back(self, done: _Return) -> None:
-        lane, owner = done.lane, done.lane.owner
-        self._computing -= not lane.hung
-        lane.take_back()
+        worker, owner = done.worker, done.worker.owner
+        self._computing -= not worker.hung
+        worker.take_back()
         self._small_outdated = True
         if done.late:
             return
@@ -395,7 +397,7 @@ class Engine:
         else:
             self._out_of_use(owner, done.broken)
 
-    def _out_of_use(self, backend: BackendLanes, reason: str) -> None:
+    def _out_of_use(self, backend: BackendWorkers, reason: str) -> None:
         self._small_outdated = True
         if backend.health is not None:
             backend.health.failed(reason, time.monotonic())
@@ -403,7 +405,9 @@ class Engine:
 
     def _timeout_until_ns(self) -> int:
         """Until the watchdog has to look, or the scheduler has to think again about what it left waiting."""
-        deadlines = [lane.deadline_ns for backend in self._backends for lane in backend.lanes if lane.deadline_ns]
+        deadlines = [
+            worker.deadline_ns for backend in self._backends for worker in backend.workers if worker.deadline_ns
+        ]
         if self._closing and self._calls:
             deadlines.append(self._close_calls_at_ns)
         if self._decide_again_ns:
@@ -413,14 +417,14 @@ class Engine:
     def _claim_from_hung(self) -> None:
         now = time.monotonic_ns()
         for backend in self._backends:
-            for lane in backend.lanes:
-                if not lane.deadline_ns or now < lane.deadline_ns:
+            for worker in backend.workers:
+                if not worker.deadline_ns or now < worker.deadline_ns:
                     continue
-                job = lane.job
-                lane.deadline_ns = 0
+                job = worker.job
+                worker.deadline_ns = 0
                 if job is None or not job.claim():  # it returned just now
                     continue
-                lane.give_up()
+                worker.give_up()
                 self._computing -= 1
                 self._statistics.fallback(backend.name, "timeout", job.count)
                 self._compute_again(job, whole=True)
@@ -434,69 +438,69 @@ class Engine:
         """What failed on another backend is the oldest there is, so it goes first."""
         if not self._again:
             return
-        for lane in self._last_resort.free_lanes(time.monotonic()):
+        for worker in self._last_resort.free_workers(time.monotonic()):
             while self._again and not self._again[0].wanted():
                 self._again.popleft().finish()
             if self._again:
                 self._computing += 1
-                lane.launch(self._again.popleft(), 0)
+                worker.launch(self._again.popleft(), 0)
 
-    def _free_lanes(self, now: float) -> list[tuple[BackendLanes, list[Lane]]]:
+    def _free_workers(self, now: float) -> list[tuple[BackendWorkers, list[Worker]]]:
         """Who may take new work, the preferred one first. libcrypto stands in while no other backend is in use."""
-        free = [(backend, backend.free_lanes(now)) for backend in self._backends]
+        free = [(backend, backend.free_workers(now)) for backend in self._backends]
         if not any(backend.in_use for backend in self._backends):
-            free.append((self._last_resort, self._last_resort.free_lanes(now)))
-        return [(backend, lanes) for backend, lanes in free if lanes or backend.in_use]
+            free.append((self._last_resort, self._last_resort.free_workers(now)))
+        return [(backend, workers) for backend, workers in free if workers or backend.in_use]
 
-    def _launch_new(self, free: list[tuple[BackendLanes, list[Lane]]]) -> None:
-        """Takes the lanes that it uses out of ``free``."""
+    def _launch_new(self, free: list[tuple[BackendWorkers, list[Worker]]]) -> None:
+        """Takes the workers that it uses out of ``free``."""
         # A backend on trial is not compared with the others: it gets the first batch, and they the rest.
         on_trial = [entry for entry in free if not entry[0].in_use]
         if on_trial:
             self._launch(on_trial)
         self._launch([entry for entry in free if entry[0].in_use])
 
-    def _launch(self, free: list[tuple[BackendLanes, list[Lane]]]) -> None:
+    def _launch(self, free: list[tuple[BackendWorkers, list[Worker]]]) -> None:
         self._decide_again_ns = 0
         waiting = [
             Waiting(kind, self._waiting[kind], self._oldest_ns[kind]) for kind in range(CLASSES) if self._waiting[kind]
         ]
         waiting += self._calls.waiting()
-        if not waiting or not any(lanes for _, lanes in free):
+        if not waiting or not any(workers for _, workers in free):
             return
         now_ns = time.monotonic_ns()
         views = [
-            Lanes(index, len(lanes), backend.costs, busy, backend.backend.pipelined)
-            for index, (backend, lanes) in enumerate(free)
-            if (busy := backend.busy(now_ns)) or lanes
+            Workers(index, len(workers), backend.costs, busy, backend.backend.pipelined)
+            for index, (backend, workers) in enumerate(free)
+            if (busy := backend.busy(now_ns)) or workers
         ]
         for launch in decide(waiting, views, self._limits):
-            backend, lanes = free[launch.backend]
-            lane = lanes[-1]
+            backend, workers = free[launch.backend]
+            worker = workers[-1]
             if launch.kind >= CLASSES:
                 job: Job | None = self._next_chunk(backend, launch.kind, launch.count)
             else:
-                job = self._next_batch(launch.kind, launch.count, lane)
+                job = self._next_batch(launch.kind, launch.count, worker)
                 self._waiting[launch.kind] -= launch.count
             if job is not None:
                 self._computing += 1
-                lane.launch(job, 0 if backend.health is None else self._timeout_ns)
-                lanes.pop()
-        if any(lanes for _, lanes in free) and (self._calls or any(self._waiting)):
-            # Beside a free lane, something waits for a busy one: that may be late.
+                worker.launch(job, 0 if backend.health is None else self._timeout_ns)
+                workers.pop()
+        if any(workers for _, workers in free) and (self._calls or any(self._waiting)):
+            # Beside a free worker, something waits for a busy one: that may be late.
             busy = [seconds for view in views for seconds in view.busy]
             self._decide_again_ns = now_ns + max(_DECIDE_AGAIN_NS, int(min(busy, default=0.0) * 1e9))
 
-    def _next_batch(self, kind: int, count: int, lane: Lane) -> RsaJob | None:
-        buffers = lane.buffers()
+    def _next_batch(self, kind: int, count: int, worker: Worker) -> RsaJob | None:
+        buffers = worker.buffers()
         job = RsaJob.take(self._client, kind, count, buffers)
         if job is None:
-            lane.recycle(buffers)
+            worker.recycle(buffers)
         else:
             self._statistics.launched(kind, job.oldest_submitted_ns)
         return job
 
-    def _next_chunk(self, backend: BackendLanes, work: int, count: int) -> ChunkJob | None:
+    def _next_chunk(self, backend: BackendWorkers, work: int, count: int) -> ChunkJob | None:
         """At most ``count`` rows of the next calls; fewer if their rows cost more than the scheduler knew."""
         call = self._calls.next(work)
         if call is None:
@@ -506,13 +510,13 @@ class Engine:
         least = 1 if backend.backend.pipelined else curve.granule
         return self._calls.take(call, min(max(least, fitting), count))
 
-    def _end_lanes(self) -> None:
+    def _end_workers(self) -> None:
         for backend in self._all():
             backend.stop()
-            for lane in backend.lanes:
-                if not lane.hung:
-                    lane.thread.join(None if backend.health is None else self._timeout_ns / 1e9)
-            left = sum(lane.thread.is_alive() for lane in backend.lanes)
+            for worker in backend.workers:
+                if not worker.hung:
+                    worker.thread.join(None if backend.health is None else self._timeout_ns / 1e9)
+            left = sum(worker.thread.is_alive() for worker in backend.workers)
             if left:
                 _log.warning("backend %s: %d calls still hang; their threads are left behind", backend.name, left)
                 continue

@@ -28,12 +28,12 @@ class Health:
         self._first_pause = self._pause = first_pause
         self._retry_at = 0.0
 
-    def usable_lanes(self, lanes: int, hung: int, now: float) -> int:
-        """How many of its lanes may work: all, none, or one on trial. While a call of it still hangs it stays out."""
+    def usable_workers(self, workers: int, hung: int, now: float) -> int:
+        """How many of its workers may work: all, none, or one on trial. While a call of it still hangs it stays out."""
         if self.state is BackendState.OUT and now >= self._retry_at and not hung:
             self.state = BackendState.TRIAL
         if self.state is BackendState.IN_USE:
-            return lanes
+            return workers
         return 1 if self.state is BackendState.TRIAL else 0
 
     def failed(self, reason: str, now: float) -> None:

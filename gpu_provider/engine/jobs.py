@@ -1,8 +1,8 @@
-"""What a lane computes: a batch of RSA operations from the queue, or a chunk of a call (``library/calls.py``).
+"""What a worker computes: a batch of RSA operations from the queue, or a chunk of a call (``library/calls.py``).
 
-A job is finished by whoever claims it first: the lane whose backend returned, or the watchdog that lost patience with
+A job is finished by whoever claims it first: the worker whose backend returned, or the watchdog that lost patience with
 it. A backend that hangs may still write into the job's arrays long after that; so the watchdog works on copies, and a
-lane that lost its job gets new buffers.
+worker that lost its job gets new buffers.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ __all__ = ["Buffers", "Job", "RsaJob"]
 
 
 class Job(Protocol):
-    """One unit of work for one lane."""
+    """One unit of work for one worker."""
 
     kind: int
     """Index into the cost curves: a size class, or MODEXP."""
@@ -38,7 +38,7 @@ class Job(Protocol):
     """Operations: what the cost curves count."""
     started_ns: int
     buffers: Buffers | None
-    """The lane's buffers, if the job uses them."""
+    """The worker's buffers, if the job uses them."""
 
     def claim(self) -> bool:
         """True for the first caller, who has to finish the job; False for everyone else."""
@@ -49,7 +49,7 @@ class Job(Protocol):
         ...
 
     def compute(self, backend: Backend) -> int:
-        """On the lane's thread. Returns how many results were wrong; those do not count as results any more. Raises
+        """On the worker's thread. Returns how many results were wrong; those do not count as results any more. Raises
         what the backend raises; then there are no results at all."""
         ...
 
@@ -68,7 +68,7 @@ class Job(Protocol):
 
 
 class Buffers:
-    """Arrays for one batch, made once per lane and used for all of its batches, with their addresses in C."""
+    """Arrays for one batch, made once per worker and used for all of its batches, with their addresses in C."""
 
     def __init__(self, size: int) -> None:
         self.size = size

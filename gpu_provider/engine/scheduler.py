@@ -6,22 +6,22 @@ The policy, in the order of its rules:
    to the backends that finish them first, counting what each still computes. Backends join, in the order in which they
    would finish a first group, for as long as the time by which all of it is done (the horizon) comes down by that. So a
    few requests go to the processor, many to a GPU, and a GPU that is busy is helped out.
-2. No timer waits for a batch to fill, and with one backend no lane is free while something waits. With several, a
-   request is left waiting beside a free lane only if a busy one is expected to finish it earlier.
-3. The kinds get the free lanes of a backend in turn, the one with the oldest request first. So no kind starves: what
+2. No timer waits for a batch to fill, and with one backend no worker is free while something waits. With several, a
+   request is left waiting beside a free worker only if a busy one is expected to finish it earlier.
+3. The kinds get the free workers of a backend in turn, the one with the oldest request first. So no kind starves: what
    waits becomes the oldest.
-4. A kind's requests are spread evenly over the lanes it got, in whole groups, so that no two lanes compute half a group
-   each at the price of two.
+4. A kind's requests are spread evenly over the workers it got, in whole groups, so that no two workers compute half a
+   group each at the price of two.
 5. A backend that others help (it finishes a group the latest) takes the rest. What finishes earlier takes a part that
    keeps it busy for at most half of the horizon (but always a group): a longer batch has no advantage in latency over
-   the rest of the requests, and keeps the lane from those that come next.
+   the rest of the requests, and keeps the worker from those that come next.
 6. A batch holds at most ``max_batch`` requests, and only so many that its expected time stays within ``max_delay``: a
-   request that arrives just after a launch waits no longer than that for the lane. It may always hold one request, and
-   on a processor one group: cut smaller, it would take hardly less time, and nobody would learn what a group costs.
+   request that arrives just after a launch waits no longer than that for the worker. It may always hold one request,
+   and on a processor one group: cut smaller, it would take hardly less time, and nobody would learn what a group costs.
 
 Rule 1 is the shortest expected delay (Banawan and Zahorjan, "Load sharing in heterogeneous queueing systems", INFOCOM
 1989) for batches: the expected delay of a batch depends on its size, so the size and the place are chosen together, by
-filling up the lanes to a common level.
+filling up the workers to a common level.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["CostCurve", "Lanes", "Launch", "Limits", "Waiting", "decide"]
+__all__ = ["CostCurve", "Launch", "Limits", "Waiting", "Workers", "decide"]
 
 _KNOTS = 41  # 1 to 2^40 operations: modexp counts in small units
 _WEIGHT = 0.2
@@ -45,7 +45,7 @@ _SHARE_OF_HORIZON = 0.5
 
 
 class CostCurve:
-    """The seconds that one lane of a backend takes for a batch of one kind of work, over the size of the batch.
+    """The seconds that one worker of a backend takes for a batch of one kind of work, over the size of the batch.
 
     Knots at the powers of two, straight lines between them, never falling, and never more than doubling: twice as many
     could be computed as two batches. A knot is an exponentially weighted mean of what was measured near it. Where
@@ -205,23 +205,23 @@ class Waiting:
 
 
 @dataclass(frozen=True, slots=True)
-class Lanes:
+class Workers:
     """A backend that is in use."""
 
     backend: int
     free: int
-    """Lanes that can take a batch now."""
+    """Workers that can take a batch now."""
     costs: Sequence[CostCurve]
     """By kind."""
     busy: Sequence[float] = ()
-    """In how many seconds each lane that computes should be done."""
+    """In how many seconds each worker that computes should be done."""
     pipelined: bool = False
-    """The lanes are batches in flight on one device, not processors of their own."""
+    """The workers are batches in flight on one device, not processors of their own."""
 
 
 @dataclass(frozen=True, slots=True)
 class Launch:
-    """One batch for one lane."""
+    """One batch for one worker."""
 
     backend: int
     kind: int
@@ -231,15 +231,15 @@ class Launch:
 class _Load:
     """How busy a backend is, with what this decision has planned for it so far."""
 
-    __slots__ = ("backlog", "groups", "lanes", "start", "width")
+    __slots__ = ("backlog", "groups", "start", "width", "workers")
 
-    def __init__(self, lanes: Lanes, kinds: int) -> None:
-        self.lanes = lanes
+    def __init__(self, workers: Workers, kinds: int) -> None:
+        self.workers = workers
         self.groups = [0] * kinds  # that it could compute of each kind
-        busy = lanes.busy or (0.0,)
-        self.start = 0.0 if lanes.free else min(busy)
-        self.width = 1 if lanes.pipelined else lanes.free + len(lanes.busy)
-        self.backlog = max(busy) if lanes.pipelined else sum(busy)  # in seconds of one lane, or of the device
+        busy = workers.busy or (0.0,)
+        self.start = 0.0 if workers.free else min(busy)
+        self.width = 1 if workers.pipelined else workers.free + len(workers.busy)
+        self.backlog = max(busy) if workers.pipelined else sum(busy)  # in seconds of one worker, or of the device
 
 
 class _Offer:
@@ -249,8 +249,8 @@ class _Offer:
 
     def __init__(self, work: Waiting, load: _Load, limits: Limits) -> None:
         self.load = load
-        self.curve = curve = load.lanes.costs[work.kind]
-        least = 1 if load.lanes.pipelined else curve.granule
+        self.curve = curve = load.workers.costs[work.kind]
+        least = 1 if load.workers.pipelined else curve.granule
         most = min(limits.max_batch, max(least, curve.largest(limits.max_delay) // work.operations))
         self.group = group = min(curve.granule, most)
         self.most = most // group * group
@@ -259,7 +259,7 @@ class _Offer:
         """Of all batches."""
         seconds = curve.seconds(group * work.operations)
         self.price = seconds / group
-        """Seconds of one lane, or of the device, for one request in a full group."""
+        """Seconds of one worker, or of the device, for one request in a full group."""
         if work.count < group:
             seconds = curve.seconds(work.count * work.operations)
         first = min(work.count, group)
@@ -272,24 +272,24 @@ class _Offer:
         self.most = min(self.most, max(self.group, fitting))
 
 
-def decide(waiting: Sequence[Waiting], backends: Sequence[Lanes], limits: Limits) -> list[Launch]:
-    """The batches to launch now, in the order to launch them. Never more per backend than it has free lanes."""
+def decide(waiting: Sequence[Waiting], backends: Sequence[Workers], limits: Limits) -> list[Launch]:
+    """The batches to launch now, in the order to launch them. Never more per backend than it has free workers."""
     by_age = sorted((work for work in waiting if work.count), key=attrgetter("oldest_ns"))
     loads = [_Load(backend, len(by_age)) for backend in backends]
     plans = [_plan(place, work, loads, limits) for place, work in enumerate(by_age)]
-    shares = {id(load): _share_lanes(load.lanes.free, load.groups) for load in loads}
+    shares = {id(load): _share_workers(load.workers.free, load.groups) for load in loads}
     launches = []
     for place, (work, plan) in enumerate(zip(by_age, plans, strict=True)):
         left = work.count
         for offer in plan:
-            lanes = shares[id(offer.load)][place]
+            workers = shares[id(offer.load)][place]
             part = min(left, offer.together)
             left -= part
-            while lanes and part:
-                count = min(part, offer.most, -(-part // (lanes * offer.group)) * offer.group)
-                launches.append(Launch(offer.load.lanes.backend, work.kind, count))
+            while workers and part:
+                count = min(part, offer.most, -(-part // (workers * offer.group)) * offer.group)
+                launches.append(Launch(offer.load.workers.backend, work.kind, count))
                 part -= count
-                lanes -= 1
+                workers -= 1
             left += part
     return launches
 
@@ -320,7 +320,7 @@ def _fill_to_a_level(work: Waiting, offers: Sequence[_Offer]) -> list[_Offer]:
         load = offer.load
         if offer is joined[-1]:
             offer.limit(work, horizon)
-        elif load.lanes.pipelined:
+        elif load.workers.pipelined:
             offer.together = max(offer.group, int((horizon - load.backlog) / offer.price))
         else:
             offer.limit(work, horizon * _SHARE_OF_HORIZON)
@@ -328,14 +328,14 @@ def _fill_to_a_level(work: Waiting, offers: Sequence[_Offer]) -> list[_Offer]:
     return joined
 
 
-def _share_lanes(lanes: int, groups: Sequence[int]) -> list[int]:
-    """Deals lanes to the kinds in turn, to none more than it has groups."""
+def _share_workers(workers: int, groups: Sequence[int]) -> list[int]:
+    """Deals workers to the kinds in turn, to none more than it has groups."""
     shares = [0] * len(groups)
-    while lanes:
+    while workers:
         hungry = [place for place, most in enumerate(groups) if shares[place] < most]
         if not hungry:
             break
-        for place in hungry[:lanes]:
+        for place in hungry[:workers]:
             shares[place] += 1
-        lanes -= min(lanes, len(hungry))
+        workers -= min(workers, len(hungry))
     return shares

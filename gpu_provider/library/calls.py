@@ -1,4 +1,4 @@
-"""Library calls with many rows, which do not go through the request queue: a call's way through the lanes in chunks."""
+"""Library calls with many rows, which bypass the request queue: the workers compute them in chunks."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class Call(ABC):
     @abstractmethod
     def compute(self, backend: Backend, operands: Operands, outputs: NDArray[np.uint8], ok: NDArray[np.uint8]) -> int:
         """Fills ``outputs`` from some rows of operands, of this call and of others that are computed together with it,
-        and sets ``ok`` to 1 where there is a result. On a lane's thread. Returns how many results were wrong; raises
+        and sets ``ok`` to 1 where there is a result. On a worker's thread. Returns how many results were wrong; raises
         what the backend raises."""
 
     @property
@@ -121,7 +121,7 @@ class Part(NamedTuple):
 
 
 class ChunkJob:
-    """Some rows of one call, or of several of the same work and shape: a job for a lane."""
+    """Some rows of one call, or of several of the same work and shape: a job for a worker."""
 
     __slots__ = ("_claim", "_ok", "_outputs", "_parts", "buffers", "cost_units", "count", "kind", "started_ns")
 

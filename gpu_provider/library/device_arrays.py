@@ -18,7 +18,7 @@ import numpy as np
 
 from gpu_provider.backends.cuda.backend import CudaBackend
 from gpu_provider.backends.cuda.device import CudaArray, DeviceRows
-from gpu_provider.engine.lanes import MODEXP
+from gpu_provider.engine.workers import MODEXP
 from gpu_provider.errors import BackendError, InputError, OperationError
 from gpu_provider.library.modexp import check_moduli, rows_of_all, units_per_row
 from gpu_provider.library.operands import check_shape, limbs_of, to_rows

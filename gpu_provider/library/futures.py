@@ -98,7 +98,7 @@ class PendingFutures:
         """The result of x^d mod n. Waits for it, and for room in the queue. Raises as :meth:`submit`, and
         OperationError."""
         # Not by a future: a signal handler that raises inside a Condition's __enter__ or __exit__ leaves the lock taken
-        # for ever, and the lane that ends the future would wait for it.
+        # for ever, and the worker that ends the future would wait for it.
         outcomes: SimpleQueue[Outcome] = SimpleQueue()
         self._submit(key, x, True, outcomes.put)
         outcome = outcomes.get()

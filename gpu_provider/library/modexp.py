@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gpu_provider.engine.lanes import MODEXP
+from gpu_provider.engine.workers import MODEXP
 from gpu_provider.errors import InputError
 from gpu_provider.library.calls import Call
 from gpu_provider.library.operands import is_bytes, is_number, label, not_less, to_rows, widen

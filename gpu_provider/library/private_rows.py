@@ -11,7 +11,7 @@ import numpy as np
 
 from gpu_provider.backends.base import Batch
 from gpu_provider.client import class_bytes
-from gpu_provider.engine.lanes import MODEXP
+from gpu_provider.engine.workers import MODEXP
 from gpu_provider.errors import InputError, ProviderClosedError
 from gpu_provider.keys import Key
 from gpu_provider.library.calls import Call

@@ -202,9 +202,9 @@ ffi.cdef(CDEF)
 ffi.set_source(
     "gpu_provider.native._core",
     "#include <openssl/conf.h>\n#include <openssl/err.h>\n#include <openssl/provider.h>\n"
-    '#include "client.h"\n#include "provider.h"\n#include "staging.h"\n',
-    sources=sorted(str(path) for path in Path(NATIVE).glob("*.c") if path.name not in {"_core.c", "module.c"}),
+    '#include "provider/provider.h"\n#include "queue/client.h"\n#include "staging.h"\n',
+    sources=sorted(str(path) for path in Path(NATIVE).rglob("*.c") if path.name not in {"_core.c", "module.c"}),
     include_dirs=[NATIVE, "kernels"],
-    depends=sorted(str(path) for path in (*Path(NATIVE).glob("*.h"), Path("kernels/kernels.h"))),
+    depends=sorted(str(path) for path in (*Path(NATIVE).rglob("*.h"), Path("kernels/kernels.h"))),
     libraries=["crypto"],
 )

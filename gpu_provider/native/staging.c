@@ -7,7 +7,7 @@
 #include <string.h>
 #include <sys/random.h>
 
-#include "client_internal.h"
+#include "queue/client_internal.h"
 
 struct record_entry {
     _Atomic uint64_t handle;

@@ -6,14 +6,14 @@
 #ifndef GP_STAGING_H
 #define GP_STAGING_H
 
-#include "client.h"
+#include "queue/client.h"
 
 /* Not a record: the key is known, and the kernels do not take it. */
 #define GP_NO_RECORD UINT32_MAX
 /* A blinding pair serves so many operations at most. Then fresh randomness replaces it, as in the kernels on the processor. */
 #define GP_PAIR_USES 512u
 /* When a pair has reached GP_PAIR_USES, all those with at least so many uses are renewed together. A batch uses each pair
- * once at most, so a lane's next renewal is 128 batches away. */
+ * once at most, so a worker's next renewal is 128 batches away. */
 #define GP_PAIR_WORN 384u
 
 /* A key's constants on the device. */
@@ -31,7 +31,7 @@ void gp_records_free(gp_records *records);
 void gp_records_set(gp_records *records, uint64_t handle, const struct gp_record *record);
 void gp_records_remove(gp_records *records, uint64_t handle);
 
-/* The blinding pairs of one lane and size class: each record has a block of them. One thread at a time. */
+/* The blinding pairs of one worker and size class: each record has a block of them. One thread at a time. */
 struct gp_pairs {
     uint32_t records; /* as many have an element in what follows */
     uint64_t *owner;  /* by record: the key that the pairs of its block are for */

@@ -1,7 +1,7 @@
 """Every metric's name, here alone. Nothing is kept here: the numbers are read when they are scraped.
 
 The time histograms count batches, not requests: the time from submission to launch of the batch's oldest request, and
-the time its lane was busy with it. So they tell the worst of each batch.
+the time its worker was busy with it. So they tell the worst of each batch.
 """
 
 from __future__ import annotations

@@ -115,7 +115,7 @@ class BatchCounts:
 
 
 class Statistics:
-    """Written by lanes and the batching thread, read by anyone."""
+    """Written by workers and the batching thread, read by anyone."""
 
     def __init__(self, client: Client, inline: str) -> None:
         """``inline``: the name of the backend that the C core's small batches count for."""

@@ -21,11 +21,11 @@ from bench import (  # noqa: E402
     gpu_batches,
     gpu_correctness,
     gpu_device,
-    gpu_lanes,
     gpu_pipes,
     gpu_report,
     gpu_smoke,
     gpu_sweep,
+    gpu_workers,
 )
 from bench.gpu_report import Report  # noqa: E402
 from bench.queue_overhead import NothingDevice  # noqa: E402
@@ -84,8 +84,8 @@ def test_a_verdict_that_should_not_be_there_is_found() -> None:
 
 @pytest.mark.parametrize(
     ("measure", "samples"),
-    [(gpu_smoke.check, 13), (gpu_lanes.measure_lanes, 29), (gpu_lanes.measure_pairs, 3),
-     (gpu_lanes.measure_sustained, 1)],
+    [(gpu_smoke.check, 13), (gpu_workers.measure_workers, 29), (gpu_workers.measure_pairs, 3),
+     (gpu_workers.measure_sustained, 1)],
 )  # fmt: skip
 def test_the_sizes_for_a_gpu_run_on_a_device_that_does_nothing(
     measure: Callable[[Any, bool, Report], None], samples: int, monkeypatch: pytest.MonkeyPatch
@@ -97,10 +97,10 @@ def test_the_sizes_for_a_gpu_run_on_a_device_that_does_nothing(
         backend.private_op(batch)
         return time.perf_counter() - started
 
-    for module in (gpu_smoke, gpu_lanes):
+    for module in (gpu_smoke, gpu_workers):
         monkeypatch.setattr(module, "compute_checked", compute)  # nothing computes nothing that is right
     for name in ("SECONDS", "WARM_UP_SECONDS", "PAIRS_SECONDS", "SUSTAINED_SECONDS"):
-        monkeypatch.setattr(gpu_lanes, name, 0.0)
+        monkeypatch.setattr(gpu_workers, name, 0.0)
     pipe = io.StringIO()
     measure(NothingDevice(), False, Report(pipe))
     lines = [gpu_report.read_line(line.encode()) for line in pipe.getvalue().splitlines()]

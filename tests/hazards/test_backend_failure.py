@@ -24,8 +24,8 @@ from gpu_provider.backends.libcrypto import LibcryptoBackend
 from gpu_provider.engine import engine, jobs
 from gpu_provider.engine.health import BackendState, Health
 from gpu_provider.engine.jobs import RsaJob
-from gpu_provider.engine.lanes import MODEXP
 from gpu_provider.engine.scheduler import CostCurve
+from gpu_provider.engine.workers import MODEXP
 from gpu_provider.testing import HeldBackend
 
 if TYPE_CHECKING:
@@ -340,33 +340,33 @@ class TestHealth:
         for _ in range(9):
             health.failed("because", now)
             start = now
-            while not health.usable_lanes(4, 0, now):
+            while not health.usable_workers(4, 0, now):
                 now += 0.5
             pauses.append(now - start)
         assert pauses == [1, 2, 4, 8, 16, 32, 64, 64, 64]
         health.succeeded()
         assert health.state is BackendState.IN_USE
         health.failed("because", now)
-        assert not health.usable_lanes(4, 0, now + 0.9)
-        assert health.usable_lanes(4, 0, now + 1.0)
+        assert not health.usable_workers(4, 0, now + 0.9)
+        assert health.usable_workers(4, 0, now + 1.0)
 
-    def test_one_lane_is_tried_first(self) -> None:
+    def test_one_worker_is_tried_first(self) -> None:
         health = Health("x", 1.0, "libcrypto")
-        assert health.usable_lanes(4, 0, 0) == 4
+        assert health.usable_workers(4, 0, 0) == 4
         health.failed("because", 0)
-        assert health.usable_lanes(4, 0, 2) == 1
+        assert health.usable_workers(4, 0, 2) == 1
         health.succeeded()
-        assert health.usable_lanes(4, 0, 2) == 4
+        assert health.usable_workers(4, 0, 2) == 4
 
     def test_it_stays_out_while_a_call_hangs(self) -> None:
         health = Health("x", 1.0, "libcrypto")
         health.failed("because", 0)
-        assert health.usable_lanes(4, 1, 1000) == 0
-        assert health.usable_lanes(4, 0, 1000) == 1
+        assert health.usable_workers(4, 1, 1000) == 0
+        assert health.usable_workers(4, 0, 1000) == 1
 
     def test_batches_that_fail_together_count_once(self, caplog: pytest.LogCaptureFixture) -> None:
         health = Health("x", 1.0, "libcrypto")
         for _ in range(4):
             health.failed("because", 0)
-        assert health.usable_lanes(4, 0, 1.0) == 1
+        assert health.usable_workers(4, 0, 1.0) == 1
         assert len(caplog.records) == 1

@@ -132,7 +132,7 @@ def test_a_callback_that_would_wait_for_itself_is_told(wait_for_itself: str, hel
             except GpuProviderError as error:
                 told.set_result(str(error))
 
-        provider.submit(key, 2).add_done_callback(callback)  # before the result is there, so that a lane runs it
+        provider.submit(key, 2).add_done_callback(callback)  # before the result is there, so that a worker runs it
         held_backend.release_all()
         assert "use submit()" in told.result(timeout=30)
 

@@ -72,7 +72,7 @@ def come_back(provider: BatchingProvider, key: Key) -> None:
 
 @pytest.mark.parametrize("call", CALLS)
 def test_a_call_fails_and_later_works_again(faults: Faults, call: str) -> None:
-    backend = CudaBackend(HostDevice(before=faults.before), lanes=2)
+    backend = CudaBackend(HostDevice(before=faults.before), workers=2)
     with BatchingProvider(config(), backends=[backend]) as provider:
         key = provider.load_key(private_key(2048))
         if call not in {"allocate", "allocate_pinned"}:  # those happen with the first batch alone
@@ -103,7 +103,7 @@ def test_every_single_call_can_fail(faults: Faults) -> None:
 
         faults.armed = False
         with BatchingProvider(
-            config(backend_retry=3600), backends=[CudaBackend(HostDevice(before=before), lanes=1)]
+            config(backend_retry=3600), backends=[CudaBackend(HostDevice(before=before), workers=1)]
         ) as provider:
             key = provider.load_key(private_key(2048))
             faults.armed = True
@@ -120,7 +120,7 @@ def test_every_single_call_can_fail(faults: Faults) -> None:
 
 @pytest.mark.parametrize("call", ["upload", "launch", "wait"])
 def test_a_call_hangs(faults: Faults, call: str) -> None:
-    backend = CudaBackend(HostDevice(before=faults.before), lanes=2)
+    backend = CudaBackend(HostDevice(before=faults.before), workers=2)
     with BatchingProvider(config(backend_timeout=0.5), backends=[backend]) as provider:
         key = provider.load_key(private_key(2048))
         check(provider, key, range(2, 4))
@@ -133,10 +133,10 @@ def test_a_call_hangs(faults: Faults, call: str) -> None:
         assert provider.stats().failed == 0
 
 
-def test_a_lane_hangs_while_a_key_is_removed(faults: Faults) -> None:
-    """The key's numbers are wiped at once, its blinding pairs in that lane when the lane comes back."""
+def test_a_worker_hangs_while_a_key_is_removed(faults: Faults) -> None:
+    """The key's numbers are wiped at once, its blinding pairs in that worker when the worker comes back."""
     device = HostDevice(HostKernels(32), before=faults.before)
-    backend = CudaBackend(device, lanes=2)
+    backend = CudaBackend(device, workers=2)
 
     def holds(prime: int) -> bool:
         needle = prime.to_bytes(128, "little")
@@ -170,7 +170,7 @@ def test_a_device_that_failed_is_wiped_at_once(faults: Faults, call: str) -> Non
             super().close()
 
     device = Device(before=faults.before)
-    with BatchingProvider(config(backend_retry=3600), backends=[CudaBackend(device, lanes=2)]) as provider:
+    with BatchingProvider(config(backend_retry=3600), backends=[CudaBackend(device, workers=2)]) as provider:
         key = provider.load_key(private_key(2048))
         check(provider, key, range(2, 8))
         assert not left
@@ -201,7 +201,7 @@ def test_a_bit_flips_in_a_key_on_the_device() -> None:
     """A single wrong signature would give the key away (Boneh, DeMillo, Lipton). The kernel's own check finds it."""
     kernels = WrongKernels()
     kernels.device = HostDevice(kernels)
-    with BatchingProvider(config(), backends=[CudaBackend(kernels.device, lanes=1)]) as provider:
+    with BatchingProvider(config(), backends=[CudaBackend(kernels.device, workers=1)]) as provider:
         key = provider.load_key(private_key(2048))
         check(provider, key, range(2, 4))
         kernels.spoil = True
@@ -221,7 +221,7 @@ def test_two_devices_and_one_fails() -> None:
             if call == "launch" and armed.is_set() and lost.setdefault("device", name) == name:
                 raise DeviceError(f"device {name}: launch: made to fail")
 
-        return CudaBackend(HostDevice(name=name, before=before), name=name, lanes=1)
+        return CudaBackend(HostDevice(name=name, before=before), name=name, workers=1)
 
     with BatchingProvider(config(backend_retry=3600), backends=[backend(name) for name in names]) as provider:
         key = provider.load_key(private_key(2048))

@@ -15,13 +15,13 @@ from gpu_provider import kernels
 
 @pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWarning")
 def test_a_child_forked_in_the_middle_of_a_call_frees_keys_and_uses_new_ones() -> None:
-    numbers, lane = Numbers.of(2048), kernels.lane()
+    numbers, isa = Numbers.of(2048), kernels.isa()
     key, stop = numbers.load(), threading.Event()
     calls = [key] * 5
 
     def work() -> None:
         while not stop.is_set():
-            private_op(calls, list(range(5)), 256, lane)
+            private_op(calls, list(range(5)), 256, isa)
 
     threads = [threading.Thread(target=work) for _ in range(2)]
     for thread in threads:
@@ -35,7 +35,7 @@ def test_a_child_forked_in_the_middle_of_a_call_frees_keys_and_uses_new_ones() -
                 calls.clear()
                 del key
                 gc.collect()
-                right = private_op([numbers.load()], [7], 256, lane) == ([numbers.private(7)], [1])
+                right = private_op([numbers.load()], [7], 256, isa) == ([numbers.private(7)], [1])
                 os._exit(0 if right else 1)
             statuses.append(os.waitpid(child, 0)[1])
     finally:
@@ -43,4 +43,4 @@ def test_a_child_forked_in_the_middle_of_a_call_frees_keys_and_uses_new_ones() -
         for thread in threads:
             thread.join()
     assert statuses == [0] * 20
-    assert private_op([key], [7], 256, lane) == ([numbers.private(7)], [1])
+    assert private_op([key], [7], 256, isa) == ([numbers.private(7)], [1])

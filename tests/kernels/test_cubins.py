@@ -82,7 +82,7 @@ def test_what_the_machine_code_depends_on_makes_another_file(
         monkeypatch.setattr(nvrtc, "version", lambda: "99.10")
     elif changed == "source":
         files = nvrtc.source_files(cubins.SOURCE)
-        monkeypatch.setattr(nvrtc, "source_files", lambda _name: files | {"launch.h": files["launch.h"] + "\n"})
+        monkeypatch.setattr(nvrtc, "source_files", lambda _name: files | {"gpu/launch.h": files["gpu/launch.h"] + "\n"})
     elif changed == "option":
         monkeypatch.setattr(cubins, "_OPTIONS", ("--std=c++20",))
     assert cubins.cached_cubins([UNIT], architecture, cache) == {}
@@ -106,8 +106,8 @@ def test_a_cache_that_cannot_be_used_is_told_once_and_stops_nothing(
 
 def test_the_source_is_the_kernels_and_all_that_they_include_each_once() -> None:
     files = nvrtc.source_files(cubins.SOURCE)
-    assert next(iter(files)) == "kernels.cu"
-    assert {"launch.h", "compiler.h", "threads52.h", "rsa.h"} <= files.keys()
+    assert next(iter(files)) == "gpu/kernels.cu"
+    assert {"gpu/launch.h", "arithmetic/compiler.h", "gpu/threads52.h", "arithmetic/rsa.h"} <= files.keys()
 
 
 def test_without_cupy_the_error_names_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

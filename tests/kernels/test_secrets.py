@@ -22,7 +22,9 @@ KERNELS = ROOT / "kernels"
 pytestmark = pytest.mark.timeout(300)
 
 
-def build(name: str, directory: Path, *options: str, with_files: Sequence[str] = ("key.cpp", "memory.cpp")) -> Path:
+def build(
+    name: str, directory: Path, *options: str, with_files: Sequence[str] = ("cpu/key.cpp", "cpu/memory.cpp")
+) -> Path:
     if shutil.which("g++") is None:
         pytest.skip("g++ is not installed")
     program = directory / name
@@ -67,7 +69,7 @@ def test_nor_in_the_multi_thread_kernels(tmp_path: Path) -> None:
     if not warp.host_kernels():
         pytest.skip("this processor lacks AVX2 or FMA")
     options = ["-DGPK_CHECK_SECRETS", *setup_arguments("WARP_ARGS")]
-    program = build("thread_secrets", tmp_path, *options, with_files=("thread_record.cpp", "memory.cpp"))
+    program = build("thread_secrets", tmp_path, *options, with_files=("gpu/record.cpp", "cpu/memory.cpp"))
     result = memcheck(program)
     assert result.returncode == 0, result.stderr
 

@@ -11,8 +11,8 @@ import pytest
 KERNELS = Path(__file__).resolve().parents[2] / "kernels"
 
 PROGRAM = """
-#include "lane_portable.h"
-#include "pair.h"
+#include "cpu/vector_portable.h"
+#include "cpu/vector_pair.h"
 using namespace gpk;
 template <class V> long use(V secret, typename V::Bit bit, long *table)
 {{
@@ -24,7 +24,7 @@ template long use<Word>(Word, Word::Bit, long *);
 """
 
 WARP_PROGRAM = """
-#include "carry_chain.h"
+#include "gpu/carry_chain.h"
 using namespace gpk;
 long use(Word32 word, Word64 secret, Real real, Mask bit, Public place, Where where, const uint32_t *table)
 {{

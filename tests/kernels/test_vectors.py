@@ -8,11 +8,11 @@ import cryptography_vectors
 import pytest
 import wycheproof
 from cryptography.hazmat.primitives.asymmetric import rsa
-from kernel_oracle import Numbers, lane_or_skip, private_op
+from kernel_oracle import Numbers, isa_or_skip, private_op
 
 from gpu_provider import kernels
 
-LANES = [kernels.Lane.PORTABLE, kernels.Lane.IFMA]
+ISAS = [kernels.Isa.PORTABLE, kernels.Isa.IFMA]
 
 # DigestInfo before the digest: RFC 8017, 9.2, note 1.
 PREFIX = {
@@ -24,7 +24,7 @@ PREFIX = {
     "SHA512224": "302d300d06096086480165030402050500041c",
     "SHA512256": "3031300d060960864801650304020605000420",
 }
-pytestmark = [pytest.mark.timeout(200), pytest.mark.parametrize("lane", LANES, ids=lambda lane: lane.name)]
+pytestmark = [pytest.mark.timeout(200), pytest.mark.parametrize("isa", ISAS, ids=lambda isa: isa.name)]
 
 
 def encode(message: bytes, digest: str, size: int) -> int:
@@ -41,17 +41,17 @@ def recover(n: int, e: int, d: int) -> Numbers:
     return Numbers.from_primes(*rsa.rsa_recover_prime_factors(n, e, d), e)
 
 
-def check(vectors: list[tuple[Numbers, int, int]], lane: kernels.Lane) -> None:
+def check(vectors: list[tuple[Numbers, int, int]], isa: kernels.Isa) -> None:
     """(key, encoded message, signature)"""
-    if lane is kernels.Lane.PORTABLE:
+    if isa is kernels.Isa.PORTABLE:
         vectors = vectors[::7]
     loaded = {key: key.load() for key, _, _ in vectors}
-    signatures, ok = private_op([loaded[key] for key, _, _ in vectors], [x for _, x, _ in vectors], 512, lane)
+    signatures, ok = private_op([loaded[key] for key, _, _ in vectors], [x for _, x, _ in vectors], 512, isa)
     assert all(ok)
     assert signatures == [signature for _, _, signature in vectors]
 
 
-def test_cavp_signatures(lane: kernels.Lane) -> None:
+def test_cavp_signatures(isa: kernels.Isa) -> None:
     vectors, fields, keys = [], {}, {}
     path = "asymmetric/RSA/FIPS_186-2/SigGen15_186-2.txt"
     with cryptography_vectors.open_vector_file(path, "r") as file:
@@ -66,11 +66,11 @@ def test_cavp_signatures(lane: kernels.Lane) -> None:
                 size = (n.bit_length() + 7) // 8
                 vectors.append((key, encode(bytes.fromhex(fields["Msg"]), fields["SHAAlg"], size), int(value, 16)))
     assert len(vectors) == 250
-    check(vectors, lane_or_skip(lane))
+    check(vectors, isa_or_skip(isa))
 
 
 @pytest.mark.parametrize("bits", [2048, 3072, 4096])
-def test_wycheproof_signatures(bits: int, lane: kernels.Lane) -> None:
+def test_wycheproof_signatures(bits: int, isa: kernels.Isa) -> None:
     vectors, keys = [], {}
     for group, test in wycheproof.cases(f"rsa_pkcs1_{bits}_sig_gen_test.json"):
         private = group["privateKey"]
@@ -78,4 +78,4 @@ def test_wycheproof_signatures(bits: int, lane: kernels.Lane) -> None:
         key = keys[numbers] if numbers in keys else keys.setdefault(numbers, recover(*numbers))
         encoded = encode(bytes.fromhex(test["msg"]), group["sha"], (key.n.bit_length() + 7) // 8)
         vectors.append((key, encoded, int(test["sig"], 16)))
-    check(vectors, lane_or_skip(lane))
+    check(vectors, isa_or_skip(isa))

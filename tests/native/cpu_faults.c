@@ -1,10 +1,10 @@
-/* The processor's backend over kernels that fail: a lane and a small batch in the batching thread. */
+/* The processor's backend over kernels that fail: a worker and a small batch in the batching thread. */
 #include <openssl/evp.h>
 #include <openssl/rsa.h>
 #include <string.h>
 
 #include "check.h"
-#include "client_internal.h"
+#include "queue/client_internal.h"
 
 #define BITS 2048
 #define BYTES (BITS / 8)
@@ -35,17 +35,17 @@ static int key_is_locked(const gpk_key *key)
 }
 
 /* Leaves out each row whose number divides by three, unless healthy. What it computes is zero: results count as right by ok. */
-static enum gpk_status private_op(enum gpk_lane lane, uint32_t count, gpk_key *const *keys, const uint8_t *inputs,
+static enum gpk_status private_op(enum gpk_isa isa, uint32_t count, gpk_key *const *keys, const uint8_t *inputs,
                                   uint8_t *outputs, uint32_t stride, uint8_t *ok)
 {
-    (void)lane, (void)keys, (void)inputs;
+    (void)isa, (void)keys, (void)inputs;
     memset(outputs, 0, (size_t)count * stride);
     for (uint32_t i = 0; i < count; i++)
         ok[i] = healthy || i % 3 != 0;
     return GPK_OK;
 }
 
-static const struct gpk_functions kernels = {GPK_LANE_PORTABLE, 4, key_new, key_free, key_is_locked, private_op};
+static const struct gpk_functions kernels = {GPK_ISA_PORTABLE, 4, key_new, key_free, key_is_locked, private_op};
 
 static void submit(gp_client *client, uint64_t handle, const uint8_t *input)
 {

@@ -6,7 +6,7 @@
 #include <string.h>
 
 #include "check.h"
-#include "client.h"
+#include "queue/client.h"
 
 #define STACK_BYTES 32768u
 #define PAINT 0xa5

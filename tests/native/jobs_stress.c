@@ -8,7 +8,7 @@
 #include <unistd.h>
 
 #include "check.h"
-#include "client_internal.h"
+#include "queue/client_internal.h"
 
 #define JOBS 64
 

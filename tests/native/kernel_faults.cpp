@@ -9,7 +9,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "lane_portable.h"
+#include "cpu/vector_portable.h"
 
 namespace {
 uint64_t products, faulty_product;
@@ -53,7 +53,7 @@ template <> struct Splat<Faulty> {
 
 } // namespace gpk
 
-#include "batch.h"
+#include "cpu/batch.h"
 
 using namespace gpk;
 

@@ -9,9 +9,9 @@
 #include <string.h>
 #include <valgrind/memcheck.h>
 
-#include "lane_portable.h"
+#include "cpu/vector_portable.h"
 
-#include "batch.h"
+#include "cpu/batch.h"
 #include "key_on_stdin.h"
 
 using namespace gpk;

@@ -35,21 +35,21 @@ struct Key : KeyParts {
     }
 };
 
-enum gpk_lane pick_lane(Input &input)
+enum gpk_isa pick_isa(Input &input)
 {
-    static const enum gpk_lane lanes[] = {GPK_LANE_BEST, GPK_LANE_IFMA, GPK_LANE_PORTABLE};
-    return input.one_of(lanes);
+    static const enum gpk_isa isas[] = {GPK_ISA_BEST, GPK_ISA_IFMA, GPK_ISA_PORTABLE};
+    return input.one_of(isas);
 }
 
 /* Rows that a run may take, so that each ends within a fraction of a second. */
-uint32_t most_rows(enum gpk_lane lane, uint32_t bytes)
+uint32_t most_rows(enum gpk_isa isa, uint32_t bytes)
 {
-    return gpk_resolve_lane(lane) == GPK_LANE_IFMA ? 20 : bytes > 256 ? 1 : bytes > 160 ? 2 : 5;
+    return gpk_resolve_isa(isa) == GPK_ISA_IFMA ? 20 : bytes > 256 ? 1 : bytes > 160 ? 2 : 5;
 }
 
 void fuzz_private(Input &input)
 {
-    const enum gpk_lane lane = pick_lane(input);
+    const enum gpk_isa isa = pick_isa(input);
     std::vector<Key> keys;
     uint32_t widest = 0;
 
@@ -61,7 +61,7 @@ void fuzz_private(Input &input)
         }
     }
     const uint32_t stride = input.byte() % 4 != 0 ? widest + input.byte() % 4 : input.below(530);
-    const uint32_t count = keys.empty() || stride == 0 ? 0 : input.byte() % (most_rows(lane, widest) + 1);
+    const uint32_t count = keys.empty() || stride == 0 ? 0 : input.byte() % (most_rows(isa, widest) + 1);
     std::vector<const Key *> row_keys;
     std::vector<gpk_key *> pointers;
     Bytes inputs(count * (size_t)stride), outputs(inputs.size(), 0xa5), ok(count, 7);
@@ -72,10 +72,10 @@ void fuzz_private(Input &input)
     }
     const Bytes before = inputs;
     const enum gpk_status status =
-        gpk_private(lane, count, pointers.data(), inputs.data(), outputs.data(), stride, ok.data());
+        gpk_private(isa, count, pointers.data(), inputs.data(), outputs.data(), stride, ok.data());
     CHECK(inputs == before);
-    if (gpk_resolve_lane(lane) == GPK_LANE_BEST) {
-        CHECK(status == GPK_NO_LANE);
+    if (gpk_resolve_isa(isa) == GPK_ISA_BEST) {
+        CHECK(status == GPK_NO_ISA);
         return;
     }
     CHECK(status == (stride == 0 || stride > 512 ? GPK_UNSUPPORTED : GPK_OK));
@@ -86,12 +86,12 @@ void fuzz_private(Input &input)
 void fuzz_modexp(Input &input)
 {
     static const uint32_t sizes[] = {128, 256, 260, 261, 384, 389, 390, 512};
-    const enum gpk_lane lane = pick_lane(input);
+    const enum gpk_isa isa = pick_isa(input);
     const uint32_t stride = input.byte() % 2 ? input.one_of(sizes) : input.below(530);
     const uint32_t exponent_stride = input.byte() % 2 ? input.byte() % 40 : input.below(530);
     const bool any_length = input.byte() % 4 == 0;
     const uint32_t exponent_bits = any_length ? input.below(4300) : 8 * exponent_stride - input.byte() % 8;
-    const uint32_t most = exponent_bits < 256 ? 20 : most_rows(lane, std::max(stride, 161U));
+    const uint32_t most = exponent_bits < 256 ? 20 : most_rows(isa, std::max(stride, 161U));
     const uint32_t count = input.byte() % (most + 1);
     const bool same = input.byte() % 2;
     Bytes bases = input.fill(count * (size_t)stride), exponents = input.fill(count * (size_t)exponent_stride);
@@ -107,10 +107,10 @@ void fuzz_modexp(Input &input)
             std::fill(modulus + input.below(stride), modulus + stride, 0);
     }
     const enum gpk_status status =
-        gpk_modexp(lane, count, bases.data(), exponents.data(), exponent_stride, exponent_bits, moduli.data(),
+        gpk_modexp(isa, count, bases.data(), exponents.data(), exponent_stride, exponent_bits, moduli.data(),
                    outputs.data(), stride, ok.data());
-    if (gpk_resolve_lane(lane) == GPK_LANE_BEST) {
-        CHECK(status == GPK_NO_LANE);
+    if (gpk_resolve_isa(isa) == GPK_ISA_BEST) {
+        CHECK(status == GPK_NO_ISA);
         return;
     }
     const bool taken = stride > 0 && stride <= 512 && exponent_stride <= 512 && exponent_bits > 0

@@ -10,7 +10,7 @@
 #include <openssl/evp.h>
 
 #include "check.h"
-#include "key.h"
+#include "cpu/key.h"
 #include "kernels.h"
 
 namespace {
@@ -68,7 +68,7 @@ bool is_root(const Key &key, const uint8_t *root, uint64_t of)
 }
 
 /* Rows of all keys in turn, each checked by the public operation; those of the last key fail, and alone. */
-void batches(const std::vector<Key *> &keys, enum gpk_lane lane, int first, int count)
+void batches(const std::vector<Key *> &keys, enum gpk_isa isa, int first, int count)
 {
     std::vector<gpk_key *> rows;
     std::vector<uint8_t> inputs((size_t)count * STRIDE), outputs(inputs.size()), ok((size_t)count);
@@ -77,7 +77,7 @@ void batches(const std::vector<Key *> &keys, enum gpk_lane lane, int first, int 
         rows.push_back(keys[(size_t)(first + i) % keys.size()]->loaded);
         inputs[(size_t)i * STRIDE] = (uint8_t)(i + 2);
     }
-    CHECK(gpk_private(lane, (uint32_t)count, rows.data(), inputs.data(), outputs.data(), STRIDE, ok.data()) == GPK_OK);
+    CHECK(gpk_private(isa, (uint32_t)count, rows.data(), inputs.data(), outputs.data(), STRIDE, ok.data()) == GPK_OK);
     for (int i = 0; i < count; i++) {
         const Key *key = keys[(size_t)(first + i) % keys.size()];
         CHECK(ok[(size_t)i] == (key != keys.back()));
@@ -86,7 +86,7 @@ void batches(const std::vector<Key *> &keys, enum gpk_lane lane, int first, int 
 }
 
 /* 3^5 modulo 2^(8 size) - 1: in a row of each size class. */
-void powers(enum gpk_lane lane, uint32_t count)
+void powers(enum gpk_isa isa, uint32_t count)
 {
     for (uint32_t stride : {256U, 384U, 512U}) {
         const std::vector<uint8_t> exponents(count, 5);
@@ -94,7 +94,7 @@ void powers(enum gpk_lane lane, uint32_t count)
 
         for (uint32_t i = 0; i < count; i++)
             bases[i * (size_t)stride] = 3;
-        CHECK(gpk_modexp(lane, count, bases.data(), exponents.data(), 1, 8, moduli.data(), outputs.data(), stride,
+        CHECK(gpk_modexp(isa, count, bases.data(), exponents.data(), 1, 8, moduli.data(), outputs.data(), stride,
                          ok.data()) == GPK_OK);
         for (uint32_t i = 0; i < count; i++)
             CHECK(ok[i] && outputs[i * (size_t)stride] == 243 && outputs[i * (size_t)stride + 1] == 0);
@@ -122,7 +122,7 @@ void free_in_a_child(const std::vector<Key *> &keys)
         alarm(60);
         for (Key *key : keys)
             gpk_key_free(key->loaded);
-        powers(GPK_LANE_BEST, 3);
+        powers(GPK_ISA_BEST, 3);
         _exit(0);
     }
     int status;
@@ -136,15 +136,15 @@ int main(void)
 {
     Key small(1024), k2048(2048), k2560(2560), k3072(3072), k3584(3584), k4096(4096), wrong(2048, true);
     const std::vector<Key *> all = {&small, &k2048, &k2560, &k3072, &k3584, &k4096, &wrong}, two = {&small, &wrong};
-    const enum gpk_lane best = gpk_resolve_lane(GPK_LANE_BEST);
+    const enum gpk_isa best = gpk_resolve_isa(GPK_ISA_BEST);
 
     on_threads([&](int thread) {
         for (int round = 0; round < 3; round++) {
             batches(all, best, thread, 15 + thread);
-            batches(all, GPK_LANE_PORTABLE, thread + round, 2);
+            batches(all, GPK_ISA_PORTABLE, thread + round, 2);
             powers(best, 1 + (uint32_t)thread * 6);
         }
-        powers(GPK_LANE_PORTABLE, 2);
+        powers(GPK_ISA_PORTABLE, 2);
     });
 
     /* More uses than its pairs have. */

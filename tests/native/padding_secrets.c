@@ -5,7 +5,7 @@
 #include <valgrind/memcheck.h>
 
 #include "check.h"
-#include "padding.h"
+#include "provider/padding.h"
 
 #define BYTES 128u /* a small key: valgrind makes it slowly */
 #define SECRET(memory, size) VALGRIND_MAKE_MEM_UNDEFINED(memory, size)

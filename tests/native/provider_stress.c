@@ -4,7 +4,7 @@
 #include <string.h>
 
 #include "check.h"
-#include "client.h"
+#include "queue/client.h"
 
 #define THREADS 4
 #define BATCH 8u

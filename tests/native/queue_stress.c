@@ -8,7 +8,7 @@
 #include <string.h>
 
 #include "check.h"
-#include "client_internal.h"
+#include "queue/client_internal.h"
 
 #define THREADS 4
 #define LANES 2

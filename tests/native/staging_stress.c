@@ -9,7 +9,7 @@
 #include <string.h>
 
 #include "check.h"
-#include "client.h"
+#include "queue/client.h"
 #include "staging.h"
 
 #define LANES 3

@@ -8,9 +8,9 @@
 #include <string.h>
 #include <valgrind/memcheck.h>
 
-#include "memory.h"
-#include "thread_kernels.h"
-#include "threads.h"
+#include "cpu/memory.h"
+#include "gpu/warp_kernels.h"
+#include "host/threads.h"
 
 #include "key_on_stdin.h"
 

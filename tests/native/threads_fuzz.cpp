@@ -4,7 +4,7 @@
  * that are used again. The oracle is libcrypto. See `make fuzz`.
  */
 #include "fuzz_input.h"
-#include "thread_list.h"
+#include "host/kernel_list.h"
 
 using namespace gpk;
 

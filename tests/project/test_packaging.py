@@ -102,7 +102,10 @@ def test_the_wheel_carries_every_module_and_no_source_but_the_kernels(wheel_name
     assert modules == {name for name in wheel_names if name.endswith(".py")}
     sources = [name for name in wheel_names if name.endswith((".c", ".cpp", ".cu", ".h", ".md"))]
     kernels = {
-        f"gpu_provider/kernels/{path.name}" for path in (ROOT / "kernels").iterdir() if path.suffix in {".cu", ".h"}
+        f"gpu_provider/{path.relative_to(ROOT)}"
+        for folder in ("arithmetic", "gpu")
+        for path in (ROOT / "kernels" / folder).iterdir()
+        if path.suffix in {".cu", ".h"}
     }
     assert set(sources) == kernels  # compiled for the GPU that is there
 

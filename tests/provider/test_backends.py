@@ -16,7 +16,7 @@ from gpu_provider import BackendError, Key, keys
 from gpu_provider.backends.cpu import CpuBackend
 from gpu_provider.backends.libcrypto import LibcryptoBackend
 from gpu_provider.client import Client
-from gpu_provider.kernels import Lane
+from gpu_provider.kernels import Isa
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -40,7 +40,7 @@ BACKENDS: dict[str, Callable[[], LibcryptoBackend | CpuBackend]] = {
     "libcrypto": lambda: LibcryptoBackend(2),
     "cpu, as measured": lambda: CpuBackend(2),
     "cpu, kernels alone": lambda: CpuBackend(2, smallest=1),
-    "cpu, portable kernels alone": lambda: CpuBackend(2, smallest=1, lane=Lane.PORTABLE),
+    "cpu, portable kernels alone": lambda: CpuBackend(2, smallest=1, isa=Isa.PORTABLE),
 }
 
 
@@ -170,8 +170,8 @@ def test_exponentiations_agree_with_pow(backend: Backend, bits: int, count: int)
 
 @pytest.mark.parametrize("kind", [LibcryptoBackend, CpuBackend])
 def test_it_takes_as_many_batches_as_there_are_cores(kind: type[LibcryptoBackend | CpuBackend]) -> None:
-    assert kind().lanes == len(os.sched_getaffinity(0))
-    assert kind(3).lanes == 3
+    assert kind().workers == len(os.sched_getaffinity(0))
+    assert kind(3).workers == 3
 
 
 @pytest.mark.parametrize("kind", [LibcryptoBackend, CpuBackend])

@@ -172,7 +172,7 @@ def test_a_removed_key_is_wiped_from_the_device(device: SpyingDevice) -> None:
         assert pow(provider.private_op(stays, 3), stays.e, stays.n) == 3
 
 
-def test_the_blinding_pairs_of_a_removed_key_are_wiped_in_every_lane(device: SpyingDevice) -> None:
+def test_the_blinding_pairs_of_a_removed_key_are_wiped_in_every_worker(device: SpyingDevice) -> None:
     """With them, whoever reads the device's memory later undoes the blinding of what he recorded."""
     pairs = device.kernels.pairs
     with BatchingProvider(PATIENT, backends=[CudaBackend(device)]) as provider:
@@ -249,7 +249,7 @@ def test_a_batch_for_which_the_device_has_no_memory_is_left_to_openssl(
 ) -> None:
     """More keys than the table can hold: the others go on."""
     device = SpyingDevice()
-    backend = CudaBackend(device, lanes=1)
+    backend = CudaBackend(device, workers=1)
     backend.open(client)
     loaded = [keys.load(client, private_key(2048)) for _ in range(17)]
     check(backend, [(key, 2) for key in loaded[:10]])
@@ -305,7 +305,7 @@ class WrongModexp(HostKernels):
 
 
 def test_a_device_that_computes_wrong_exponentiations_is_found_out() -> None:
-    backend = CudaBackend(HostDevice(WrongModexp()), lanes=1)
+    backend = CudaBackend(HostDevice(WrongModexp()), workers=1)
     with BatchingProvider(ProviderConfig(backend_timeout=3600, backend_retry=3600), backends=[backend]) as provider:
         modulus = (1 << 2047) | 1
         assert provider.modexp([2] * 8, 4096, modulus) == [pow(2, 4096, modulus)] * 8
@@ -383,7 +383,7 @@ def test_measuring_takes_random_operands_and_leaves_nothing_behind(client: Clien
     kernels, left = SeeingKernels(), []
     for measured in (0, 4):
         device = HostDevice(kernels)
-        backend = CudaBackend(device, lanes=1, measured=measured)
+        backend = CudaBackend(device, workers=1, measured=measured)
         backend.open(client)
         left.append((len(device.memory), len(device.pinned)))
         backend.close()
@@ -412,7 +412,7 @@ def test_the_kernel_that_was_measured_the_fastest_computes(client: Client, monke
     kernels = TimedKernels()
     timed = functools.partialmethod(KernelChoice.measure, clock=lambda: kernels.now)
     monkeypatch.setattr(KernelChoice, "measure", timed)
-    backend = CudaBackend(HostDevice(kernels), lanes=1, measured=4)
+    backend = CudaBackend(HostDevice(kernels), workers=1, measured=4)
     backend.open(client)
     costs = backend.cost_curves()[0]
     assert costs.seconds(4) < 0.2

@@ -271,7 +271,7 @@ def test_batches_on_it(cuda: Cuda, device: CupyDevice) -> None:
 def test_a_thread_chooses_its_device_once(cuda: Cuda, device: CupyDevice) -> None:
     """CuPy holds the GIL in that call, and the driver may take its time. But other code on the same thread, such as a
     future's call-back, may choose another device."""
-    with BatchingProvider(structs.replace(PATIENT, max_batch=4), backends=[CudaBackend(device, lanes=1)]) as provider:
+    with BatchingProvider(structs.replace(PATIENT, max_batch=4), backends=[CudaBackend(device, workers=1)]) as provider:
         check(provider, 2048, 20)
         chosen = dict(cuda.chosen)
         check(provider, 2048, 20)
@@ -384,7 +384,7 @@ def test_another_cupy_is_an_error_that_names_it(
 
 
 def test_a_device_without_memory_stays_in_use(cuda: Cuda, device: CupyDevice) -> None:
-    with BatchingProvider(PATIENT, backends=[CudaBackend(device, lanes=1)]) as provider:
+    with BatchingProvider(PATIENT, backends=[CudaBackend(device, workers=1)]) as provider:
         check(provider, 2048, 4)
         cuda.fail["malloc"] = 2
         check(provider, 3072, 4)

@@ -101,8 +101,10 @@ def test_batches_in_flight_together_get_the_kernel_with_the_highest_throughput(r
     choice, gpu = KernelChoice(KERNELS, PARALLEL_THREADS), Gpu()
     if largest:
         choice.measure(gpu.compute, largest, gpu.clock)
-    with ExitStack() as lanes:
-        chosen = [choice.choose(Operation.PRIVATE, 256, lanes.enter_context(choice.in_flight(rows))) for _ in range(3)]
+    with ExitStack() as workers:
+        chosen = [
+            choice.choose(Operation.PRIVATE, 256, workers.enter_context(choice.in_flight(rows))) for _ in range(3)
+        ]
     assert truth(chosen[-1], 3 * rows) == best(256, 3 * rows)
     with choice.in_flight(1) as together:
         assert together == 1

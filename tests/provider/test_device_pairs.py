@@ -131,7 +131,7 @@ def device() -> AccountingDevice:
 
 @pytest.fixture
 def backend(client: Client, device: AccountingDevice) -> Iterator[CudaBackend]:
-    backend = CudaBackend(device, lanes=1)
+    backend = CudaBackend(device, workers=1)
     backend.open(client)
     yield backend
     backend.close()
@@ -228,7 +228,7 @@ class SlowPairs(HostKernels):
         if kernel.operation is Operation.MAKE_PAIRS:
             self.randoms.append(ctypes.string_at(int(arguments[0]["inputs"]), kernel.class_bytes))
             pairs = int(arguments[0]["pairs"])
-            if pairs in self._known:  # those of a lane's first batch are made without delay
+            if pairs in self._known:  # those of a worker's first batch are made without delay
                 if not self.reached.is_set():
                     self.reached.set()
                     assert self.go_on.wait(30)
@@ -252,7 +252,7 @@ def three(backend: CudaBackend, key: Key) -> None:
 
 
 def test_results_do_not_wait_for_pairs_of_later_batches(client: Client, key: Key, slow: SlowPairs) -> None:
-    backend = CudaBackend(HostDevice(slow), lanes=1)
+    backend = CudaBackend(HostDevice(slow), workers=1)
     backend.open(client)
     three(backend, key)
     three(backend, key)
@@ -268,7 +268,7 @@ def test_results_do_not_wait_for_pairs_of_later_batches(client: Client, key: Key
 def test_what_blinds_is_wiped(client: Client, key: Key, slow: SlowPairs) -> None:
     """The random numbers that pairs are made of, on the host and on the device."""
     device = HostDevice(slow)
-    backend = CudaBackend(device, lanes=1)
+    backend = CudaBackend(device, workers=1)
     backend.open(client)
     slow.go_on.set()
     three(backend, key)
@@ -283,7 +283,7 @@ def test_what_blinds_is_wiped(client: Client, key: Key, slow: SlowPairs) -> None
 def test_records_that_a_renewal_reads_stay_until_it_is_done(client: Client, key: Key, slow: SlowPairs) -> None:
     """The table of keys outgrows its memory while pairs are made from it."""
     device = HostDevice(slow)
-    backend = CudaBackend(device, lanes=2)
+    backend = CudaBackend(device, workers=2)
     backend.open(client)
     three(backend, key)
     three(backend, key)
@@ -309,7 +309,7 @@ def holds_a_key(memory: NDArray[np.uint8]) -> bool:
 def test_a_renewal_fails_after_its_batch_was_delivered(slow: SlowPairs) -> None:
     """The next batch notices. Its results come from elsewhere, and the device is used again later."""
     slow.go_on.set()
-    backend = CudaBackend(HostDevice(slow), lanes=1)
+    backend = CudaBackend(HostDevice(slow), workers=1)
     with BatchingProvider(ProviderConfig(backend_timeout=3600, backend_retry=0.001), backends=[backend]) as provider:
         key = provider.load_key(private_key(2048))
         x = limbs([2, 3, 4], 32)
@@ -331,7 +331,7 @@ def test_closing_waits_for_a_renewal(client: Client, key: Key, slow: SlowPairs) 
             left.extend(bool(array.any()) for array in (*self.memory.values(), *self.pinned.values()))
             super().close()
 
-    backend = CudaBackend(Device(slow), lanes=1)
+    backend = CudaBackend(Device(slow), workers=1)
     backend.open(client)
     left.clear()
     three(backend, key)
@@ -347,7 +347,7 @@ def test_closing_waits_for_a_renewal(client: Client, key: Key, slow: SlowPairs) 
 def test_pairs_of_a_batch_that_the_device_could_not_take_are_not_taken_for_made(client: Client) -> None:
     """An array with a key that the kernels do not know is computed elsewhere, after its rows were given pairs."""
     device = HostDevice()
-    backend = CudaBackend(device, lanes=1)
+    backend = CudaBackend(device, workers=1)
     options = ["-pkeyopt", "rsa_keygen_bits:2048", "-pkeyopt", "rsa_keygen_primes:3"]
     with BatchingProvider(ProviderConfig(backend_timeout=3600, backend_retry=3600), backends=[backend]) as provider:
         plain, other = (provider.load_key(private_key(2048)) for _ in range(2))

@@ -245,7 +245,7 @@ def test_a_lone_request_does_not_wait_for_company(held_provider: BatchingProvide
     assert held_backend.wait_for_batch().requests == 1
 
 
-def test_what_waits_while_the_lane_is_busy_goes_in_one_batch(
+def test_what_waits_while_the_worker_is_busy_goes_in_one_batch(
     held_provider: BatchingProvider, held_backend: HeldBackend
 ) -> None:
     key = held_provider.load_key(private_key(2048))

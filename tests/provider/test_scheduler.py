@@ -1,5 +1,5 @@
 """The scheduler alone, with a simulated clock: what goes where, nothing idle beside work, no starvation, the bound
-kept, never too many lanes; and the cost curves that it goes by."""
+kept, never too many workers; and the cost curves that it goes by."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gpu_provider.engine.scheduler import CostCurve, Lanes, Launch, Limits, Waiting, decide
+from gpu_provider.engine.scheduler import CostCurve, Launch, Limits, Waiting, Workers, decide
 
 KINDS = 3
 SECOND = 1_000_000_000
@@ -26,9 +26,9 @@ def curves(*seconds: float) -> list[CostCurve]:
 
 @dataclass
 class Simulation:
-    """Backends with lanes of a fixed true cost per kind; requests arrive at given times. No real clock anywhere."""
+    """Backends with workers of a fixed true cost per kind; requests arrive at given times. No real clock anywhere."""
 
-    lanes: list[int]
+    workers: list[int]
     costs: list[list[float]]
     limits: Limits
     arrivals: list[tuple[int, int]]
@@ -58,23 +58,23 @@ class Simulation:
     def decide(self, busy: list[tuple[int, int]], views: list[list[CostCurve]]) -> list[Launch]:
         waiting = [Waiting(kind, len(queue), queue[0]) for kind, queue in enumerate(self.waiting) if queue]
         backends = []
-        for index, count in enumerate(self.lanes):
+        for index, count in enumerate(self.workers):
             ends = [(end - self.now) / SECOND for end, backend in busy if backend == index]
-            backends.append(Lanes(index, count - len(ends), views[index], ends))
+            backends.append(Workers(index, count - len(ends), views[index], ends))
         launches = decide(waiting, backends, self.limits)
 
-        for lanes in backends:
-            assert sum(launch.backend == lanes.backend for launch in launches) <= lanes.free, "too many lanes"
+        for workers in backends:
+            assert sum(launch.backend == workers.backend for launch in launches) <= workers.free, "too many workers"
         for kind, queue in enumerate(self.waiting):
             assert sum(launch.count for launch in launches if launch.kind == kind) <= len(queue)
         for launch in launches:
             assert 1 <= launch.count <= self.limits.max_batch
             cost = self.costs[launch.backend][launch.kind]
             assert launch.count == 1 or launch.count * cost <= self.limits.max_delay * (1 + 1e-9), "the bound is broken"
-        idle_lanes = sum(lanes.free for lanes in backends) - len(launches)
+        idle_workers = sum(workers.free for workers in backends) - len(launches)
         left_waiting = sum(map(len, self.waiting)) - sum(launch.count for launch in launches)
-        if idle_lanes and left_waiting:
-            assert len(self.lanes) > 1, "not work-conserving"
+        if idle_workers and left_waiting:
+            assert len(self.workers) > 1, "not work-conserving"
             assert busy or launches, "nothing is computed"
         self.launches += launches
         return launches
@@ -82,28 +82,28 @@ class Simulation:
 
 class TestSimulation:
     @given(
-        lanes=st.lists(st.integers(1, 4), min_size=1, max_size=3),
+        workers=st.lists(st.integers(1, 4), min_size=1, max_size=3),
         data=st.data(),
         max_batch=st.integers(1, 64),
         max_delay=st.sampled_from([0.0005, 0.01, 3600.0]),
     )
     def test_rules_hold_at_every_decision_and_everything_is_served(
-        self, lanes: list[int], data: st.DataObject, max_batch: int, max_delay: float
+        self, workers: list[int], data: st.DataObject, max_batch: int, max_delay: float
     ) -> None:
         costs = data.draw(
             st.lists(
                 st.lists(st.sampled_from([0.0, 1e-6, 0.0003, 0.0045]), min_size=KINDS, max_size=KINDS),
-                min_size=len(lanes),
-                max_size=len(lanes),
+                min_size=len(workers),
+                max_size=len(workers),
             )
         )
         arrivals = data.draw(st.lists(st.tuples(st.integers(0, SECOND // 10), st.integers(0, KINDS - 1)), max_size=200))
-        simulation = Simulation(lanes, costs, Limits(max_batch, max_delay), arrivals)
+        simulation = Simulation(workers, costs, Limits(max_batch, max_delay), arrivals)
         simulation.run()
         assert len(simulation.waits) == len(arrivals)
 
     def test_a_rare_kind_does_not_starve_beside_an_overload_of_another(self) -> None:
-        """Kind 0 brings twice what the lane can compute. After 100 ms its backlog is 100 ms of work, and no more than
+        """Kind 0 brings twice what the worker can compute. After 100 ms its backlog is 100 ms of work, and no more than
         that and two batches go before a request of kind 1 that arrives then; the overload goes on for another 500
         ms."""
         cost = 0.0003
@@ -118,18 +118,18 @@ class TestDecideWithOneBackend:
     limits = Limits(max_batch=1000, max_delay=0.010)
 
     def test_nothing_waits_nothing_is_launched(self) -> None:
-        assert decide([], [Lanes(0, 4, curves(1))], self.limits) == []
-        assert decide([Waiting(0, 0, 0)], [Lanes(0, 4, curves(1))], self.limits) == []
+        assert decide([], [Workers(0, 4, curves(1))], self.limits) == []
+        assert decide([Waiting(0, 0, 0)], [Workers(0, 4, curves(1))], self.limits) == []
 
-    def test_no_lane_is_free(self) -> None:
+    def test_no_worker_is_free(self) -> None:
         assert decide([Waiting(0, 5, 1)], [], self.limits) == []
-        assert decide([Waiting(0, 5, 1)], [Lanes(0, 0, curves(1), [0.1])], self.limits) == []
+        assert decide([Waiting(0, 5, 1)], [Workers(0, 0, curves(1), [0.1])], self.limits) == []
 
     def test_one_request_leaves_at_once_without_waiting_for_company(self) -> None:
-        assert decide([Waiting(0, 1, 1)], [Lanes(0, 4, curves(0.001))], self.limits) == [Launch(0, 0, 1)]
+        assert decide([Waiting(0, 1, 1)], [Workers(0, 4, curves(0.001))], self.limits) == [Launch(0, 0, 1)]
 
-    def test_what_waits_is_spread_over_the_free_lanes(self) -> None:
-        launches = decide([Waiting(0, 10, 1)], [Lanes(0, 4, curves(1e-6))], self.limits)
+    def test_what_waits_is_spread_over_the_free_workers(self) -> None:
+        launches = decide([Waiting(0, 10, 1)], [Workers(0, 4, curves(1e-6))], self.limits)
         assert sorted(launch.count for launch in launches) == [2, 2, 3, 3]
 
     @pytest.mark.parametrize(
@@ -137,35 +137,35 @@ class TestDecideWithOneBackend:
         [(1, [1]), (8, [8]), (9, [8, 1]), (16, [8, 8]), (17, [16, 1]), (40, [16, 16, 8])],
     )
     def test_a_group_is_not_torn_apart(self, waiting: int, counts: list[int]) -> None:
-        """Eight at the price of one: four on each of two lanes would cost twice the time of the processor."""
+        """Eight at the price of one: four on each of two workers would cost twice the time of the processor."""
         costs = [CostCurve([(1, 0.0007), (8, 0.0007)], granule=8)]
-        lanes = len(counts) if waiting > 8 else 3
-        launches = decide([Waiting(0, waiting, 1)], [Lanes(0, lanes, costs)], self.limits)
+        workers = len(counts) if waiting > 8 else 3
+        launches = decide([Waiting(0, waiting, 1)], [Workers(0, workers, costs)], self.limits)
         assert [launch.count for launch in launches] == counts
 
-    def test_the_oldest_kind_gets_the_only_lane(self) -> None:
+    def test_the_oldest_kind_gets_the_only_worker(self) -> None:
         waiting = [Waiting(0, 500, 20), Waiting(1, 1, 10)]
-        assert decide(waiting, [Lanes(0, 1, curves(1e-6, 1e-6))], self.limits) == [Launch(0, 1, 1)]
+        assert decide(waiting, [Workers(0, 1, curves(1e-6, 1e-6))], self.limits) == [Launch(0, 1, 1)]
 
-    def test_kinds_take_lanes_in_turn(self) -> None:
+    def test_kinds_take_workers_in_turn(self) -> None:
         waiting = [Waiting(0, 500, 20), Waiting(1, 500, 10)]
-        launches = decide(waiting, [Lanes(0, 2, curves(1e-6, 1e-6))], self.limits)
+        launches = decide(waiting, [Workers(0, 2, curves(1e-6, 1e-6))], self.limits)
         assert {launch.kind for launch in launches} == {0, 1}
 
     def test_a_long_batch_is_cut_to_the_bound_but_never_to_nothing(self) -> None:
         waiting = [Waiting(0, 500, 1), Waiting(1, 500, 1)]
-        launches = decide(waiting, [Lanes(0, 2, curves(0.001, 0.5))], self.limits)
+        launches = decide(waiting, [Workers(0, 2, curves(0.001, 0.5))], self.limits)
         assert sorted((launch.kind, launch.count) for launch in launches) == [(0, 10), (1, 1)]
 
     def test_a_group_of_a_processor_is_never_cut(self) -> None:
         """A busy core makes one request look as long as the bound. If batches of one were all that is launched then,
         nobody would ever learn that eight cost the same."""
         costs = [CostCurve([(1, 0.012), (8, 0.02)], granule=8)]
-        assert decide([Waiting(0, 64, 0)], [Lanes(0, 2, costs)], Limits(1024, 0.01)) == [Launch(0, 0, 8)] * 2
-        assert decide([Waiting(0, 64, 0)], [Lanes(0, 2, costs)], Limits(5, 0.01)) == [Launch(0, 0, 5)] * 2
+        assert decide([Waiting(0, 64, 0)], [Workers(0, 2, costs)], Limits(1024, 0.01)) == [Launch(0, 0, 8)] * 2
+        assert decide([Waiting(0, 64, 0)], [Workers(0, 2, costs)], Limits(5, 0.01)) == [Launch(0, 0, 5)] * 2
 
     def test_the_bound_holds_for_requests_of_many_operations(self) -> None:
-        launches = decide([Waiting(0, 500, 1, operations=50)], [Lanes(0, 1, curves(1e-5))], self.limits)
+        launches = decide([Waiting(0, 500, 1, operations=50)], [Workers(0, 1, curves(1e-5))], self.limits)
         assert launches == [Launch(0, 0, 20)]
 
 
@@ -176,13 +176,13 @@ class TestDecideWithSeveralBackends:
     gpu_costs = (CostCurve([(1, 0.002), (2048, 0.002), (16384, 0.016)], granule=2048),)
     cpu_costs = (CostCurve([(1, 0.00025)]),)
 
-    def gpu(self, backend: int = 0, free: int = 3, busy: tuple[float, ...] = ()) -> Lanes:
-        return Lanes(backend, free, self.gpu_costs, busy, pipelined=True)
+    def gpu(self, backend: int = 0, free: int = 3, busy: tuple[float, ...] = ()) -> Workers:
+        return Workers(backend, free, self.gpu_costs, busy, pipelined=True)
 
-    def cpu(self, free: int = 2, busy: tuple[float, ...] = ()) -> Lanes:
-        return Lanes(9, free, self.cpu_costs, busy)
+    def cpu(self, free: int = 2, busy: tuple[float, ...] = ()) -> Workers:
+        return Workers(9, free, self.cpu_costs, busy)
 
-    def counts(self, waiting: int, *backends: Lanes) -> dict[int, list[int]]:
+    def counts(self, waiting: int, *backends: Workers) -> dict[int, list[int]]:
         found: dict[int, list[int]] = {}
         for launch in decide([Waiting(0, waiting, 1)], backends, self.limits):
             found.setdefault(launch.backend, []).append(launch.count)
@@ -217,8 +217,8 @@ class TestDecideWithSeveralBackends:
 
     def test_an_older_kind_does_not_keep_the_gpu_from_one_that_needs_it(self) -> None:
         """Three requests that the processor computes wait for longer than many of another kind."""
-        gpu = Lanes(0, 1, self.gpu_costs * 2, pipelined=True)
-        cpu = Lanes(9, 1, self.cpu_costs * 2)
+        gpu = Workers(0, 1, self.gpu_costs * 2, pipelined=True)
+        cpu = Workers(9, 1, self.cpu_costs * 2)
         launches = decide([Waiting(0, 3, 1), Waiting(1, 2048, 2)], [gpu, cpu], self.limits)
         assert Launch(9, 0, 3) in launches
         assert any(launch.backend == 0 and launch.kind == 1 and launch.count > 1800 for launch in launches)
@@ -298,7 +298,7 @@ class TestCostCurve:
         curve.observe(stalled, 0.1)
         launched = []
         for _ in range(40):
-            (launch,) = decide([Waiting(0, 1000, 0)], [Lanes(0, 1, [curve], pipelined=True)], Limits(1024, 0.01))
+            (launch,) = decide([Waiting(0, 1000, 0)], [Workers(0, 1, [curve], pipelined=True)], Limits(1024, 0.01))
             curve.observe(launch.count, 20e-6 + launch.count * 1e-7)
             launched.append(launch.count)
         assert launched[-1] >= 999

@@ -63,9 +63,9 @@ def is_prime(candidate: int) -> bool:
     return b"is prime" in output
 
 
-def lane_or_skip(lane: kernels.Lane) -> kernels.Lane:
+def isa_or_skip(isa: kernels.Isa) -> kernels.Isa:
     try:
-        return kernels.lane(lane)
+        return kernels.isa(isa)
     except kernels.UnsupportedError as error:
         pytest.skip(str(error))
 
@@ -80,11 +80,11 @@ def integers(array: np.ndarray) -> list[int]:
 
 
 def private_op(
-    keys: list[kernels.PrivateKey], inputs: list[int], stride: int, lane: kernels.Lane
+    keys: list[kernels.PrivateKey], inputs: list[int], stride: int, isa: kernels.Isa
 ) -> tuple[list[int], list[int]]:
     """Results and verdicts. The outputs start out as garbage, as a buffer used again does."""
     outputs, ok = np.full((len(inputs), stride), 0xA5, np.uint8), np.full(len(inputs), 7, np.uint8)
-    kernels.private_op(keys, rows(inputs, stride), outputs, ok, lane=lane)
+    kernels.private_op(keys, rows(inputs, stride), outputs, ok, isa=isa)
     return integers(outputs), ok.tolist()
 
 
@@ -93,7 +93,7 @@ def modexp(
     exponents: list[int],
     moduli: list[int],
     stride: int,
-    lane: kernels.Lane,
+    isa: kernels.Isa,
     *,
     exponent_bits: int | None = None,
 ) -> tuple[list[int], list[int]]:
@@ -107,6 +107,6 @@ def modexp(
         outputs,
         ok,
         exponent_bits=exponent_bits,
-        lane=lane,
+        isa=isa,
     )
     return integers(outputs), ok.tolist()

@@ -20,8 +20,8 @@ from gpu_provider.backends.cpu import CpuBackend
 from gpu_provider.backends.cuda.device import DeviceError, DeviceMemoryError
 from gpu_provider.backends.cuda.kernels import KernelChoice
 from gpu_provider.backends.cuda.keys import DeviceKeys
-from gpu_provider.backends.cuda.lane import DeviceLane
 from gpu_provider.backends.cuda.trial import Trial
+from gpu_provider.backends.cuda.worker import DeviceWorker
 from gpu_provider.backends.libcrypto import libcrypto_modexp
 from gpu_provider.client import class_bytes
 from gpu_provider.engine.scheduler import CostCurve
@@ -52,7 +52,7 @@ _FIRST_GUESS_MODEXP = 1e-10
 class _State:
     """All that is on a device, from when it is opened until it is closed or has failed."""
 
-    def __init__(self, device: Device, client: Client, lanes: int, choice: KernelChoice | None) -> None:
+    def __init__(self, device: Device, client: Client, workers: int, choice: KernelChoice | None) -> None:
         """``choice``: of the state before."""
         self.users = 0
         self.ended = False
@@ -62,37 +62,37 @@ class _State:
             choice = KernelChoice(kernels, device.parallel_threads)
         self.choice = choice
         self.keys = DeviceKeys(device, client, choice.radix_bits, choice.record_bytes)
-        self.lanes: SimpleQueue[DeviceLane] = SimpleQueue()
+        self.workers: SimpleQueue[DeviceWorker] = SimpleQueue()
         """The provider's, while they are free."""
-        self.array_lane = DeviceLane(device, self.keys, choice)
+        self.array_worker = DeviceWorker(device, self.keys, choice)
         """Of the callers' arrays."""
-        self.all_lanes = [*(DeviceLane(device, self.keys, choice) for _ in range(lanes)), self.array_lane]
-        for lane in self.all_lanes[:lanes]:
-            self.lanes.put(lane)
+        self.all_workers = [*(DeviceWorker(device, self.keys, choice) for _ in range(workers)), self.array_worker]
+        for worker in self.all_workers[:workers]:
+            self.workers.put(worker)
 
     def remove_gone(self) -> None:
-        """Wipes all that is here of keys that have left the provider, in each lane between its batches. Raises
+        """Wipes all that is here of keys that have left the provider, in each worker between its batches. Raises
         DeviceError."""
         with self.keys.remove_gone() as handles:
             if len(handles):
-                for lane in self.all_lanes:
-                    with lane.lock:
-                        lane.forget(handles)
+                for worker in self.all_workers:
+                    with worker.lock:
+                        worker.forget(handles)
 
     def wipe(self) -> None:
         """Everything secret on it that can be wiped, while nobody uses it."""
-        parts: list[DeviceLane | DeviceKeys] = [*self.all_lanes, self.keys]
+        parts: list[DeviceWorker | DeviceKeys] = [*self.all_workers, self.keys]
         for part in parts:
             with contextlib.suppress(DeviceError):
                 part.close()
 
 
-def _sampled(lane: DeviceLane, operand: NDArray[np.uint8] | DeviceRows, rows: Sequence[int]) -> NDArray[np.uint8]:
+def _sampled(worker: DeviceWorker, operand: NDArray[np.uint8] | DeviceRows, rows: Sequence[int]) -> NDArray[np.uint8]:
     """A copy of some rows of an operand, of which one row serves all."""
     if isinstance(operand, np.ndarray):
         return operand[rows if len(operand) > 1 else [0] * len(rows)]
     places = rows if operand.rows > 1 else [0] * len(rows)
-    return np.concatenate([lane.read(operand.part(place, place + 1)) for place in places])
+    return np.concatenate([worker.read(operand.part(place, place + 1)) for place in places])
 
 
 class CudaBackend:
@@ -113,13 +113,13 @@ class CudaBackend:
         device: Device,
         *,
         name: str = "cuda",
-        lanes: int = 3,
+        workers: int = 3,
         measured: int = 0,
     ) -> None:
-        """``lanes``: batches in flight. ``measured``: rows of the largest batch that is timed, without any key, when
+        """``workers``: batches in flight. ``measured``: rows of the largest batch that is timed, without any key, when
         the device is opened, to find the fastest kernels and what they cost; 0: a rule and a guess instead."""
         self.name = name
-        self.lanes = lanes
+        self.workers = workers
         self._device = device
         self._processor = CpuBackend()
         self._measured = measured
@@ -157,8 +157,8 @@ class CudaBackend:
         return [*curves, CostCurve([(1, _FIRST_GUESS_MODEXP)], rows)]
 
     def private_op(self, batch: Batch) -> None:
-        with self._lane() as lane:
-            lane.private_op(batch)
+        with self._worker() as worker:
+            worker.private_op(batch)
 
     def modexp(
         self,
@@ -169,8 +169,8 @@ class CudaBackend:
     ) -> None:
         """As the protocol has it. There is no public exponent to check a result with: of each call two rows, drawn at
         random, are computed again on libcrypto. That finds a device that is broken, not a fault in a single row."""
-        with self._lane() as lane:
-            if lane.modexp(bases, exponents, moduli, outputs):
+        with self._worker() as worker:
+            if worker.modexp(bases, exponents, moduli, outputs):
                 rows = [secrets.randbelow(len(bases)) for _ in range(_SAMPLES)]
                 self._check_powers(*(operand[rows] for operand in (bases, exponents, moduli, outputs)))
                 return
@@ -201,10 +201,10 @@ class CudaBackend:
     def private_rows(
         self, keys: NDArray[np.uint64], sizes: tuple[int, int], inputs: DeviceRows, outputs: DeviceRows
     ) -> NDArray[np.uint8] | None:
-        """``DeviceLane.private_rows``; None also if the device has no memory for it. Raises BackendError."""
-        with self._array_lane() as lane:
+        """``DeviceWorker.private_rows``; None also if the device has no memory for it. Raises BackendError."""
+        with self._array_worker() as worker:
             try:
-                return lane.private_rows(keys, sizes, inputs, outputs)
+                return worker.private_rows(keys, sizes, inputs, outputs)
             except DeviceMemoryError as error:
                 _log.warning("%s; the processor computes %d operations in its place", error, len(keys))
                 return None
@@ -216,27 +216,27 @@ class CudaBackend:
         moduli: NDArray[np.uint8],
         outputs: DeviceRows,
     ) -> bool:
-        """``DeviceLane.modexp``, and two rows of it checked like those of :meth:`modexp`. Raises BackendError."""
-        with self._array_lane() as lane:
+        """``DeviceWorker.modexp``, and two rows of it checked like those of :meth:`modexp`. Raises BackendError."""
+        with self._array_worker() as worker:
             try:
-                if not lane.modexp(bases, exponents, moduli, outputs):
+                if not worker.modexp(bases, exponents, moduli, outputs):
                     return False
             except DeviceMemoryError as error:
                 _log.warning("%s; the processor computes %d exponentiations in its place", error, bases.rows)
                 return False
             rows = [secrets.randbelow(bases.rows) for _ in range(_SAMPLES)]
-            self._check_powers(*(_sampled(lane, operand, rows) for operand in (bases, exponents, moduli, outputs)))
+            self._check_powers(*(_sampled(worker, operand, rows) for operand in (bases, exponents, moduli, outputs)))
             return True
 
     def read(self, rows: DeviceRows) -> NDArray[np.uint8]:
         """[rows, bytes], least significant byte first. Raises BackendError."""
-        with self._array_lane() as lane:
-            return lane.read(rows)
+        with self._array_worker() as worker:
+            return worker.read(rows)
 
     def write(self, rows: DeviceRows, array: NDArray[np.uint8]) -> None:
         """Raises BackendError."""
-        with self._array_lane() as lane:
-            lane.write(rows, array)
+        with self._array_worker() as worker:
+            worker.write(rows, array)
 
     def distrust(self) -> None:
         """A result of this device is wrong: its next call rebuilds the state."""
@@ -264,20 +264,20 @@ class CudaBackend:
             self._lock.release()
 
     @contextlib.contextmanager
-    def _lane(self) -> Iterator[DeviceLane]:
+    def _worker(self) -> Iterator[DeviceWorker]:
         with self._in_use() as state:
-            lane = state.lanes.get()
+            worker = state.workers.get()
             try:
-                with lane.lock:
-                    yield lane
+                with worker.lock:
+                    yield worker
             finally:
-                state.lanes.put(lane)
+                state.workers.put(worker)
 
     @contextlib.contextmanager
-    def _array_lane(self) -> Iterator[DeviceLane]:
-        """The lane of the callers' arrays, one call at a time; beside those of the provider's batches."""
-        with self._in_use() as state, state.array_lane.lock:
-            yield state.array_lane
+    def _array_worker(self) -> Iterator[DeviceWorker]:
+        """The worker of the callers' arrays, one call at a time; beside those of the provider's batches."""
+        with self._in_use() as state, state.array_worker.lock:
+            yield state.array_worker
 
     @contextlib.contextmanager
     def _in_use(self) -> Iterator[_State]:
@@ -309,7 +309,7 @@ class CudaBackend:
         if self._client is None:
             raise BackendError(f"{self.name}: the backend is not open")
         try:
-            state = _State(self._device, self._client, self.lanes, self._choice)
+            state = _State(self._device, self._client, self.workers, self._choice)
         except BaseException:
             self._device.close()
             raise

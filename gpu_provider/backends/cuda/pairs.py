@@ -1,10 +1,10 @@
-"""The blinding pairs of one lane and size class: a block of them for each key, which grows with its rows in a batch.
+"""The blinding pairs of one worker and size class: a block of them for each key, which grows with its rows in a batch.
 
 A block that its key no longer needs is wiped before another key gets it. No two rows in flight share a pair, because a
-lane has one batch at a time and each row of a key another pair of its block.
+worker has one batch at a time and each row of a key another pair of its block.
 
 Pairs are replaced behind a batch rather than before one (``gp_stage_worn``): once a pair has been used up, all the worn
-ones of the lane are made in one launch, which no batch of this lane needs again for a while.
+ones of the worker are made in one launch, which no batch of this worker needs again for a while.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _FIRST_PAIRS = 1024
 
 
 class DevicePairs:
-    """The lane's thread only."""
+    """The worker's thread only."""
 
     def __init__(self, device: Device, stream: Stream, pair_bytes: int) -> None:
         self._device = device

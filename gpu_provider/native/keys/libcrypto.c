@@ -1,0 +1,114 @@
+/* OpenSSL's arithmetic over a batch: the backend of last resort, and the check of the others' results. */
+#include <openssl/bn.h>
+#include <openssl/crypto.h>
+#include <openssl/err.h>
+#include <string.h>
+
+#include "queue/client.h"
+
+/* Neighbours in a batch often share a key: one look-up serves a run of them. */
+struct key_cache {
+    uint64_t handle;
+    gp_key *key;
+};
+
+static const gp_key *cached(struct key_cache *cache, gp_client *client, uint64_t handle)
+{
+    if (cache->key == NULL || cache->handle != handle) {
+        gp_key_free(cache->key);
+        cache->key = gp_client_get_key(client, handle);
+        cache->handle = handle;
+    }
+    return cache->key;
+}
+
+static void reverse(uint8_t *to, const uint8_t *from, uint32_t bytes)
+{
+    for (uint32_t i = 0; i < bytes; i++)
+        to[i] = from[bytes - 1 - i];
+}
+
+void gp_libcrypto_private(gp_client *client, uint32_t count, const uint64_t *keys, const uint8_t *inputs,
+                          uint8_t *outputs, uint32_t stride, uint8_t *ok)
+{
+    struct key_cache cache = {0};
+    uint8_t input[GP_MAX_BYTES], output[GP_MAX_BYTES];
+
+    for (uint32_t i = 0; i < count; i++) {
+        const gp_key *key = cached(&cache, client, keys[i]);
+        uint8_t *row = outputs + (size_t)i * stride;
+
+        ok[i] = 0;
+        memset(row, 0, stride);
+        if (key == NULL || key->bytes > stride)
+            continue;
+        reverse(input, inputs + (size_t)i * stride, key->bytes);
+        if (gp_key_private(key, input, output)) {
+            reverse(row, output, key->bytes);
+            ok[i] = 1;
+        }
+    }
+    OPENSSL_cleanse(output, sizeof(output));
+    gp_key_free(cache.key);
+    ERR_clear_error(); /* this thread serves everyone: what failed is told by ok[] alone */
+}
+
+uint32_t gp_libcrypto_verify(gp_client *client, uint32_t count, const uint64_t *keys, const uint8_t *inputs,
+                             const uint8_t *outputs, uint32_t stride, uint8_t *ok)
+{
+    struct key_cache cache = {0};
+    uint8_t result[GP_MAX_BYTES], power[GP_MAX_BYTES], expected[GP_MAX_BYTES];
+    uint32_t cleared = 0;
+
+    for (uint32_t i = 0; i < count; i++) {
+        const gp_key *key;
+
+        if (!ok[i])
+            continue;
+        key = cached(&cache, client, keys[i]);
+        if (key != NULL && key->bytes <= stride) {
+            reverse(result, outputs + (size_t)i * stride, key->bytes);
+            reverse(expected, inputs + (size_t)i * stride, key->bytes);
+            if (gp_key_in_range(key, result) && gp_key_public(key, result, power)
+                && CRYPTO_memcmp(power, expected, key->bytes) == 0)
+                continue;
+        }
+        ok[i] = 0;
+        cleared++;
+    }
+    OPENSSL_cleanse(result, sizeof(result));
+    gp_key_free(cache.key);
+    ERR_clear_error();
+    return cleared;
+}
+
+static int modexp_row(BN_CTX *context, BIGNUM *number[4], const uint8_t *base, const uint8_t *exponent,
+                      uint32_t exponent_stride, const uint8_t *modulus, uint8_t *output, uint32_t stride)
+{
+    BIGNUM *result = number[0], *b = number[1], *e = number[2], *m = number[3];
+
+    if (BN_lebin2bn(base, (int)stride, b) == NULL || BN_lebin2bn(exponent, (int)exponent_stride, e) == NULL
+        || BN_lebin2bn(modulus, (int)stride, m) == NULL)
+        return 0;
+    BN_set_flags(b, BN_FLG_CONSTTIME);
+    BN_set_flags(e, BN_FLG_CONSTTIME);
+    return BN_mod_exp_mont_consttime(result, b, e, m, context, NULL)
+           && BN_bn2lebinpad(result, output, (int)stride) == (int)stride;
+}
+
+int gp_libcrypto_modexp(uint32_t count, const uint8_t *bases, const uint8_t *exponents, uint32_t exponent_stride,
+                        const uint8_t *moduli, uint8_t *outputs, uint32_t stride)
+{
+    BN_CTX *context = BN_CTX_new();
+    BIGNUM *number[4] = {BN_new(), BN_new(), BN_new(), BN_new()};
+    int ok = context != NULL && number[0] != NULL && number[1] != NULL && number[2] != NULL && number[3] != NULL;
+
+    for (uint32_t i = 0; ok && i < count; i++)
+        ok = modexp_row(context, number, bases + (size_t)i * stride, exponents + (size_t)i * exponent_stride,
+                        exponent_stride, moduli + (size_t)i * stride, outputs + (size_t)i * stride, stride);
+    for (int i = 0; i < 4; i++)
+        BN_clear_free(number[i]);
+    BN_CTX_free(context);
+    ERR_clear_error();
+    return ok;
+}

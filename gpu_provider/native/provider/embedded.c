@@ -1,0 +1,165 @@
+/* The batching provider in the application's own process: its library context, and keys loaded without TLS. */
+#include <openssl/bio.h>
+#include <openssl/bn.h>
+#include <openssl/core_names.h>
+#include <openssl/crypto.h>
+#include <openssl/decoder.h>
+#include <openssl/err.h>
+#include <openssl/evp.h>
+#include <openssl/provider.h>
+#include <stdatomic.h>
+#include <string.h>
+
+#include "queue/client.h"
+#include "provider/provider.h"
+
+/* Library contexts are never freed, but used again. OpenSSL keeps, for every thread that used a context's random numbers, a
+ * handler that looks at the context when the thread ends; a thread may well outlive a provider, and no call tells whether
+ * one does. So there are as many as there ever were providers at the same time. The list only grows. */
+struct application {
+    OSSL_LIB_CTX *libctx;
+    gp_provider *provider;
+    atomic_int in_use;
+    struct application *next;
+};
+
+static _Atomic(struct application *) applications;
+
+static struct application *make_application(void)
+{
+    struct application *application = OPENSSL_zalloc(sizeof(*application));
+    OSSL_LIB_CTX *libctx = OSSL_LIB_CTX_new();
+    OSSL_PROVIDER *own = NULL, *other = NULL;
+
+    if (application != NULL && libctx != NULL && OSSL_PROVIDER_add_builtin(libctx, GP_PROVIDER_NAME, gp_provider_init)
+        && (own = OSSL_PROVIDER_load(libctx, GP_PROVIDER_NAME)) != NULL
+        && (other = OSSL_PROVIDER_load(libctx, "default")) != NULL
+        && EVP_set_default_properties(libctx, GP_PREFERENCE)) {
+        application->libctx = libctx;
+        application->provider = OSSL_PROVIDER_get0_provider_ctx(own);
+        atomic_init(&application->in_use, 1);
+        application->next = atomic_load(&applications);
+        while (!atomic_compare_exchange_weak(&applications, &application->next, application))
+            ;
+        return application;
+    }
+    if (other != NULL)
+        OSSL_PROVIDER_unload(other);
+    if (own != NULL)
+        OSSL_PROVIDER_unload(own);
+    OSSL_LIB_CTX_free(libctx); /* no other thread has used it */
+    OPENSSL_free(application);
+    return NULL;
+}
+
+OSSL_LIB_CTX *gp_application_libctx_new(gp_client *client)
+{
+    struct application *application = atomic_load(&applications);
+    int in_use = 0;
+
+    while (application != NULL && !atomic_compare_exchange_strong(&application->in_use, &in_use, 1)) {
+        in_use = 0;
+        application = application->next;
+    }
+    if (application == NULL) {
+        gp_provider_pending_client = client;
+        application = make_application();
+        gp_provider_pending_client = NULL;
+    } else {
+        application->provider->client = gp_client_up_ref(client);
+    }
+    return application != NULL ? application->libctx : NULL;
+}
+
+void gp_application_libctx_free(OSSL_LIB_CTX *libctx)
+{
+    struct application *application = atomic_load(&applications);
+
+    while (application != NULL && application->libctx != libctx)
+        application = application->next;
+    if (application != NULL) {
+        gp_client_free(application->provider->client);
+        application->provider->client = NULL;
+        atomic_store(&application->in_use, 0);
+    }
+}
+
+static int no_password(char *buffer, size_t size, size_t *length, const OSSL_PARAM parameters[], void *argument)
+{
+    (void)buffer, (void)size, (void)length, (void)parameters, (void)argument;
+    return 0; /* never ask on the terminal */
+}
+
+static EVP_PKEY *decode(OSSL_LIB_CTX *libctx, const uint8_t *data, size_t size)
+{
+    EVP_PKEY *pkey = NULL;
+    OSSL_DECODER_CTX *decoder = OSSL_DECODER_CTX_new_for_pkey(&pkey, NULL, NULL, NULL, 0, libctx, NULL);
+
+    if (decoder == NULL || !OSSL_DECODER_CTX_set_passphrase_cb(decoder, no_password, NULL)
+        || !OSSL_DECODER_from_data(decoder, &data, &size)) {
+        EVP_PKEY_free(pkey);
+        pkey = NULL;
+    }
+    OSSL_DECODER_CTX_free(decoder);
+    return pkey;
+}
+
+static int pair_is_valid(OSSL_LIB_CTX *libctx, EVP_PKEY *pkey)
+{
+    EVP_PKEY_CTX *context = EVP_PKEY_CTX_new_from_pkey(libctx, pkey, NULL);
+    int valid = context != NULL && EVP_PKEY_private_check(context) > 0 && EVP_PKEY_pairwise_check(context) > 0;
+
+    EVP_PKEY_CTX_free(context);
+    return valid;
+}
+
+static enum gp_load fill_info(const gp_key *key, gp_key_info *info)
+{
+    BIGNUM *e = NULL;
+    enum gp_load result = GP_LOAD_INVALID;
+
+    if (!EVP_PKEY_get_bn_param(key->pkey, OSSL_PKEY_PARAM_RSA_E, &e))
+        return GP_LOAD_INVALID;
+    info->bytes = key->bytes;
+    info->exponent_bytes = (uint32_t)BN_num_bytes(e);
+    for (uint32_t i = 0; i < key->bytes; i++)
+        info->modulus[i] = key->modulus[key->bytes - 1 - i];
+    /* Written before it is judged: the caller names the exponent that is wrong. */
+    if (info->exponent_bytes <= GP_MAX_BYTES && BN_bn2lebinpad(e, info->exponent, GP_MAX_BYTES) >= 0 && BN_is_odd(e)
+        && !BN_is_one(e))
+        result = GP_LOAD_OK;
+    BN_free(e);
+    return result;
+}
+
+enum gp_load gp_client_load_key(gp_client *client, const uint8_t *der_or_pem, size_t size, gp_key_info *info)
+{
+    OSSL_LIB_CTX *libctx = gp_inner_libctx();
+    EVP_PKEY *pkey = decode(libctx, der_or_pem, size);
+    enum gp_load result = GP_LOAD_OK;
+    gp_key *key = NULL;
+
+    memset(info, 0, sizeof(*info));
+    if (pkey == NULL)
+        result = GP_LOAD_UNREADABLE;
+    else if (!EVP_PKEY_is_a(pkey, "RSA"))
+        result = GP_LOAD_NOT_RSA;
+    else if ((key = gp_key_new(pkey)) == NULL)
+        result = GP_LOAD_MEMORY;
+    else if (!key->is_private)
+        result = GP_LOAD_NOT_PRIVATE;
+    if (key != NULL)
+        info->bits = key->bits;
+    if (result == GP_LOAD_OK && (key->bits < GP_MIN_BITS || key->bits > GP_MAX_BITS))
+        result = GP_LOAD_SIZE;
+    if (result == GP_LOAD_OK)
+        result = fill_info(key, info);
+    if (result == GP_LOAD_OK && (!gp_key_is_batchable(key) || !pair_is_valid(libctx, pkey)))
+        result = GP_LOAD_INVALID;
+    if (result == GP_LOAD_OK && (info->handle = gp_client_add_key(client, key)) == 0)
+        result = GP_LOAD_MEMORY;
+    gp_key_free(key);
+    EVP_PKEY_free(pkey);
+    ERR_clear_error();
+    return result;
+}

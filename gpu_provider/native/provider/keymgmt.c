@@ -1,0 +1,355 @@
+/* RSA key management: every function hands over to the default provider's key object. */
+#include <openssl/core_names.h>
+#include <openssl/crypto.h>
+#include <openssl/params.h>
+#include <openssl/rsa.h>
+#include <string.h>
+
+#include "provider/provider.h"
+
+typedef struct generation {
+    gp_provider *provider;
+    const gp_default_rsa *rsa;
+    void *inner;
+} generation;
+
+/* ---- the key object ---- */
+
+/* With inner NULL, an empty one. Owns inner, also when it returns NULL. */
+static gp_rsa_key *new_key(gp_provider *provider, const gp_default_rsa *rsa, void *inner)
+{
+    gp_rsa_key *key = OPENSSL_zalloc(sizeof(*key));
+    if (key == NULL) {
+        GP_RAISE(provider, GP_R_OUT_OF_MEMORY);
+        rsa->keymgmt.free(inner);
+        return NULL;
+    }
+    atomic_init(&key->references, 1);
+    key->provider = provider;
+    key->rsa = rsa;
+    key->inner = inner != NULL ? inner : rsa->keymgmt.new(rsa->context);
+    if (key->inner == NULL) {
+        OPENSSL_free(key);
+        return NULL;
+    }
+    return key;
+}
+
+static void *key_new(void *provider)
+{
+    const gp_default_rsa *rsa = gp_provider_default_rsa(provider);
+    return rsa != NULL ? new_key(provider, rsa, NULL) : NULL;
+}
+
+gp_rsa_key *gp_rsa_key_up_ref(gp_rsa_key *key)
+{
+    atomic_fetch_add_explicit(&key->references, 1, memory_order_relaxed);
+    return key;
+}
+
+/* What is known of the private key besides `inner`. */
+static void forget(gp_rsa_key *key)
+{
+    if (key->client != NULL) {
+        gp_client_remove_key(key->client, key->handle);
+        gp_client_free(key->client);
+        key->client = NULL;
+    }
+    gp_key_free(key->batched);
+    key->batched = NULL;
+    OPENSSL_free(key->modulus);
+    key->modulus = NULL;
+    key->bits = key->bytes = 0;
+}
+
+void gp_rsa_key_free(gp_rsa_key *key)
+{
+    if (key == NULL || atomic_fetch_sub_explicit(&key->references, 1, memory_order_acq_rel) != 1)
+        return;
+    forget(key);
+    key->rsa->keymgmt.free(key->inner);
+    OPENSSL_free(key);
+}
+
+static void key_free(void *key)
+{
+    gp_rsa_key_free(key);
+}
+
+/* A number of the key in `size` bytes, most significant byte first. 0 if it is longer. */
+static int get_number(const gp_rsa_key *key, const char *name, uint8_t *number, size_t size)
+{
+    OSSL_PARAM params[] = {OSSL_PARAM_construct_BN(name, number, size), OSSL_PARAM_construct_end()};
+    if (!key->rsa->keymgmt.get_params(key->inner, params))
+        return 0;
+#if __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
+    for (size_t i = 0; i < size / 2; i++) {
+        uint8_t swapped = number[i];
+        number[i] = number[size - 1 - i];
+        number[size - 1 - i] = swapped;
+    }
+#endif
+    return 1;
+}
+
+int gp_rsa_key_private_exponent(const gp_rsa_key *key, uint8_t *exponent)
+{
+    return get_number(key, OSSL_PKEY_PARAM_RSA_D, exponent, key->bytes);
+}
+
+/* ---- keys of a batching provider ---- */
+
+static int import_batched(const OSSL_PARAM params[], void *argument)
+{
+    EVP_PKEY_CTX *context = EVP_PKEY_CTX_new_from_name(gp_inner_libctx(), "RSA", NULL);
+    if (context != NULL && EVP_PKEY_fromdata_init(context) == 1) {
+        /* The parameters are only read; EVP_PKEY_fromdata() lacks the const. */
+        (void)EVP_PKEY_fromdata(context, argument, EVP_PKEY_KEYPAIR, (OSSL_PARAM *)params);
+    }
+    EVP_PKEY_CTX_free(context);
+    return *(EVP_PKEY **)argument != NULL;
+}
+
+static int add_to_client(gp_rsa_key *key, gp_client *client)
+{
+    EVP_PKEY *pkey = NULL;
+    if (key->rsa->keymgmt.export(key->inner, OSSL_KEYMGMT_SELECT_KEYPAIR, import_batched, &pkey))
+        key->batched = gp_key_new(pkey);
+    EVP_PKEY_free(pkey);
+    if (key->batched == NULL)
+        return 0;
+    if (!gp_key_is_batchable(key->batched)) {
+        gp_key_free(key->batched);
+        key->batched = NULL;
+        return 1;
+    }
+    key->handle = gp_client_add_key(client, key->batched);
+    if (key->handle == 0) {
+        GP_RAISE(key->provider, GP_R_OUT_OF_MEMORY);
+        return 0;
+    }
+    key->client = gp_client_up_ref(client);
+    return 1;
+}
+
+/* To be called once `inner` has its numbers. 1, or 0 with an error queued. */
+static int adopt(gp_rsa_key *key)
+{
+    gp_client *client = key->provider->client;
+    int bits = 0, bytes = 0;
+    OSSL_PARAM params[] = {
+        OSSL_PARAM_construct_int(OSSL_PKEY_PARAM_BITS, &bits),
+        OSSL_PARAM_construct_int(OSSL_PKEY_PARAM_MAX_SIZE, &bytes),
+        OSSL_PARAM_construct_end(),
+    };
+    forget(key);
+    if (!key->rsa->keymgmt.has(key->inner, OSSL_KEYMGMT_SELECT_PRIVATE_KEY)
+        || !key->rsa->keymgmt.get_params(key->inner, params) || bytes <= 0)
+        return 1;
+    key->bits = (uint32_t)bits;
+    key->bytes = (uint32_t)bytes;
+    key->modulus = OPENSSL_malloc(key->bytes);
+    if (key->modulus == NULL || !get_number(key, OSSL_PKEY_PARAM_RSA_N, key->modulus, key->bytes)) {
+        GP_RAISE(key->provider, GP_R_OUT_OF_MEMORY);
+        return 0;
+    }
+    return client == NULL || add_to_client(key, client);
+}
+
+/* ---- the private operation ---- */
+
+/* By the default provider, raw. */
+static int apply(const gp_rsa_key *key, OSSL_FUNC_asym_cipher_decrypt_init_fn *init,
+                 OSSL_FUNC_asym_cipher_decrypt_fn *crypt, const uint8_t *input, uint8_t *output)
+{
+    void *context = key->rsa->cipher.newctx(key->rsa->context);
+    size_t size = 0;
+    int padding = RSA_NO_PADDING;
+    const OSSL_PARAM params[] = {
+        OSSL_PARAM_construct_int(OSSL_ASYM_CIPHER_PARAM_PAD_MODE, &padding),
+        OSSL_PARAM_construct_end(),
+    };
+    int ok = context != NULL && init(context, key->inner, params) > 0
+             && crypt(context, output, &size, key->bytes, input, key->bytes) > 0 && size == key->bytes;
+    if (context != NULL)
+        key->rsa->cipher.freectx(context);
+    return ok;
+}
+
+/* OpenSSL verifies what it computes with the factors, but neither what it computes with d alone nor what it computes again
+ * when a result was wrong. A wrong result can give the factors away. */
+static int compute(const gp_rsa_key *key, const uint8_t *input, uint8_t *output)
+{
+    uint8_t *power = OPENSSL_malloc(key->bytes);
+    int ok = 0;
+    if (power == NULL) {
+        GP_RAISE(key->provider, GP_R_OUT_OF_MEMORY);
+    } else if (!apply(key, key->rsa->cipher.decrypt_init, key->rsa->cipher.decrypt, input, output)
+               || !apply(key, key->rsa->cipher.encrypt_init, key->rsa->cipher.encrypt, output, power)) {
+        GP_RAISE(key->provider, GP_R_OPERATION_FAILED);
+    } else if (CRYPTO_memcmp(power, input, key->bytes) != 0) {
+        GP_RAISE(key->provider, GP_R_INCONSISTENT_KEY);
+    } else {
+        ok = 1;
+    }
+    OPENSSL_free(power);
+    if (!ok)
+        OPENSSL_cleanse(output, key->bytes);
+    return ok;
+}
+
+int gp_rsa_key_private_op(gp_rsa_key *key, const uint8_t *input, uint8_t *output)
+{
+    if (key->client == NULL)
+        return compute(key, input, output);
+    if (!gp_client_private_op(key->client, key->batched, key->handle, input, output)) {
+        GP_RAISE(key->provider, GP_R_OPERATION_FAILED);
+        return 0;
+    }
+    return 1;
+}
+
+/* ---- import, export, copy ---- */
+
+static int key_import(void *context, int selection, const OSSL_PARAM params[])
+{
+    gp_rsa_key *key = context;
+    return key->rsa->keymgmt.import(key->inner, selection, params) && adopt(key);
+}
+
+static int key_export(void *context, int selection, OSSL_CALLBACK *callback, void *argument)
+{
+    const gp_rsa_key *key = context;
+    return key->rsa->keymgmt.export(key->inner, selection, callback, argument);
+}
+
+/* OpenSSL asks without a provider context, for a list that is the same in every library context. */
+static const OSSL_PARAM *import_types(int selection)
+{
+    const gp_default_rsa *rsa = gp_default_rsa_of_process();
+    return rsa != NULL ? rsa->keymgmt.import_types(selection) : NULL;
+}
+
+static const OSSL_PARAM *export_types(int selection)
+{
+    const gp_default_rsa *rsa = gp_default_rsa_of_process();
+    return rsa != NULL ? rsa->keymgmt.export_types(selection) : NULL;
+}
+
+static void *key_dup(const void *context, int selection)
+{
+    const gp_rsa_key *from = context;
+    void *inner = from->rsa->keymgmt.dup(from->inner, selection);
+    gp_rsa_key *key = inner != NULL ? new_key(from->provider, from->rsa, inner) : NULL;
+    if (key != NULL && !adopt(key)) {
+        gp_rsa_key_free(key);
+        key = NULL;
+    }
+    return key;
+}
+
+/* ---- questions ---- */
+
+static int key_has(const void *context, int selection)
+{
+    const gp_rsa_key *key = context;
+    return key != NULL && key->rsa->keymgmt.has(key->inner, selection);
+}
+
+static int key_match(const void *left, const void *right, int selection)
+{
+    const gp_rsa_key *a = left, *b = right;
+    return a->rsa->keymgmt.match(a->inner, b->inner, selection);
+}
+
+static int key_validate(const void *context, int selection, int check)
+{
+    const gp_rsa_key *key = context;
+    return key->rsa->keymgmt.validate(key->inner, selection, check);
+}
+
+static int key_get_params(void *context, OSSL_PARAM params[])
+{
+    const gp_rsa_key *key = context;
+    return key->rsa->keymgmt.get_params(key->inner, params);
+}
+
+static const OSSL_PARAM *key_gettable_params(void *provider)
+{
+    const gp_default_rsa *rsa = gp_provider_default_rsa(provider);
+    return rsa != NULL ? rsa->keymgmt.gettable_params(rsa->context) : NULL;
+}
+
+/* ---- generation ---- */
+
+static void generation_free(void *context)
+{
+    generation *state = context;
+    if (state != NULL) {
+        if (state->inner != NULL)
+            state->rsa->keymgmt.gen_cleanup(state->inner);
+        OPENSSL_free(state);
+    }
+}
+
+static void *generation_new(void *provider, int selection, const OSSL_PARAM params[])
+{
+    const gp_default_rsa *rsa = gp_provider_default_rsa(provider);
+    generation *state = rsa != NULL ? OPENSSL_zalloc(sizeof(*state)) : NULL;
+    if (state == NULL)
+        return NULL;
+    state->provider = provider;
+    state->rsa = rsa;
+    state->inner = rsa->keymgmt.gen_init(rsa->context, selection, params);
+    if (state->inner == NULL) {
+        generation_free(state);
+        return NULL;
+    }
+    return state;
+}
+
+static int set_generation_params(void *context, const OSSL_PARAM params[])
+{
+    const generation *state = context;
+    return state->rsa->keymgmt.gen_set_params(state->inner, params);
+}
+
+static const OSSL_PARAM *settable_generation_params(void *context, void *provider)
+{
+    const generation *state = context;
+    const gp_default_rsa *rsa = state != NULL ? state->rsa : gp_provider_default_rsa(provider);
+    return rsa != NULL ? rsa->keymgmt.gen_settable_params(state != NULL ? state->inner : NULL, rsa->context) : NULL;
+}
+
+static void *generate(void *context, OSSL_CALLBACK *callback, void *argument)
+{
+    const generation *state = context;
+    void *inner = state->rsa->keymgmt.gen(state->inner, callback, argument);
+    gp_rsa_key *key = inner != NULL ? new_key(state->provider, state->rsa, inner) : NULL;
+    if (key != NULL && !adopt(key)) {
+        gp_rsa_key_free(key);
+        key = NULL;
+    }
+    return key;
+}
+
+const OSSL_DISPATCH gp_rsa_keymgmt_functions[] = {
+    {OSSL_FUNC_KEYMGMT_NEW, (void (*)(void))key_new},
+    {OSSL_FUNC_KEYMGMT_FREE, (void (*)(void))key_free},
+    {OSSL_FUNC_KEYMGMT_IMPORT, (void (*)(void))key_import},
+    {OSSL_FUNC_KEYMGMT_IMPORT_TYPES, (void (*)(void))import_types},
+    {OSSL_FUNC_KEYMGMT_EXPORT, (void (*)(void))key_export},
+    {OSSL_FUNC_KEYMGMT_EXPORT_TYPES, (void (*)(void))export_types},
+    {OSSL_FUNC_KEYMGMT_DUP, (void (*)(void))key_dup},
+    {OSSL_FUNC_KEYMGMT_HAS, (void (*)(void))key_has},
+    {OSSL_FUNC_KEYMGMT_MATCH, (void (*)(void))key_match},
+    {OSSL_FUNC_KEYMGMT_VALIDATE, (void (*)(void))key_validate},
+    {OSSL_FUNC_KEYMGMT_GET_PARAMS, (void (*)(void))key_get_params},
+    {OSSL_FUNC_KEYMGMT_GETTABLE_PARAMS, (void (*)(void))key_gettable_params},
+    {OSSL_FUNC_KEYMGMT_GEN_INIT, (void (*)(void))generation_new},
+    {OSSL_FUNC_KEYMGMT_GEN_SET_PARAMS, (void (*)(void))set_generation_params},
+    {OSSL_FUNC_KEYMGMT_GEN_SETTABLE_PARAMS, (void (*)(void))settable_generation_params},
+    {OSSL_FUNC_KEYMGMT_GEN, (void (*)(void))generate},
+    {OSSL_FUNC_KEYMGMT_GEN_CLEANUP, (void (*)(void))generation_free},
+    {0, NULL},
+};

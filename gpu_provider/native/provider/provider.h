@@ -1,0 +1,89 @@
+/* The OpenSSL provider: RSA key management, signature and asymmetric cipher over gp_client_private_op().
+ *
+ * What is not the private operation is done by OpenSSL's default provider (default_rsa.h). Threads and fibres: DESIGN.md.
+ */
+#ifndef GP_PROVIDER_H
+#define GP_PROVIDER_H
+
+#include <openssl/core.h>
+#include <openssl/core_dispatch.h>
+#include <openssl/evp.h>
+
+#include "queue/client.h"
+#include "provider/default_rsa.h"
+
+#define GP_PROVIDER_NAME "gpu_provider"
+#define GP_PROVIDER_VERSION "0.1.0"
+/* A program that asks for a provider by name ("provider!=fips") replaces every preference that names the same property, so
+ * the preference for our algorithms is by a property of our own. OpenSSL 3.0 wants the dot in it. */
+#define GP_PROVIDER_PROPERTIES "provider=" GP_PROVIDER_NAME "," GP_PROVIDER_NAME ".batched=yes"
+#define GP_PREFERENCE "?" GP_PROVIDER_NAME ".batched=yes"
+#define GP_RSA_NAMES "RSA:rsaEncryption:1.2.840.113549.1.1.1"
+
+/* One per loaded provider. client is NULL in programs without a batching provider: operations are computed at once. It may
+ * change (embedded.c): a key keeps the client that it was imported with. */
+typedef struct gp_provider {
+    const OSSL_CORE_HANDLE *handle;
+    int same_libcrypto;   /* the application's and this module's; otherwise nothing is offered */
+    OSSL_LIB_CTX *libctx; /* the application's; NULL: OpenSSL's default one */
+    gp_client *client;
+    int always_reject_implicitly; /* the setting: not even where the program or an old OpenSSL would not */
+    _Atomic(gp_default_rsa *) rsa; /* of libctx, once it was needed and there */
+    OSSL_FUNC_core_new_error_fn *new_error;
+    OSSL_FUNC_core_set_error_debug_fn *set_error_debug;
+    OSSL_FUNC_core_vset_error_fn *vset_error;
+} gp_provider;
+
+/* Set by gp_application_libctx_new() around OSSL_PROVIDER_load(), which calls gp_provider_init() on the same thread: the
+ * only way to hand a built-in provider an argument. */
+extern _Thread_local gp_client *gp_provider_pending_client;
+
+OSSL_provider_init_fn gp_provider_init;
+
+/* The application's default provider, or one of our own if it has none. NULL with an error raised. */
+const gp_default_rsa *gp_provider_default_rsa(gp_provider *provider);
+
+extern const OSSL_DISPATCH gp_rsa_keymgmt_functions[];
+extern const OSSL_DISPATCH gp_rsa_signature_functions[];
+extern const OSSL_DISPATCH gp_rsa_cipher_functions[];
+
+/* Reasons of the errors raised here. All others are the default provider's. */
+enum gp_reason {
+    GP_R_INCONSISTENT_KEY = 1,
+    GP_R_OUT_OF_MEMORY,
+    GP_R_UNKNOWN_DIGEST,
+    GP_R_IMPLICIT_REJECTION_REQUIRED,
+    GP_R_OPERATION_FAILED,
+};
+
+void gp_raise(const gp_provider *provider, enum gp_reason reason, const char *file, int line, const char *function);
+#define GP_RAISE(provider, reason) gp_raise(provider, reason, __FILE__, __LINE__, __func__)
+
+/* The provider's key object (OpenSSL calls it keydata). Counted: operation contexts outlive the EVP_PKEY that they were
+ * made from. Immutable once it has a key. */
+typedef struct gp_rsa_key {
+    atomic_int references;
+    gp_provider *provider;
+    const gp_default_rsa *rsa; /* whose key `inner` is */
+    void *inner;
+    /* Of a private key; 0 and NULL otherwise, and the default provider does whatever is asked. */
+    uint32_t bits;
+    uint32_t bytes;
+    uint8_t *modulus; /* [bytes], most significant byte first */
+    /* A client has it in its key table as `handle`. NULL: operations are computed at once, by the default provider. */
+    gp_client *client;
+    gp_key *batched;
+    uint64_t handle;
+} gp_rsa_key;
+
+gp_rsa_key *gp_rsa_key_up_ref(gp_rsa_key *key);
+void gp_rsa_key_free(gp_rsa_key *key);
+
+/* output = input^d mod n, verified with e, both key->bytes long, most significant byte first, input < n, for a key that has
+ * a modulus. In an async job this is where the job pauses. An error is raised when it returns 0. */
+int gp_rsa_key_private_op(gp_rsa_key *key, const uint8_t *input, uint8_t *output);
+
+/* key->bytes of d, most significant byte first. 0 if it is longer. */
+int gp_rsa_key_private_exponent(const gp_rsa_key *key, uint8_t *exponent);
+
+#endif

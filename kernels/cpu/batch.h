@@ -1,0 +1,211 @@
+/* Batches over one lane: rows are sorted into size classes and groups of the lane's width, the last one padded.
+ *
+ * A padded group costs as much as a full one: its spare elements repeat the group's first row, and are dropped. The
+ * workspace holds everything secret that is in flight, and is wiped behind each size class: it is zero between
+ * calls.
+ */
+#ifndef GPK_CPU_BATCH_H
+#define GPK_CPU_BATCH_H
+
+#include "cpu/batches.h"
+#include "cpu/rows.h"
+#include "arithmetic/limbs.h"
+#include "cpu/memory.h"
+#include "cpu/modexp.h"
+
+namespace gpk {
+
+namespace {
+
+template <int N, class V> using LaneRsa = RsaPrivate<LaneRows<N, V>>;
+
+/* Makes pairs for the key until one can be taken; NULL if memory or randomness ran out. */
+template <int N, class V> BlindingPair *make_and_take(LaneRsa<N, V> *rsa, gpk_key *key)
+{
+    constexpr int width = V::width;
+    BlindingPair *pair;
+
+    while ((pair = take_pair(key)) == NULL) {
+        BlindingPair *vacant[PAIRS];
+        gpk_key *keys[width];
+        typename LaneRows<N, V>::Row random[width];
+        const int count = take_vacant(key, vacant);
+
+        if (count == 0)
+            return NULL;
+        for (gpk_key *&row_key : keys)
+            row_key = key;
+        rsa->rows.set_keys(keys);
+        for (int done = 0; done < count; done += width) {
+            BlindingPair *pairs[width];
+            if (!random_bytes(random, sizeof(random)))
+                return NULL;
+            for (int i = 0; i < width; i++)
+                pairs[i] = vacant[done + i < count ? done + i : done];
+            /* A pair that fills several elements is written several times: the last is as good as the first. */
+            for (auto &row : random)
+                for (uint64_t &limb : row)
+                    limb &= LIMB_MASK;
+            rsa->rows.set_rows(random, pairs, NULL);
+            rsa->make_pair();
+        }
+        add_ready(key, vacant, count);
+    }
+    return pair;
+}
+
+/* Rows `indices[0 .. count - 1]`, all of keys with N limbs. */
+template <int N, class V>
+void private_group(LaneRsa<N, V> *rsa, const PrivateBatch &batch, const uint32_t *indices, int count)
+{
+    constexpr int width = V::width, capacity = limbs_to_bytes(2 * N);
+    typename LaneRows<N, V>::Row rows[width];
+    gpk_key *keys[width];
+    BlindingPair *pairs[width];
+    uint8_t ok[width];
+    const int size = (int)batch.stride < capacity ? (int)batch.stride : capacity;
+
+    for (int i = 0; i < width; i++) {
+        const uint32_t row = indices[i < count ? i : 0];
+        keys[i] = batch.keys[row];
+        pairs[i] = i < count ? make_and_take(rsa, keys[i]) : pairs[0];
+        if (pairs[i] == NULL) {
+            while (i-- > 0)
+                return_pair(keys[i], pairs[i], 0);
+            return;
+        }
+        limbs_from_bytes(rows[i], 2 * N, batch.inputs + (size_t)row * batch.stride, size);
+    }
+    rsa->rows.set_keys(keys);
+    rsa->rows.set_rows(rows, pairs, ok);
+    rsa->private_operation();
+    for (int i = 0; i < count; i++) {
+        limbs_to_bytes(batch.outputs + (size_t)indices[i] * batch.stride, size, rows[i], 2 * N);
+        batch.ok[indices[i]] = ok[i];
+        return_pair(keys[i], pairs[i], !ok[i]);
+    }
+}
+
+/* The row's bytes above the class's capacity must be zero, and the row wide enough for the key. */
+inline int row_fits(const PrivateBatch &batch, uint32_t index, int limbs)
+{
+    const uint8_t *row = batch.inputs + (size_t)index * batch.stride;
+    uint8_t above = 0;
+
+    for (uint32_t i = (uint32_t)limbs_to_bytes(2 * limbs); i < batch.stride; i++)
+        above |= row[i];
+    return above == 0 && (uint32_t)batch.keys[index]->bytes <= batch.stride;
+}
+
+template <int N, class V> void private_class(void *workspace, const PrivateBatch &batch)
+{
+    LaneRsa<N, V> *rsa = static_cast<LaneRsa<N, V> *>(workspace);
+    uint32_t indices[V::width];
+    int count = 0, used = 0;
+
+    static_assert(sizeof(*rsa) <= WORKSPACE_SIZE, "the workspace is large enough");
+    for (uint32_t i = 0; i < batch.count; i++) {
+        if (batch.keys[i]->limbs != N || !row_fits(batch, i, N))
+            continue;
+        indices[count++] = i;
+        used = 1;
+        if (count == V::width) {
+            private_group(rsa, batch, indices, count);
+            count = 0;
+        }
+    }
+    if (count > 0)
+        private_group(rsa, batch, indices, count);
+    if (used)
+        wipe(workspace, sizeof(*rsa));
+}
+
+template <class V> void private_batch(void *workspace, const PrivateBatch &batch)
+{
+    memset(batch.ok, 0, batch.count);
+    memset(batch.outputs, 0, (size_t)batch.count * batch.stride);
+    private_class<20, V>(workspace, batch);
+    private_class<25, V>(workspace, batch);
+    private_class<30, V>(workspace, batch);
+    private_class<35, V>(workspace, batch);
+    private_class<40, V>(workspace, batch);
+}
+
+/* Up to L::width rows from `first` on. */
+template <int N, class L>
+void modexp_group(Modexp<N, L> *modexp, const ModexpBatch &batch, uint32_t first, uint32_t count)
+{
+    constexpr uint32_t width = L::width;
+    typename Modexp<N, L>::Row rows[width], moduli[width];
+    uint8_t exponents[width][MAX_BYTES + 16];
+    const uint8_t *exponent_rows[width];
+
+    for (uint32_t i = 0; i < width; i++) {
+        const size_t row = first + (i < count ? i : 0);
+        limbs_from_bytes(rows[i], N, batch.bases + row * batch.stride, (int)batch.stride);
+        limbs_from_bytes(moduli[i], N, batch.moduli + row * batch.stride, (int)batch.stride);
+        memset(exponents[i], 0, sizeof(exponents[i]));
+        memcpy(exponents[i], batch.exponents + row * batch.exponent_stride, batch.exponent_stride);
+        exponent_rows[i] = exponents[i];
+        const int valid = (moduli[i][0] & 1) && limbs_bits(moduli[i], N) > 1;
+        if (!valid) {
+            memset(moduli[i], 0, sizeof(moduli[i]));
+            moduli[i][0] = 3;
+        }
+        if (i < count)
+            batch.ok[row] = (uint8_t)valid;
+    }
+    modexp->set_moduli(moduli);
+    modexp->run(rows, exponent_rows, (int)batch.exponent_bits);
+    for (uint32_t i = 0; i < count; i++) {
+        if (!batch.ok[first + i])
+            memset(rows[i], 0, sizeof(rows[i]));
+        limbs_to_bytes(batch.outputs + (size_t)(first + i) * batch.stride, (int)batch.stride, rows[i], N);
+    }
+}
+
+/* Pairs of lanes while more rows are left than one lane holds: two streams hide the multiplier's latency. */
+template <int N, class V> void modexp_class(void *workspace, const ModexpBatch &batch)
+{
+    auto *one = static_cast<Modexp<N, V> *>(workspace);
+    uint32_t row = 0;
+
+    if constexpr (V::width > 1) {
+        constexpr uint32_t width = 2 * V::width;
+        auto *two = reinterpret_cast<Modexp<N, Pair<V>> *>(one + 1);
+        static_assert(sizeof(*one) + sizeof(*two) <= WORKSPACE_SIZE, "the workspace is large enough");
+
+        while (batch.count - row > V::width) {
+            const uint32_t left = batch.count - row, count = left < width ? left : width;
+            modexp_group(two, batch, row, count);
+            row += count;
+        }
+    }
+    while (row < batch.count) {
+        const uint32_t left = batch.count - row, count = left < V::width ? left : V::width;
+        modexp_group(one, batch, row, count);
+        row += count;
+    }
+    if (V::width < batch.count)
+        wipe(workspace, sizeof(*one) + sizeof(Modexp<N, Pair<V>>));
+    else
+        wipe(workspace, sizeof(*one));
+}
+
+/* Three size classes, for the Diffie-Hellman groups of RFC 7919; what lies between costs what the next one costs. */
+template <class V> void modexp_batch(void *workspace, const ModexpBatch &batch)
+{
+    const uint32_t bits = 8 * batch.stride + 4; /* of 16 times the largest modulus */
+
+    if (bits <= 52 * 40)
+        modexp_class<40, V>(workspace, batch);
+    else if (bits <= 52 * 60)
+        modexp_class<60, V>(workspace, batch);
+    else
+        modexp_class<80, V>(workspace, batch);
+}
+
+} // namespace
+} // namespace gpk
+
+#endif

@@ -1,0 +1,75 @@
+/* Modular exponentiation of L::width rows at once, each with its own odd modulus.
+ *
+ * Per group: R mod m by doubling (scalar), R^2 from it by about 12 squarings, kept while the moduli stay the same.
+ * Constant time in bases and exponents; moduli and sizes are public.
+ */
+#ifndef GPK_CPU_MODEXP_H
+#define GPK_CPU_MODEXP_H
+
+#include "arithmetic/exponentiation.h"
+#include "cpu/gather.h"
+#include "arithmetic/limbs.h"
+#include "cpu/montgomery52.h"
+
+namespace gpk {
+
+template <int N, class L> class Modexp {
+  public:
+    static constexpr int width = L::width;
+    using Row = uint64_t[N];
+
+    /* moduli: odd, 3 or more, below R / 16. The object's memory was zero before the first call. */
+    void set_moduli(const Row *moduli)
+    {
+        if (memcmp(current, moduli, sizeof(current)) == 0)
+            return;
+        memcpy(current, moduli, sizeof(current));
+        uint64_t row_one[N], k0 = 0;
+        for (int i = 0; i < width; i++) {
+            if (i == 0 || memcmp(moduli[i], moduli[i - 1], sizeof(Row)) != 0) {
+                limbs_one(row_one, moduli[i], N, limbs_bits(moduli[i], N));
+                k0 = limbs_k0(moduli[i][0]);
+            }
+            put(arithmetic.modulus, i, moduli[i], N);
+            put(&arithmetic.k0, i, &k0, 1);
+            put(one, i, row_one, N);
+        }
+        /* R^2 is the Montgomery form of 2^(52 N). 52 N is even, so the last step is a squaring: below 2 moduli. */
+        constexpr int POWER = 52 * N;
+        for (int i = 0; i < N; i++)
+            r2[i] = one[i];
+        for (int bit = 31 - __builtin_clz(POWER); bit >= 0; bit--) {
+            arithmetic.square(r2, r2);
+            if (POWER >> bit & 1)
+                arithmetic.add(r2, r2, r2);
+        }
+    }
+
+    /* rows: bases below R in, powers out. exponents: bytes readable up to 2 beyond exponent_bits. */
+    void run(Row *rows, const uint8_t *const *exponents, int exponent_bits)
+    {
+        uint64_t packed[MAX_WORDS];
+
+        for (int i = 0; i < width; i++) {
+            put(number, i, rows[i], N);
+            Digits<WINDOW>::pack(packed, exponents[i], exponent_bits);
+            put(exponent, i, packed, Digits<WINDOW>::words(exponent_bits));
+        }
+        raise<WINDOW>(arithmetic, number, one, r2, PackedExponent<L>(exponent), Digits<WINDOW>::count(exponent_bits),
+                      table);
+        for (int i = 0; i < width; i++)
+            get(rows[i], number, i, N);
+    }
+
+  private:
+    static constexpr int WINDOW = 4; /* as key.h's */
+    static constexpr int MAX_WORDS = Digits<WINDOW>::words(8 * MAX_BYTES);
+
+    Montgomery52<N, L> arithmetic;
+    Row current[width];
+    L one[N], r2[N], number[N], exponent[MAX_WORDS], table[N << WINDOW];
+};
+
+} // namespace gpk
+
+#endif

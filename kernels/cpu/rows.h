@@ -1,0 +1,230 @@
+/* Rows of RSA operations on a processor's lanes: each row's numbers lie in one element, mod p and mod q in a pair of
+ * lanes. What rsa.h asks of Rows. */
+#ifndef GPK_CPU_ROWS_H
+#define GPK_CPU_ROWS_H
+
+#include "cpu/gather.h"
+#include "cpu/key.h"
+#include "cpu/memory.h"
+#include "cpu/montgomery52.h"
+#include "cpu/vector_pair.h"
+#include "arithmetic/rsa.h"
+
+namespace gpk {
+
+template <int N, class V> class LaneRows {
+  public:
+    static constexpr int width = V::width, WINDOW = PRIVATE_WINDOW;
+    using Two = Pair<V>; /* (mod p, mod q) */
+    using Half = Montgomery52<N, Two>;
+    using Full = Montgomery52<2 * N, V>;
+    using Row = uint64_t[2 * N];
+
+    /* One key per row; they are of this size class. */
+    void set_keys(gpk_key *const *row_keys)
+    {
+        prime_bits = 0;
+        any = 0;
+        for (int i = 0; i < width; i++) {
+            keys[i] = row_keys[i];
+            any |= keys[i]->e;
+            put(&e, i, &keys[i]->e, 1);
+            if (keys[i]->prime_bits > prime_bits)
+                prime_bits = keys[i]->prime_bits;
+        }
+    }
+
+    /* rows: in, numbers below R_n; out, the results, zero where it failed. row_pairs: one for each row; rows that only fill
+     * the lanes may share another's. ok may be NULL where no operation is to be settled. */
+    void set_rows(Row *numbers, BlindingPair *const *row_pairs, uint8_t *verdicts)
+    {
+        rows = numbers;
+        pairs = row_pairs;
+        ok = verdicts;
+    }
+
+    void load(Half &half) const
+    {
+        load(half.modulus, HalfNumber::modulus);
+        for (int i = 0; i < width; i++) {
+            put(&half.k0, i, &keys[i]->prime[0].k0, 1);
+            put(&half.k0, width + i, &keys[i]->prime[1].k0, 1);
+        }
+    }
+
+    void load(Full &full) const
+    {
+        load(full.modulus, FullNumber::modulus);
+        for (int i = 0; i < width; i++)
+            put(&full.k0, i, &keys[i]->n_k0, 1);
+    }
+
+    void load(Two *to, HalfNumber number) const
+    {
+        switch (number) {
+        case HalfNumber::modulus:
+            return gather(to, &PrimeConstants::modulus);
+        case HalfNumber::one:
+            return gather(to, &PrimeConstants::one);
+        case HalfNumber::r2:
+            return gather(to, &PrimeConstants::r2);
+        case HalfNumber::r3:
+            return gather(to, &PrimeConstants::r3);
+        case HalfNumber::qinv:
+            Half::set_unit(to);
+            return gather_first(to, &gpk_key::qinv);
+        case HalfNumber::qinv_r:
+            for (int i = 0; i < N; i++)
+                to[i] = Splat<Two>::of(0);
+            return gather_first(to, &gpk_key::qinv_r);
+        }
+    }
+
+    void load(V *to, FullNumber number) const
+    {
+        switch (number) {
+        case FullNumber::modulus:
+            return gather(to, &gpk_key::n);
+        case FullNumber::one:
+            return gather(to, &gpk_key::n_one);
+        case FullNumber::r2:
+            return gather(to, &gpk_key::n_r2);
+        case FullNumber::q_r:
+            return gather(to, &gpk_key::q_r);
+        }
+    }
+
+    void load_input(V *to) const
+    {
+        for (int i = 0; i < width; i++)
+            put(to, i, rows[i], 2 * N);
+    }
+
+    void load_factor(V *to) const
+    {
+        for (int i = 0; i < width; i++)
+            put(to, i, pairs[i]->factor, 2 * N);
+    }
+
+    void load_inverse(V *to) const
+    {
+        for (int i = 0; i < width; i++)
+            put(to, i, pairs[i]->inverse, 2 * N);
+    }
+
+    void store_factor(const V *from) const
+    {
+        for (int i = 0; i < width; i++)
+            get(pairs[i]->factor, from, i, 2 * N);
+    }
+
+    void store_inverse(const V *from) const
+    {
+        for (int i = 0; i < width; i++)
+            get(pairs[i]->inverse, from, i, 2 * N);
+    }
+
+    /* Each row's verdict, and its result: number, if power is the row's input again. Both canonical. */
+    void settle(const V *number, const V *power) const
+    {
+        for (int i = 0; i < width; i++)
+            settle_row(number, power, i);
+    }
+
+    PackedExponent<Two> exponent(HalfExponent which)
+    {
+        const auto constants = which == HalfExponent::inverse ? &PrimeConstants::inverse : &PrimeConstants::exponent;
+
+        for (int i = 0; i < Digits<WINDOW>::words(prime_bits); i++)
+            exponents[i] = Splat<Two>::of(0);
+        for (int i = 0; i < width; i++) {
+            const int words = Digits<WINDOW>::words(keys[i]->prime_bits);
+            put(exponents, i, keys[i]->prime[0].*constants, words);
+            put(exponents, width + i, keys[i]->prime[1].*constants, words);
+        }
+        return PackedExponent<Two>(exponents);
+    }
+
+    int digits() const { return Digits<WINDOW>::count(prime_bits); }
+    Two *table() { return entries; }
+    uint64_t any_e() const { return any; }
+    auto e_has(int position) const { return bit_of(e, position); }
+
+    /* number = low + high R, in both rings */
+    static void halves(Two *low, Two *high, const V *number)
+    {
+        for (int i = 0; i < N; i++) {
+            low[i] = {number[i], number[i]};
+            high[i] = {number[N + i], number[N + i]};
+        }
+    }
+
+    /* What lies in the ring mod q, in both. */
+    static void second(Two *to, const Two *from)
+    {
+        for (int i = 0; i < N; i++)
+            to[i] = {from[i].second, from[i].second};
+    }
+
+    /* first = a of the ring mod p, second = b of the ring mod q, as integers. */
+    static void join(V *first, V *second, const Two *a, const Two *b)
+    {
+        for (int i = 0; i < N; i++) {
+            first[i] = a[i].first;
+            second[i] = b[i].second;
+            first[N + i] = second[N + i] = Splat<V>::of(0);
+        }
+    }
+
+  private:
+    gpk_key *keys[width];
+    Row *rows;
+    BlindingPair *const *pairs;
+    uint8_t *ok;
+    int prime_bits;
+    uint64_t any;
+    V e;
+    Two exponents[2 * N], entries[N << WINDOW];
+
+    static_assert(Digits<WINDOW>::words(52 * N) <= 2 * N, "the exponents fit");
+
+    void gather(Two *to, uint64_t *PrimeConstants::*constants) const
+    {
+        for (int i = 0; i < width; i++) {
+            put(to, i, keys[i]->prime[0].*constants, N);
+            put(to, width + i, keys[i]->prime[1].*constants, N);
+        }
+    }
+
+    void gather_first(Two *to, uint64_t *gpk_key::*constants) const
+    {
+        for (int i = 0; i < width; i++)
+            put(to, i, keys[i]->*constants, N);
+    }
+
+    void gather(V *to, uint64_t *gpk_key::*constants) const
+    {
+        for (int i = 0; i < width; i++)
+            put(to, i, keys[i]->*constants, 2 * N);
+    }
+
+    void settle_row(const V *number, const V *power, int index) const
+    {
+        uint64_t *row = rows[index];
+        uint64_t result[2 * N], again[2 * N], difference = 0;
+
+        get(again, power, index, 2 * N);
+        for (int i = 0; i < 2 * N; i++)
+            difference |= again[i] ^ row[i];
+        const uint64_t right = ((difference - 1) & ~difference) >> 63; /* 1 if the difference is zero */
+        get(result, number, index, 2 * N);
+        for (int i = 0; i < 2 * N; i++)
+            row[i] = result[i] & (0 - right);
+        ok[index] = (uint8_t)right;
+        GPK_PUBLIC(ok[index]);
+    }
+};
+
+} // namespace gpk
+
+#endif

@@ -1,0 +1,24 @@
+/* What the host build's files, one for each radix, give to threads.cpp. */
+#ifndef GPK_HOST_KERNEL_LIST_H
+#define GPK_HOST_KERNEL_LIST_H
+
+#include "host/threads.h"
+
+namespace gpk {
+
+struct HostKernel {
+    gpk_thread_kernel about;
+    void (*run)(const void *launch, void *table);
+};
+
+struct HostKernels {
+    const HostKernel *first;
+    int count;
+};
+
+HostKernels host_kernels32();
+HostKernels host_kernels52();
+
+} // namespace gpk
+
+#endif

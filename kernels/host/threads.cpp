@@ -1,0 +1,61 @@
+/* The C entries of the multi-thread kernels' host build. */
+#include "host/threads.h"
+
+#include <initializer_list>
+
+#include "cpu/memory.h"
+#include "host/kernel_list.h"
+
+using namespace gpk;
+
+static int have_vectors(void)
+{
+#if defined(__x86_64__)
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+#else
+    return 1;
+#endif
+}
+
+static const HostKernel *find(int index)
+{
+    if (index < 0 || !have_vectors())
+        return NULL;
+    for (const HostKernels kernels : {host_kernels32(), host_kernels52()}) {
+        if (index < kernels.count)
+            return kernels.first + index;
+        index -= kernels.count;
+    }
+    return NULL;
+}
+
+const struct gpk_thread_kernel *gpk_thread_kernel_at(int index)
+{
+    const HostKernel *kernel = find(index);
+
+    return kernel == NULL ? NULL : &kernel->about;
+}
+
+/* Numbers lie there while a warp is computed: 14 limbs of 32 elements each take 4 KiB. */
+static __attribute__((noinline)) void wipe_deep_stack(void)
+{
+    uint8_t below[192 * 1024];
+
+    wipe(below, sizeof(below));
+}
+
+enum gpk_status gpk_thread_run(int index, const void *launch)
+{
+    const HostKernel *kernel = find(index);
+
+    if (kernel == NULL)
+        return GPK_NO_ISA;
+    void *table = take_workspace();
+    if (table == NULL)
+        return GPK_NO_MEMORY;
+    kernel->run(launch, table);
+    wipe(table, 2 * (size_t)kernel->about.table_bytes); /* elements of 32 bits take 64 here */
+    return_workspace(table);
+    wipe_deep_stack();
+    return GPK_OK;
+}
