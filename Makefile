@@ -79,7 +79,7 @@ build/nvrtc-%/nvidia/cu13/lib: | .venv/ready-cubins
 
 # Compiles every CUDA kernel for every architecture, without a GPU, and compares its machine code with the repository's table.
 cubins: .venv/ready-cubins $(NVRTC_LIBRARIES)
-	@$(WITH_NVRTC) $(BIN)/python -m bench.kernel_code
+	@$(WITH_NVRTC) $(BIN)/python -m bench.kernels.check_cubins
 
 # Every stress test of the C core under the address and undefined-behaviour sanitizers, and under the thread sanitizer those
 # without OpenSSL's async jobs: it cannot follow a switch of stacks.
@@ -154,7 +154,7 @@ wheel: .venv/ready-test
 # bench.gpu with all that it needs, for a machine with a GPU and without a network.
 gpu-suite: wheel .venv/ready-cubins $(NVRTC_LIBRARIES)
 	@echo "fetching wheels, compiling kernels"
-	@$(WITH_NVRTC) $(BIN)/python -m bench.gpu_archive build/gpu-suite.tar --wheel dist/*.whl --python $(PYTHON_VERSION) --arch $(ARCH)
+	@$(WITH_NVRTC) $(BIN)/python -m bench.gpu.archive build/gpu-suite.tar --wheel dist/*.whl --python $(PYTHON_VERSION) --arch $(ARCH)
 
 container:
 	@$(PYTHON) tests/containers/terminator.py || [ $$? = 77 ]

@@ -11,8 +11,10 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
-from . import connections, kernels, key_sizes, latency, plot, queue_overhead, report, scheduling, throughput
-from .servers import Bench, BenchError
+from . import plot, queue_overhead, report, scheduling
+from .harness import Bench, BenchError
+from .kernels import speed
+from .servers import connections, key_sizes, latency, throughput
 
 Measure = Callable[..., report.Result]
 
@@ -20,7 +22,7 @@ Measure = Callable[..., report.Result]
 FULL: dict[str, Measure] = {
     "connections": partial(connections.measure, rounds=9, connections=600),
     "key-sizes": partial(key_sizes.measure, rounds=5, connections=600),
-    "kernels": partial(kernels.measure, rounds=15, seconds=0.08),
+    "kernels": partial(speed.measure, rounds=15, seconds=0.08),
     "queue": partial(queue_overhead.measure, rounds=9, requests=50_000),
     "throughput": partial(throughput.measure, rounds=7, size=throughput.GIB),
     "latency": partial(latency.measure, rounds=40, connections=50),
@@ -29,7 +31,7 @@ FULL: dict[str, Measure] = {
 QUICK: dict[str, Measure] = {
     "connections": partial(connections.measure, rounds=3, connections=100),
     "key-sizes": partial(key_sizes.measure, rounds=2, connections=60),
-    "kernels": partial(kernels.measure, rounds=3, seconds=0.02),
+    "kernels": partial(speed.measure, rounds=3, seconds=0.02),
     "queue": partial(queue_overhead.measure, rounds=3, requests=10_000),
     "throughput": partial(throughput.measure, rounds=2, size=128 * throughput.MIB),
     "latency": partial(latency.measure, rounds=8, connections=25),

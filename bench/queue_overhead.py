@@ -20,8 +20,8 @@ from gpu_provider.engine.scheduler import CostCurve
 from gpu_provider.kernels.warp import Kernel
 from gpu_provider.native import ffi, lib
 
+from .harness import RSA_BITS, Bench, BenchError
 from .report import Result, Row, Spread, Target
-from .servers import RSA_BITS, Bench, BenchError
 
 IN_FLIGHT = (1, 64, 1024, 4096)
 ROWS_OF_A_CALL = 8  # few: what each row costs is not meant

@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 
 from gpu_provider.engine.scheduler import CostCurve, Launch, Limits, Waiting, Workers, decide
 
+from .harness import Bench
 from .report import Curve, Result, Row, Spread, Target
-from .servers import Bench
 
 HERE = Path(__file__).parent
 PROCESSOR = HERE / "curves" / "processor.json"

@@ -53,7 +53,7 @@ class Arithmetic(enum.StrEnum):
         return 8 if self is Arithmetic.FP64 else 4
 
 
-# By the estimates of bench/kernel_code.py. A multiprocessor of an A100 has half the FP64 units of an H100's.
+# By the estimates of bench/kernels/check_cubins.py. A multiprocessor of an A100 has half the FP64 units of an H100's.
 _ARITHMETICS = {
     "sm_80": (Arithmetic.INT32, Arithmetic.FP64),
     "sm_90": (Arithmetic.FP64, Arithmetic.INT32),

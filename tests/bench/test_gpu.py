@@ -20,19 +20,13 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))  # bench/ is no installed package: it is run from the repository's root
 
-from bench import (  # noqa: E402
-    gpu,
-    gpu_files,
-    gpu_pipes,
-    gpu_plan,
-    gpu_process,
-    gpu_report,
-)
-from bench.gpu_report import Report  # noqa: E402
+from bench.gpu import __main__ as gpu  # noqa: E402
+from bench.gpu import files, pipes, plan, process, report  # noqa: E402
+from bench.gpu.report import Report  # noqa: E402
 
 
 def names() -> list[str]:
-    return [section.name for section in gpu_plan.PLAN]
+    return [section.name for section in plan.PLAN]
 
 
 def document(output: Path) -> dict[str, Any]:
@@ -51,7 +45,7 @@ def test_the_suite_runs_on_the_host_device_and_its_file_is_complete(tmp_path: Pa
     assert parameters["commit"] == "0123abc"
     assert saved["environment"]["versions"]["numpy"]
     for name in names():
-        of_gpus_alone = name in {"ncu", *gpu_plan.SANITIZERS}
+        of_gpus_alone = name in {"ncu", *plan.SANITIZERS}
         expected = "not run" if of_gpus_alone else "done"
         assert parameters["sections"][name]["status"] == expected, parameters["sections"][name]
         assert any(note.startswith(f"{name}: not run") for note in saved["notes"]) == of_gpus_alone
@@ -88,10 +82,10 @@ def run_with(
     """The suite with a shell script as the interpreter of its sections: $3 is the section's name. Those that hang are
     ended after a second."""
     monkeypatch.setattr(sys, "executable", str(write_script(tmp_path / "python", program)))
-    plan = [
-        replace(section, least=0.1, most=1.0 if section.name in hang else section.most) for section in gpu_plan.PLAN
+    sections = [
+        replace(section, least=0.1, most=1.0 if section.name in hang else section.most) for section in plan.PLAN
     ]
-    monkeypatch.setattr(gpu_plan, "PLAN", plan)
+    monkeypatch.setattr(plan, "PLAN", sections)
     output = tmp_path / "output"
     status = gpu.main([*arguments, "--device", "0", "--output", str(output), "--kernel-cache", str(tmp_path)])
     return status, document(output)
@@ -147,7 +141,7 @@ def test_a_section_that_dies_hangs_or_prints_rubbish_costs_no_other(
         assert ends[name] == ("done", None)
     assert len([sample for sample in saved["samples"] if sample["section"] == "pipes"]) == 2
     limit = next(row for row in saved["rows"] if row["case"] == "RSA-2048, what the pipe allows")
-    assert limit["measured"]["median"] == pytest.approx(64e9 * 132 / gpu_pipes.multiply_adds("fp64", 2048, 5))
+    assert limit["measured"]["median"] == pytest.approx(64e9 * 132 / pipes.multiply_adds("fp64", 2048, 5))
     log = next((tmp_path / "output").glob("*-gpu-nvidia-h100.log")).read_text()
     assert "illegal address" in log
     assert "rubbish" in log
@@ -162,8 +156,8 @@ def test_such_sections_cost_nothing_on_a_device_that_works(tmp_path: Path, monke
         *) exec {sys.executable} "$@" ;;
     esac"""
     monkeypatch.setattr(sys, "executable", str(write_script(tmp_path / "python", program)))
-    plan = [replace(section, most=1.0) if section.name == "pairs" else section for section in gpu_plan.PLAN]
-    monkeypatch.setattr(gpu_plan, "PLAN", plan)
+    hurried = [replace(section, most=1.0) if section.name == "pairs" else section for section in plan.PLAN]
+    monkeypatch.setattr(plan, "PLAN", hurried)
     wanted = ["smoke", "workers", "pairs", "correctness", "pipes", "end-to-end"]
     assert gpu.main([*wanted, "--device", "host", "--tiny", "--output", str(tmp_path / "output")]) == 1
     saved = document(tmp_path / "output")
@@ -187,14 +181,14 @@ def test_such_sections_cost_nothing_on_a_device_that_works(tmp_path: Path, monke
     ],
 )  # fmt: skip
 def test_what_is_no_result_is_told_from_one(line: bytes) -> None:
-    assert gpu_report.read_line(line) is None
+    assert report.read_line(line) is None
 
 
 def test_what_a_section_reports_is_read_as_it_was() -> None:
     pipe = io.StringIO()
-    sample = gpu_report.Pipe(pipe="DFMA", per_clock=64.0, clock_hz=1e9)
+    sample = report.Pipe(pipe="DFMA", per_clock=64.0, clock_hz=1e9)
     Report(pipe).sample(sample)
-    line = gpu_report.read_line(pipe.getvalue().encode())
+    line = report.read_line(pipe.getvalue().encode())
     assert line is not None
     assert line.sample == sample
 
@@ -202,7 +196,7 @@ def test_what_a_section_reports_is_read_as_it_was() -> None:
 def test_a_process_that_leaves_the_group_with_the_pipes_open_holds_up_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(gpu_process, "ENDING_SECONDS", 0.2)
+    monkeypatch.setattr(process, "ENDING_SECONDS", 0.2)
     program = """case $3 in compile) setsid sleep 600 & echo "{\\"note\\": \\"$!\\"}" ;; esac"""
     status, saved = run_with(program, tmp_path, monkeypatch, "compile", "smoke")
     (left,) = saved["notes"]
@@ -213,8 +207,8 @@ def test_a_process_that_leaves_the_group_with_the_pipes_open_holds_up_nothing(
 def test_a_section_that_prints_without_end_fills_neither_memory_nor_disk(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(gpu_files, "LOG_BYTES", 1000)
-    monkeypatch.setattr(gpu_process, "LONGEST_LINE", 1000)
+    monkeypatch.setattr(files, "LOG_BYTES", 1000)
+    monkeypatch.setattr(process, "LONGEST_LINE", 1000)
     program = "case $3 in compile) exec head -c 5000000 /dev/zero ;; smoke) seq 100000 ;; esac"
     status, saved = run_with(program, tmp_path, monkeypatch, "compile", "smoke")
     assert status == 1
@@ -274,7 +268,8 @@ class Watched:
         hang = f"exec 3>{fifo}; sleep 60 & echo >&3; wait"
         program = f"case $3 in machine) echo '{H100}' ;; pipes) echo '{PIPE}'; {hang} ;; esac"
         script = write_script(tmp_path / "python", program)
-        code = f"import sys; sys.executable = {str(script)!r}; from bench import gpu; sys.exit(gpu.main(sys.argv[1:]))"
+        main = "from bench.gpu.__main__ import main; sys.exit(main(sys.argv[1:]))"
+        code = f"import sys; sys.executable = {str(script)!r}; {main}"
         command = [sys.executable, "-c", code, "pipes", *arguments, "--output", str(self.output)]
         self.process = subprocess.Popen(
             [*command, "--kernel-cache", str(tmp_path)],
@@ -315,7 +310,7 @@ async def test_a_section_that_is_just_being_started_is_ended_too(turns: int, mon
         killpg(group, number)
 
     monkeypatch.setattr(os, "killpg", kill)
-    running = asyncio.ensure_future(gpu_process.run_process(["sleep", "60"], 60, lambda _: True, lambda _: None))
+    running = asyncio.ensure_future(process.run_process(["sleep", "60"], 60, lambda _: True, lambda _: None))
     for _ in range(turns):
         await asyncio.sleep(0)
     running.cancel()
@@ -351,11 +346,11 @@ def test_sections_for_which_too_little_time_is_left_are_skipped(
 
 
 def test_a_section_gets_what_is_left_but_the_least_of_the_later_ones() -> None:
-    first, second, third = (gpu_plan.Section(name, least=10, most=40, what="") for name in "abc")
-    assert gpu_plan.time_for(first, [second, third], 200) == 40
-    assert gpu_plan.time_for(first, [second, third], 50) == 30
-    assert gpu_plan.time_for(first, [second, third], 25) == 10  # rather than a later one
-    assert gpu_plan.time_for(first, [second, third], 9) is None
+    first, second, third = (plan.Section(name, least=10, most=40, what="") for name in "abc")
+    assert plan.time_for(first, [second, third], 200) == 40
+    assert plan.time_for(first, [second, third], 50) == 30
+    assert plan.time_for(first, [second, third], 25) == 10  # rather than a later one
+    assert plan.time_for(first, [second, third], 9) is None
 
 
 def test_all_is_over_in_the_time_that_was_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -377,8 +372,8 @@ def test_a_section_runs_with_nothing_but_what_it_needs(name: str, tmp_path: Path
 
 
 def test_every_section_can_be_chosen_alone_and_comes_after_what_it_needs() -> None:
-    for section in gpu_plan.PLAN:
-        chosen = [each.name for each in gpu_plan.chosen([section.name])]
+    for section in plan.PLAN:
+        chosen = [each.name for each in plan.chosen([section.name])]
         assert chosen == ["machine", *filter(None, [section.needs]), section.name][-len(chosen) :]
         assert (section.name == "machine") == (len(chosen) == 1)
 
@@ -411,5 +406,5 @@ def test_without_a_gpu_the_suite_says_why_and_saves_nothing(tmp_path: Path, caps
 def test_the_files_need_nothing_that_a_cuda_image_lacks() -> None:
     """No matplotlib, and no test's package."""
     blocked = "import sys; sys.modules.update(dict.fromkeys(['matplotlib', 'trustme', 'uvloop', 'cupy']))"
-    code = f"{blocked}; from bench import gpu, gpu_section; sys.exit(gpu.main(['--help']))"
+    code = f"{blocked}; from bench.gpu import __main__, section; sys.exit(__main__.main(['--help']))"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, stdout=subprocess.DEVNULL, timeout=60)

@@ -16,7 +16,9 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))  # bench/ is no installed package: it is run from the repository's root
 
-from bench import gpu, gpu_archive, servers  # noqa: E402
+from bench import harness  # noqa: E402
+from bench.gpu import archive as gpu_archive  # noqa: E402
+from bench.gpu import plan  # noqa: E402
 from gpu_provider.kernels.cubin_cache import CubinCache  # noqa: E402
 
 if TYPE_CHECKING:
@@ -94,7 +96,7 @@ def test_the_time_for_the_suite_is_what_installing_leaves(archive: Path) -> None
 def test_another_python_is_told_what_to_make(archive: Path) -> None:
     suite = unpack(archive)
     settings = json.loads((suite / "suite.json").read_text())
-    assert settings["seconds"] == gpu.DEFAULT_SECONDS
+    assert settings["seconds"] == plan.DEFAULT_SECONDS
     (suite / "suite.json").write_text(json.dumps({**settings, "python": "3.99"}))
     ran = run(suite)
     assert ran.returncode == 1
@@ -128,12 +130,12 @@ def test_what_was_compiled_before_needs_no_compiler(tmp_path: Path, monkeypatch:
     prebuilt = tmp_path / "prebuilt" / "queue_jobs"
     prebuilt.parent.mkdir()
     prebuilt.touch()
-    monkeypatch.setattr(servers, "SOURCES", tmp_path)
+    monkeypatch.setattr(harness, "SOURCES", tmp_path)
     monkeypatch.setenv("PATH", str(tmp_path))
-    with servers.Bench() as bench:
+    with harness.Bench() as bench:
         assert bench.compile("queue_jobs") == prebuilt
-        with pytest.raises(servers.BenchError, match="no C compiler"):
-            bench.compile("load")
+        with pytest.raises(harness.BenchError, match="no C compiler"):
+            bench.compile("servers/load")
 
 
 def test_kernels_that_were_compiled_before_are_packed_as_well_as_new_ones(tmp_path: Path) -> None:

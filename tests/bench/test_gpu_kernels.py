@@ -17,17 +17,17 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))  # bench/ is no installed package: it is run from the repository's root
 
-from bench import (  # noqa: E402
-    gpu_batches,
-    gpu_correctness,
-    gpu_device,
-    gpu_pipes,
-    gpu_report,
-    gpu_smoke,
-    gpu_sweep,
-    gpu_workers,
+from bench.gpu import (  # noqa: E402
+    batches,
+    correctness,
+    device,
+    in_flight,
+    pipes,
+    report,
+    smoke,
+    sweep,
 )
-from bench.gpu_report import Report  # noqa: E402
+from bench.gpu.report import Report  # noqa: E402
 from bench.queue_overhead import NothingDevice  # noqa: E402
 from gpu_provider.kernels import cubins, nvrtc, warp  # noqa: E402
 from gpu_provider.kernels.cubin_cache import CubinCache  # noqa: E402
@@ -41,10 +41,10 @@ if TYPE_CHECKING:
     from gpu_provider.backends.base import Batch
     from gpu_provider.backends.cuda.backend import CudaBackend
 
-VARIANT = gpu_device.Variant(cubins.Arithmetic.INT32, 256, 8, 4)
+VARIANT = device.Variant(cubins.Arithmetic.INT32, 256, 8, 4)
 
 
-class FlippingDevice(gpu_device.HostDevice):
+class FlippingDevice(device.HostDevice):
     """Flips one bit of one row as it comes back."""
 
     row = 2
@@ -59,33 +59,33 @@ class FlippingDevice(gpu_device.HostDevice):
 def test_one_wrong_bit_is_found_and_reported_without_a_secret(operation: str) -> None:
     pipe = io.StringIO()
     if operation == "private":
-        wrong = gpu_correctness.check_private(FlippingDevice(), VARIANT, 5, Report(pipe), rounds=1)
+        wrong = correctness.check_private(FlippingDevice(), VARIANT, 5, Report(pipe), rounds=1)
     else:
-        wrong = gpu_correctness.check_modexp(FlippingDevice(), VARIANT, 5, 64, Report(pipe))
+        wrong = correctness.check_modexp(FlippingDevice(), VARIANT, 5, 64, Report(pipe))
     assert wrong == 1
     (mismatch,) = (json.loads(line)["mismatch"] for line in pipe.getvalue().splitlines())
     assert mismatch["kernel"] == f"{VARIANT} {operation}"
     assert mismatch["row"] == FlippingDevice.row
-    for key in gpu_batches.private_keys(2048):
+    for key in batches.private_keys(2048):
         for secret in (key.p, key.q, key.d, key.dmp1, key.dmq1):
             assert f"{secret:x}" not in pipe.getvalue()
 
 
 def test_a_verdict_that_should_not_be_there_is_found() -> None:
-    class Trusting(gpu_device.HostDevice):
+    class Trusting(device.HostDevice):
         def download(self, array: NDArray[Any], source: int) -> None:
             super().download(array, source)
             if array.ndim == 1:
                 array[:] = 1
 
-    wrong = gpu_correctness.check_private(Trusting(), VARIANT, 5, Report(io.StringIO()), rounds=1)
+    wrong = correctness.check_private(Trusting(), VARIANT, 5, Report(io.StringIO()), rounds=1)
     assert wrong == 2  # the modulus itself, and the largest number that a row can hold
 
 
 @pytest.mark.parametrize(
     ("measure", "samples"),
-    [(gpu_smoke.check, 13), (gpu_workers.measure_workers, 29), (gpu_workers.measure_pairs, 3),
-     (gpu_workers.measure_sustained, 1)],
+    [(smoke.check, 13), (in_flight.measure_workers, 29), (in_flight.measure_pairs, 3),
+     (in_flight.measure_sustained, 1)],
 )  # fmt: skip
 def test_the_sizes_for_a_gpu_run_on_a_device_that_does_nothing(
     measure: Callable[[Any, bool, Report], None], samples: int, monkeypatch: pytest.MonkeyPatch
@@ -97,24 +97,24 @@ def test_the_sizes_for_a_gpu_run_on_a_device_that_does_nothing(
         backend.private_op(batch)
         return time.perf_counter() - started
 
-    for module in (gpu_smoke, gpu_workers):
+    for module in (smoke, in_flight):
         monkeypatch.setattr(module, "compute_checked", compute)  # nothing computes nothing that is right
     for name in ("SECONDS", "WARM_UP_SECONDS", "PAIRS_SECONDS", "SUSTAINED_SECONDS"):
-        monkeypatch.setattr(gpu_workers, name, 0.0)
+        monkeypatch.setattr(in_flight, name, 0.0)
     pipe = io.StringIO()
     measure(NothingDevice(), False, Report(pipe))
-    lines = [gpu_report.read_line(line.encode()) for line in pipe.getvalue().splitlines()]
+    lines = [report.read_line(line.encode()) for line in pipe.getvalue().splitlines()]
     assert None not in lines
     assert len([line for line in lines if line is not None and line.sample is not None]) == samples
 
 
-@pytest.mark.parametrize("name", gpu_pipes.PIPES)
+@pytest.mark.parametrize("name", pipes.PIPES)
 def test_the_microbenchmarks_compile(name: str) -> None:
     try:
         nvrtc.version()
     except nvrtc.CompilerMissingError as error:
         pytest.skip(str(error))
-    assert nvrtc.compile_cubin({"pipe.cu": gpu_pipes.source(name)}, ("--std=c++17",), "sm_90")
+    assert nvrtc.compile_cubin({"pipe.cu": pipes.source(name)}, ("--std=c++17",), "sm_90")
 
 
 class Cupy:
@@ -158,8 +158,8 @@ class Cupy:
                 kernel = next(
                     kernel
                     for kernel in warp.host_kernels()
-                    if (gpu_device.ARITHMETIC[kernel.radix_bits], 8 * kernel.class_bytes) == (arithmetic, int(bits))
-                    and gpu_device.ENTRIES[kernel.operation] == entry
+                    if (device.ARITHMETIC[kernel.radix_bits], 8 * kernel.class_bytes) == (arithmetic, int(bits))
+                    and device.ENTRIES[kernel.operation] == entry
                 )
                 threads = int(unit.split("-t")[1].split("-")[0])
                 assert grid[0] * block[0] >= int(launch["count"][0]) * threads
@@ -228,26 +228,26 @@ def test_a_gpu_is_measured_through_cupy(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(nvrtc, "import_cupy", lambda: cupy)
     monkeypatch.setattr(cubins, "architecture_for", lambda major, minor: f"sm_{major}{minor}")
     monkeypatch.setattr(nvrtc, "version", lambda: "13.0")
-    units = [unit for unit in gpu_device.all_units() if unit.bytes == 256]
+    units = [unit for unit in device.all_units() if unit.bytes == 256]
     names = {unit: str(unit).encode() for unit in units if str(unit) != "int32-2048-t8-w3"}
     monkeypatch.setattr(cubins, "cached_cubins", lambda *_: names)
-    device = gpu_device.CudaDevice(0, CubinCache(tmp_path), units)
-    assert device.missing()["int32-2048-t8-w3"] == "not compiled"
-    assert "shared memory" in device.missing()["fp64-2048-t4-w5"]  # 80 KiB are more than this GPU has
-    described = json.loads(json.dumps({**device.describe(), **device.describe_kernels()}))
+    gpu = device.CudaDevice(0, CubinCache(tmp_path), units)
+    assert gpu.missing()["int32-2048-t8-w3"] == "not compiled"
+    assert "shared memory" in gpu.missing()["fp64-2048-t4-w5"]  # 80 KiB are more than this GPU has
+    described = json.loads(json.dumps({**gpu.describe(), **gpu.describe_kernels()}))
     assert described["pci_bus_id"] == "0000:3b:00.0"
     assert described["full_rows"]["fp64-2048-t8-w5"] == 8
     pipe = io.StringIO()
-    variants = sorted(set(device.variants()) & set(gpu_device.HostDevice().variants()))
-    gpu_correctness.check(device, variants, 5, True, Report(pipe))
-    gpu_sweep.measure(device, variants, True, Report(pipe))
+    variants = sorted(set(gpu.variants()) & set(device.HostDevice().variants()))
+    correctness.check(gpu, variants, 5, True, Report(pipe))
+    sweep.measure(gpu, variants, True, Report(pipe))
     lines = [json.loads(line) for line in pipe.getvalue().splitlines()]
     assert not any("mismatch" in line for line in lines)
     samples = [line["sample"] for line in lines if "sample" in line]
     assert {sample["variant"] for sample in samples} == {str(variant) for variant in variants}
     cupy.functions.clear()
     (one,) = (unit for unit in units if str(unit) == "int32-2048-t8-w4")
-    assert gpu_device.CudaDevice(0, CubinCache(tmp_path), [one]).variants() == [VARIANT]
+    assert device.CudaDevice(0, CubinCache(tmp_path), [one]).variants() == [VARIANT]
     assert {unit for unit, _ in cupy.functions} == {"int32-2048-t8-w4"}  # nothing else was loaded
     assert all(
         sample["ok"] and sample["kernel_seconds"] == [1e-3] for sample in samples if sample["section"] == "sweep"
@@ -256,7 +256,7 @@ def test_a_gpu_is_measured_through_cupy(tmp_path: Path, monkeypatch: pytest.Monk
 
 def test_rows_and_numbers_are_each_others_inverse() -> None:
     numbers = [0, 1, 2**2048 - 1, 0x0102]
-    rows = gpu_batches.to_rows(numbers, 256)
+    rows = batches.to_rows(numbers, 256)
     assert rows.dtype == np.uint8
     assert rows[3, :2].tolist() == [2, 1]
-    assert gpu_batches.to_numbers(rows) == numbers
+    assert batches.to_numbers(rows) == numbers

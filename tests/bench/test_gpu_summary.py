@@ -11,11 +11,9 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))  # bench/ is no installed package: it is run from the repository's root
 
-from bench import (  # noqa: E402
-    gpu_report,
-    gpu_summary,
-    report,
-)
+from bench import report  # noqa: E402
+from bench.gpu import report as gpu_report  # noqa: E402
+from bench.gpu import summary  # noqa: E402
 
 
 def sweep_sample(variant: str, rows: int, kernel: float) -> gpu_report.Sweep:
@@ -32,7 +30,7 @@ def workers_sample(rate: float, **values: Any) -> gpu_report.Workers:
 
 def summarised(samples: list[gpu_report.AnySample], **device: Any) -> list[report.Row]:
     result = report.Result("gpu", "", {})
-    gpu_summary.summarise(result, samples, gpu_report.Device(**device), {"workers": 1.755e9})
+    summary.summarise(result, samples, gpu_report.Device(**device), {"workers": 1.755e9})
     return result.rows
 
 
@@ -44,13 +42,13 @@ def test_rates_are_held_against_the_goals_and_the_defaults() -> None:
     ]
     made = summarised([*samples], architecture="sm_90", defaults={"2048/1024": "fp64-2048-t4-w4"})
     rows = {(row.case, row.unit): row for row in made}
-    quick = rows["RSA-2048, at most 3 ms", gpu_summary.UNIT]
+    quick = rows["RSA-2048, at most 3 ms", summary.UNIT]
     assert quick.measured.median == pytest.approx(1024e3)
     assert quick.met
-    goal = rows["RSA-2048, any batch", gpu_summary.UNIT]
+    goal = rows["RSA-2048, any batch", summary.UNIT]
     assert goal.measured.median == pytest.approx(2048e3)
     assert (str(goal.target), goal.met) == ("goal ≥ 2e+06", True)
-    fastest = rows["fastest, RSA-2048, batches of 1024", gpu_summary.UNIT]
+    fastest = rows["fastest, RSA-2048, batches of 1024", summary.UNIT]
     assert (fastest.subject, fastest.baseline) == ("fp64-2048-t8-w5", "default fp64-2048-t4-w4")
     assert fastest.ratio is not None
     assert fastest.ratio.median == pytest.approx(2.0)
@@ -63,7 +61,7 @@ def test_rates_are_held_against_the_goals_and_the_defaults() -> None:
 )  # fmt: skip
 def test_each_architecture_has_its_own_goal(architecture: str, bits: int, goal: float | None) -> None:
     rows = summarised([workers_sample(1e5, bits=bits)], architecture=architecture)
-    row = next(row for row in rows if row.case == f"RSA-{bits}, any batch" and row.unit == gpu_summary.UNIT)
+    row = next(row for row in rows if row.case == f"RSA-{bits}, any batch" and row.unit == summary.UNIT)
     assert (row.target and row.target.limit) == goal
 
 

@@ -10,8 +10,8 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # bench/ is no installed package
 
-from bench.issue_model import digit_of, warp_cycles
-from bench.machine_code import Code, Instruction
+from bench.kernels.issue_model import digit_of, warp_cycles
+from bench.kernels.machine_code import Code, Instruction
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

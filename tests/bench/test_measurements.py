@@ -19,29 +19,20 @@ sys.path.insert(0, str(ROOT))  # bench/ is no installed package: it is run from 
 
 pytest.importorskip("matplotlib", reason="the bench draws with matplotlib, the [bench] extra")
 
-from bench import (  # noqa: E402
-    connections,
-    kernels,
-    key_sizes,
-    latency,
-    plot,
-    queue_overhead,
-    report,
-    scheduling,
-    servers,
-    throughput,
-)
+from bench import harness, plot, queue_overhead, report, scheduling  # noqa: E402
+from bench.kernels import speed  # noqa: E402
+from bench.servers import connections, key_sizes, latency, throughput  # noqa: E402
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-MEASUREMENTS: dict[str, Callable[[servers.Bench, Callable[[str, int], None]], report.Result]] = {
+MEASUREMENTS: dict[str, Callable[[harness.Bench, Callable[[str, int], None]], report.Result]] = {
     "connections": lambda bench, advance: connections.measure(bench, rounds=2, connections=3, advance=advance),
     "key-sizes": lambda bench, advance: key_sizes.measure(
         bench, rounds=1, connections=2, sizes=(2048, 3072), advance=advance
     ),
-    "kernels": lambda bench, advance: kernels.measure(
-        bench, rounds=2, seconds=0, sizes=kernels.Sizes(batch=8, keys=1, batch_sizes=(1, 8)), advance=advance
+    "kernels": lambda bench, advance: speed.measure(
+        bench, rounds=2, seconds=0, sizes=speed.Sizes(batch=8, keys=1, batch_sizes=(1, 8)), advance=advance
     ),
     "queue": lambda bench, advance: queue_overhead.measure(bench, rounds=2, requests=500, advance=advance),
     "throughput": lambda bench, advance: throughput.measure(
@@ -58,9 +49,9 @@ MEASUREMENTS: dict[str, Callable[[servers.Bench, Callable[[str, int], None]], re
 def test_a_measurement_runs_and_its_file_is_complete(
     what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(servers, "find_haproxy", lambda: servers.shutil.which("haproxy"))  # installs nothing
+    monkeypatch.setattr(harness, "find_haproxy", lambda: harness.shutil.which("haproxy"))  # installs nothing
     steps: list[int] = []
-    with servers.Bench() as bench:
+    with harness.Bench() as bench:
         result = MEASUREMENTS[what](bench, lambda _name, total: steps.append(total))
     path = report.save(result, tmp_path)
     document: dict[str, Any] = json.loads(path.read_text())
@@ -77,7 +68,7 @@ def test_a_measurement_runs_and_its_file_is_complete(
 
 
 def test_what_the_bench_started_has_ended_after_it() -> None:
-    with servers.Bench() as bench:
+    with harness.Bench() as bench:
         server = bench.asyncio_relay(bench.upstream(), uvloop=False)
         assert bench.load(server, 3, 2, 10).connections == 3
         directory = bench.directory
@@ -86,9 +77,9 @@ def test_what_the_bench_started_has_ended_after_it() -> None:
 
 
 def test_a_failed_connection_is_an_error_and_not_a_fast_one() -> None:
-    with servers.Bench() as bench:
-        nobody = bench.asyncio_relay(servers.free_port(), uvloop=False)
-        with pytest.raises(servers.BenchError, match="3 of 3 connections to asyncio failed"):
+    with harness.Bench() as bench:
+        nobody = bench.asyncio_relay(harness.free_port(), uvloop=False)
+        with pytest.raises(harness.BenchError, match="3 of 3 connections to asyncio failed"):
             bench.load(nobody, 3, 1, 10)
 
 
@@ -118,7 +109,7 @@ def test_a_signal_ends_the_bench_and_its_servers(how: signal.Signals, tmp_path: 
 
 def test_servers_die_with_a_bench_that_is_killed(tmp_path: Path) -> None:
     environment = {**os.environ, "TMPDIR": str(tmp_path)}
-    code = "from bench.servers import Bench; bench = Bench().__enter__(); print(bench.upstream(), flush=True); input()"
+    code = "from bench.harness import Bench; bench = Bench().__enter__(); print(bench.upstream(), flush=True); input()"
     with subprocess.Popen(
         [sys.executable, "-c", code], cwd=ROOT, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE
     ) as process:

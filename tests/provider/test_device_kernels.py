@@ -22,7 +22,7 @@ if not KERNELS:
 
 
 class Gpu:
-    """Takes the time that bench/kernel_code.py estimates for an H100 at 2048 bits, and multiples of it for others."""
+    """Takes what bench/kernels/check_cubins.py estimates for an H100 at 2048 bits, and multiples of that for others."""
 
     def __init__(self, clock_share: float = 1.0) -> None:
         self.now = 0.0

@@ -44,7 +44,7 @@ _SAMPLES = 2
 _THREADS_PER_ROW = 8
 
 # Seconds for a batch that does not fill the device, and for one that does, until batches have been measured: an H100 by
-# the estimates of bench/kernel_code.py, by size class; then for a unit of modexp().
+# the estimates of bench/kernels/check_cubins.py, by size class; then for a unit of modexp().
 _FIRST_GUESSES = ((0.0024, 0.0028), (0.0055, 0.0058), (0.0055, 0.0058), (0.0089, 0.01), (0.0089, 0.01))
 _FIRST_GUESS_MODEXP = 1e-10
 

@@ -1,0 +1,1 @@
+"""What ``python -m bench.gpu`` runs, and the archive that takes it to another machine."""

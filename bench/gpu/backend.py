@@ -1,0 +1,129 @@
+"""The CUDA backend without the queue: opened on a GPU or the processor, and given batches from several threads."""
+
+import contextlib
+import secrets
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+from cryptography.hazmat.primitives.asymmetric import rsa
+
+from gpu_provider import Key
+from gpu_provider.backends.base import Batch
+from gpu_provider.backends.cuda.backend import CudaBackend
+from gpu_provider.backends.cuda.cupy_device import CupyDevice
+from gpu_provider.backends.cuda.device import Device, Stream
+from gpu_provider.backends.cuda.host_device import HostDevice
+from gpu_provider.client import Client
+from gpu_provider.errors import BackendError
+from gpu_provider.kernels.cubin_cache import CubinCache
+from gpu_provider.keys import load
+
+from .batches import to_rows
+from .device import find_device
+
+SIZES = (2048, 3072, 4096)
+MOST_WORKERS = 3
+CHECKED = 16
+
+
+def open_device(device: str, cache: str) -> Device:
+    """What the CUDA backend runs on."""
+    if device == "host":
+        return HostDevice()
+    return CupyDevice(find_device(device), CubinCache(Path(cache)))
+
+
+@contextlib.contextmanager
+def opened(device: Device, measured: int) -> Iterator[tuple[CudaBackend, Callable[[int], Key]]]:
+    """The backend, and what makes a new key of so many bits. ``measured``: as for the backend."""
+    client = Client(16)
+    backend = CudaBackend(device, workers=MOST_WORKERS, measured=measured)
+    backend.open(client)
+    try:
+        yield backend, lambda bits: load(client, rsa.generate_private_key(65537, bits))
+    finally:
+        backend.close()
+
+
+def make_batch(key: Key, rows: int) -> Batch:
+    return Batch(
+        class_bytes=key.bytes,
+        keys=np.full(rows, key.handle, np.uint64),
+        inputs=to_rows([secrets.randbelow(key.n) for _ in range(rows)], key.bytes),
+        outputs=np.zeros((rows, key.bytes), np.uint8),
+        ok=np.zeros(rows, np.uint8),
+    )
+
+
+def compute_checked(backend: CudaBackend, key: Key, batch: Batch) -> float:
+    """The seconds that it took. Raises BackendError if a row is wrong: by Python's pow(), of a part of the rows."""
+    batch.outputs.fill(0)
+    started = time.perf_counter()
+    backend.private_op(batch)
+    seconds = time.perf_counter() - started
+    for row in range(0, len(batch), max(1, len(batch) // CHECKED)):
+        x, result = (int.from_bytes(rows[row].tobytes(), "little") for rows in (batch.inputs, batch.outputs))
+        if not batch.ok[row] or pow(result, key.e, key.n) != x:
+            raise BackendError(f"row {row} of a batch of {len(batch)}, RSA-{key.bits}, is wrong")
+    return seconds
+
+
+def run_workers(backend: CudaBackend, workers: Sequence[Batch], seconds: float, latencies: list[float]) -> float:
+    """Computes each batch again and again on a thread of its own; at least once. Returns operations per second, and
+    appends what each batch took."""
+    failures: list[BackendError] = []
+    end = time.perf_counter() + seconds
+
+    def run(batch: Batch) -> None:
+        try:
+            while True:
+                started = time.perf_counter()
+                backend.private_op(batch)
+                latencies.append(time.perf_counter() - started)
+                if time.perf_counter() >= end:
+                    return
+        except BackendError as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=run, args=(batch,)) for batch in workers]
+    before, started = len(latencies), time.perf_counter()
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if failures:
+        raise failures[0]
+    return (len(latencies) - before) * len(workers[0]) / (time.perf_counter() - started)
+
+
+class _UnwipedStream:
+    def __init__(self, stream: Stream) -> None:
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def clear(self, address: int, size: int) -> None:
+        pass
+
+
+class UnwipedDevice:
+    """Wipes nothing, to measure what wiping costs. Only for keys and inputs that were made for that, and for batches of
+    the kernels' own widths, which need no zeros beside them."""
+
+    def __init__(self, device: Device) -> None:
+        self._device = device
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._device, name)
+
+    def stream(self) -> Stream:
+        return cast("Stream", _UnwipedStream(self._device.stream()))
+
+
+def unwiped(device: Device) -> Device:
+    return cast("Device", UnwipedDevice(device))

@@ -1,0 +1,121 @@
+"""Requests through the batching provider with the CUDA backend.
+
+The C feeder of queue_overhead stands for thousands of connections where there is a compiler; without one, futures do,
+whose own cost in Python is most of what they measure under load.
+"""
+
+import statistics
+import time
+from concurrent.futures import wait
+from functools import partial
+from typing import Any
+
+import numpy as np
+from cryptography.hazmat.primitives.asymmetric import rsa
+
+from gpu_provider import BatchingProvider, Key, ProviderConfig
+from gpu_provider.backends.cuda.backend import CudaBackend
+from gpu_provider.backends.cuda.device import Device
+from gpu_provider.errors import BackendError
+from gpu_provider.library.device_arrays import locate
+from gpu_provider.library.operands import limbs_of
+from gpu_provider.native import ffi, lib
+
+from ..harness import RSA_BITS, Bench, BenchError
+from ..queue_overhead import FEEDER, Feeder, compile_feeder
+from .backend import CHECKED
+from .report import EndToEnd, Report
+
+CUDA = "cuda"
+IN_FLIGHT = (64, 4096, 16384)
+STEPS = 3
+
+
+def measure(device: Device, tiny: bool, report: Report) -> None:
+    depth = 16 if tiny else 32768
+    config = ProviderConfig(queue_depth=depth, max_batch=min(depth, 8192), backend_timeout=30)
+    backend = CudaBackend(device, name=CUDA, measured=0 if tiny else config.max_batch)
+    with BatchingProvider(config, backends=[backend]) as provider:
+        key = provider.load_key(rsa.generate_private_key(65537, RSA_BITS))
+        provider.private_op(key, 2)  # compiles, if anything is left to be compiled, and uploads the key
+        futures(provider, key, 4 if tiny else 4096, report)
+        report.progress("arrays", STEPS)
+        arrays(provider, backend, key, 8 if tiny else 65536, report)
+        report.progress("requests by the C feeder", STEPS)
+        try:
+            feed(provider, key, (4,) if tiny else IN_FLIGHT, 8 if tiny else 200_000, report)
+        except (BenchError, OSError) as error:  # OSError: the feeder does not find its libcrypto
+            report.note(f"end to end: by futures alone, without the C feeder: {error}")
+        if others := {name: count for name, count in provider.stats().by_backend.items() if name != CUDA}:
+            report.note(f"end to end: not all was computed by the CUDA backend: {others} requests by others")
+
+
+def futures(provider: BatchingProvider, key: Key, requests: int, report: Report) -> None:
+    """One thread of Python submits all at once."""
+    report.progress("requests by futures", STEPS)
+    taken: list[float] = []
+    submitted = []
+    started = time.perf_counter()
+    for _ in range(requests):
+        at = time.perf_counter()
+        future = provider.submit(key, 2)
+        future.add_done_callback(partial(note_end, taken, at))
+        submitted.append(future)
+    wait(submitted)
+    seconds = time.perf_counter() - started
+    if any(pow(int(future.result()), key.e, key.n) != 2 for future in submitted[:CHECKED]):
+        raise BackendError("a result of the batching provider is wrong")
+    report.sample(EndToEnd(by="futures", in_flight=requests, rate=requests / seconds, **percentiles(taken)))
+
+
+def arrays(provider: BatchingProvider, backend: CudaBackend, key: Key, rows: int, report: Report) -> None:
+    """One call of private_op() over an array: of the host, and of the device, where it stays."""
+    on_host = np.arange(rows * key.bytes // 8, dtype=np.uint64).reshape(rows, -1)  # below the modulus
+    on_device = backend.device.new_array(rows, on_host.shape[1])
+    placed, _ = locate(on_device, "input")
+    backend.write(placed, on_host.view(np.uint8))
+    for by, array in (("a NumPy array", on_host), ("an array on the device", on_device)):
+        started = time.perf_counter()
+        result: Any = provider.private_op(key, array)
+        seconds = time.perf_counter() - started
+        if by == "an array on the device":
+            result = limbs_of(backend.read(locate(result, "result")[0]))
+        for row in range(0, rows, max(1, rows // CHECKED)):
+            x, y = (int.from_bytes(numbers[row].tobytes(), "little") for numbers in (on_host, result))
+            if pow(y, key.e, key.n) != x:
+                raise BackendError(f"row {row} of {by} is wrong")
+        report.sample(EndToEnd(by=by, in_flight=rows, rate=rows / seconds))
+
+
+def note_end(taken: list[float], since: float, _future: object) -> None:
+    taken.append(time.perf_counter() - since)
+
+
+def feed(provider: BatchingProvider, key: Key, in_flight: tuple[int, ...], requests: int, report: Report) -> None:
+    """Always so many in flight, from ASYNC jobs in C."""
+    with Bench() as bench:
+        library: Any = FEEDER.dlopen(str(compile_feeder(bench)))
+        core: Any = lib
+        pointer = key.client.pointer
+        native_key = ffi.gc(core.gp_client_get_key(pointer, key.handle), core.gp_key_free)
+        operation = (ffi.addressof(core, "gp_client_private_op"), pointer, native_key, key.handle)
+        for size in in_flight:
+            feeder = Feeder(library, operation, size)
+            feeder.run(size)
+            before, started = provider.stats(), time.perf_counter()
+            feeder.run(requests)
+            rate = requests / (time.perf_counter() - started)
+            batches = provider.stats().batches - before.batches
+            # Little's law: what is in flight, over the rate.
+            report.sample(
+                EndToEnd(
+                    by="feeder", in_flight=size, rate=rate, mean_batch=requests / batches, mean_seconds=size / rate
+                )
+            )  # fmt: skip
+
+
+def percentiles(values: list[float]) -> dict[str, float]:
+    if len(values) < 2:
+        return {"p50": values[0], "p99": values[0]}
+    cuts = statistics.quantiles(values, n=100, method="inclusive")
+    return {"p50": cuts[49], "p99": cuts[98]}

@@ -1,0 +1,72 @@
+"""The files that a run of the GPU suite leaves: at most five, in one directory."""
+
+import contextlib
+import datetime
+import tempfile
+from pathlib import Path
+
+from .. import report
+
+SUFFIXES = (".json", ".log", ".png", "-ncu.txt", "-sanitizer.txt")
+LOG_BYTES = 1 << 20
+"""How much of one section's output is kept: one that prints without end must not fill the disk."""
+
+
+class Files:
+    """``DATE-WHAT.json`` and what lies beside it. Lines that are logged before it has that name are kept until then."""
+
+    def __init__(self, directory: Path) -> None:
+        """Raises OSError if nothing can be written there."""
+        directory.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=directory):
+            pass
+        self._directory = directory
+        self._stem: str | None = None
+        self._early: list[str] = []
+        self._logged = 0
+
+    def name(self, what: str) -> None:
+        """Only the first name counts."""
+        if self._stem is None:
+            self._stem = f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d}-{what}"
+            for suffix in SUFFIXES:  # of an earlier run
+                with contextlib.suppress(OSError):
+                    self.path(suffix).unlink(missing_ok=True)
+            for line in self._early:
+                self._append(line)
+
+    def begin_section(self, title: str) -> None:
+        self._logged = 0
+        self._append(f"=== {title}")
+
+    def end_section(self, outcome: str) -> None:
+        self._append(outcome)
+
+    def log(self, line: str) -> bool:
+        """False if the section has printed too much for this line to be kept."""
+        before, self._logged = self._logged, self._logged + len(line) + 1
+        if self._logged <= LOG_BYTES:
+            self._append(line)
+        elif before <= LOG_BYTES:
+            self._append("what this section printed after this is left out")
+        return self._logged <= LOG_BYTES
+
+    def save(self, result: report.Result) -> None:
+        """Raises OSError."""
+        self.name("gpu")  # if the device has not told its name
+        report.write(result, self.path(".json"))
+
+    def save_text(self, name: str, text: str) -> None:
+        """Raises OSError."""
+        report.replace_file(self.path(f"-{name}.txt"), text)
+
+    def path(self, suffix: str) -> Path:
+        return self._directory / f"{self._stem}{suffix}"
+
+    def _append(self, line: str) -> None:
+        if self._stem is None:
+            self._early.append(line)
+            return
+        # The results tell of a full disk; a log that is lost must not cost them.
+        with contextlib.suppress(OSError), self.path(".log").open("a") as file:
+            file.write(line + "\n")

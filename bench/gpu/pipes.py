@@ -1,0 +1,116 @@
+"""What a multiprocessor issues per clock of the instructions that the two arithmetics live on: which route is right.
+
+Each thread runs eight independent chains of one instruction, or of two by turns, and the processor's own clock times
+them, so that the result does not depend on the frequency.
+"""
+
+import statistics
+from typing import Any
+
+import numpy as np
+
+from gpu_provider.kernels import nvrtc
+
+from .device import CudaDevice, Device
+from .report import Pipe, Report
+
+CHAINS, STEPS, TRIPS, THREADS = 8, 4, 512, 1024
+REPEATS = 5
+
+# What one step does to chain i. wide, with its carry, is as the kernels have it: both halves of a product.
+WIDE = """asm volatile("{ .reg .u32 l, h; mov.b64 {l, h}, %0; mad.lo.cc.u32 l, %1, %2, l; madc.hi.cc.u32 h, %1, %2, h; "
+    "mov.b64 %0, {l, h}; }" : "+l"(wide[i]) : "r"(word[i]), "r"(y));"""
+WIDE_CARRY = WIDE.replace("mad.lo.cc", "madc.lo.cc")
+ADD = """asm volatile("addc.cc.u32 %0, %0, %1;" : "+r"(sum[i]) : "r"(y));"""  # without the carry, two would become one
+DFMA = """asm volatile("fma.rn.f64 %0, %0, %1, %2;" : "+d"(real[i]) : "d"(p), "d"(q));"""
+PIPES: dict[str, tuple[str, ...]] = {
+    "IMAD.WIDE": (WIDE,),
+    "IMAD.WIDE with carry": (WIDE_CARRY,),
+    "IMAD": ("""asm volatile("mad.lo.u32 %0, %0, %1, %1;" : "+r"(sum[i]) : "r"(y));""",),
+    "DFMA": (DFMA,),
+    "DADD": ("""asm volatile("add.rn.f64 %0, %0, %1;" : "+d"(real[i]) : "d"(p));""",),
+    "IADD3.X": (ADD,),
+    "SHFL": ("""sum[i] = __shfl_xor_sync(0xffffffff, sum[i], 1);""",),
+    "IMAD.WIDE + IADD3.X": (WIDE, ADD),
+    "DFMA + IADD3.X": (DFMA, ADD),
+}
+SOURCE = """
+extern "C" __global__ void __launch_bounds__(%(threads)d)
+pipe(long long *cycles, unsigned long long *sink, unsigned y, double p, double q)
+{
+    unsigned long long wide[%(chains)d];
+    unsigned sum[%(chains)d], word[%(chains)d];
+    double real[%(chains)d];
+    for (int i = 0; i < %(chains)d; i++) {
+        wide[i] = sum[i] = word[i] = threadIdx.x * %(chains)d + i + y;
+        real[i] = threadIdx.x + i;
+    }
+    __syncthreads();
+    const long long begin = clock64();
+#pragma unroll 1
+    for (int trip = 0; trip < %(trips)d; trip++) {
+#pragma unroll
+        for (int step = 0; step < %(steps)d; step++) {
+#pragma unroll
+            for (int i = 0; i < %(chains)d; i++) {
+                %(body)s
+            }
+        }
+    }
+    __syncthreads();
+    const long long end = clock64();
+    if (threadIdx.x == 0)
+        cycles[blockIdx.x] = end - begin;
+    unsigned long long all = 0;
+    for (int i = 0; i < %(chains)d; i++)
+        all += wide[i] + sum[i] + word[i] + (unsigned long long)real[i];
+    if (all == 1) /* never, but the compiler does not know */
+        *sink = all;
+}
+"""
+
+
+def source(name: str) -> str:
+    """Of the kernel that measures a pipe."""
+    numbers = {"chains": CHAINS, "steps": STEPS, "trips": TRIPS, "threads": THREADS}
+    return SOURCE % {**numbers, "body": "\n".join(PIPES[name])}
+
+
+def measure(device: Device, report: Report) -> None:
+    if not isinstance(device, CudaDevice):
+        report.note("pipes: not measured on the host device, which has none")
+        return
+    for name, instructions in PIPES.items():
+        report.progress(name, len(PIPES))
+        cubin = nvrtc.compile_cubin({"pipe.cu": source(name)}, ("--std=c++17",), device.architecture)
+        per_clock, clock = run(device, cubin, len(instructions))
+        report.sample(Pipe(pipe=name, per_clock=per_clock, clock_hz=clock))
+
+
+def run(device: CudaDevice, cubin: bytes, instructions: int) -> tuple[float, float]:
+    """Instructions of threads per multiprocessor and clock, and the clock."""
+    function, stream = device.function(cubin, "pipe")
+    blocks = device.multiprocessors
+    cycles: Any = device.host_array((blocks,), np.int64)
+    address, sink = device.allocate(cycles.nbytes), device.allocate(8)
+    rates, clocks = [], []
+    arguments = (np.uint64(address), np.uint64(sink), np.uint32(3), np.float64(0.5), np.float64(1.25))
+    for _ in range(REPEATS + 1):  # the first wakes the clock
+        (seconds,) = device.seconds(lambda: function((blocks,), (THREADS,), arguments, 0, stream))
+        device.download(cycles, address)
+        device.wait()
+        done = CHAINS * STEPS * TRIPS * instructions * THREADS
+        rates.append(done / float(np.median(cycles)))
+        clocks.append(float(np.max(cycles)) / seconds)
+    return statistics.median(rates[1:]), statistics.median(clocks[1:])
+
+
+def multiply_adds(arithmetic: str, bits: int, window: int) -> int:
+    """Of one private operation's two exponentiations, which are most of it: of IMAD.WIDE, or DFMA. Each digit of the
+    exponent takes ``window`` squarings and a product; a product of N limbs is N^2 terms of it and N^2 of the reduction,
+    a squaring (N^2 + N) / 2 and N^2, in radix 2^52 with two instructions for each."""
+    digits = -(-bits // 2 // window)
+    squares, products = (digits - 1) * window, digits - 1 + (1 << window) - 2
+    limbs = -(-(bits // 2 + 4) // 52) if arithmetic == "fp64" else bits // 64
+    terms = squares * limbs * (3 * limbs + 1) // 2 + products * 2 * limbs**2
+    return 2 * terms * (2 if arithmetic == "fp64" else 1)

@@ -1,0 +1,182 @@
+"""One section of the GPU suite in a process of its own, so that a kernel that fails or hangs spoils no other section.
+
+What it finds it prints at once, one JSON object per line, so that what came before a failure counts.
+"""
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from gpu_provider.backends.cuda import device as backends_device
+from gpu_provider.backends.cuda.kernels import KernelChoice
+from gpu_provider.errors import BackendError
+from gpu_provider.kernels import cubins, nvrtc
+from gpu_provider.kernels.cubin_cache import CubinCache
+from gpu_provider.kernels.warp import Operation
+
+from . import backend, correctness, in_flight, machine, pipes, smoke, sweep
+from .batches import PrivateBatch
+from .device import ARITHMETIC, CudaDevice, Device, HostDevice, Variant, all_units, find_device
+from .report import Compiled, Report
+
+NO_DEVICE = 69  # EX_UNAVAILABLE: there is no such device
+PROFILED_BATCHES = 3
+
+
+@dataclass(frozen=True)
+class Options:
+    """Of every section, as JSON in its command line."""
+
+    device: str
+    """"host", or the number of a GPU."""
+    cache: str
+    """Directory of compiled kernels."""
+    tiny: bool
+    """To see that everything runs: the smallest kernels and batches."""
+    names: list[str] = field(default_factory=list)
+    """Of the only units that are loaded; all, if empty."""
+    rows: int | None = None
+    """In a batch of the correctness section, instead of a full one."""
+
+
+def describe_machine(options: Options, report: Report) -> None:
+    """Raises BackendError if the device is not there."""
+    device = open_device(options, [])
+    report.describe({**device.describe(), **machine.describe()})
+
+
+def compile_kernels(options: Options, units: Sequence[cubins.Unit], report: Report) -> None:
+    """Into the cache."""
+    if options.device == "host":
+        return
+    found = find_device(options.device)
+    architecture, cached, started = cubins.architecture_for(found.major, found.minor), 0, time.monotonic()
+
+    def loaded(unit: cubins.Unit, was_cached: bool) -> None:
+        nonlocal cached
+        cached += was_cached
+        report.progress(f"compiling {unit}", len(units))
+
+    cubins.load_cubins(units, architecture, CubinCache(Path(options.cache)), loaded=loaded, cache_failed=_fail)
+    seconds = time.monotonic() - started
+    report.sample(Compiled(nvrtc=nvrtc.version(), units=len(units), cached=cached, seconds=seconds))
+
+
+def _fail(error: OSError) -> None:
+    raise BackendError(f"the kernel cache can't be used: {error}; name another by --kernel-cache")
+
+
+def backend_units(options: Options) -> list[cubins.Unit]:
+    """What the CUDA backend can load on this device."""
+    if options.device == "host":
+        return []
+    found = find_device(options.device)
+    return cubins.units(cubins.arithmetics(cubins.architecture_for(found.major, found.minor)))
+
+
+def open_device(options: Options, units: Sequence[cubins.Unit]) -> Device:
+    """With the kernels of these units, if it is a GPU."""
+    if options.device == "host":
+        return HostDevice()
+    find_device(options.device)  # says what there is, if there is no such GPU
+    return CudaDevice(int(options.device), CubinCache(Path(options.cache)), units)
+
+
+def open_variants(options: Options) -> tuple[Device, list[Variant]]:
+    """The device with the kernels that the options name. Raises BackendError if there is none of them."""
+    device = open_device(options, [unit for unit in all_units() if not options.names or str(unit) in options.names])
+    variants = [variant for variant in device.variants() if not options.names or str(variant) in options.names]
+    if options.tiny and not options.names:
+        variants = [variant for variant in variants if variant.bits == 2048 and variant.threads == 8]
+    if not variants:
+        reasons = "; ".join(f"{unit}: {reason}" for unit, reason in device.missing().items())
+        raise BackendError(f"no kernel can be loaded: {reasons or options.names}")
+    return device, variants
+
+
+def describe_kernels(options: Options, report: Report) -> None:
+    device, _ = open_variants(options)
+    report.describe({**device.describe_kernels(), "missing_kernels": device.missing()})
+    report.describe({"defaults": defaults(options)})
+
+
+def defaults(options: Options) -> dict[str, str]:
+    """The variant that the CUDA backend takes for each size of key and batch, "bits/rows" of the sweep, by its rule.
+    (When it is opened, it measures by itself which number of threads is the fastest, not so arithmetic and window.)"""
+    backend_device = _backend_device(options)
+    try:
+        choice = KernelChoice(backend_device.open(), backend_device.parallel_threads)
+        kernels = {
+            f"{bits}/{rows}": choice.choose(Operation.PRIVATE, bits // 8, rows)
+            for bits in backend.SIZES
+            for rows in sweep.BATCHES
+        }
+        return {
+            case: str(Variant(ARITHMETIC[kernel.radix_bits], kernel.class_bytes, kernel.threads, kernel.window))
+            for case, kernel in kernels.items()
+        }
+    finally:
+        backend_device.close()
+
+
+def launch_for_profiler(options: Options) -> None:
+    """Full batches of one kernel."""
+    device, variants = open_variants(options)
+    rows = device.full_rows(variants[0])
+    batch = PrivateBatch(device, variants[0], rows, (variants[0].bits,))
+    batch.make_pairs()
+    for _ in range(PROFILED_BATCHES):
+        batch.upload(rows)
+        batch.launch(rows)
+        batch.download(rows)
+        device.wait()
+
+
+def measure_end_to_end(options: Options, report: Report) -> None:
+    from . import end_to_end  # noqa: PLC0415 - the batching provider, which every other section would import too
+
+    end_to_end.measure(_backend_device(options), options.tiny, report)
+
+
+def _backend_device(options: Options) -> backends_device.Device:
+    return backend.open_device(options.device, options.cache)
+
+
+RUN: dict[str, Callable[[Options, Report], None]] = {
+    "machine": describe_machine,
+    "compile": lambda options, report: compile_kernels(options, backend_units(options), report),
+    "smoke": lambda options, report: smoke.check(_backend_device(options), options.tiny, report),
+    "workers": lambda options, report: in_flight.measure_workers(_backend_device(options), options.tiny, report),
+    "pairs": lambda options, report: in_flight.measure_pairs(_backend_device(options), options.tiny, report),
+    "sustained": lambda options, report: in_flight.measure_sustained(_backend_device(options), options.tiny, report),
+    "compile-all": lambda options, report: compile_kernels(options, all_units(), report),
+    "kernels": describe_kernels,
+    "correctness": lambda options, report: correctness.check(
+        *open_variants(options), options.rows, options.tiny, report
+    ),
+    "pipes": lambda options, report: pipes.measure(open_device(options, []), report),
+    "sweep": lambda options, report: sweep.measure(*open_variants(options), options.tiny, report),
+    "end-to-end": measure_end_to_end,
+    "profile": lambda options, _report: launch_for_profiler(options),
+}
+
+
+def main() -> int:
+    name, options = sys.argv[1], Options(**json.loads(sys.argv[2]))
+    # Only the report may write to what the suite reads.
+    with os.fdopen(os.dup(sys.stdout.fileno()), "w") as pipe:
+        os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+        try:
+            RUN[name](options, Report(pipe))
+        except BackendError as error:
+            print(error, file=sys.stderr)
+            return NO_DEVICE if name == "machine" else 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,293 @@
+"""Starts what is measured and what drives it, all on 127.0.0.1, and reads the CPU time that each has used.
+
+Everything started here ends with the ``Bench`` that started it, however that ends.
+"""
+
+import contextlib
+import importlib.util
+import json
+import os
+import random
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Self, TypeVar
+
+from .environment import ROOT
+
+SOURCES = Path(__file__).resolve().parent
+CPUCLOCK_SCHED = 2  # the kernel's number for "nanoseconds run" in a process's CPU clock id
+START_TIMEOUT = 20.0
+LOAD_TIMEOUT = 120
+RSA_BITS = 2048
+
+HAPROXY_CONFIGURATION = """
+global
+    nbthread 1
+    maxconn 4096
+defaults
+    mode tcp
+    timeout connect 10s
+    timeout client 60s
+    timeout server 60s
+frontend tls
+    bind 127.0.0.1:{port} ssl crt {certificate}
+    default_backend upstream
+backend upstream
+    server upstream 127.0.0.1:{upstream_port}
+"""
+
+# Ends a process when its parent dies, however that dies.
+DIES_WITH_US = ("setpriv", "--pdeathsig", "KILL")
+
+# `gpu-provider terminator` uses uvloop wherever it is installed; a name that is None in sys.modules can't be imported.
+TERMINATOR = "import sys; {hide}from gpu_provider.commands.cli import main; sys.exit(main())"
+HIDE_UVLOOP = "sys.modules['uvloop'] = None; "
+
+T = TypeVar("T")
+
+
+class BenchError(Exception):
+    """A measurement can't be taken; the message says why and what helps."""
+
+
+@dataclass(frozen=True)
+class Server:
+    """A running process that listens on 127.0.0.1."""
+
+    name: str
+    process: subprocess.Popen[bytes]
+    port: int
+    log: Path = field(repr=False)
+
+    def cpu_seconds(self) -> float:
+        """CPU time of all its threads since it started, those that have ended included; nanosecond resolution."""
+        if self.process.poll() is not None:
+            raise BenchError(f"{self.name} ended with exit code {self.process.returncode}: {tail(self.log)}")
+        return time.clock_gettime(~self.process.pid << 3 | CPUCLOCK_SCHED)
+
+    def settled_cpu_seconds(self) -> float:
+        """The same, once the server has stopped working on connections that the client is done with."""
+        last = self.cpu_seconds()
+        for _ in range(100):
+            time.sleep(0.02)
+            current = self.cpu_seconds()
+            if current - last < 0.0005:
+                return current
+            last = current
+        raise BenchError(f"{self.name} keeps using CPU 2 s after the last connection ended")
+
+
+@dataclass(frozen=True)
+class Load:
+    """What the load generator reports of one run."""
+
+    connections: int
+    wall_seconds: float
+    client_cpu_seconds: float
+    tickets: int
+    bytes: int
+    abrupt: int  # connections that ended without close_notify
+    handshake_seconds: list[float]
+
+
+def tail(log: Path) -> str:
+    return log.read_text(errors="replace")[-500:].strip() or "it printed nothing"
+
+
+def free_port() -> int:
+    """Below the range from which the kernel gives clients theirs, so that none can take it before the server does."""
+    for port in random.sample(range(15000, 30000), 100):
+        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port
+    raise BenchError("of a hundred ports on 127.0.0.1 none is free")
+
+
+def have_uvloop() -> bool:
+    return importlib.util.find_spec("uvloop") is not None
+
+
+def find_haproxy(install: bool = True) -> str | None:
+    """The haproxy program; installed from the distribution's packages where it is missing and we may."""
+    path = shutil.which("haproxy", path=os.environ.get("PATH", "") + ":/usr/sbin")
+    if path is None and install and os.geteuid() == 0 and shutil.which("apt-get"):
+        command = ["apt-get", "install", "-y", "--no-install-recommends", "haproxy"]
+        subprocess.run(command, check=False, capture_output=True, timeout=300)
+        return find_haproxy(install=False)
+    return path
+
+
+def interleave(rounds: int, subjects: Sequence[T]) -> Iterator[tuple[int, T]]:
+    """Every subject once per round, each round beginning one further on, so that none always follows the same one."""
+    for turn in range(rounds):
+        start = turn % len(subjects)
+        for subject in (*subjects[start:], *subjects[:start]):
+            yield turn, subject
+
+
+class Bench:
+    """Processes, helpers compiled from C and a directory for their files; a context manager that ends them all."""
+
+    def __init__(self) -> None:
+        self._stack = contextlib.ExitStack()
+
+    def __enter__(self) -> Self:
+        self.directory = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="gpu-provider-bench-")))
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._stack.close()
+
+    def compile(self, name: str, *flags: str) -> Path:
+        """Compiles ``bench/NAME.c`` and returns the program's path. Where there may be no compiler, it was compiled
+        before (``gpu/archive.py``)."""
+        target = self.directory / Path(name).name
+        source = str(SOURCES / f"{name}.c")
+        for compiled in (SOURCES / "prebuilt" / name, target):
+            if compiled.exists():
+                return compiled
+        compiler = shutil.which(os.environ.get("CC", "cc"))
+        if compiler is None:
+            raise BenchError("no C compiler: apt-get install gcc libssl-dev")
+        command = [compiler, "-std=c11", "-O2", "-Wall", "-Wextra", "-o", str(target), source, *flags]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+        if done.returncode:
+            raise BenchError(f"{name}.c does not compile (apt-get install gcc libssl-dev):\n{done.stderr}")
+        return target
+
+    def certificate(self, bits: int = RSA_BITS) -> Path:
+        """A self-signed certificate and its RSA key in one PEM file, the form that HAProxy reads."""
+        both = self.directory / f"certificate-{bits}.pem"
+        if both.exists():
+            return both
+        key = self.directory / f"key-{bits}.pem"
+        command = ["openssl", "req", "-x509", "-newkey", f"rsa:{bits}", "-nodes", "-subj", "/CN=localhost"]
+        try:
+            subprocess.run([*command, "-keyout", key, "-out", both], check=True, capture_output=True, timeout=60)
+        except FileNotFoundError:
+            raise BenchError("no openssl program: apt-get install openssl") from None
+        both.write_text(both.read_text() + key.read_text())
+        return both
+
+    def serve(self, name: str, command: Callable[[int], Sequence[str]]) -> Server:
+        """Starts a server, told its port, and waits until it listens. It ends with us; a session of its own keeps the
+        terminal's Ctrl-C for the bench alone."""
+        port = free_port()
+        log = self.directory / f"{name.replace(' ', '-')}.log"
+        with log.open("wb") as output:
+            process = subprocess.Popen(
+                [*DIES_WITH_US, *command(port)],
+                stdin=subprocess.DEVNULL, stdout=output, stderr=output, cwd=ROOT, start_new_session=True,
+            )  # fmt: skip
+        self._stack.callback(stop, process)
+        deadline = time.monotonic() + START_TIMEOUT
+        while process.poll() is None and time.monotonic() < deadline:
+            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+                return Server(name, process, port, log)
+            time.sleep(0.05)
+        raise BenchError(f"{name} did not start: {tail(log)}")
+
+    def upstream(self) -> int:
+        """Starts the upstream; returns its port."""
+        program = str(self.compile("servers/upstream"))
+        return self.serve("upstream", lambda port: [program, str(port)]).port
+
+    def asyncio_relay(self, upstream_port: int, *, uvloop: bool) -> Server:
+        flags = ["--uvloop"] if uvloop else []
+        return self.serve(
+            "asyncio uvloop" if uvloop else "asyncio",
+            lambda port: [
+                sys.executable, "-m", "bench.servers.asyncio_relay",
+                str(port), str(upstream_port), str(self.certificate()), *flags,
+            ],
+        )  # fmt: skip
+
+    def terminator(self, upstream_port: int, *, uvloop: bool, backend: str = "auto", bits: int = RSA_BITS) -> Server:
+        certificate = str(self.certificate(bits))
+        code = TERMINATOR.format(hide="" if uvloop else HIDE_UVLOOP)
+        name = "terminator uvloop" if uvloop else "terminator"
+        return self.serve(
+            name if backend == "auto" else f"terminator {backend}",
+            lambda port: [
+                sys.executable, "-c", code, "terminator", "--listen", f"127.0.0.1:{port}",
+                "--upstream", f"127.0.0.1:{upstream_port}", "--admin", "off", "--cert", certificate,
+                "--key", certificate, "--backend", backend,
+            ],
+        )  # fmt: skip
+
+    def haproxy(self, upstream_port: int, program: str, bits: int = RSA_BITS) -> Server:
+        certificate = self.certificate(bits)
+
+        def command(port: int) -> Sequence[str]:
+            configuration = self.directory / f"haproxy-{bits}.cfg"
+            configuration.write_text(
+                HAPROXY_CONFIGURATION.format(port=port, certificate=certificate, upstream_port=upstream_port)
+            )
+            return [program, "-db", "-f", str(configuration)]
+
+        return self.serve("haproxy", command)
+
+    def relays(self, upstream_port: int, notes: list[str]) -> list[Server]:
+        """Every relay that can be measured here; what can't is named in ``notes``."""
+        loops = [False, True] if have_uvloop() else [False]
+        servers = []
+        for uvloop in loops:
+            servers += [self.terminator(upstream_port, uvloop=uvloop), self.asyncio_relay(upstream_port, uvloop=uvloop)]
+        if not have_uvloop():
+            notes.append("uvloop is not installed: not measured")
+        return [*servers, *self.haproxy_if_there(upstream_port, notes)]
+
+    def haproxy_if_there(self, upstream_port: int, notes: list[str], bits: int = RSA_BITS) -> list[Server]:
+        program = find_haproxy()
+        if program is None:
+            notes.append("haproxy is not installed and could not be: not measured (apt-get install haproxy)")
+            return []
+        return [self.haproxy(upstream_port, program, bits)]
+
+    def load(self, server: Server, connections: int, concurrency: int, size: int) -> Load:
+        """Runs the load generator against a server: every connection asks for ``size`` bytes. All must succeed."""
+        program = self.compile("servers/load", "-lssl", "-lcrypto")
+        arguments = [server.port, connections, concurrency, size, LOAD_TIMEOUT]
+        done = subprocess.run(
+            [*DIES_WITH_US, str(program), *map(str, arguments)],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=LOAD_TIMEOUT + 30,
+        )
+        if done.returncode:
+            raise BenchError(f"load on {server.name}: {done.stderr.strip()}; its log: {tail(server.log)}")
+        report = json.loads(done.stdout)
+        if report["failed"]:
+            raise BenchError(
+                f"{report['failed']} of {connections} connections to {server.name} failed, the first with: "
+                f"{report['failure']}; its log: {tail(server.log)}"
+            )
+        return Load(
+            connections=connections,
+            wall_seconds=report["wall_ns"] / 1e9,
+            client_cpu_seconds=report["client_cpu_ns"] / 1e9,
+            tickets=report["tickets"],
+            bytes=report["bytes"],
+            abrupt=report["abrupt"],
+            handshake_seconds=[latency / 1e9 for latency in report["handshake_ns"]],
+        )
+
+
+def stop(process: subprocess.Popen[bytes]) -> None:
+    process.send_signal(signal.SIGTERM)
+    try:
+        process.wait(timeout=5)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()

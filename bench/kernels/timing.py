@@ -1,0 +1,122 @@
+"""Whether the kernels' time tells keys or inputs apart: ``python -m bench.kernels.timing`` (dudect's method).
+
+Reparaz, Balasch, Verbauwhede, "Dude, is my code constant time?", 2017: private operations of two classes, fixed and
+random, in random order; Welch's t of their times, over all samples and over those below each of several percentiles
+(what interrupts cost lies above). Below 4.5 no difference is shown. What is compared:
+
+- inputs: one number (with few ones), against random ones, with the same key;
+- keys: 64 copies of one key, against 64 different ones, with random inputs. Copies: the caches see no difference.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import secrets
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from cryptography.hazmat.primitives.asymmetric import rsa
+
+from gpu_provider import kernels
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from numpy.typing import NDArray
+
+KEYS = 64
+PERCENTILES = (100, 99, 95, 90, 75, 50, 25)
+
+
+def load(key: rsa.RSAPrivateKey) -> kernels.PrivateKey:
+    numbers = key.private_numbers()
+    public = numbers.public_numbers
+    parts = {"p": numbers.p, "q": numbers.q, "dp": numbers.dmp1, "dq": numbers.dmq1, "qinv": numbers.iqmp}
+    return kernels.PrivateKey(n=public.n, e=public.e, **parts)
+
+
+def welch(first: NDArray[np.float64], second: NDArray[np.float64]) -> float:
+    spread = np.sqrt(first.var(ddof=1) / len(first) + second.var(ddof=1) / len(second))
+    return float((first.mean() - second.mean()) / spread)
+
+
+def measure(operation: Callable[[int], None], samples: int) -> dict[str, float]:
+    """``operation(0)`` and ``operation(1)`` in random order. Welch's t by percentile."""
+    order = np.array([random.getrandbits(1) for _ in range(samples)])
+    times = np.empty(samples)
+    for i, chosen in enumerate(order):
+        times[i] = timed(operation, int(chosen))
+    result = {}
+    for percentile in PERCENTILES:
+        kept = times <= np.percentile(times, percentile)
+        result[str(percentile)] = welch(times[kept & (order == 0)], times[kept & (order == 1)])
+    return result
+
+
+def timed(operation: Callable[[int], None], chosen: int) -> int:
+    start = time.perf_counter_ns()
+    operation(chosen)
+    return time.perf_counter_ns() - start
+
+
+def operations(bits: int, count: int) -> dict[str, Callable[[int], None]]:
+    size = bits // 8
+    made = [rsa.generate_private_key(65537, bits) for _ in range(KEYS)]
+    copies, different = [load(made[0]) for _ in range(KEYS)], [load(key) for key in made]
+    inputs, outputs, ok = (
+        np.zeros((count, size), np.uint8),
+        np.zeros((count, size), np.uint8),
+        np.zeros(count, np.uint8),
+    )
+    fixed = np.zeros_like(inputs)
+    fixed[:, 0] = 2
+
+    def random_rows() -> NDArray[np.uint8]:
+        rows = np.frombuffer(secrets.token_bytes(count * size), np.uint8).reshape(count, size).copy()
+        rows[:, -1] &= 0x7F
+        return rows
+
+    def run(keys: list[kernels.PrivateKey], rows: NDArray[np.uint8]) -> None:
+        inputs[:] = rows
+        kernels.private_op(keys, inputs, outputs, ok)
+
+    def by_input(chosen: int) -> None:
+        rows = random_rows()
+        run(copies[:count], rows if chosen else fixed)
+
+    def by_key(chosen: int) -> None:
+        start = random.randrange(KEYS)  # noqa: S311
+        pool = different if chosen else copies
+        run([pool[(start + i) % KEYS] for i in range(count)], random_rows())
+
+    for chosen in (0, 1):
+        for _ in range(KEYS):
+            by_key(chosen)
+    return {"inputs": by_input, "keys": by_key}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--samples", type=int, default=20_000)
+    parser.add_argument("--bits", type=int, default=2048)
+    parser.add_argument("--core", type=int, default=max(os.sched_getaffinity(0)))
+    parser.add_argument("--json", type=Path)
+    arguments = parser.parse_args()
+    os.sched_setaffinity(0, {arguments.core})
+    results = {}
+    for name, operation in operations(arguments.bits, kernels.isa_width()).items():
+        results[name] = measure(operation, arguments.samples)
+        largest = max(abs(t) for t in results[name].values())
+        by_percentile = "  ".join(f"{percentile}%: {t:+.2f}" for percentile, t in results[name].items())
+        print(f"RSA-{arguments.bits}, fixed against random {name}: largest |t| {largest:.2f}   {by_percentile}")
+    if arguments.json:
+        arguments.json.write_text(json.dumps({"samples": arguments.samples, "t": results}, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
