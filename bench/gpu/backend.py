@@ -26,7 +26,7 @@ from .batches import to_rows
 from .device import find_device
 
 SIZES = (2048, 3072, 4096)
-MOST_WORKERS = 3
+MOST_IN_FLIGHT = 3
 CHECKED = 16
 
 
@@ -41,7 +41,7 @@ def open_device(device: str, cache: str) -> Device:
 def opened(device: Device, measured: int) -> Iterator[tuple[CudaBackend, Callable[[int], Key]]]:
     """The backend, and what makes a new key of so many bits. ``measured``: as for the backend."""
     client = Client(16)
-    backend = CudaBackend(device, workers=MOST_WORKERS, measured=measured)
+    backend = CudaBackend(device, workers=MOST_IN_FLIGHT, measured=measured)
     backend.open(client)
     try:
         yield backend, lambda bits: load(client, rsa.generate_private_key(65537, bits))
@@ -72,8 +72,8 @@ def compute_checked(backend: CudaBackend, key: Key, batch: Batch) -> float:
     return seconds
 
 
-def run_workers(backend: CudaBackend, workers: Sequence[Batch], seconds: float, latencies: list[float]) -> float:
-    """Computes each batch again and again on a thread of its own; at least once. Returns operations per second, and
+def run_in_flight(backend: CudaBackend, batches: Sequence[Batch], seconds: float, latencies: list[float]) -> float:
+    """Computes each batch again and again, at least once, on a thread of its own. Returns operations per second, and
     appends what each batch took."""
     failures: list[BackendError] = []
     end = time.perf_counter() + seconds
@@ -89,7 +89,7 @@ def run_workers(backend: CudaBackend, workers: Sequence[Batch], seconds: float, 
         except BackendError as error:
             failures.append(error)
 
-    threads = [threading.Thread(target=run, args=(batch,)) for batch in workers]
+    threads = [threading.Thread(target=run, args=(batch,)) for batch in batches]
     before, started = len(latencies), time.perf_counter()
     for thread in threads:
         thread.start()
@@ -97,7 +97,7 @@ def run_workers(backend: CudaBackend, workers: Sequence[Batch], seconds: float, 
         thread.join()
     if failures:
         raise failures[0]
-    return (len(latencies) - before) * len(workers[0]) / (time.perf_counter() - started)
+    return (len(latencies) - before) * len(batches[0]) / (time.perf_counter() - started)
 
 
 class _UnwipedStream:

@@ -5,13 +5,14 @@ import random
 import time
 from concurrent.futures import ThreadPoolExecutor, wait
 
+from gpu_provider import Key
 from gpu_provider.backends.base import Batch
 from gpu_provider.backends.cuda.backend import CudaBackend
 from gpu_provider.backends.cuda.device import Device
 from gpu_provider.observe.nvml import Nvml
 
-from .backend import MOST_WORKERS, SIZES, compute_checked, make_batch, opened, run_workers, unwiped
-from .report import Pairs, Report, Sustained, Workers
+from .backend import MOST_IN_FLIGHT, SIZES, compute_checked, make_batch, opened, run_in_flight, unwiped
+from .report import InFlight, Pairs, Report, Sustained
 
 BATCHES = (1024, 2048, 4096)
 TINY = 2
@@ -23,39 +24,42 @@ SUSTAINED_SECONDS = 15.0
 WATCH_SECONDS = 0.5
 
 
-def measure_workers(device: Device, tiny: bool, report: Report) -> None:
+def measure_in_flight(device: Device, tiny: bool, report: Report) -> None:
     """The largest batches first."""
-    sizes, batches = (SIZES[:1], (TINY,)) if tiny else (SIZES, BATCHES[::-1])
-    total = MOST_WORKERS * len(sizes) * len(batches) + 2
+    sizes, lengths = (SIZES[:1], (TINY,)) if tiny else (SIZES, BATCHES[::-1])
+    total = MOST_IN_FLIGHT * len(sizes) * len(lengths) + 2
     seconds = 0 if tiny else SECONDS
-    with opened(device, 0 if tiny else max(batches)) as (backend, new_key):
+    with opened(device, 0 if tiny else max(lengths)) as (backend, new_key):
         for bits in sizes:
             key = new_key(bits)
-            for rows in batches:
-                workers = [make_batch(key, rows) for _ in range(MOST_WORKERS)]
-                for batch in workers:
-                    compute_checked(backend, key, batch)
+            for rows in lengths:
+                batches = _checked_batches(backend, key, rows)
                 if not tiny:
-                    run_workers(backend, workers, WARM_UP_SECONDS, [])
-                for count in range(1, MOST_WORKERS + 1):
+                    run_in_flight(backend, batches, WARM_UP_SECONDS, [])
+                for count in range(1, MOST_IN_FLIGHT + 1):
                     report.progress(f"RSA-{bits}, {count} batches of {rows} in flight", total)
-                    _measure(backend, workers[:count], seconds, True, report)
-    with opened(unwiped(device), 0 if tiny else max(batches)) as (backend, new_key):
-        key = new_key(SIZES[0])
-        workers = [make_batch(key, max(batches)) for _ in range(MOST_WORKERS)]
-        for batch in workers:
-            compute_checked(backend, key, batch)
-        for count in (1, MOST_WORKERS):
+                    _measure(backend, batches[:count], seconds, True, report)
+    with opened(unwiped(device), 0 if tiny else max(lengths)) as (backend, new_key):
+        batches = _checked_batches(backend, new_key(SIZES[0]), max(lengths))
+        for count in (1, MOST_IN_FLIGHT):
             report.progress(f"{count} batches in flight, without wiping", total)
-            _measure(backend, workers[:count], seconds, False, report)
+            _measure(backend, batches[:count], seconds, False, report)
 
 
-def _measure(backend: CudaBackend, workers: list[Batch], seconds: float, wiped: bool, report: Report) -> None:
+def _checked_batches(backend: CudaBackend, key: Key, rows: int) -> list[Batch]:
+    """As many as are in flight at most, each computed once. Raises BackendError if a row is wrong."""
+    batches = [make_batch(key, rows) for _ in range(MOST_IN_FLIGHT)]
+    for batch in batches:
+        compute_checked(backend, key, batch)
+    return batches
+
+
+def _measure(backend: CudaBackend, batches: list[Batch], seconds: float, wiped: bool, report: Report) -> None:
     latencies: list[float] = []
-    rate = run_workers(backend, workers, seconds, latencies)
-    bits, rows = 8 * workers[0].class_bytes, len(workers[0])
+    rate = run_in_flight(backend, batches, seconds, latencies)
+    bits, rows = 8 * batches[0].class_bytes, len(batches[0])
     report.sample(
-        Workers(bits=bits, rows=rows, workers=len(workers), wiped=wiped, rate=rate, latency_seconds=latencies)
+        InFlight(bits=bits, rows=rows, in_flight=len(batches), wiped=wiped, rate=rate, latency_seconds=latencies)
     )
 
 
@@ -89,15 +93,13 @@ def measure_sustained(device: Device, tiny: bool, report: Report) -> None:
     latencies: list[float] = []
     seen, at = 0, 0.0
     with opened(device, 0 if tiny else rows) as (backend, new_key), ThreadPoolExecutor(1) as pool:
-        key = new_key(SIZES[0])
-        workers = [make_batch(key, rows) for _ in range(MOST_WORKERS)]
-        for batch in workers:
-            compute_checked(backend, key, batch)
+        batches = _checked_batches(backend, new_key(SIZES[0]), rows)
         report.progress(f"{seconds:g} s of batches of {rows}", 1)
         started = time.perf_counter()
-        load = pool.submit(run_workers, backend, workers, seconds, latencies)
-        while not load.done():
-            wait([load], WATCH_SECONDS)
+        load = pool.submit(run_in_flight, backend, batches, seconds, latencies)
+        running = True
+        while running:  # also once after the end: a short load has ended before the first look
+            running = bool(wait([load], WATCH_SECONDS).not_done)
             before, at = at, time.perf_counter() - started
             new, seen = len(latencies) - seen, len(latencies)
             figures = nvml.read(device.pci_bus_id) if device.pci_bus_id else None

@@ -41,7 +41,7 @@ PLAN = (
     Section("machine", 3, 40, "the GPU, its driver, the processor, versions and tools; always runs"),
     Section("compile", 5, 150, "the kernels that the backend can use here"),
     Section("smoke", 10, 60, "each key size against pow(); ends the run if it fails", "compile"),
-    Section("workers", 15, 75, "batches in flight, 1 to 3, through the backend; with and without wiping", "compile"),
+    Section("in-flight", 15, 75, "1 to 3 batches in flight through the backend; with and without wiping", "compile"),
     Section("pairs", 10, 30, "renewed blinding pairs, in batches of one size and of varied sizes", "compile"),
     Section("sustained", 10, 30, "a long load, with clock, power and temperature", "compile"),
     Section("compile-all", 5, 150, "every kernel that there is: both arithmetics, all windows"),

@@ -38,13 +38,12 @@ class Opened(Sample, tag="opened"):
     """By bits of a key: rows of a batch, and the seconds that it took."""
 
 
-class Workers(Sample, tag="workers"):
+class InFlight(Sample, tag="in-flight"):
     """Batches through the CUDA backend, without the queue: staging, copies and kernels."""
 
     bits: Count
     rows: Count
-    workers: Count
-    """Batches in flight."""
+    in_flight: Count
     wiped: bool
     """Whether the device's memory was wiped behind each batch, as it always is outside this measurement."""
     rate: Positive
@@ -118,7 +117,7 @@ class Profiled(Sample, tag="ncu"):
 
 
 AnySample = (
-    Compiled | Smoke | Opened | Workers | Pairs | Sustained | Correctness | Pipe | Sweep | EndToEnd | Profiled
+    Compiled | Smoke | Opened | InFlight | Pairs | Sustained | Correctness | Pipe | Sweep | EndToEnd | Profiled
 )  # fmt: skip
 
 

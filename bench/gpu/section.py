@@ -150,7 +150,7 @@ RUN: dict[str, Callable[[Options, Report], None]] = {
     "machine": describe_machine,
     "compile": lambda options, report: compile_kernels(options, backend_units(options), report),
     "smoke": lambda options, report: smoke.check(_backend_device(options), options.tiny, report),
-    "workers": lambda options, report: in_flight.measure_workers(_backend_device(options), options.tiny, report),
+    "in-flight": lambda options, report: in_flight.measure_in_flight(_backend_device(options), options.tiny, report),
     "pairs": lambda options, report: in_flight.measure_pairs(_backend_device(options), options.tiny, report),
     "sustained": lambda options, report: in_flight.measure_sustained(_backend_device(options), options.tiny, report),
     "compile-all": lambda options, report: compile_kernels(options, all_units(), report),

@@ -15,6 +15,7 @@ from .report import (
     Correctness,
     Device,
     EndToEnd,
+    InFlight,
     Opened,
     Pairs,
     Pipe,
@@ -22,7 +23,6 @@ from .report import (
     Smoke,
     Sustained,
     Sweep,
-    Workers,
 )
 
 UNIT = "private ops/s"
@@ -37,12 +37,12 @@ def summarise(
     def of(kind: type[T]) -> list[T]:
         return [sample for sample in samples if isinstance(sample, kind)]
 
-    kernels, workers = of(Sweep), of(Workers)
+    kernels, batches = of(Sweep), of(InFlight)
     result.rows += correctness(of(Correctness))
-    result.rows += rates(kernels, workers, device, clocks or {})
+    result.rows += rates(kernels, batches, device, clocks or {})
     result.rows += start(of(Compiled), of(Opened), of(Smoke))
-    result.rows += in_flight(workers)
-    result.rows += wiping(workers)
+    result.rows += in_flight(batches)
+    result.rows += wiping(batches)
     result.rows += pairs(of(Pairs))
     result.rows += sustained(of(Sustained))
     result.rows += pipes(of(Pipe), device)
@@ -79,7 +79,7 @@ def _kernel_rate(sample: Sweep) -> Spread:
     return Spread.of([sample.rows / seconds for seconds in sample.kernel_seconds])
 
 
-def rates(kernels: list[Sweep], workers: list[Workers], device: Device, clocks: Mapping[str, float]) -> Iterator[Row]:
+def rates(kernels: list[Sweep], batches: list[InFlight], device: Device, clocks: Mapping[str, float]) -> Iterator[Row]:
     """The best of each key size, and of those within the latency: of kernels alone, and through the backend."""
     alone = [
         _Rate(
@@ -92,9 +92,9 @@ def rates(kernels: list[Sweep], workers: list[Workers], device: Device, clocks: 
     through = [
         _Rate(
             f"CUDA backend, {_in_flight(sample)}", sample.bits,
-            Spread.of([sample.rate]), _milliseconds(sample.latency_seconds), "workers",
+            Spread.of([sample.rate]), _milliseconds(sample.latency_seconds), "in-flight",
         )
-        for sample in workers
+        for sample in batches
         if sample.wiped
     ]  # fmt: skip
     goals = GOALS.get(device.architecture or "", {})
@@ -149,11 +149,11 @@ def start(compiled: list[Compiled], opened: list[Opened], smoke: list[Smoke]) ->
         yield Row("smoke", subject, "ms, a batch", _milliseconds([one.again_seconds]))
 
 
-def _in_flight(sample: Workers) -> str:
-    return f"{sample.workers} in flight of {sample.rows} rows"
+def _in_flight(sample: InFlight) -> str:
+    return f"{sample.in_flight} in flight of {sample.rows} rows"
 
 
-def in_flight(samples: list[Workers]) -> Iterator[Row]:
+def in_flight(samples: list[InFlight]) -> Iterator[Row]:
     for sample in samples:
         if sample.wiped:
             case = f"CUDA backend, RSA-{sample.bits}"
@@ -161,11 +161,11 @@ def in_flight(samples: list[Workers]) -> Iterator[Row]:
             yield Row(case, _in_flight(sample), "ms, a batch", _milliseconds(sample.latency_seconds))
 
 
-def wiping(samples: list[Workers]) -> Iterator[Row]:
-    wiped = {(sample.bits, sample.rows, sample.workers): sample.rate for sample in samples if sample.wiped}
+def wiping(samples: list[InFlight]) -> Iterator[Row]:
+    wiped = {(sample.bits, sample.rows, sample.in_flight): sample.rate for sample in samples if sample.wiped}
     for sample in samples:
         if not sample.wiped:
-            rate = wiped.get((sample.bits, sample.rows, sample.workers))
+            rate = wiped.get((sample.bits, sample.rows, sample.in_flight))
             ratio = None if rate is None else Spread.of([sample.rate / rate])
             case = f"RSA-{sample.bits}, without wiping"
             yield Row(case, _in_flight(sample), UNIT, Spread.of([sample.rate]), "with wiping", ratio)

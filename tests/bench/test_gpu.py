@@ -49,10 +49,10 @@ def test_the_suite_runs_on_the_host_device_and_its_file_is_complete(tmp_path: Pa
         expected = "not run" if of_gpus_alone else "done"
         assert parameters["sections"][name]["status"] == expected, parameters["sections"][name]
         assert any(note.startswith(f"{name}: not run") for note in saved["notes"]) == of_gpus_alone
-    kinds = {"opened", "smoke", "workers", "pairs", "sustained", "correctness", "sweep", "end-to-end"}
+    kinds = {"opened", "smoke", "in-flight", "pairs", "sustained", "correctness", "sweep", "end-to-end"}
     assert {sample["section"] for sample in saved["samples"]} == kinds
-    workers = [sample for sample in saved["samples"] if sample["section"] == "workers"]
-    assert {(sample["workers"], sample["wiped"]) for sample in workers} >= {(1, True), (2, True), (3, True), (3, False)}
+    batches = [sample for sample in saved["samples"] if sample["section"] == "in-flight"]
+    assert {(sample["in_flight"], sample["wiped"]) for sample in batches} >= {(1, True), (2, True), (3, True), (3, False)}
     assert {sample["sizes"] for sample in saved["samples"] if sample["section"] == "pairs"} == {
         "one size", "varied sizes", "one size, after those",
     }  # fmt: skip
@@ -115,7 +115,7 @@ def test_a_section_that_dies_hangs_or_prints_rubbish_costs_no_other(
 ) -> None:
     program = f"""case $3 in
         machine) echo '{H100}' ;;
-        workers) echo 'illegal address' >&2; exit 3 ;;
+        in-flight) echo 'illegal address' >&2; exit 3 ;;
         pairs) kill -SEGV $$ ;;
         sustained) sleep 60 & echo 'still here'; wait ;;
         correctness) printf '\\377\\376 rubbish\\n[1]\\n{{"sample": {{}}}}\\n' ;;
@@ -128,7 +128,7 @@ def test_a_section_that_dies_hangs_or_prints_rubbish_costs_no_other(
     sections = saved["parameters"]["sections"]
     assert status == 1
     ends = {name: (sections[name]["status"], sections[name]["reason"]) for name in sections}
-    assert ends["workers"] == ("failed", "exit status 3: illegal address")
+    assert ends["in-flight"] == ("failed", "exit status 3: illegal address")
     assert ends["pairs"] == ("failed", "signal 11")
     assert ends["sustained"][0] == "out of time"
     assert sections["sustained"]["output"] == "still here"
@@ -150,7 +150,7 @@ def test_a_section_that_dies_hangs_or_prints_rubbish_costs_no_other(
 @pytest.mark.usefixtures("undrawn")
 def test_such_sections_cost_nothing_on_a_device_that_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     program = f"""case $3 in
-        workers) kill -KILL $$ ;;
+        in-flight) kill -KILL $$ ;;
         pairs) exec sleep 60 ;;
         pipes) echo rubbish ;;
         *) exec {sys.executable} "$@" ;;
@@ -158,12 +158,12 @@ def test_such_sections_cost_nothing_on_a_device_that_works(tmp_path: Path, monke
     monkeypatch.setattr(sys, "executable", str(write_script(tmp_path / "python", program)))
     hurried = [replace(section, most=1.0) if section.name == "pairs" else section for section in plan.PLAN]
     monkeypatch.setattr(plan, "PLAN", hurried)
-    wanted = ["smoke", "workers", "pairs", "correctness", "pipes", "end-to-end"]
+    wanted = ["smoke", "in-flight", "pairs", "correctness", "pipes", "end-to-end"]
     assert gpu.main([*wanted, "--device", "host", "--tiny", "--output", str(tmp_path / "output")]) == 1
     saved = document(tmp_path / "output")
     sections = saved["parameters"]["sections"]
     assert {name: sections[name]["status"] for name in wanted} == {
-        "smoke": "done", "workers": "failed", "pairs": "out of time", "correctness": "done", "pipes": "failed",
+        "smoke": "done", "in-flight": "failed", "pairs": "out of time", "correctness": "done", "pipes": "failed",
         "end-to-end": "done",
     }  # fmt: skip
     assert {sample["section"] for sample in saved["samples"]} == {"opened", "smoke", "correctness", "end-to-end"}
@@ -356,10 +356,10 @@ def test_a_section_gets_what_is_left_but_the_least_of_the_later_ones() -> None:
 def test_all_is_over_in_the_time_that_was_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     program = f"""case $3 in machine) echo '{H100}' ;; *) exec sleep 60 ;; esac"""
     started = time.monotonic()
-    status, saved = run_with(program, tmp_path, monkeypatch, "--seconds", "5", "pipes", "sweep", "pairs", "workers")
+    status, saved = run_with(program, tmp_path, monkeypatch, "--seconds", "5", "pipes", "sweep", "pairs", "in-flight")
     assert time.monotonic() - started < 30
     assert status == 1
-    ends = [saved["parameters"]["sections"][name]["status"] for name in ("workers", "pairs", "pipes", "sweep")]
+    ends = [saved["parameters"]["sections"][name]["status"] for name in ("in-flight", "pairs", "pipes", "sweep")]
     assert set(ends) <= {"out of time", "skipped"}
 
 
@@ -378,7 +378,7 @@ def test_every_section_can_be_chosen_alone_and_comes_after_what_it_needs() -> No
         assert (section.name == "machine") == (len(chosen) == 1)
 
 
-@pytest.mark.parametrize("arguments", [["worker"], ["--device", "first"], ["--seconds", "0"], ["--seconds", "nan"]])
+@pytest.mark.parametrize("arguments", [["in flight"], ["--device", "first"], ["--seconds", "0"], ["--seconds", "nan"]])
 def test_a_mistake_in_the_arguments_is_told_at_once(arguments: list[str], tmp_path: Path) -> None:
     with pytest.raises(SystemExit) as error:
         gpu.main([*arguments, "--output", str(tmp_path)])

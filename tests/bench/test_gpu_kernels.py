@@ -84,7 +84,7 @@ def test_a_verdict_that_should_not_be_there_is_found() -> None:
 
 @pytest.mark.parametrize(
     ("measure", "samples"),
-    [(smoke.check, 13), (in_flight.measure_workers, 29), (in_flight.measure_pairs, 3),
+    [(smoke.check, 13), (in_flight.measure_in_flight, 29), (in_flight.measure_pairs, 3),
      (in_flight.measure_sustained, 1)],
 )  # fmt: skip
 def test_the_sizes_for_a_gpu_run_on_a_device_that_does_nothing(
@@ -101,6 +101,7 @@ def test_the_sizes_for_a_gpu_run_on_a_device_that_does_nothing(
         monkeypatch.setattr(module, "compute_checked", compute)  # nothing computes nothing that is right
     for name in ("SECONDS", "WARM_UP_SECONDS", "PAIRS_SECONDS", "SUSTAINED_SECONDS"):
         monkeypatch.setattr(in_flight, name, 0.0)
+    monkeypatch.setattr(in_flight, "WATCH_SECONDS", 60.0)  # one sample, however slow the load is
     pipe = io.StringIO()
     measure(NothingDevice(), False, Report(pipe))
     lines = [report.read_line(line.encode()) for line in pipe.getvalue().splitlines()]

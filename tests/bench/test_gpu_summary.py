@@ -23,14 +23,14 @@ def sweep_sample(variant: str, rows: int, kernel: float) -> gpu_report.Sweep:
     )
 
 
-def workers_sample(rate: float, **values: Any) -> gpu_report.Workers:
-    given = {"bits": 2048, "rows": 2048, "workers": 3, "wiped": True, "latency_seconds": [0.002], **values}
-    return gpu_report.Workers(rate=rate, **given)
+def in_flight_sample(rate: float, **values: Any) -> gpu_report.InFlight:
+    given = {"bits": 2048, "rows": 2048, "in_flight": 3, "wiped": True, "latency_seconds": [0.002], **values}
+    return gpu_report.InFlight(rate=rate, **given)
 
 
 def summarised(samples: list[gpu_report.AnySample], **device: Any) -> list[report.Row]:
     result = report.Result("gpu", "", {})
-    summary.summarise(result, samples, gpu_report.Device(**device), {"workers": 1.755e9})
+    summary.summarise(result, samples, gpu_report.Device(**device), {"in-flight": 1.755e9})
     return result.rows
 
 
@@ -60,13 +60,13 @@ def test_rates_are_held_against_the_goals_and_the_defaults() -> None:
      ("sm_120", 2048, 0.78e6), ("sm_89", 4096, 98e3), ("sm_80", 2048, None)],
 )  # fmt: skip
 def test_each_architecture_has_its_own_goal(architecture: str, bits: int, goal: float | None) -> None:
-    rows = summarised([workers_sample(1e5, bits=bits)], architecture=architecture)
+    rows = summarised([in_flight_sample(1e5, bits=bits)], architecture=architecture)
     row = next(row for row in rows if row.case == f"RSA-{bits}, any batch" and row.unit == summary.UNIT)
     assert (row.target and row.target.limit) == goal
 
 
 def test_a_rate_is_compared_with_the_peer_and_with_what_the_gpu_can_issue() -> None:
-    rows = summarised([workers_sample(1.59e6)], architecture="sm_90", multiprocessors=132)
+    rows = summarised([in_flight_sample(1.59e6)], architecture="sm_90", multiprocessors=132)
     by_case = {row.case: row for row in rows if row.ratio}
     assert by_case["RSA-2048, peer"].ratio.median == pytest.approx(1.59e6 / 0.39e6)  # type: ignore[union-attr]
     share = by_case["RSA-2048, share of what issue allows"]
@@ -76,7 +76,7 @@ def test_a_rate_is_compared_with_the_peer_and_with_what_the_gpu_can_issue() -> N
 
 
 def test_what_wiping_costs_is_a_ratio() -> None:
-    rows = summarised([workers_sample(1e6), workers_sample(1.1e6, wiped=False)])
+    rows = summarised([in_flight_sample(1e6), in_flight_sample(1.1e6, wiped=False)])
     (row,) = (row for row in rows if "without wiping" in row.case)
     assert row.ratio is not None
     assert row.ratio.median == pytest.approx(1.1)
@@ -87,8 +87,8 @@ ONE_OF_EACH: list[gpu_report.AnySample] = [
     gpu_report.Compiled(nvrtc="13.0", units=6, cached=2, seconds=9.0),
     gpu_report.Smoke(bits=2048, rows=9, first_seconds=0.1, again_seconds=0.01),
     gpu_report.Opened(seconds=1.0, curves={}),
-    workers_sample(1.0),
-    workers_sample(1.0, wiped=False),
+    in_flight_sample(1.0),
+    in_flight_sample(1.0, wiped=False),
     gpu_report.Pairs(sizes="varied sizes", rate=1.0, latency_seconds=[1.0]),
     gpu_report.Sustained(at_seconds=1.0, rate=0.0),
     gpu_report.Sustained(at_seconds=1.0, rate=1.0, power_watts=1.0, sm_clock_hertz=1.0, temperature_celsius=1.0),
