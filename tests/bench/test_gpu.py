@@ -51,8 +51,8 @@ def test_the_suite_runs_on_the_host_device_and_its_file_is_complete(tmp_path: Pa
         assert any(note.startswith(f"{name}: not run") for note in saved["notes"]) == of_gpus_alone
     kinds = {"opened", "smoke", "in-flight", "pairs", "sustained", "correctness", "sweep", "end-to-end"}
     assert {sample["section"] for sample in saved["samples"]} == kinds
-    batches = [sample for sample in saved["samples"] if sample["section"] == "in-flight"]
-    assert {(sample["in_flight"], sample["wiped"]) for sample in batches} >= {(1, True), (2, True), (3, True), (3, False)}
+    made = [sample for sample in saved["samples"] if sample["section"] == "in-flight"]
+    assert {(sample["in_flight"], sample["wiped"]) for sample in made} >= {(1, True), (2, True), (3, True), (3, False)}
     assert {sample["sizes"] for sample in saved["samples"] if sample["section"] == "pairs"} == {
         "one size", "varied sizes", "one size, after those",
     }  # fmt: skip
