@@ -1,4 +1,4 @@
-"""The C client of the request queue (``native/client.h``), with NumPy arrays in place of pointers.
+"""The request queue's two sides in C (``native/queue``), with NumPy arrays in place of pointers.
 
 Safe from any thread. In a forked child nothing of the parent's client is usable; see :meth:`Client.check_process`.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from gpu_provider.errors import BackendError, ProviderClosedError
 from gpu_provider.native import ffi, lib
@@ -17,15 +17,12 @@ if TYPE_CHECKING:
     from _cffi_backend import FFI
     from numpy.typing import NDArray
 
-    from gpu_provider.backends.base import Batch
-
 __all__ = [
     "CLASSES",
     "MAX_BYTES",
-    "TIME_BOUNDS",
     "Client",
     "QueueCounters",
-    "SmallCounters",
+    "SmallBatch",
     "class_bytes",
     "openssl_error",
     "u8",
@@ -38,8 +35,6 @@ CLASSES: int = lib.GP_CLASSES
 """Number of size classes."""
 MAX_BYTES: int = lib.GP_MAX_BYTES
 """Bytes of the largest number in the queue."""
-TIME_BOUNDS: tuple[float, ...] = tuple(lib.gp_time_bounds_ns[i] / 1e9 for i in range(lib.GP_TIME_BOUNDS))
-"""Upper bounds, in seconds, of the buckets in which times are counted."""
 
 
 def class_bytes(class_index: int) -> int:
@@ -87,7 +82,7 @@ def openssl_error() -> str:
 
 @dataclass(frozen=True, slots=True)
 class QueueCounters:
-    """``struct gp_client_stats``: since the client was made, but for those from ``in_use`` on, which are now."""
+    """Since the client was made, but for those from ``in_use`` on, which are now."""
 
     submitted: int
     completed: int
@@ -97,6 +92,7 @@ class QueueCounters:
     direct: int
     in_use: int
     in_line: int
+    """Requests in the wait queue."""
     keys: int
     kernel_keys: int
     """Of those, with constants for the kernels; OpenSSL computes with the others."""
@@ -104,25 +100,20 @@ class QueueCounters:
     """Of those, in locked memory."""
 
 
-@dataclass(frozen=True, slots=True)
-class SmallCounters:
-    """``struct gp_small_stats``: batches of one size class that ``gp_consumer_wait`` computed itself."""
+class SmallBatch(NamedTuple):
+    """``struct gp_small_batch``: a batch that ``gp_consumer_wait`` computed."""
 
+    kind: int
     requests: int
     failed: int
     again: int
-    """Computed again by OpenSSL, because the kernels failed."""
-    sizes: tuple[int, ...]
-    """Batches of 1, 2, … requests."""
-    waited: tuple[int, ...]
-    """Batches by time from submission to launch: per bucket of TIME_BOUNDS, and those above the last."""
+    """Requests computed again by OpenSSL, because the kernels failed."""
     waited_ns: int
-    executed: tuple[int, ...]
     executed_ns: int
 
 
 class Client:
-    """Owns one reference to a ``gp_client``; library contexts and keys keep further ones in C."""
+    """A ``gp_client`` and its ``gp_consumer``. Library contexts and keys keep references to the former in C."""
 
     def __init__(self, depth: int) -> None:
         """Makes a queue of ``depth`` slots. BackendError if the system gives no memory or descriptor for it."""
@@ -130,6 +121,14 @@ class Client:
         if pointer == ffi.NULL:
             raise BackendError(f"a request queue of {depth} slots can't be made: {os.strerror(ffi.errno)}")
         self.pointer = ffi.gc(pointer, lib.gp_client_free)
+        consumer = lib.gp_consumer_new(pointer)
+        if consumer == ffi.NULL:
+            raise MemoryError
+        self.consumer = ffi.gc(consumer, lib.gp_consumer_free)
+        self.keys = lib.gp_client_keys(pointer)
+        """The ``gp_key_table``."""
+        self.cpu = lib.gp_client_cpu(pointer)
+        """The ``gp_cpu``."""
         self._process = os.getpid()
 
     @property
@@ -146,52 +145,33 @@ class Client:
             )
 
     def counters(self) -> QueueCounters:
-        stats = ffi.new("struct gp_client_stats *")
+        stats: Any = ffi.new("struct gp_client_stats *")
+        consumed: Any = ffi.new("struct gp_consumer_stats *")
         lib.gp_client_get_stats(self.pointer, stats)
-        return QueueCounters(**{name: getattr(stats, name) for name in QueueCounters.__slots__})
+        lib.gp_consumer_get_stats(self.consumer, consumed)
+        return QueueCounters(
+            submitted=stats.submitted,
+            completed=consumed.completed,
+            failed=consumed.failed,
+            retries=stats.retries,
+            orphaned=stats.orphaned,
+            direct=stats.direct,
+            in_use=stats.in_use,
+            in_line=stats.queued,
+            keys=stats.keys,
+            kernel_keys=stats.kernel_keys,
+            locked_keys=stats.locked_keys,
+        )
 
-    def small_counters(self) -> list[SmallCounters]:
-        """By size class."""
-        stats = ffi.new("struct gp_small_stats[]", CLASSES)
-        lib.gp_client_get_small_stats(self.pointer, stats)
+    def small_batches(self, *, take: bool) -> list[SmallBatch]:
+        """Those that were not taken yet, oldest first. While there are too many, the core computes no more."""
+        batches = ffi.new("struct gp_small_batch[]", lib.GP_SMALL_BATCHES)
+        count = lib.gp_consumer_small_batches(self.consumer, batches, take)
         return [
-            SmallCounters(
-                one.requests,
-                one.failed,
-                one.again,
-                tuple(one.sizes),
-                tuple(one.waited),
-                one.waited_ns,
-                tuple(one.executed),
-                one.executed_ns,
-            )
-            for one in stats
+            SmallBatch(one.class_index, one.requests, one.failed, one.again, one.waited_ns, one.executed_ns)
+            for one in batches[0:count]
         ]
-
-    def private_op(self, batch: Batch) -> None:
-        """Computes a batch by OpenSSL on this thread, without the GIL: ``Backend.private_op`` for libcrypto."""
-        lib.gp_libcrypto_private(
-            self.pointer,
-            len(batch),
-            u64(batch.keys),
-            u8(batch.inputs),
-            u8(batch.outputs),
-            batch.class_bytes,
-            u8(batch.ok),
-        )
-
-    def verify(self, batch: Batch) -> int:
-        """Clears ``ok[i]`` where ``outputs[i]^e mod n`` is not ``inputs[i]``. Returns how many it cleared."""
-        return lib.gp_libcrypto_verify(
-            self.pointer,
-            len(batch),
-            u64(batch.keys),
-            u8(batch.inputs),
-            u8(batch.outputs),
-            batch.class_bytes,
-            u8(batch.ok),
-        )
 
     def wake(self) -> None:
         """Has the batching thread look again."""
-        lib.gp_consumer_wake(self.pointer)
+        lib.gp_client_wake_consumer(self.pointer)

@@ -71,7 +71,7 @@ class CpuBackend:
 
     def open(self, client: Client) -> None:
         functions = ffi.cast("void *", kernels.functions_address(self.isa))
-        lib.gp_client_use_kernels(client.pointer, functions, self._smallest or 0)
+        lib.gp_cpu_use_kernels(client.cpu, functions, self._smallest or 0)
         self._client = client
 
     def cost_curves(self) -> list[CostCurve]:
@@ -83,7 +83,7 @@ class CpuBackend:
         if self._client is None:
             raise BackendError("cpu: the backend is not open")
         failed = lib.gp_cpu_private(
-            self._client.pointer,
+            self._client.cpu,
             len(batch),
             u64(batch.keys),
             u8(batch.inputs),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
-from gpu_provider.client import u8
+from gpu_provider.client import u8, u64
 from gpu_provider.engine.scheduler import CostCurve
 from gpu_provider.errors import BackendError
 from gpu_provider.native import lib
@@ -17,10 +17,36 @@ if TYPE_CHECKING:
     from gpu_provider.backends.base import Batch
     from gpu_provider.client import Client
 
-__all__ = ["LibcryptoBackend", "libcrypto_cost_curves", "libcrypto_modexp"]
+__all__ = ["LibcryptoBackend", "libcrypto_cost_curves", "libcrypto_modexp", "libcrypto_private_op", "libcrypto_verify"]
 
 # Seconds per operation: OpenSSL 3.0 on one core of a current machine, by size class; then for a unit of modexp().
 _FIRST_GUESSES = (0.0003, 0.001, 0.002, 0.003, 0.0045, 4e-9)
+
+
+def libcrypto_private_op(client: Client, batch: Batch) -> None:
+    """``Backend.private_op`` by OpenSSL on this thread, without the GIL."""
+    lib.gp_libcrypto_private(
+        client.keys,
+        len(batch),
+        u64(batch.keys),
+        u8(batch.inputs),
+        u8(batch.outputs),
+        batch.class_bytes,
+        u8(batch.ok),
+    )
+
+
+def libcrypto_verify(client: Client, batch: Batch) -> int:
+    """Clears ``ok[i]`` where ``outputs[i]^e mod n`` is not ``inputs[i]``. Returns how many it cleared."""
+    return lib.gp_libcrypto_verify(
+        client.keys,
+        len(batch),
+        u64(batch.keys),
+        u8(batch.inputs),
+        u8(batch.outputs),
+        batch.class_bytes,
+        u8(batch.ok),
+    )
 
 
 def libcrypto_modexp(
@@ -61,7 +87,7 @@ class LibcryptoBackend:
     def private_op(self, batch: Batch) -> None:
         if self._client is None:
             raise BackendError("libcrypto: the backend is not open")
-        self._client.private_op(batch)
+        libcrypto_private_op(self._client, batch)
 
     def modexp(
         self,

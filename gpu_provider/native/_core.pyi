@@ -1,4 +1,4 @@
-# What core_build.py declares, for the type checker.
+# What core_build.py builds, for the type checker.
 # ruff: noqa: N802
 from _cffi_backend import FFI
 
@@ -10,7 +10,7 @@ class _Lib:
     GP_MAX_DEPTH: int
     GP_QUEUE_VERSION: int
     GP_SMALL_BATCH: int
-    GP_TIME_BOUNDS: int
+    GP_SMALL_BATCHES: int
     GP_NO_RECORD: int
     GP_PAIR_USES: int
     GP_PAIR_WORN: int
@@ -21,7 +21,6 @@ class _Lib:
     GPK_OK: int
     GPK_UNSUPPORTED: int
     GPK_INVALID: int
-    gp_time_bounds_ns: FFI.CData
     GP_SUBMIT_FAILED: int
     GP_SUBMIT_OK: int
     GP_SUBMIT_FULL: int
@@ -41,13 +40,21 @@ class _Lib:
     def gp_client_free(self, client: FFI.CData, /) -> None: ...
     def gp_client_close(self, client: FFI.CData, /) -> None: ...
     def gp_client_get_stats(self, client: FFI.CData, stats: FFI.CData, /) -> None: ...
-    def gp_client_get_small_stats(self, client: FFI.CData, stats: FFI.CData, /) -> None: ...
-    def gp_client_load_key(self, client: FFI.CData, data: bytes, size: int, info: FFI.CData, /) -> int: ...
+    def gp_client_keys(self, client: FFI.CData, /) -> FFI.CData: ...
+    def gp_client_cpu(self, client: FFI.CData, /) -> FFI.CData: ...
+    def gp_client_wake_consumer(self, client: FFI.CData, /) -> None: ...
     def gp_client_remove_key(self, client: FFI.CData, handle: int, /) -> None: ...
     def gp_client_submit(self, client: FFI.CData, handle: int, row: bytes, tag: int, wait_for_room: int, /) -> int: ...
+    def gp_client_take_finished(
+        self, client: FFI.CData, count: int, tags: FFI.CData, ok: FFI.CData, outputs: FFI.CData, /
+    ) -> int: ...
+    def gp_consumer_new(self, client: FFI.CData, /) -> FFI.CData: ...
+    def gp_consumer_free(self, consumer: FFI.CData, /) -> None: ...
+    def gp_consumer_get_stats(self, consumer: FFI.CData, stats: FFI.CData, /) -> None: ...
+    def gp_consumer_small_batches(self, consumer: FFI.CData, batches: FFI.CData, take: bool, /) -> int: ...
     def gp_consumer_wait(
         self,
-        client: FFI.CData,
+        consumer: FFI.CData,
         timeout_ns: int,
         watch_submissions: int,
         small: FFI.CData,
@@ -55,10 +62,9 @@ class _Lib:
         oldest_ns: FFI.CData,
         /,
     ) -> int: ...
-    def gp_consumer_wake(self, client: FFI.CData, /) -> None: ...
     def gp_consumer_take(
         self,
-        client: FFI.CData,
+        consumer: FFI.CData,
         class_index: int,
         count: int,
         handles: FFI.CData,
@@ -69,7 +75,7 @@ class _Lib:
     ) -> int: ...
     def gp_consumer_complete(
         self,
-        client: FFI.CData,
+        consumer: FFI.CData,
         count: int,
         handles: FFI.CData,
         outputs: FFI.CData,
@@ -77,13 +83,10 @@ class _Lib:
         ok: FFI.CData,
         /,
     ) -> None: ...
-    def gp_consumer_take_finished(
-        self, client: FFI.CData, count: int, tags: FFI.CData, ok: FFI.CData, outputs: FFI.CData, /
-    ) -> int: ...
-    def gp_client_use_kernels(self, client: FFI.CData, kernels: FFI.CData, smallest: int, /) -> None: ...
+    def gp_cpu_use_kernels(self, cpu: FFI.CData, kernels: FFI.CData, smallest: int, /) -> None: ...
     def gp_cpu_private(
         self,
-        client: FFI.CData,
+        cpu: FFI.CData,
         count: int,
         keys: FFI.CData,
         inputs: FFI.CData,
@@ -120,25 +123,25 @@ class _Lib:
         width: int,
         /,
     ) -> int: ...
-    def gp_client_fill_record(
+    def gp_key_record_fill(
         self,
-        client: FFI.CData,
+        keys: FFI.CData,
         handle: int,
-        fill: FFI.CData,
+        write: FFI.CData,
         radix_bits: int,
         class_bytes: int,
         memory: FFI.CData,
         record: FFI.CData,
         /,
     ) -> int: ...
-    def gp_client_pin_key(self, client: FFI.CData, handle: int, size: FFI.CData, /) -> int: ...
+    def gp_key_table_pin(self, keys: FFI.CData, handle: int, size: FFI.CData, /) -> int: ...
     def gp_client_unpin_key(self, client: FFI.CData, handle: int, pins: int, /) -> None: ...
-    def gp_client_find_removed(self, client: FFI.CData, count: int, handles: FFI.CData, gone: FFI.CData, /) -> int: ...
+    def gp_key_table_find_removed(self, keys: FFI.CData, count: int, handles: FFI.CData, gone: FFI.CData, /) -> int: ...
     def gp_libcrypto_private(
         self,
-        client: FFI.CData,
-        count: int,
         keys: FFI.CData,
+        count: int,
+        handles: FFI.CData,
         inputs: FFI.CData,
         outputs: FFI.CData,
         stride: int,
@@ -147,9 +150,9 @@ class _Lib:
     ) -> None: ...
     def gp_libcrypto_verify(
         self,
-        client: FFI.CData,
-        count: int,
         keys: FFI.CData,
+        count: int,
+        handles: FFI.CData,
         inputs: FFI.CData,
         outputs: FFI.CData,
         stride: int,
@@ -167,8 +170,9 @@ class _Lib:
         stride: int,
         /,
     ) -> int: ...
-    def gp_application_libctx_new(self, client: FFI.CData, /) -> FFI.CData: ...
-    def gp_application_libctx_free(self, libctx: FFI.CData, /) -> None: ...
+    def gp_embedded_libctx_new(self, client: FFI.CData, /) -> FFI.CData: ...
+    def gp_embedded_libctx_free(self, libctx: FFI.CData, /) -> None: ...
+    def gp_embedded_load_key(self, client: FFI.CData, data: bytes, size: int, info: FFI.CData, /) -> int: ...
     def ERR_get_error(self) -> int: ...
     def ERR_error_string_n(self, code: int, buf: FFI.CData, size: int, /) -> None: ...
     def ERR_clear_error(self) -> None: ...

@@ -3,15 +3,16 @@
 
 #include <errno.h>
 #include <openssl/crypto.h>
+#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/random.h>
 
-#include "queue/client_internal.h"
+#include "keys/key_table.h"
 
 struct record_entry {
-    _Atomic uint64_t handle;
-    struct gp_record record;
+    _Atomic gp_key_handle handle;
+    struct gp_key_record record;
 };
 
 struct gp_records {
@@ -28,12 +29,12 @@ void gp_records_free(gp_records *records)
     free(records);
 }
 
-static struct record_entry *entry_of(gp_records *records, uint64_t handle)
+static struct record_entry *entry_of(gp_records *records, gp_key_handle handle)
 {
     return &records->entries[handle & (GP_MAX_KEYS - 1)];
 }
 
-void gp_records_set(gp_records *records, uint64_t handle, const struct gp_record *record)
+void gp_records_set(gp_records *records, gp_key_handle handle, const struct gp_key_record *record)
 {
     struct record_entry *entry = entry_of(records, handle);
 
@@ -41,7 +42,7 @@ void gp_records_set(gp_records *records, uint64_t handle, const struct gp_record
     atomic_store_explicit(&entry->handle, handle, memory_order_release);
 }
 
-void gp_records_remove(gp_records *records, uint64_t handle)
+void gp_records_remove(gp_records *records, gp_key_handle handle)
 {
     struct record_entry *entry = entry_of(records, handle);
 
@@ -61,10 +62,11 @@ static uint32_t *records_of_upload(const struct gp_staging *staging, uint32_t wi
 }
 
 /* The places that are used, their records, and the keys that have none. */
-static void find_records(struct gp_staging *staging, const gp_records *records, const uint64_t *keys, uint32_t *record_of)
+static void find_records(struct gp_staging *staging, const gp_records *records, const gp_key_handle *keys,
+                         uint32_t *record_of)
 {
-    static const struct gp_record none = {.number = GP_NO_RECORD};
-    const struct gp_record *record = &none;
+    static const struct gp_key_record none = {.number = GP_NO_RECORD};
+    const struct gp_key_record *record = &none;
 
     staging->count = staging->lacking_count = staging->prime_bits = 0;
     staging->any_e = 0;
@@ -90,7 +92,7 @@ static void find_records(struct gp_staging *staging, const gp_records *records, 
 }
 
 static enum gp_staged find_lacking_pairs(struct gp_staging *staging, const gp_records *records, struct gp_pairs *pairs,
-                                         const uint64_t *keys, const uint32_t *record_of)
+                                         const gp_key_handle *keys, const uint32_t *record_of)
 {
     for (uint32_t i = 0; i < staging->count; i++)
         if (record_of[i] >= pairs->records)
@@ -99,12 +101,12 @@ static enum gp_staged find_lacking_pairs(struct gp_staging *staging, const gp_re
         pairs->wanted[record_of[i]]++;
     for (uint32_t i = 0; i < staging->count; i++) {
         const uint32_t record = record_of[i], wanted = pairs->wanted[record], last = staging->lacking_count;
-        const uint64_t key = keys[staging->row[i]];
+        const gp_key_handle key = keys[staging->row[i]];
 
         pairs->wanted[record] = 0;
         if (wanted == 0 || (wanted <= pairs->count[record] && pairs->owner[record] == key))
             continue;
-        const struct gp_record *of_key = &records->entries[key & (GP_MAX_KEYS - 1)].record;
+        const struct gp_key_record *of_key = &records->entries[key & (GP_MAX_KEYS - 1)].record;
 
         pairs->e[record] = of_key->e;
         pairs->prime_bits[record] = of_key->prime_bits;
@@ -174,7 +176,7 @@ static void widen(uint8_t *to, const uint8_t *from, uint32_t stride, uint32_t wi
 }
 
 enum gp_staged gp_stage(struct gp_staging *staging, const gp_records *records, struct gp_pairs *pairs, uint32_t rows,
-                        const uint64_t *keys, const uint8_t *inputs, uint32_t stride, uint32_t width)
+                        const gp_key_handle *keys, const uint8_t *inputs, uint32_t stride, uint32_t width)
 {
     staging->rows = rows;
     uint32_t *record_of = records_of_upload(staging, width);

@@ -6,42 +6,37 @@
 #ifndef GP_STAGING_H
 #define GP_STAGING_H
 
-#include "queue/client.h"
+#include <stdint.h>
 
-/* Not a record: the key is known, and the kernels do not take it. */
-#define GP_NO_RECORD UINT32_MAX
+#include "keys/key_record.h"
+#include "types.h"
+
+/* cffi: */
 /* A blinding pair serves so many operations at most. Then fresh randomness replaces it, as in the kernels on the processor. */
 #define GP_PAIR_USES 512u
 /* When a pair has reached GP_PAIR_USES, all those with at least so many uses are renewed together. A batch uses each pair
  * once at most, so a worker's next renewal is 128 batches away. */
 #define GP_PAIR_WORN 384u
 
-/* A key's constants on the device. */
-struct gp_record {
-    uint32_t number; /* in the table of its size class, or GP_NO_RECORD */
-    uint32_t prime_bits; /* of the longer prime */
-    uint64_t e;
-};
-
 /* Which record has the key with a handle. One thread at a time may change it, while any number read it: a handle is only
  * changed or removed while no request uses it. */
 typedef struct gp_records gp_records;
 gp_records *gp_records_new(void); /* NULL: no memory */
 void gp_records_free(gp_records *records);
-void gp_records_set(gp_records *records, uint64_t handle, const struct gp_record *record);
-void gp_records_remove(gp_records *records, uint64_t handle);
+void gp_records_set(gp_records *records, gp_key_handle handle, const struct gp_key_record *record);
+void gp_records_remove(gp_records *records, gp_key_handle handle);
 
 /* The blinding pairs of one worker and size class: each record has a block of them. One thread at a time. */
 struct gp_pairs {
-    uint32_t records; /* as many have an element in what follows */
-    uint64_t *owner;  /* by record: the key that the pairs of its block are for */
-    uint32_t *first;  /* by record: its block's first pair */
-    uint32_t *count;  /* by record: its block's pairs */
-    uint32_t *wanted; /* by record: zero between calls */
-    uint64_t *e;      /* by record: the owner's, as gp_record has it */
+    uint32_t records;     /* as many have an element in what follows */
+    gp_key_handle *owner; /* by record: the key that the pairs of its block are for */
+    uint32_t *first;      /* by record: its block's first pair */
+    uint32_t *count;      /* by record: its block's pairs */
+    uint32_t *wanted;     /* by record: zero between calls */
+    uint64_t *e;          /* by record: the owner's, as gp_key_record has it */
     uint32_t *prime_bits; /* likewise */
-    uint16_t *uses;   /* by pair; GP_PAIR_USES: to be made before it is used */
-    uint32_t worn;    /* not zero: gp_stage_worn() has something to look for */
+    uint16_t *uses;       /* by pair; GP_PAIR_USES: to be made before it is used */
+    uint32_t worn;        /* not zero: gp_stage_worn() has something to look for */
 };
 
 /* A batch on its way. One thread at a time. Arrays have room for as many rows; those in `upload` and `fresh` begin at
@@ -52,7 +47,7 @@ struct gp_staging {
     uint8_t *fresh;    /* pairs to be made: `fresh_count` random rows, as many records, as many pairs */
     uint32_t *row;     /* of the batch, by place in the upload */
     uint32_t *fresh_record, *fresh_pair;
-    uint64_t *lacking; /* key handles */
+    gp_key_handle *lacking;
     uint32_t *lacking_record, *lacking_pairs; /* GP_LACKS_PAIRS: how many pairs are wanted */
     uint32_t room; /* rows that the arrays hold */
     uint32_t rows, count, fresh_count, lacking_count;
@@ -70,7 +65,7 @@ enum gp_staged {
 /* Fills the upload from a batch of rows of `stride` bytes, at most `width`. Rows whose key has GP_NO_RECORD are left out.
  * Lists as fresh the pairs that must be made before the batch can use them. inputs NULL: they are on the device already. */
 enum gp_staged gp_stage(struct gp_staging *staging, const gp_records *records, struct gp_pairs *pairs, uint32_t rows,
-                        const uint64_t *keys, const uint8_t *inputs, uint32_t stride, uint32_t width);
+                        const gp_key_handle *keys, const uint8_t *inputs, uint32_t stride, uint32_t width);
 
 /* After gp_stage(): lists as fresh, in place of what it listed, the pairs to be made behind this batch so that later ones
  * need not wait for them. Those are the worn ones of all keys, and those of new blocks that no row has used yet. Returns
@@ -85,18 +80,6 @@ int gp_stage_fresh(struct gp_staging *staging, const struct gp_pairs *pairs, uin
  * NULL: only the verdicts were downloaded. */
 uint32_t gp_unstage(struct gp_staging *staging, const struct gp_pairs *pairs, uint8_t *outputs, uint8_t *ok,
                     uint32_t stride, uint32_t width);
-
-/* gpk_thread_record() of the kernels, with which the core is not linked. */
-typedef enum gpk_status gp_fill_record(int radix_bits, int class_bytes, void *record, struct gpk_number n,
-                                       struct gpk_number e, struct gpk_number p, struct gpk_number q, struct gpk_number dp,
-                                       struct gpk_number dq, struct gpk_number qinv);
-
-/* Fills `memory` with a key's constants, and all of `record` but its number. GPK_UNSUPPORTED for a key that the kernels
- * don't take, and for one whose numbers do not belong together: OpenSSL computes with it. GPK_INVALID: no such key. */
-enum gpk_status gp_client_fill_record(gp_client *client, uint64_t handle, gp_fill_record *fill, int radix_bits,
-                                      int class_bytes, void *memory, struct gp_record *record);
-
-/* gone[i] = 1 where the key with handles[i] has left the table. Returns how many have. */
-uint32_t gp_client_find_removed(gp_client *client, uint32_t count, const uint64_t *handles, uint8_t *gone);
+/* :cffi */
 
 #endif

@@ -4,7 +4,8 @@
 #include <string.h>
 
 #include "check.h"
-#include "queue/client_internal.h"
+#include "keys/libcrypto.h"
+#include "queue/consumer.h"
 
 #define BITS 2048
 #define BYTES (BITS / 8)
@@ -47,49 +48,52 @@ static enum gpk_status private_op(enum gpk_isa isa, uint32_t count, gpk_key *con
 
 static const struct gpk_functions kernels = {GPK_ISA_PORTABLE, 4, key_new, key_free, key_is_locked, private_op};
 
-static void submit(gp_client *client, uint64_t handle, const uint8_t *input)
+static void submit(gp_client *client, gp_key_handle handle, const uint8_t *input)
 {
     struct gp_waiter waiter = {.kind = GP_WAITER_THREAD, .key = handle};
     uint32_t bytes, slot = gp_client_claim(client, NULL);
 
-    CHECK(gp_client_pin_key(client, handle, &bytes) && bytes == BYTES);
+    CHECK(gp_key_table_pin(gp_client_keys(client), handle, &bytes) && bytes == BYTES);
     CHECK(gp_client_put(client, slot, &waiter, bytes, input, 0) != 0);
 }
 
 int main(void)
 {
     gp_client *client = gp_client_new(16);
+    gp_consumer *consumer = gp_consumer_new(client);
+    gp_cpu *cpu = gp_client_cpu(client);
     EVP_PKEY *pkey = EVP_PKEY_Q_keygen(gp_inner_libctx(), NULL, "RSA", (size_t)BITS);
     gp_key *key = gp_key_new(pkey);
     uint8_t inputs[ROWS * BYTES] = {0}, outputs[ROWS * BYTES], ok[ROWS];
-    uint64_t handle = gp_client_add_key(client, key), keys[ROWS], oldest[GP_CLASSES];
+    gp_key_handle handle = gp_client_add_key(client, key), keys[ROWS];
+    uint64_t oldest[GP_CLASSES];
     uint32_t small[GP_CLASSES] = {8, 8, 8, 8, 8}, waiting[GP_CLASSES];
     struct gp_client_stats counters;
-    struct gp_small_stats stats[GP_CLASSES];
+    struct gp_small_batch batches[GP_SMALL_BATCHES];
 
     for (int i = 0; i < ROWS; i++) {
         inputs[i * BYTES] = (uint8_t)(i + 2);
         keys[i] = handle;
     }
     healthy = 1; /* it fails later, or the key would not be given to it at all */
-    gp_client_use_kernels(client, &kernels, 2);
+    gp_cpu_use_kernels(cpu, &kernels, 2);
     gp_client_get_stats(client, &counters);
     CHECK(keys_made == 1 && counters.keys == 1 && counters.kernel_keys == 1 && counters.locked_keys == 1);
 
     /* 8 rows in groups, and a rest of 3, which is enough for one more: rows 0, 3, 6, 9 fail. */
     healthy = 0;
-    CHECK(gp_cpu_private(client, ROWS, keys, inputs, outputs, BYTES, ok) == 4);
+    CHECK(gp_cpu_private(cpu, ROWS, keys, inputs, outputs, BYTES, ok) == 4);
     for (int i = 0; i < ROWS; i++)
         CHECK(ok[i] == (i % 3 != 0));
     /* A rest of one is OpenSSL's. */
-    CHECK(gp_cpu_private(client, 5, keys, inputs, outputs, BYTES, ok) == 2 && ok[4]);
-    CHECK(gp_libcrypto_verify(client, 1, keys, inputs + 4 * BYTES, outputs + 4 * BYTES, BYTES, ok + 4) == 0);
+    CHECK(gp_cpu_private(cpu, 5, keys, inputs, outputs, BYTES, ok) == 2 && ok[4]);
+    CHECK(gp_libcrypto_verify(gp_client_keys(client), 1, keys, inputs + 4 * BYTES, outputs + 4 * BYTES, BYTES, ok + 4) == 0);
 
     for (int i = 0; i < 4; i++)
         submit(client, handle, inputs + i * BYTES);
-    gp_consumer_wait(client, 0, 1, small, waiting, oldest);
-    gp_client_get_small_stats(client, stats);
-    CHECK(waiting[0] == 0 && stats[0].requests == 4 && stats[0].failed == 0 && stats[0].again == 2);
+    gp_consumer_wait(consumer, 0, 1, small, waiting, oldest);
+    CHECK(gp_consumer_small_batches(consumer, batches, 1) == 1 && batches[0].class_index == 0);
+    CHECK(waiting[0] == 0 && batches[0].requests == 4 && batches[0].failed == 0 && batches[0].again == 2);
 
     /* A key that fails its trial is left to OpenSSL. */
     gp_client_remove_key(client, handle);
@@ -98,12 +102,13 @@ int main(void)
     key = gp_key_new(pkey);
     handle = gp_client_add_key(client, key);
     CHECK(keys_made == 0);
-    CHECK(gp_cpu_private(client, 1, &handle, inputs, outputs, BYTES, ok) == 0 && ok[0]);
+    CHECK(gp_cpu_private(cpu, 1, &handle, inputs, outputs, BYTES, ok) == 0 && ok[0]);
 
     gp_client_remove_key(client, handle);
     gp_key_free(key);
     EVP_PKEY_free(pkey);
     gp_client_close(client);
+    gp_consumer_free(consumer);
     gp_client_free(client);
     return 0;
 }

@@ -6,7 +6,7 @@
 #include <string.h>
 
 #include "check.h"
-#include "queue/client.h"
+#include "provider/embedded.h"
 
 #define STACK_BYTES 32768u
 #define PAINT 0xa5
@@ -90,7 +90,7 @@ int main(void)
     client = gp_client_new(1);
     CHECK(client != NULL);
     gp_client_close(client); /* computed at once, on the job's stack */
-    work.libctx = gp_application_libctx_new(client);
+    work.libctx = gp_embedded_libctx_new(client);
     work.pkey = EVP_PKEY_Q_keygen(work.libctx, NULL, "RSA", (size_t)4096);
     wait = ASYNC_WAIT_CTX_new();
     CHECK(work.pkey != NULL && wait != NULL);

@@ -8,7 +8,8 @@
 #include <unistd.h>
 
 #include "check.h"
-#include "queue/client_internal.h"
+#include "queue/consumer.h"
+#include "queue/wait.h"
 
 #define JOBS 64
 
@@ -16,8 +17,9 @@ enum mode { CALLBACK, WAIT_FD, BLOCKED };
 
 struct world {
     gp_client *client;
+    gp_consumer *consumer;
     gp_key *key;
-    uint64_t key_handle;
+    gp_key_handle key_handle;
     atomic_int stop;
     atomic_int hold; /* the backend holds what it took */
     const uint32_t *small; /* batches that gp_consumer_wait() computes itself */
@@ -37,16 +39,20 @@ static void *backend(void *argument)
 {
     struct world *world = argument;
     uint32_t waiting[GP_CLASSES], stride = GP_CLASS_BYTES(0), count;
-    uint64_t oldest[GP_CLASSES], handles[8], keys[8], submitted[8];
+    uint64_t oldest[GP_CLASSES], submitted[8];
+    gp_request_handle handles[8];
+    gp_key_handle keys[8];
+    struct gp_small_batch taken[GP_SMALL_BATCHES];
     uint8_t *inputs = malloc((size_t)8 * stride), ok[8];
 
     memset(ok, 1, sizeof(ok));
     while (!atomic_load(&world->stop)) {
-        gp_consumer_wait(world->client, 1000000, 1, world->small, waiting, oldest);
-        count = gp_consumer_take(world->client, 0, 8, handles, keys, inputs, submitted);
+        gp_consumer_wait(world->consumer, 1000000, 1, world->small, waiting, oldest);
+        gp_consumer_small_batches(world->consumer, taken, 1);
+        count = gp_consumer_take(world->consumer, 0, 8, handles, keys, inputs, submitted);
         while (atomic_load(&world->hold) && !atomic_load(&world->stop))
-            gp_consumer_wait(world->client, 1000000, 0, NULL, waiting, oldest);
-        gp_consumer_complete(world->client, count, handles, inputs, stride, ok);
+            gp_consumer_wait(world->consumer, 1000000, 0, NULL, waiting, oldest);
+        gp_consumer_complete(world->consumer, count, handles, inputs, stride, ok);
     }
     free(inputs);
     return NULL;
@@ -70,7 +76,7 @@ static int operation(void *argument)
     memcpy(input + 8, &connection->number, sizeof(connection->number));
     if (connection->mode == BLOCKED)
         ASYNC_block_pause();
-    result = gp_client_private_op(world->client, world->key, world->key_handle, input, output);
+    result = gp_wait_private_op(world->client, world->key, world->key_handle, input, output);
     if (connection->mode == BLOCKED)
         ASYNC_unblock_pause();
     /* The backend's answer, or OpenSSL's own where the job had to compute at once. */
@@ -153,7 +159,7 @@ static void run_jobs(struct world *world, enum mode mode, int operations, int ea
     }
 }
 
-/* Connections freed while in a batch, while done but not resumed, and while in line. OpenSSL leaks the job; we nothing. */
+/* Connections freed while in a batch, while done but not resumed, and while in the wait queue. OpenSSL leaks the job; we nothing. */
 static void run_vanishing(struct world *world, enum mode mode, int hold)
 {
     struct connection *connections = calloc(JOBS, sizeof(*connections));
@@ -167,11 +173,11 @@ static void run_vanishing(struct world *world, enum mode mode, int hold)
     for (int i = 0; i < JOBS; i++)
         ASYNC_WAIT_CTX_free(connections[i].context);
     atomic_store(&world->hold, 0);
-    gp_consumer_wake(world->client);
+    gp_client_wake_consumer(world->client);
     do
         gp_client_get_stats(world->client, &stats);
     while (stats.in_use > 0);
-    CHECK(stats.in_line == 0);
+    CHECK(stats.queued == 0);
     free(connections); /* no callback fires after the context was freed */
 }
 
@@ -197,14 +203,14 @@ static void run_fork(struct world *world)
             || result != 1)
             _exit(1);
         ASYNC_WAIT_CTX_free(paused.context);
-        if (!gp_client_private_op(world->client, world->key, world->key_handle, input, output)
+        if (!gp_wait_private_op(world->client, world->key, world->key_handle, input, output)
             || !gp_key_public(world->key, output, back) || memcmp(back, input, world->key->bytes) != 0)
             _exit(2);
         _exit(0);
     }
     CHECK(waitpid(child, &status, 0) == child && WIFEXITED(status) && WEXITSTATUS(status) == 0);
     atomic_store(&world->hold, 0);
-    gp_consumer_wake(world->client);
+    gp_client_wake_consumer(world->client);
     while (!paused.done)
         if (is_ready(&paused))
             step(&paused);
@@ -215,10 +221,12 @@ static void run(uint32_t depth, int operations, const uint32_t *small)
 {
     struct world world = {.client = gp_client_new(depth), .small = small};
     struct gp_client_stats stats;
+    struct gp_consumer_stats consumed;
     EVP_PKEY *pkey;
     pthread_t thread;
 
-    CHECK(world.client != NULL);
+    world.consumer = world.client != NULL ? gp_consumer_new(world.client) : NULL;
+    CHECK(world.consumer != NULL);
     pkey = EVP_PKEY_Q_keygen(gp_inner_libctx(), NULL, "RSA", (size_t)2048);
     CHECK(pkey != NULL);
     world.key = gp_key_new(pkey);
@@ -234,15 +242,17 @@ static void run(uint32_t depth, int operations, const uint32_t *small)
     run_jobs(&world, BLOCKED, operations, 0);
     run_fork(&world);
     gp_client_get_stats(world.client, &stats);
-    CHECK(stats.in_use == 0 && stats.failed == 0);
+    gp_consumer_get_stats(world.consumer, &consumed);
+    CHECK(stats.in_use == 0 && consumed.failed == 0);
     printf("depth %u: %llu submitted, %llu orphaned, %llu retries, %llu direct\n", depth, (unsigned long long)stats.submitted,
            (unsigned long long)stats.orphaned, (unsigned long long)stats.retries, (unsigned long long)stats.direct);
     gp_client_close(world.client);
     atomic_store(&world.stop, 1);
-    gp_consumer_wake(world.client);
+    gp_client_wake_consumer(world.client);
     pthread_join(thread, NULL);
     gp_client_remove_key(world.client, world.key_handle);
     gp_key_free(world.key);
+    gp_consumer_free(world.consumer);
     gp_client_free(world.client);
 }
 

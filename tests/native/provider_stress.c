@@ -1,16 +1,20 @@
 /* Threads that share keys through the provider, for the sanitizers: signing in pieces and on copies, decryption, keys that come
  * and go, library contexts that come and go. The consumer computes by OpenSSL. */
+#include <openssl/evp.h>
 #include <pthread.h>
 #include <string.h>
 
 #include "check.h"
-#include "queue/client.h"
+#include "keys/libcrypto.h"
+#include "provider/embedded.h"
+#include "queue/consumer.h"
 
 #define THREADS 4
 #define BATCH 8u
 
 struct shared {
     gp_client *client;
+    gp_consumer *consumer;
     OSSL_LIB_CTX *libctx;
     EVP_PKEY *pkey;
     int rounds;
@@ -19,22 +23,24 @@ struct shared {
 
 static const uint8_t text[] = "message";
 
-static void *consumer(void *argument)
+static void *consume(void *argument)
 {
     struct shared *shared = argument;
     static uint8_t inputs[BATCH * GP_MAX_BYTES], outputs[BATCH * GP_MAX_BYTES], ok[BATCH];
-    uint64_t handles[BATCH], keys[BATCH], submitted[BATCH], oldest[GP_CLASSES];
+    gp_request_handle handles[BATCH];
+    gp_key_handle keys[BATCH];
+    uint64_t submitted[BATCH], oldest[GP_CLASSES];
     uint32_t waiting[GP_CLASSES];
 
     while (!atomic_load(&shared->stop)) {
-        gp_consumer_wait(shared->client, -1, 1, NULL, waiting, oldest);
+        gp_consumer_wait(shared->consumer, -1, 1, NULL, waiting, oldest);
         for (uint32_t i = 0; i < GP_CLASSES; i++) {
-            uint32_t count = gp_consumer_take(shared->client, i, BATCH, handles, keys, inputs, submitted);
+            uint32_t count = gp_consumer_take(shared->consumer, i, BATCH, handles, keys, inputs, submitted);
 
-            gp_libcrypto_private(shared->client, count, keys, inputs, outputs, GP_CLASS_BYTES(i), ok);
-            gp_consumer_complete(shared->client, count, handles, outputs, GP_CLASS_BYTES(i), ok);
+            gp_libcrypto_private(gp_client_keys(shared->client), count, keys, inputs, outputs, GP_CLASS_BYTES(i), ok);
+            gp_consumer_complete(shared->consumer, count, handles, outputs, GP_CLASS_BYTES(i), ok);
             if (count == BATCH)
-                gp_consumer_wake(shared->client); /* there may be more */
+                gp_client_wake_consumer(shared->client); /* there may be more */
         }
     }
     return NULL;
@@ -98,21 +104,23 @@ static void run(int rounds)
     struct shared shared = {.client = gp_client_new(2), .rounds = rounds};
     pthread_t threads[THREADS], computing;
 
-    CHECK(shared.client != NULL);
-    shared.libctx = gp_application_libctx_new(shared.client);
+    shared.consumer = shared.client != NULL ? gp_consumer_new(shared.client) : NULL;
+    CHECK(shared.consumer != NULL);
+    shared.libctx = gp_embedded_libctx_new(shared.client);
     CHECK(shared.libctx != NULL);
     shared.pkey = EVP_PKEY_Q_keygen(shared.libctx, NULL, "RSA", (size_t)2048);
     CHECK(shared.pkey != NULL);
-    CHECK(pthread_create(&computing, NULL, consumer, &shared) == 0);
+    CHECK(pthread_create(&computing, NULL, consume, &shared) == 0);
     for (int i = 0; i < THREADS; i++)
         CHECK(pthread_create(&threads[i], NULL, application, &shared) == 0);
     for (int i = 0; i < THREADS; i++)
         CHECK(pthread_join(threads[i], NULL) == 0);
     EVP_PKEY_free(shared.pkey);
-    gp_application_libctx_free(shared.libctx);
+    gp_embedded_libctx_free(shared.libctx);
     atomic_store(&shared.stop, 1);
-    gp_consumer_wake(shared.client);
+    gp_client_wake_consumer(shared.client);
     CHECK(pthread_join(computing, NULL) == 0);
+    gp_consumer_free(shared.consumer);
     gp_client_free(shared.client);
 }
 

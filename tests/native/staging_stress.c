@@ -9,7 +9,6 @@
 #include <string.h>
 
 #include "check.h"
-#include "queue/client.h"
 #include "staging.h"
 
 #define LANES 3
@@ -78,7 +77,7 @@ static void *allocate(size_t size)
 static void add_record(struct shared *shared, uint64_t handle)
 {
     const uint32_t key = (uint32_t)(handle & 0xFFFF), class = key % CLASSES;
-    struct gp_record record = {.number = GP_NO_RECORD};
+    struct gp_key_record record = {.number = GP_NO_RECORD};
 
     pthread_mutex_lock(&shared->lock);
     if (!shared->added[key]) {

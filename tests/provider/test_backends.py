@@ -14,7 +14,7 @@ from rsa_keys import private_key, program_key
 
 from gpu_provider import BackendError, Key, keys
 from gpu_provider.backends.cpu import CpuBackend
-from gpu_provider.backends.libcrypto import LibcryptoBackend
+from gpu_provider.backends.libcrypto import LibcryptoBackend, libcrypto_verify
 from gpu_provider.client import Client
 from gpu_provider.kernels import Isa
 
@@ -72,7 +72,7 @@ def test_a_batch_of_mixed_keys_agrees_with_pow(client: Client, backend: Backend,
     backend.private_op(batch)
     assert batch.ok.tolist() == [1] * 6
     assert results(batch) == expected
-    assert client.verify(batch) == 0
+    assert libcrypto_verify(client, batch) == 0
 
 
 def test_a_handle_without_a_key_fails_its_row_alone(backend: Backend, mixed: Mixed) -> None:
@@ -101,7 +101,7 @@ def test_the_check_finds_what_is_wrong_and_only_that(
     else:
         wrong = results(batch)[1] + requests[1][0].n  # right modulo n, but not below it
         batch.outputs[1] = np.frombuffer(wrong.to_bytes(320, "little"), np.uint8)
-    assert client.verify(batch) == 1
+    assert libcrypto_verify(client, batch) == 1
     assert batch.ok.tolist() == [1, 0, 1, 1, 1, 1]
 
 

@@ -61,7 +61,7 @@ class DeviceKeys:
         self._device = device
         self._client = client
         self._radix_bits = radix_bits
-        self._fill = ffi.cast("gp_fill_record *", warp.key_record_address())
+        self._fill = ffi.cast("gp_key_record_writer *", warp.key_record_address())
         self._tables = {class_bytes: _Table(class_bytes, size) for class_bytes, size in record_bytes.items()}
         self._stream = device.stream()
         self._record = device.allocate_pinned(max(record_bytes.values()))
@@ -109,7 +109,7 @@ class DeviceKeys:
             handles = np.fromiter((handle for table in self._tables.values() for handle in table.records), np.uint64)
             gone = np.zeros(len(handles), np.uint8)
             if len(handles):
-                lib.gp_client_find_removed(self._client.pointer, len(handles), u64(handles), u8(gone))
+                lib.gp_key_table_find_removed(self._client.keys, len(handles), u64(handles), u8(gone))
             handles = handles[gone != 0]
             for table in self._tables.values():
                 removed += [
@@ -135,10 +135,10 @@ class DeviceKeys:
     # ---- with the lock ----
 
     def _add(self, table: _Table, handle: int) -> None:
-        record: Any = ffi.new("struct gp_record *")
+        record: Any = ffi.new("struct gp_key_record *")
         address = u8(self._record)
-        status = lib.gp_client_fill_record(
-            self._client.pointer, handle, self._fill, self._radix_bits, table.class_bytes, address, record
+        status = lib.gp_key_record_fill(
+            self._client.keys, handle, self._fill, self._radix_bits, table.class_bytes, address, record
         )
         if status == lib.GPK_OK:
             try:

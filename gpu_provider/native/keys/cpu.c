@@ -1,42 +1,40 @@
-/* The processor's own backend: our kernels for whole groups of rows, OpenSSL for the few rows that it computes sooner. */
+#include "keys/cpu.h"
+
 #include <openssl/async.h>
-#include <openssl/bn.h>
-#include <openssl/core_names.h>
 #include <openssl/crypto.h>
 #include <openssl/err.h>
+#include <stdatomic.h>
+#include <stdlib.h>
 #include <string.h>
 
-#include "queue/client_internal.h"
+#include "keys/key.h"
+#include "keys/libcrypto.h"
+#include "process.h"
 
 /* Rows at a time: as many keys are held meanwhile, on the stack. A multiple of every kernel's width. */
 #define CHUNK 64u
 #define MEASUREMENTS 3
 
+struct gp_cpu {
+    gp_key_table *keys;
+    _Atomic(const struct gpk_functions *) kernels; /* NULL: OpenSSL computes everything */
+    _Atomic uint32_t smallest[GP_CLASSES]; /* rows of a group from which on the kernels are faster; 0: not measured yet */
+};
+
 enum { UNTRIED, BEING_PREPARED, TRIED };
 
-int gp_key_read_numbers(const EVP_PKEY *pkey, struct gp_key_numbers *numbers)
+gp_cpu *gp_cpu_new(gp_key_table *keys)
 {
-    static const char *const names[] = {
-        OSSL_PKEY_PARAM_RSA_N,         OSSL_PKEY_PARAM_RSA_E,         OSSL_PKEY_PARAM_RSA_FACTOR1,
-        OSSL_PKEY_PARAM_RSA_FACTOR2,   OSSL_PKEY_PARAM_RSA_EXPONENT1, OSSL_PKEY_PARAM_RSA_EXPONENT2,
-        OSSL_PKEY_PARAM_RSA_COEFFICIENT1,
-    };
-    BIGNUM *third = NULL;
-    int complete = 1;
+    gp_cpu *cpu = calloc(1, sizeof(*cpu));
 
-    for (int i = 0; complete && i < 7; i++) {
-        BIGNUM *number = NULL;
+    if (cpu != NULL)
+        cpu->keys = keys;
+    return cpu;
+}
 
-        complete = EVP_PKEY_get_bn_param(pkey, names[i], &number) && BN_num_bytes(number) <= (int)GP_MAX_BYTES
-                   && BN_bn2lebinpad(number, numbers->bytes[i], GP_MAX_BYTES) >= 0;
-        if (complete)
-            numbers->number[i] = (struct gpk_number){numbers->bytes[i], (size_t)BN_num_bytes(number)};
-        BN_clear_free(number);
-    }
-    if (complete && EVP_PKEY_get_bn_param(pkey, OSSL_PKEY_PARAM_RSA_FACTOR3, &third))
-        complete = 0;
-    BN_clear_free(third);
-    return complete;
+void gp_cpu_free(gp_cpu *cpu)
+{
+    free(cpu);
 }
 
 static struct gpk_key *new_kernel_key(const struct gpk_functions *kernels, const gp_key *key)
@@ -45,7 +43,7 @@ static struct gpk_key *new_kernel_key(const struct gpk_functions *kernels, const
     struct gpk_key *kernel_key = NULL;
 
     ERR_set_mark(); /* a key without factors is no error: OpenSSL computes with it */
-    if (gp_key_read_numbers(key->pkey, &numbers)
+    if (gp_key_read_numbers(key, &numbers)
         && kernels->key_new(&kernel_key, numbers.number[0], numbers.number[1], numbers.number[2], numbers.number[3],
                             numbers.number[4], numbers.number[5], numbers.number[6])
                != GPK_OK)
@@ -62,8 +60,8 @@ static uint64_t faster(uint64_t best, uint64_t start)
     return took < best ? took : best;
 }
 
-/* From how many rows on the kernels are faster than OpenSSL: a group of theirs costs the same however many of its rows are
- * used. Measured with the key at hand, which has made its blinding pairs by then; more than the width if never. */
+/* The smallest rest for which the kernels win: a group of theirs costs the same however many of its rows are used.
+ * Measured with the key at hand, which has made its blinding pairs by then; more than the width if never. */
 static uint32_t measure_smallest(const struct gpk_functions *kernels, const gp_key *key, struct gpk_key *kernel_key)
 {
     uint8_t input[GP_MAX_BYTES] = {[GP_MIN_BITS / 16] = 1}, output[GP_MAX_BYTES], ok; /* small in either byte order */
@@ -81,12 +79,10 @@ static uint32_t measure_smallest(const struct gpk_functions *kernels, const gp_k
     return (uint32_t)(group / (single + 1)) + 1;
 }
 
-/* Gives the key its constants for the kernels, unless they can't take it or would never be faster. Not on the stack of a
- * job, which is too small for them: the thread that computes the key's first batch does it then. */
-void gp_cpu_prepare(gp_client *client, gp_key *key)
+void gp_cpu_prepare(gp_cpu *cpu, gp_key *key)
 {
-    const struct gpk_functions *kernels = atomic_load(&client->kernels);
-    _Atomic uint32_t *smallest = &client->smallest[GP_CLASS_OF(key->bytes)];
+    const struct gpk_functions *kernels = atomic_load(&cpu->kernels);
+    _Atomic uint32_t *smallest = &cpu->smallest[GP_CLASS_OF(key->bytes)];
     uint8_t input[GP_MAX_BYTES] = {2}, output[GP_MAX_BYTES], ok = 0;
     struct gpk_key *kernel_key;
     int untried = UNTRIED;
@@ -110,20 +106,26 @@ void gp_cpu_prepare(gp_client *client, gp_key *key)
     atomic_store(&key->preparation, TRIED);
 }
 
-void gp_client_use_kernels(gp_client *client, const struct gpk_functions *kernels, uint32_t smallest)
+void gp_cpu_use_kernels(gp_cpu *cpu, const struct gpk_functions *kernels, uint32_t smallest)
 {
+    uint32_t index = 0;
+    gp_key *key;
+
     for (uint32_t i = 0; i < GP_CLASSES; i++)
-        atomic_store(&client->smallest[i], smallest);
-    atomic_store(&client->kernels, kernels);
-    gp_client_prepare_keys(client);
+        atomic_store(&cpu->smallest[i], smallest);
+    atomic_store(&cpu->kernels, kernels);
+    while ((key = gp_key_table_next(cpu->keys, &index)) != NULL) {
+        gp_cpu_prepare(cpu, key);
+        gp_key_free(key);
+    }
 }
 
 /* How many of `count` rows go to the kernels: whole groups, and the rest if a group costs less than OpenSSL's rows. */
-static uint32_t kernel_rows(const gp_client *client, uint32_t class_index, uint32_t width, uint32_t count)
+static uint32_t kernel_rows(const gp_cpu *cpu, uint32_t class_index, uint32_t width, uint32_t count)
 {
     uint32_t rest = count % width;
 
-    return rest >= client->smallest[class_index] ? count : count - rest;
+    return rest >= cpu->smallest[class_index] ? count : count - rest;
 }
 
 /* The leading rows whose keys are (or are not) prepared alike. */
@@ -137,16 +139,16 @@ static uint32_t run_length(struct gpk_key *const *kernel_keys, uint32_t count)
 }
 
 /* Returns how many rows the kernels failed. */
-static uint32_t compute_chunk(gp_client *client, uint32_t count, const uint64_t *keys, struct gpk_key *const *kernel_keys,
+static uint32_t compute_chunk(gp_cpu *cpu, uint32_t count, const gp_key_handle *keys, struct gpk_key *const *kernel_keys,
                          const uint8_t *inputs, uint8_t *outputs, uint32_t stride, uint8_t *ok)
 {
-    const struct gpk_functions *kernels = atomic_load(&client->kernels);
+    const struct gpk_functions *kernels = atomic_load(&cpu->kernels);
     uint32_t failed = 0;
 
     for (uint32_t row = 0, length, ours; row < count; row += length) {
         length = run_length(kernel_keys + row, count - row);
         ours = kernel_keys[row] != NULL
-                   ? kernel_rows(client, GP_CLASS_OF(stride), kernels->width, length)
+                   ? kernel_rows(cpu, GP_CLASS_OF(stride), kernels->width, length)
                    : 0;
         if (ours > 0)
             kernels->private_op(kernels->isa, ours, kernel_keys + row, inputs + (size_t)row * stride,
@@ -154,19 +156,19 @@ static uint32_t compute_chunk(gp_client *client, uint32_t count, const uint64_t 
         for (uint32_t i = row; i < row + ours; i++)
             failed += !ok[i];
         if (ours < length)
-            gp_libcrypto_private(client, length - ours, keys + row + ours, inputs + (size_t)(row + ours) * stride,
+            gp_libcrypto_private(cpu->keys, length - ours, keys + row + ours, inputs + (size_t)(row + ours) * stride,
                                  outputs + (size_t)(row + ours) * stride, stride, ok + row + ours);
     }
     return failed;
 }
 
-uint32_t gp_cpu_private(gp_client *client, uint32_t count, const uint64_t *keys, const uint8_t *inputs, uint8_t *outputs,
+uint32_t gp_cpu_private(gp_cpu *cpu, uint32_t count, const gp_key_handle *keys, const uint8_t *inputs, uint8_t *outputs,
                         uint32_t stride, uint8_t *ok)
 {
     uint32_t failed = 0;
 
-    if (atomic_load(&client->kernels) == NULL) {
-        gp_libcrypto_private(client, count, keys, inputs, outputs, stride, ok);
+    if (atomic_load(&cpu->kernels) == NULL) {
+        gp_libcrypto_private(cpu->keys, count, keys, inputs, outputs, stride, ok);
         return 0;
     }
     memset(ok, 0, count);
@@ -181,16 +183,16 @@ uint32_t gp_cpu_private(gp_client *client, uint32_t count, const uint64_t *keys,
                 kernel_keys[i] = kernel_keys[i - 1];
                 continue;
             }
-            gp_key *key = gp_client_get_key(client, keys[first + i]);
+            gp_key *key = gp_key_table_get(cpu->keys, keys[first + i]);
             kernel_keys[i] = NULL;
             if (key == NULL)
                 continue;
             held[held_count++] = key;
-            gp_cpu_prepare(client, key);
+            gp_cpu_prepare(cpu, key);
             if (key->bytes <= stride)
                 kernel_keys[i] = atomic_load(&key->kernel_key);
         }
-        failed += compute_chunk(client, rows, keys + first, kernel_keys, inputs + (size_t)first * stride,
+        failed += compute_chunk(cpu, rows, keys + first, kernel_keys, inputs + (size_t)first * stride,
                                 outputs + (size_t)first * stride, stride, ok + first);
         while (held_count > 0)
             gp_key_free(held[--held_count]);

@@ -135,3 +135,28 @@ int gp_key_public(const gp_key *key, const uint8_t *input, uint8_t *output)
 {
     return raw_operation(key, key->public_context, EVP_PKEY_encrypt, input, output);
 }
+
+int gp_key_read_numbers(const gp_key *key, struct gp_key_numbers *numbers)
+{
+    static const char *const names[] = {
+        OSSL_PKEY_PARAM_RSA_N,         OSSL_PKEY_PARAM_RSA_E,         OSSL_PKEY_PARAM_RSA_FACTOR1,
+        OSSL_PKEY_PARAM_RSA_FACTOR2,   OSSL_PKEY_PARAM_RSA_EXPONENT1, OSSL_PKEY_PARAM_RSA_EXPONENT2,
+        OSSL_PKEY_PARAM_RSA_COEFFICIENT1,
+    };
+    BIGNUM *third = NULL;
+    int complete = 1;
+
+    for (int i = 0; complete && i < 7; i++) {
+        BIGNUM *number = NULL;
+
+        complete = EVP_PKEY_get_bn_param(key->pkey, names[i], &number) && BN_num_bytes(number) <= (int)GP_MAX_BYTES
+                   && BN_bn2lebinpad(number, numbers->bytes[i], GP_MAX_BYTES) >= 0;
+        if (complete)
+            numbers->number[i] = (struct gpk_number){numbers->bytes[i], (size_t)BN_num_bytes(number)};
+        BN_clear_free(number);
+    }
+    if (complete && EVP_PKEY_get_bn_param(key->pkey, OSSL_PKEY_PARAM_RSA_FACTOR3, &third))
+        complete = 0;
+    BN_clear_free(third);
+    return complete;
+}

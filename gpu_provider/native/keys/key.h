@@ -11,14 +11,19 @@
 #include <stdint.h>
 
 #include "kernels.h"
-#include "queue/queue.h"
+#include "types.h"
 
 /* The inner library context: the default provider alone, apart from the application's, so that our own calls never come
  * back to us through its property query. One per process, never freed: see "Library contexts" in DESIGN.md. NULL: out of
  * memory. */
 OSSL_LIB_CTX *gp_inner_libctx(void);
 
-typedef struct gp_key {
+/* cffi: */
+typedef struct gp_key gp_key;
+void gp_key_free(gp_key *key);
+/* :cffi */
+
+struct gp_key {
     atomic_int references;
     EVP_PKEY *pkey; /* belongs to the inner library context */
     /* Set up for the raw operation and copied for each: looking RSA up in OpenSSL's tables costs more than the copy. */
@@ -32,12 +37,11 @@ typedef struct gp_key {
     _Atomic(struct gpk_key *) kernel_key;
     const struct gpk_functions *kernels; /* of kernel_key */
     atomic_int preparation;
-} gp_key;
+};
 
 /* Takes a reference of its own. NULL with an OpenSSL error queued if pkey is not RSA. */
 gp_key *gp_key_new(EVP_PKEY *pkey);
 gp_key *gp_key_up_ref(gp_key *key);
-void gp_key_free(gp_key *key);
 
 /* 1 if the batching provider takes this key: private, odd modulus of GP_MIN_BITS to GP_MAX_BITS. */
 int gp_key_is_batchable(const gp_key *key);
@@ -53,5 +57,14 @@ int gp_key_private(const gp_key *key, const uint8_t *input, uint8_t *output);
 
 /* output = input^e mod n. */
 int gp_key_public(const gp_key *key, const uint8_t *input, uint8_t *output);
+
+/* A key's numbers as the kernels take them: n, e, p, q, dP, dQ, qInv. One block, wiped after use. */
+struct gp_key_numbers {
+    uint8_t bytes[7][GP_MAX_BYTES];
+    struct gpk_number number[7];
+};
+
+/* 1 if the key has all of them, and no third prime, with which the five would give wrong results. */
+int gp_key_read_numbers(const gp_key *key, struct gp_key_numbers *numbers);
 
 #endif

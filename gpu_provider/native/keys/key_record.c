@@ -1,10 +1,10 @@
-/* A key's constants for a device, by a function of the kernels: see staging.h. */
+#include "keys/key_record.h"
+
 #include <openssl/bn.h>
 #include <openssl/crypto.h>
 #include <openssl/err.h>
 
-#include "queue/client_internal.h"
-#include "staging.h"
+#include "keys/key.h"
 
 enum { N, E, P, Q, DP, DQ, QINV, NUMBERS };
 
@@ -65,10 +65,10 @@ static uint64_t small_number(const struct gpk_number *number)
     return value;
 }
 
-enum gpk_status gp_client_fill_record(gp_client *client, uint64_t handle, gp_fill_record *fill, int radix_bits,
-                                      int class_bytes, void *memory, struct gp_record *record)
+enum gpk_status gp_key_record_fill(gp_key_table *keys, gp_key_handle handle, gp_key_record_writer *write, int radix_bits,
+                                   int class_bytes, void *memory, struct gp_key_record *record)
 {
-    gp_key *key = gp_client_get_key(client, handle);
+    gp_key *key = gp_key_table_get(keys, handle);
     struct gp_key_numbers numbers;
     const struct gpk_number *number = numbers.number;
     enum gpk_status status = GPK_UNSUPPORTED;
@@ -76,9 +76,9 @@ enum gpk_status gp_client_fill_record(gp_client *client, uint64_t handle, gp_fil
     if (key == NULL)
         return GPK_INVALID;
     ERR_set_mark(); /* a key without factors is no error: OpenSSL computes with it */
-    if (gp_key_read_numbers(key->pkey, &numbers) && belong_together(&numbers)
-        && fill(radix_bits, class_bytes, memory, number[N], number[E], number[P], number[Q], number[DP], number[DQ],
-                number[QINV])
+    if (gp_key_read_numbers(key, &numbers) && belong_together(&numbers)
+        && write(radix_bits, class_bytes, memory, number[N], number[E], number[P], number[Q], number[DP], number[DQ],
+                 number[QINV])
                == GPK_OK) {
         const uint32_t p_bits = bits_of(&number[P]), q_bits = bits_of(&number[Q]);
 

@@ -1,20 +1,62 @@
-/* The key table: which gp_key a handle in the queue means. A handle is serial << 16 | index; the serial never repeats. */
+#include "keys/key_table.h"
+
+#include <pthread.h>
+#include <stdatomic.h>
 #include <stdlib.h>
 
-#include "queue/client_internal.h"
-#include "staging.h"
+#include "process.h"
 
-static struct gp_key_entry *find(gp_client *client, uint64_t handle)
+struct entry {
+    gp_key *key;
+    gp_key_handle handle; /* 0: free */
+    uint32_t pins;        /* requests that use it */
+    uint32_t removed;
+};
+
+struct gp_key_table {
+    uint32_t fork_epoch;
+    pthread_mutex_t lock;
+    struct entry *entries;
+    uint32_t count;
+    uint64_t serial;
+    _Atomic uint64_t removed; /* that have left the table for good */
+};
+
+gp_key_table *gp_key_table_new(void)
+{
+    gp_key_table *table = gp_inner_libctx() != NULL ? calloc(1, sizeof(*table)) : NULL;
+
+    if (table == NULL)
+        return NULL;
+    gp_watch_forks();
+    table->fork_epoch = gp_fork_epoch();
+    pthread_mutex_init(&table->lock, NULL);
+    return table;
+}
+
+void gp_key_table_free(gp_key_table *table)
+{
+    if (table == NULL)
+        return;
+    if (table->fork_epoch == gp_fork_epoch())
+        pthread_mutex_destroy(&table->lock);
+    for (uint32_t i = 0; i < table->count; i++)
+        gp_key_free(table->entries[i].key);
+    free(table->entries);
+    free(table);
+}
+
+static struct entry *find(gp_key_table *table, gp_key_handle handle)
 {
     uint32_t index = (uint32_t)(handle & (GP_MAX_KEYS - 1));
 
-    if (handle == 0 || index >= client->key_count || client->keys[index].handle != handle)
+    if (handle == 0 || index >= table->count || table->entries[index].handle != handle)
         return NULL;
-    return &client->keys[index];
+    return &table->entries[index];
 }
 
-/* With keys_lock: an entry that nobody needs any more; returns the key for freeing outside the lock. */
-static gp_key *clear_if_unused(gp_client *client, struct gp_key_entry *entry)
+/* With the lock: an entry that nobody needs any more; returns the key for freeing outside the lock. */
+static gp_key *clear_if_unused(gp_key_table *table, struct entry *entry)
 {
     gp_key *key = entry->key;
 
@@ -22,158 +64,149 @@ static gp_key *clear_if_unused(gp_client *client, struct gp_key_entry *entry)
         return NULL;
     entry->key = NULL;
     entry->handle = 0;
-    atomic_fetch_add(&client->removed_keys, 1);
+    atomic_fetch_add(&table->removed, 1);
     return key;
 }
 
-/* The last step of a key's removal, without a lock. */
-static void let_go(gp_client *client, gp_key *unused)
+static int grow(gp_key_table *table)
 {
-    if (unused == NULL)
-        return;
-    gp_key_free(unused);
-    gp_consumer_wake(client); /* a device may have a copy of it */
-}
-
-static int grow(gp_client *client)
-{
-    uint32_t count = client->key_count == 0 ? 8 : client->key_count * 2;
-    struct gp_key_entry *keys;
+    uint32_t count = table->count == 0 ? 8 : table->count * 2;
+    struct entry *entries;
 
     if (count > GP_MAX_KEYS)
         return 0;
-    keys = realloc(client->keys, count * sizeof(*keys));
-    if (keys == NULL)
+    entries = realloc(table->entries, count * sizeof(*entries));
+    if (entries == NULL)
         return 0;
-    for (uint32_t i = client->key_count; i < count; i++)
-        keys[i] = (struct gp_key_entry){0};
-    client->keys = keys;
-    client->key_count = count;
+    for (uint32_t i = table->count; i < count; i++)
+        entries[i] = (struct entry){0};
+    table->entries = entries;
+    table->count = count;
     return 1;
 }
 
-uint64_t gp_client_add_key(gp_client *client, gp_key *key)
+gp_key_handle gp_key_table_add(gp_key_table *table, gp_key *key)
 {
-    uint64_t handle = 0;
+    gp_key_handle handle = 0;
     uint32_t index = 0;
 
-    if (client->fork_epoch != gp_fork_epoch())
+    if (table->fork_epoch != gp_fork_epoch())
         return 0;
-    pthread_mutex_lock(&client->keys_lock);
-    while (index < client->key_count && client->keys[index].handle != 0)
+    pthread_mutex_lock(&table->lock);
+    while (index < table->count && table->entries[index].handle != 0)
         index++;
-    if (index < client->key_count || grow(client)) {
-        handle = ++client->key_serial << 16 | index;
-        client->keys[index] = (struct gp_key_entry){.key = gp_key_up_ref(key), .handle = handle};
+    if (index < table->count || grow(table)) {
+        handle = ++table->serial << 16 | index;
+        table->entries[index] = (struct entry){.key = gp_key_up_ref(key), .handle = handle};
     }
-    pthread_mutex_unlock(&client->keys_lock);
-    if (handle != 0)
-        gp_cpu_prepare(client, key); /* after it is in the table, or gp_client_prepare_keys() might miss it as well */
+    pthread_mutex_unlock(&table->lock);
     return handle;
 }
 
-void gp_client_count_keys(gp_client *client, struct gp_client_stats *stats)
+int gp_key_table_remove(gp_key_table *table, gp_key_handle handle)
 {
-    pthread_mutex_lock(&client->keys_lock);
-    for (uint32_t i = 0; i < client->key_count; i++) {
-        const gp_key *key = client->keys[i].key;
-        const struct gpk_key *kernel_key = key != NULL ? atomic_load(&key->kernel_key) : NULL;
-
-        stats->keys += key != NULL;
-        stats->kernel_keys += kernel_key != NULL;
-        stats->locked_keys += kernel_key != NULL && key->kernels->key_is_locked(kernel_key);
-    }
-    pthread_mutex_unlock(&client->keys_lock);
-}
-
-void gp_client_prepare_keys(gp_client *client)
-{
-    uint32_t index = 0, count;
-
-    do {
-        gp_key *key = NULL;
-
-        pthread_mutex_lock(&client->keys_lock);
-        count = client->key_count;
-        if (index < count && client->keys[index].handle != 0)
-            key = gp_key_up_ref(client->keys[index].key);
-        pthread_mutex_unlock(&client->keys_lock);
-        if (key != NULL)
-            gp_cpu_prepare(client, key);
-        gp_key_free(key);
-    } while (++index < count);
-}
-
-void gp_client_remove_key(gp_client *client, uint64_t handle)
-{
-    struct gp_key_entry *entry;
+    struct entry *entry;
     gp_key *unused = NULL;
 
-    if (client->fork_epoch != gp_fork_epoch())
-        return;
-    pthread_mutex_lock(&client->keys_lock);
-    entry = find(client, handle);
+    if (table->fork_epoch != gp_fork_epoch())
+        return 0;
+    pthread_mutex_lock(&table->lock);
+    entry = find(table, handle);
     if (entry != NULL) {
         entry->removed = 1;
-        unused = clear_if_unused(client, entry);
+        unused = clear_if_unused(table, entry);
     }
-    pthread_mutex_unlock(&client->keys_lock);
-    let_go(client, unused);
+    pthread_mutex_unlock(&table->lock);
+    gp_key_free(unused);
+    return unused != NULL;
 }
 
-gp_key *gp_client_get_key(gp_client *client, uint64_t handle)
+int gp_key_table_unpin(gp_key_table *table, gp_key_handle handle, uint32_t pins)
 {
-    struct gp_key_entry *entry;
-    gp_key *key = NULL;
+    struct entry *entry;
+    gp_key *unused = NULL;
 
-    pthread_mutex_lock(&client->keys_lock);
-    entry = find(client, handle);
-    if (entry != NULL)
-        key = gp_key_up_ref(entry->key);
-    pthread_mutex_unlock(&client->keys_lock);
-    return key;
+    pthread_mutex_lock(&table->lock);
+    entry = find(table, handle);
+    if (entry != NULL) {
+        entry->pins -= pins;
+        unused = clear_if_unused(table, entry);
+    }
+    pthread_mutex_unlock(&table->lock);
+    gp_key_free(unused);
+    return unused != NULL;
 }
 
-int gp_client_pin_key(gp_client *client, uint64_t handle, uint32_t *bytes)
+int gp_key_table_pin(gp_key_table *table, gp_key_handle handle, uint32_t *bytes)
 {
-    struct gp_key_entry *entry;
+    struct entry *entry;
     int found;
 
-    pthread_mutex_lock(&client->keys_lock);
-    entry = find(client, handle);
+    pthread_mutex_lock(&table->lock);
+    entry = find(table, handle);
     found = entry != NULL && !entry->removed;
     if (found) {
         entry->pins++;
         *bytes = entry->key->bytes;
     }
-    pthread_mutex_unlock(&client->keys_lock);
+    pthread_mutex_unlock(&table->lock);
     return found;
 }
 
-void gp_client_unpin_key(gp_client *client, uint64_t handle, uint32_t pins)
+gp_key *gp_key_table_get(gp_key_table *table, gp_key_handle handle)
 {
-    struct gp_key_entry *entry;
-    gp_key *unused = NULL;
+    struct entry *entry;
+    gp_key *key = NULL;
 
-    pthread_mutex_lock(&client->keys_lock);
-    entry = find(client, handle);
-    if (entry != NULL) {
-        entry->pins -= pins;
-        unused = clear_if_unused(client, entry);
-    }
-    pthread_mutex_unlock(&client->keys_lock);
-    let_go(client, unused);
+    pthread_mutex_lock(&table->lock);
+    entry = find(table, handle);
+    if (entry != NULL)
+        key = gp_key_up_ref(entry->key);
+    pthread_mutex_unlock(&table->lock);
+    return key;
 }
 
-uint32_t gp_client_find_removed(gp_client *client, uint32_t count, const uint64_t *handles, uint8_t *gone)
+gp_key *gp_key_table_next(gp_key_table *table, uint32_t *index)
+{
+    gp_key *key = NULL;
+
+    pthread_mutex_lock(&table->lock);
+    for (; key == NULL && *index < table->count; ++*index)
+        if (table->entries[*index].handle != 0)
+            key = gp_key_up_ref(table->entries[*index].key);
+    pthread_mutex_unlock(&table->lock);
+    return key;
+}
+
+uint64_t gp_key_table_removed(const gp_key_table *table)
+{
+    return atomic_load(&table->removed);
+}
+
+void gp_key_table_count(gp_key_table *table, struct gp_key_counts *counts)
+{
+    *counts = (struct gp_key_counts){0};
+    pthread_mutex_lock(&table->lock);
+    for (uint32_t i = 0; i < table->count; i++) {
+        const gp_key *key = table->entries[i].key;
+        const struct gpk_key *kernel_key = key != NULL ? atomic_load(&key->kernel_key) : NULL;
+
+        counts->keys += key != NULL;
+        counts->kernel_keys += kernel_key != NULL;
+        counts->locked_keys += kernel_key != NULL && key->kernels->key_is_locked(kernel_key);
+    }
+    pthread_mutex_unlock(&table->lock);
+}
+
+uint32_t gp_key_table_find_removed(gp_key_table *table, uint32_t count, const gp_key_handle *handles, uint8_t *gone)
 {
     uint32_t found = 0;
 
-    pthread_mutex_lock(&client->keys_lock);
+    pthread_mutex_lock(&table->lock);
     for (uint32_t i = 0; i < count; i++) {
-        gone[i] = find(client, handles[i]) == NULL;
+        gone[i] = find(table, handles[i]) == NULL;
         found += gone[i];
     }
-    pthread_mutex_unlock(&client->keys_lock);
+    pthread_mutex_unlock(&table->lock);
     return found;
 }

@@ -1,22 +1,23 @@
-/* OpenSSL's arithmetic over a batch: the backend of last resort, and the check of the others' results. */
+#include "keys/libcrypto.h"
+
 #include <openssl/bn.h>
 #include <openssl/crypto.h>
 #include <openssl/err.h>
 #include <string.h>
 
-#include "queue/client.h"
+#include "keys/key.h"
 
 /* Neighbours in a batch often share a key: one look-up serves a run of them. */
 struct key_cache {
-    uint64_t handle;
+    gp_key_handle handle;
     gp_key *key;
 };
 
-static const gp_key *cached(struct key_cache *cache, gp_client *client, uint64_t handle)
+static const gp_key *cached(struct key_cache *cache, gp_key_table *keys, gp_key_handle handle)
 {
     if (cache->key == NULL || cache->handle != handle) {
         gp_key_free(cache->key);
-        cache->key = gp_client_get_key(client, handle);
+        cache->key = gp_key_table_get(keys, handle);
         cache->handle = handle;
     }
     return cache->key;
@@ -28,14 +29,14 @@ static void reverse(uint8_t *to, const uint8_t *from, uint32_t bytes)
         to[i] = from[bytes - 1 - i];
 }
 
-void gp_libcrypto_private(gp_client *client, uint32_t count, const uint64_t *keys, const uint8_t *inputs,
+void gp_libcrypto_private(gp_key_table *keys, uint32_t count, const gp_key_handle *handles, const uint8_t *inputs,
                           uint8_t *outputs, uint32_t stride, uint8_t *ok)
 {
     struct key_cache cache = {0};
     uint8_t input[GP_MAX_BYTES], output[GP_MAX_BYTES];
 
     for (uint32_t i = 0; i < count; i++) {
-        const gp_key *key = cached(&cache, client, keys[i]);
+        const gp_key *key = cached(&cache, keys, handles[i]);
         uint8_t *row = outputs + (size_t)i * stride;
 
         ok[i] = 0;
@@ -53,7 +54,7 @@ void gp_libcrypto_private(gp_client *client, uint32_t count, const uint64_t *key
     ERR_clear_error(); /* this thread serves everyone: what failed is told by ok[] alone */
 }
 
-uint32_t gp_libcrypto_verify(gp_client *client, uint32_t count, const uint64_t *keys, const uint8_t *inputs,
+uint32_t gp_libcrypto_verify(gp_key_table *keys, uint32_t count, const gp_key_handle *handles, const uint8_t *inputs,
                              const uint8_t *outputs, uint32_t stride, uint8_t *ok)
 {
     struct key_cache cache = {0};
@@ -65,7 +66,7 @@ uint32_t gp_libcrypto_verify(gp_client *client, uint32_t count, const uint64_t *
 
         if (!ok[i])
             continue;
-        key = cached(&cache, client, keys[i]);
+        key = cached(&cache, keys, handles[i]);
         if (key != NULL && key->bytes <= stride) {
             reverse(result, outputs + (size_t)i * stride, key->bytes);
             reverse(expected, inputs + (size_t)i * stride, key->bytes);

@@ -1,5 +1,5 @@
 /* RSA encryption. The default provider's operation context, `inner`, receives all parameters, encrypts, and refuses what is
- * to be refused. Decryption goes to gp_rsa_key_private_op() and is decoded in padding.c. */
+ * to be refused. Decryption goes to gp_private_op() and is decoded in padding.c. */
 #include <openssl/core_names.h>
 #include <openssl/crypto.h>
 #include <openssl/err.h>
@@ -8,6 +8,7 @@
 #include <string.h>
 
 #include "provider/padding.h"
+#include "provider/private_op.h"
 #include "provider/provider.h"
 
 #define NAME_BYTES 64
@@ -367,7 +368,7 @@ static int decrypt(void *argument, uint8_t *message, size_t *message_size, size_
     decryption decryption = {.context = context};
     int ok;
     if (message != NULL && prepare(&decryption, capacity, ciphertext, ciphertext_size))
-        ok = gp_rsa_key_private_op(context->key, decryption.number, decryption.encoded)
+        ok = gp_private_op(context->key, decryption.number, decryption.encoded)
              && decode(&decryption, message, message_size);
     else
         ok = context->rsa->cipher.decrypt(context->inner, message, message_size, capacity, ciphertext, ciphertext_size);

@@ -1,4 +1,5 @@
-/* The batching provider in the application's own process: its library context, and keys loaded without TLS. */
+#include "provider/embedded.h"
+
 #include <openssl/bio.h>
 #include <openssl/bn.h>
 #include <openssl/core_names.h>
@@ -10,7 +11,6 @@
 #include <stdatomic.h>
 #include <string.h>
 
-#include "queue/client.h"
 #include "provider/provider.h"
 
 /* Library contexts are never freed, but used again. OpenSSL keeps, for every thread that used a context's random numbers, a
@@ -52,7 +52,7 @@ static struct application *make_application(void)
     return NULL;
 }
 
-OSSL_LIB_CTX *gp_application_libctx_new(gp_client *client)
+OSSL_LIB_CTX *gp_embedded_libctx_new(gp_client *client)
 {
     struct application *application = atomic_load(&applications);
     int in_use = 0;
@@ -71,7 +71,7 @@ OSSL_LIB_CTX *gp_application_libctx_new(gp_client *client)
     return application != NULL ? application->libctx : NULL;
 }
 
-void gp_application_libctx_free(OSSL_LIB_CTX *libctx)
+void gp_embedded_libctx_free(OSSL_LIB_CTX *libctx)
 {
     struct application *application = atomic_load(&applications);
 
@@ -132,7 +132,7 @@ static enum gp_load fill_info(const gp_key *key, gp_key_info *info)
     return result;
 }
 
-enum gp_load gp_client_load_key(gp_client *client, const uint8_t *der_or_pem, size_t size, gp_key_info *info)
+enum gp_load gp_embedded_load_key(gp_client *client, const uint8_t *der_or_pem, size_t size, gp_key_info *info)
 {
     OSSL_LIB_CTX *libctx = gp_inner_libctx();
     EVP_PKEY *pkey = decode(libctx, der_or_pem, size);

@@ -2,8 +2,6 @@
 #include <openssl/core_names.h>
 #include <openssl/crypto.h>
 #include <openssl/params.h>
-#include <openssl/rsa.h>
-#include <string.h>
 
 #include "provider/provider.h"
 
@@ -154,59 +152,6 @@ static int adopt(gp_rsa_key *key)
         return 0;
     }
     return client == NULL || add_to_client(key, client);
-}
-
-/* ---- the private operation ---- */
-
-/* By the default provider, raw. */
-static int apply(const gp_rsa_key *key, OSSL_FUNC_asym_cipher_decrypt_init_fn *init,
-                 OSSL_FUNC_asym_cipher_decrypt_fn *crypt, const uint8_t *input, uint8_t *output)
-{
-    void *context = key->rsa->cipher.newctx(key->rsa->context);
-    size_t size = 0;
-    int padding = RSA_NO_PADDING;
-    const OSSL_PARAM params[] = {
-        OSSL_PARAM_construct_int(OSSL_ASYM_CIPHER_PARAM_PAD_MODE, &padding),
-        OSSL_PARAM_construct_end(),
-    };
-    int ok = context != NULL && init(context, key->inner, params) > 0
-             && crypt(context, output, &size, key->bytes, input, key->bytes) > 0 && size == key->bytes;
-    if (context != NULL)
-        key->rsa->cipher.freectx(context);
-    return ok;
-}
-
-/* OpenSSL verifies what it computes with the factors, but neither what it computes with d alone nor what it computes again
- * when a result was wrong. A wrong result can give the factors away. */
-static int compute(const gp_rsa_key *key, const uint8_t *input, uint8_t *output)
-{
-    uint8_t *power = OPENSSL_malloc(key->bytes);
-    int ok = 0;
-    if (power == NULL) {
-        GP_RAISE(key->provider, GP_R_OUT_OF_MEMORY);
-    } else if (!apply(key, key->rsa->cipher.decrypt_init, key->rsa->cipher.decrypt, input, output)
-               || !apply(key, key->rsa->cipher.encrypt_init, key->rsa->cipher.encrypt, output, power)) {
-        GP_RAISE(key->provider, GP_R_OPERATION_FAILED);
-    } else if (CRYPTO_memcmp(power, input, key->bytes) != 0) {
-        GP_RAISE(key->provider, GP_R_INCONSISTENT_KEY);
-    } else {
-        ok = 1;
-    }
-    OPENSSL_free(power);
-    if (!ok)
-        OPENSSL_cleanse(output, key->bytes);
-    return ok;
-}
-
-int gp_rsa_key_private_op(gp_rsa_key *key, const uint8_t *input, uint8_t *output)
-{
-    if (key->client == NULL)
-        return compute(key, input, output);
-    if (!gp_client_private_op(key->client, key->batched, key->handle, input, output)) {
-        GP_RAISE(key->provider, GP_R_OPERATION_FAILED);
-        return 0;
-    }
-    return 1;
 }
 
 /* ---- import, export, copy ---- */

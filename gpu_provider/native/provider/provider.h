@@ -1,4 +1,4 @@
-/* The OpenSSL provider: RSA key management, signature and asymmetric cipher over gp_client_private_op().
+/* The OpenSSL provider: RSA key management, signature and asymmetric cipher over gp_wait_private_op().
  *
  * What is not the private operation is done by OpenSSL's default provider (default_rsa.h). Threads and fibres: DESIGN.md.
  */
@@ -9,8 +9,8 @@
 #include <openssl/core_dispatch.h>
 #include <openssl/evp.h>
 
-#include "queue/client.h"
 #include "provider/default_rsa.h"
+#include "queue/client.h"
 
 #define GP_PROVIDER_NAME "gpu_provider"
 #define GP_PROVIDER_VERSION "0.1.0"
@@ -34,7 +34,7 @@ typedef struct gp_provider {
     OSSL_FUNC_core_vset_error_fn *vset_error;
 } gp_provider;
 
-/* Set by gp_application_libctx_new() around OSSL_PROVIDER_load(), which calls gp_provider_init() on the same thread: the
+/* Set by gp_embedded_libctx_new() around OSSL_PROVIDER_load(), which calls gp_provider_init() on the same thread: the
  * only way to hand a built-in provider an argument. */
 extern _Thread_local gp_client *gp_provider_pending_client;
 
@@ -73,15 +73,11 @@ typedef struct gp_rsa_key {
     /* A client has it in its key table as `handle`. NULL: operations are computed at once, by the default provider. */
     gp_client *client;
     gp_key *batched;
-    uint64_t handle;
+    gp_key_handle handle;
 } gp_rsa_key;
 
 gp_rsa_key *gp_rsa_key_up_ref(gp_rsa_key *key);
 void gp_rsa_key_free(gp_rsa_key *key);
-
-/* output = input^d mod n, verified with e, both key->bytes long, most significant byte first, input < n, for a key that has
- * a modulus. In an async job this is where the job pauses. An error is raised when it returns 0. */
-int gp_rsa_key_private_op(gp_rsa_key *key, const uint8_t *input, uint8_t *output);
 
 /* key->bytes of d, most significant byte first. 0 if it is longer. */
 int gp_rsa_key_private_exponent(const gp_rsa_key *key, uint8_t *exponent);

@@ -1,5 +1,5 @@
 /* RSA signatures. The default provider's operation context, `inner`, receives all parameters and does everything but signing
- * with PKCS#1 v1.5, PSS or no padding: that is encoded here and goes to gp_rsa_key_private_op(). Where there is something to
+ * with PKCS#1 v1.5, PSS or no padding: that is encoded here and goes to gp_private_op(). Where there is something to
  * refuse, the default provider does that too. */
 #include <openssl/core_names.h>
 #include <openssl/crypto.h>
@@ -9,6 +9,7 @@
 #include <string.h>
 
 #include "provider/padding.h"
+#include "provider/private_op.h"
 #include "provider/provider.h"
 
 #define NAME_BYTES 64
@@ -324,7 +325,7 @@ static int sign_value(const signature_context *context, uint8_t *signature, size
     int ours = capacity >= key->bytes && encode(context, &settings, encoded, data, data_size), result;
     ERR_pop_to_mark();
     if (ours) {
-        result = gp_rsa_key_private_op(key, encoded, signature);
+        result = gp_private_op(key, encoded, signature);
         if (result)
             *signature_size = key->bytes;
     } else {

@@ -9,54 +9,44 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
-#include "queue/client_internal.h"
+#include "process.h"
+#include "queue/slot_list.h"
 
-/* ---- fork ---- */
+struct wait_queue {
+    struct gp_queued *first, *last;
+    uint32_t count;
+};
 
-static _Atomic uint32_t fork_epoch;
-static pthread_once_t fork_once = PTHREAD_ONCE_INIT;
+struct gp_client {
+    atomic_int references;
+    gp_queue queue;
+    uint32_t fork_epoch;
+    gp_key_table *keys;
+    gp_cpu *cpu;
+    struct gp_waiter *waiters; /* [depth] */
 
-static void in_forked_child(void)
-{
-    atomic_fetch_add_explicit(&fork_epoch, 1, memory_order_relaxed);
-}
+    pthread_mutex_t lock;
+    int closed;
+    uint32_t *free_slots; /* a stack: the slot used last is warm in the cache */
+    uint32_t free_count;
+    struct wait_queue wait_queue;
+    struct gp_slot_list finished; /* TAG requests that are done */
+    struct wait_queue dropped;    /* TAG requests in the wait queue when the client was closed */
+    struct gp_errand *errands;    /* linked; each with a reference to its wait */
 
-static void watch_forks(void)
-{
-    pthread_atfork(NULL, NULL, in_forked_child);
-}
-
-uint32_t gp_fork_epoch(void)
-{
-    return atomic_load_explicit(&fork_epoch, memory_order_relaxed);
-}
+    atomic_int wake_requested;
+    _Atomic uint64_t submitted, retries, orphaned, direct;
+};
 
 /* ---- making and freeing ---- */
 
-void gp_slot_list_push(struct gp_slot_list *list, uint32_t depth, uint32_t slot)
-{
-    list->slots[(list->first + list->count++) % depth] = slot;
-}
-
-uint32_t gp_slot_list_pop(struct gp_slot_list *list, uint32_t depth)
-{
-    uint32_t slot = list->slots[list->first];
-
-    list->first = (list->first + 1) % depth;
-    list->count--;
-    return slot;
-}
-
 static void free_memory(gp_client *client)
 {
-    for (uint32_t i = 0; i < client->key_count; i++)
-        gp_key_free(client->keys[i].key);
-    for (uint32_t i = 0; i < GP_CLASSES; i++)
-        free(client->waiting[i].slots);
+    gp_cpu_free(client->cpu);
+    gp_key_table_free(client->keys);
     free(client->finished.slots);
     free(client->free_slots);
     free(client->waiters);
-    free(client->keys);
     free(client);
 }
 
@@ -67,7 +57,7 @@ gp_client *gp_client_new(uint32_t depth)
 
     if (client == NULL)
         return NULL;
-    pthread_once(&fork_once, watch_forks);
+    gp_watch_forks();
     atomic_init(&client->references, 1);
     client->fork_epoch = gp_fork_epoch();
     error = gp_queue_create(&client->queue, depth);
@@ -79,13 +69,10 @@ gp_client *gp_client_new(uint32_t depth)
     client->free_slots = calloc(depth, sizeof(*client->free_slots));
     client->finished.slots = calloc(depth, sizeof(uint32_t));
     client->waiters = calloc(depth, sizeof(*client->waiters));
-    for (uint32_t i = 0; i < GP_CLASSES; i++) {
-        client->waiting[i].slots = calloc(depth, sizeof(uint32_t));
-        if (client->waiting[i].slots == NULL)
-            error = ENOMEM;
-    }
-    if (gp_inner_libctx() == NULL || client->free_slots == NULL || client->finished.slots == NULL
-        || client->waiters == NULL || error != 0) {
+    client->keys = gp_key_table_new();
+    client->cpu = gp_cpu_new(client->keys);
+    if (client->free_slots == NULL || client->finished.slots == NULL || client->waiters == NULL || client->keys == NULL
+        || client->cpu == NULL) {
         gp_queue_unmap(&client->queue);
         free_memory(client);
         errno = ENOMEM;
@@ -95,8 +82,6 @@ gp_client *gp_client_new(uint32_t depth)
         client->free_slots[i] = depth - 1 - i;
     client->free_count = depth;
     pthread_mutex_init(&client->lock, NULL);
-    pthread_mutex_init(&client->keys_lock, NULL);
-    pthread_mutex_init(&client->small_lock, NULL);
     return client;
 }
 
@@ -108,7 +93,7 @@ gp_client *gp_client_up_ref(gp_client *client)
 
 void gp_client_free(gp_client *client)
 {
-    struct gp_in_line *entry, *next;
+    struct gp_queued *entry, *next;
 
     if (client == NULL || atomic_fetch_sub_explicit(&client->references, 1, memory_order_acq_rel) != 1)
         return;
@@ -117,19 +102,21 @@ void gp_client_free(gp_client *client)
         free(entry);
     }
     gp_queue_unmap(&client->queue);
-    if (client->fork_epoch == gp_fork_epoch()) {
+    if (!gp_client_is_forked(client))
         pthread_mutex_destroy(&client->lock);
-        pthread_mutex_destroy(&client->keys_lock);
-        pthread_mutex_destroy(&client->small_lock);
-    }
     free_memory(client);
+}
+
+int gp_client_is_forked(const gp_client *client)
+{
+    return client->fork_epoch != gp_fork_epoch();
 }
 
 int gp_client_is_usable(gp_client *client)
 {
     int usable;
 
-    if (client == NULL || client->fork_epoch != gp_fork_epoch())
+    if (client == NULL || gp_client_is_forked(client))
         return 0;
     pthread_mutex_lock(&client->lock);
     usable = !client->closed;
@@ -139,55 +126,155 @@ int gp_client_is_usable(gp_client *client)
 
 void gp_client_get_stats(gp_client *client, struct gp_client_stats *stats)
 {
-    stats->submitted = atomic_load(&client->submitted);
-    stats->completed = atomic_load(&client->completed);
-    stats->failed = atomic_load(&client->failed);
-    stats->retries = atomic_load(&client->retries);
-    stats->orphaned = atomic_load(&client->orphaned);
-    stats->direct = atomic_load(&client->direct);
-    stats->in_use = 0;
-    stats->in_line = 0;
-    stats->keys = stats->kernel_keys = stats->locked_keys = 0;
-    if (client->fork_epoch != gp_fork_epoch())
+    struct gp_key_counts counts;
+
+    *stats = (struct gp_client_stats){
+        .submitted = atomic_load(&client->submitted),
+        .retries = atomic_load(&client->retries),
+        .orphaned = atomic_load(&client->orphaned),
+        .direct = atomic_load(&client->direct),
+    };
+    if (gp_client_is_forked(client))
         return;
     pthread_mutex_lock(&client->lock);
     stats->in_use = client->queue.depth - client->free_count;
-    stats->in_line = client->line.count;
+    stats->queued = client->wait_queue.count;
     pthread_mutex_unlock(&client->lock);
-    gp_client_count_keys(client, stats);
+    gp_key_table_count(client->keys, &counts);
+    stats->keys = counts.keys;
+    stats->kernel_keys = counts.kernel_keys;
+    stats->locked_keys = counts.locked_keys;
 }
 
-/* ---- the line ---- */
+void gp_client_count_direct(gp_client *client)
+{
+    atomic_fetch_add_explicit(&client->direct, 1, memory_order_relaxed);
+}
 
-static void line_append(struct gp_line *line, struct gp_in_line *entry)
+gp_queue *gp_client_queue(gp_client *client)
+{
+    return &client->queue;
+}
+
+struct gp_waiter *gp_client_waiters(const gp_client *client)
+{
+    return client->waiters;
+}
+
+/* ---- keys ---- */
+
+gp_key_table *gp_client_keys(const gp_client *client)
+{
+    return client->keys;
+}
+
+gp_cpu *gp_client_cpu(const gp_client *client)
+{
+    return client->cpu;
+}
+
+gp_key_handle gp_client_add_key(gp_client *client, gp_key *key)
+{
+    gp_key_handle handle = gp_key_table_add(client->keys, key);
+
+    if (handle != 0)
+        gp_cpu_prepare(client->cpu, key); /* after it is in the table, or gp_cpu_use_kernels() might miss it as well */
+    return handle;
+}
+
+void gp_client_remove_key(gp_client *client, gp_key_handle handle)
+{
+    if (gp_key_table_remove(client->keys, handle))
+        gp_client_wake_consumer(client);
+}
+
+void gp_client_unpin_key(gp_client *client, gp_key_handle handle, uint32_t pins)
+{
+    if (gp_key_table_unpin(client->keys, handle, pins))
+        gp_client_wake_consumer(client);
+}
+
+/* ---- telling the consumer ---- */
+
+void gp_client_wake_consumer(gp_client *client)
+{
+    if (gp_client_is_forked(client))
+        return;
+    atomic_store(&client->wake_requested, 1);
+    gp_queue_ring_doorbell(&client->queue);
+}
+
+int gp_client_take_wake(gp_client *client)
+{
+    return atomic_exchange(&client->wake_requested, 0);
+}
+
+int gp_client_post(gp_client *client, struct gp_errand *errand)
+{
+    int posted;
+
+    pthread_mutex_lock(&client->lock);
+    posted = !errand->posted;
+    if (posted) {
+        errand->posted = 1;
+        errand->next = client->errands;
+        client->errands = errand;
+    }
+    pthread_mutex_unlock(&client->lock);
+    gp_queue_ring_doorbell(&client->queue);
+    return posted;
+}
+
+void gp_client_run_errands(gp_client *client)
+{
+    struct gp_errand *errand, *next;
+
+    pthread_mutex_lock(&client->lock);
+    errand = client->errands;
+    client->errands = NULL;
+    pthread_mutex_unlock(&client->lock);
+    while (errand != NULL) {
+        pthread_mutex_lock(&client->lock);
+        next = errand->next; /* before it may be posted again */
+        errand->posted = 0;
+        pthread_mutex_unlock(&client->lock);
+        errand->run(errand->wait); /* which may free it */
+        errand = next;
+    }
+}
+
+/* ---- the wait queue ---- */
+
+static void append(struct wait_queue *queue, struct gp_queued *entry)
 {
     entry->next = NULL;
-    entry->previous = line->last;
-    if (line->last != NULL)
-        line->last->next = entry;
+    entry->previous = queue->last;
+    if (queue->last != NULL)
+        queue->last->next = entry;
     else
-        line->first = entry;
-    line->last = entry;
-    line->count++;
+        queue->first = entry;
+    queue->last = entry;
+    queue->count++;
 }
 
-static void line_remove(struct gp_line *line, struct gp_in_line *entry)
+static void take_out(struct wait_queue *queue, struct gp_queued *entry)
 {
     if (entry->previous != NULL)
         entry->previous->next = entry->next;
     else
-        line->first = entry->next;
+        queue->first = entry->next;
     if (entry->next != NULL)
         entry->next->previous = entry->previous;
     else
-        line->last = entry->previous;
-    line->count--;
+        queue->last = entry->previous;
+    queue->count--;
 }
 
-/* What is to be done for an entry that left the line with a slot, once gp_client.lock is released. */
+/* What is to be done for an entry that left the wait queue with a slot, once gp_client.lock is released. */
 struct served {
-    struct gp_in_line *entry; /* TAG */
-    struct gp_wait *wait;     /* JOB: one reference */
+    struct gp_queued *entry; /* TAG */
+    gp_tell *reserved;       /* JOB */
+    struct gp_wait *wait;    /* for that: one reference */
     uint32_t slot;
 };
 
@@ -199,33 +286,31 @@ static void change_word(gp_client *client, uint32_t slot, uint32_t generation_st
                           memory_order_release);
 }
 
-/* With gp_client.lock: takes the first out of the line and reserves `slot` for it. */
+/* With gp_client.lock: takes the first out of the wait queue and reserves `slot` for it. */
 static struct served serve_first(gp_client *client, uint32_t slot)
 {
     struct served served = {.slot = slot};
-    struct gp_in_line *entry = client->line.first;
+    struct gp_queued *entry = client->wait_queue.first;
 
-    line_remove(&client->line, entry);
+    take_out(&client->wait_queue, entry);
     if (slot != GP_CLOSED_SLOT)
         change_word(client, slot, 1, GP_CLAIMED);
     if (entry->kind == GP_WAITER_TAG)
         served.entry = entry;
-    else if (entry->wait != NULL)
-        served.wait = entry->wait; /* the line's reference */
+    served.reserved = entry->reserved;
+    served.wait = entry->wait; /* the wait queue's reference */
     atomic_store_explicit(&entry->slot, slot, memory_order_release);
-    if (entry->reserved != NULL)
-        pthread_cond_signal(entry->reserved);
+    if (entry->sleeper != NULL)
+        pthread_cond_signal(entry->sleeper);
     return served;
 }
 
 static void finish_serving(gp_client *client, struct served *served)
 {
-    struct gp_in_line *entry = served->entry;
+    struct gp_queued *entry = served->entry;
 
-    if (served->wait != NULL) {
-        gp_wait_notify(served->wait);
-        gp_wait_free(served->wait);
-    }
+    if (served->reserved != NULL)
+        served->reserved(served->wait);
     if (entry != NULL && served->slot != GP_CLOSED_SLOT) {
         const struct gp_waiter waiter = {.kind = GP_WAITER_TAG, .tag = entry->tag, .key = entry->key};
 
@@ -237,9 +322,9 @@ static void finish_serving(gp_client *client, struct served *served)
     if (entry != NULL) { /* closed */
         gp_client_unpin_key(client, entry->key, 1);
         pthread_mutex_lock(&client->lock);
-        line_append(&client->dropped, entry);
+        append(&client->dropped, entry);
         pthread_mutex_unlock(&client->lock);
-        gp_consumer_wake(client);
+        gp_client_wake_consumer(client);
     }
 }
 
@@ -247,7 +332,7 @@ void gp_client_close(gp_client *client)
 {
     int more = 1;
 
-    if (client->fork_epoch != gp_fork_epoch())
+    if (gp_client_is_forked(client))
         return;
     pthread_mutex_lock(&client->lock);
     client->closed = 1;
@@ -256,29 +341,29 @@ void gp_client_close(gp_client *client)
         struct served served;
 
         pthread_mutex_lock(&client->lock);
-        more = client->line.count > 0;
+        more = client->wait_queue.count > 0;
         if (more)
             served = serve_first(client, GP_CLOSED_SLOT);
         pthread_mutex_unlock(&client->lock);
         if (more)
             finish_serving(client, &served);
     }
-    gp_consumer_wake(client);
+    gp_client_wake_consumer(client);
 }
 
-uint32_t gp_client_claim(gp_client *client, struct gp_in_line *entry)
+uint32_t gp_client_claim(gp_client *client, struct gp_queued *entry)
 {
     uint32_t slot = GP_NO_SLOT;
 
     pthread_mutex_lock(&client->lock);
     if (client->closed) {
         slot = GP_CLOSED_SLOT;
-    } else if (client->free_count > 0 && client->line.count == 0) {
+    } else if (client->free_count > 0 && client->wait_queue.count == 0) {
         slot = client->free_slots[--client->free_count];
         change_word(client, slot, 1, GP_CLAIMED);
     } else if (entry != NULL) {
         atomic_store_explicit(&entry->slot, GP_NO_SLOT, memory_order_relaxed);
-        line_append(&client->line, entry);
+        append(&client->wait_queue, entry);
     }
     pthread_mutex_unlock(&client->lock);
     if (slot == GP_NO_SLOT && entry != NULL)
@@ -291,7 +376,7 @@ void gp_client_release(gp_client *client, uint32_t slot)
     struct served served = {.slot = GP_NO_SLOT};
 
     pthread_mutex_lock(&client->lock);
-    if (client->line.count > 0) {
+    if (client->wait_queue.count > 0) {
         served = serve_first(client, slot);
     } else {
         change_word(client, slot, 0, GP_FREE);
@@ -301,21 +386,34 @@ void gp_client_release(gp_client *client, uint32_t slot)
     finish_serving(client, &served);
 }
 
-void gp_client_leave_line(gp_client *client, struct gp_in_line *entry)
+uint32_t gp_client_claim_asleep(gp_client *client)
 {
-    struct gp_wait *wait = NULL;
+    pthread_cond_t reserved = PTHREAD_COND_INITIALIZER;
+    struct gp_queued entry = {.kind = GP_WAITER_THREAD, .sleeper = &reserved};
+    uint32_t slot = gp_client_claim(client, &entry);
+
+    if (slot == GP_NO_SLOT) {
+        pthread_mutex_lock(&client->lock);
+        while ((slot = atomic_load_explicit(&entry.slot, memory_order_acquire)) == GP_NO_SLOT)
+            pthread_cond_wait(&reserved, &client->lock);
+        pthread_mutex_unlock(&client->lock);
+    }
+    pthread_cond_destroy(&reserved);
+    return slot;
+}
+
+int gp_client_leave_wait_queue(gp_client *client, struct gp_queued *entry)
+{
     uint32_t slot;
 
     pthread_mutex_lock(&client->lock);
     slot = atomic_load_explicit(&entry->slot, memory_order_relaxed);
-    if (slot == GP_NO_SLOT) {
-        line_remove(&client->line, entry);
-        wait = entry->wait; /* the line's reference */
-    }
+    if (slot == GP_NO_SLOT)
+        take_out(&client->wait_queue, entry);
     pthread_mutex_unlock(&client->lock);
-    gp_wait_free(wait);
     if (slot < client->queue.depth)
         gp_client_release(client, slot);
+    return slot == GP_NO_SLOT;
 }
 
 /* ---- requests ---- */
@@ -330,8 +428,8 @@ static void copy(uint8_t *to, const uint8_t *from, uint32_t bytes, int reversed)
         to[i] = from[bytes - 1 - i];
 }
 
-uint64_t gp_client_put(gp_client *client, uint32_t slot, const struct gp_waiter *waiter, uint32_t bytes,
-                       const uint8_t *input, int big_endian)
+gp_request_handle gp_client_put(gp_client *client, uint32_t slot, const struct gp_waiter *waiter, uint32_t bytes,
+                                const uint8_t *input, int big_endian)
 {
     gp_queue *queue = &client->queue;
     struct gp_waiter *own = &client->waiters[slot];
@@ -362,25 +460,25 @@ uint64_t gp_client_put(gp_client *client, uint32_t slot, const struct gp_waiter 
     }
     atomic_fetch_add_explicit(&client->submitted, 1, memory_order_relaxed);
     gp_queue_wake_consumer(queue);
-    return (uint64_t)generation << 32 | slot;
+    return gp_request_handle_of(slot, generation);
 }
 
-uint32_t gp_client_poll(const gp_client *client, uint64_t handle)
+uint32_t gp_client_poll(const gp_client *client, gp_request_handle handle)
 {
-    uint32_t word = atomic_load_explicit(&client->queue.word[gp_handle_slot(handle)], memory_order_acquire);
+    uint32_t word = atomic_load_explicit(&client->queue.word[gp_request_slot(handle)], memory_order_acquire);
 
     if (GP_STATE(word) == GP_DONE_OK || GP_STATE(word) == GP_DONE_ERR)
         return GP_STATE(word);
     return 0;
 }
 
-void gp_client_sleep_until_done(gp_client *client, uint64_t handle)
+void gp_client_sleep_until_done(gp_client *client, gp_request_handle handle)
 {
-    _Atomic uint32_t *word = &client->queue.word[gp_handle_slot(handle)];
+    _Atomic uint32_t *word = &client->queue.word[gp_request_slot(handle)];
     uint32_t now;
 
     /* Sequentially consistent on both sides: either the consumer sees `asleep`, or we see its DONE. */
-    atomic_store(&client->waiters[gp_handle_slot(handle)].asleep, 1);
+    atomic_store(&client->waiters[gp_request_slot(handle)].asleep, 1);
     for (;;) {
         now = atomic_load(word);
         if (GP_STATE(now) == GP_DONE_OK || GP_STATE(now) == GP_DONE_ERR)
@@ -389,9 +487,9 @@ void gp_client_sleep_until_done(gp_client *client, uint64_t handle)
     }
 }
 
-int gp_client_collect(gp_client *client, uint64_t handle, uint32_t bytes, uint8_t *output, int big_endian)
+int gp_client_collect(gp_client *client, gp_request_handle handle, uint32_t bytes, uint8_t *output, int big_endian)
 {
-    uint32_t slot = gp_handle_slot(handle);
+    uint32_t slot = gp_request_slot(handle);
     uint8_t *result = client->queue.output + (size_t)slot * GP_MAX_BYTES;
     int ok = gp_client_poll(client, handle) == GP_DONE_OK;
 
@@ -402,13 +500,13 @@ int gp_client_collect(gp_client *client, uint64_t handle, uint32_t bytes, uint8_
     return ok;
 }
 
-void gp_client_orphan(gp_client *client, uint64_t handle)
+void gp_client_orphan(gp_client *client, gp_request_handle handle)
 {
-    _Atomic uint32_t *word = &client->queue.word[gp_handle_slot(handle)];
+    _Atomic uint32_t *word = &client->queue.word[gp_request_slot(handle)];
     uint32_t now = atomic_load_explicit(word, memory_order_acquire);
 
     atomic_fetch_add_explicit(&client->orphaned, 1, memory_order_relaxed);
-    while (GP_GENERATION(now) == gp_handle_generation(handle)) {
+    while (GP_GENERATION(now) == gp_request_generation(handle)) {
         if (GP_STATE(now) == GP_DONE_OK || GP_STATE(now) == GP_DONE_ERR) {
             gp_client_collect(client, handle, 0, NULL, 0);
             return;
@@ -419,16 +517,16 @@ void gp_client_orphan(gp_client *client, uint64_t handle)
     }
 }
 
-enum gp_submit gp_client_submit(gp_client *client, uint64_t handle, const uint8_t *input, uint64_t tag,
+enum gp_submit gp_client_submit(gp_client *client, gp_key_handle handle, const uint8_t *input, uint64_t tag,
                                 int wait_for_room)
 {
     struct gp_waiter waiter = {.kind = GP_WAITER_TAG, .tag = tag, .key = handle};
-    struct gp_in_line *entry = NULL;
+    struct gp_queued *entry = NULL;
     uint32_t bytes, slot;
 
     if (!gp_client_is_usable(client))
         return GP_SUBMIT_CLOSED;
-    if (!gp_client_pin_key(client, handle, &bytes))
+    if (!gp_key_table_pin(client->keys, handle, &bytes))
         return GP_SUBMIT_FAILED;
     slot = gp_client_claim(client, NULL);
     if (slot == GP_NO_SLOT && wait_for_room) {
@@ -454,4 +552,62 @@ enum gp_submit gp_client_submit(gp_client *client, uint64_t handle, const uint8_
         return GP_SUBMIT_CLOSED;
     atomic_fetch_add_explicit(&client->retries, 1, memory_order_relaxed);
     return GP_SUBMIT_FULL;
+}
+
+/* ---- finished requests of gp_client_submit() ---- */
+
+void gp_client_finish(gp_client *client, uint32_t slot)
+{
+    pthread_mutex_lock(&client->lock);
+    gp_slot_list_push(&client->finished, client->queue.depth, slot);
+    pthread_mutex_unlock(&client->lock);
+}
+
+/* Once the client is closed nothing is released into the wait queue any more, so `dropped` only shrinks. */
+static struct gp_queued *pop_dropped(gp_client *client)
+{
+    struct gp_queued *entry = client->dropped.first;
+
+    if (entry != NULL) {
+        client->dropped.first = entry->next;
+        client->dropped.count--;
+        if (entry->next == NULL)
+            client->dropped.last = NULL;
+        else
+            entry->next->previous = NULL;
+    }
+    return entry;
+}
+
+uint32_t gp_client_take_finished(gp_client *client, uint32_t count, uint64_t *tags, uint8_t *ok, uint8_t *outputs)
+{
+    gp_queue *queue = &client->queue;
+
+    for (uint32_t taken = 0; taken < count; taken++) {
+        struct gp_queued *dropped = NULL;
+        uint32_t slot = GP_NO_SLOT;
+
+        pthread_mutex_lock(&client->lock);
+        if (client->finished.count > 0)
+            slot = gp_slot_list_pop(&client->finished, queue->depth);
+        else
+            dropped = pop_dropped(client);
+        pthread_mutex_unlock(&client->lock);
+        if (slot != GP_NO_SLOT) {
+            uint32_t word = atomic_load_explicit(&queue->word[slot], memory_order_acquire);
+
+            tags[taken] = client->waiters[slot].tag;
+            ok[taken] = gp_client_collect(client, gp_request_handle_of(slot, GP_GENERATION(word)), GP_MAX_BYTES,
+                                          outputs + (size_t)taken * GP_MAX_BYTES, 0)
+                            ? GP_FINISHED_OK
+                            : GP_FINISHED_ERR;
+        } else if (dropped != NULL) {
+            tags[taken] = dropped->tag;
+            ok[taken] = GP_FINISHED_CLOSED;
+            free(dropped);
+        } else {
+            return taken;
+        }
+    }
+    return count;
 }

@@ -1,171 +1,174 @@
-/* The client's side of the queue in one process: free slots, the line of those the full queue turned away, who waits for
- * which slot, the key table, and the three ways of waiting.
+/* The submitter's side of the queue in one process: free slots, the wait queue of those whom the full queue turned away, who
+ * waits for which slot, and the keys that requests name. Needs no consumer in this process: to wake it, it rings.
  *
- * The consumer's half (gp_consumer_*) runs in the batching provider. In one process both work on the same gp_client.
- * Locks, fork and lifetimes: DESIGN.md.
+ * Locks, in the order in which they may be taken: gp_wait.lock, gp_client.lock, gp_key_table.lock. None is held while a
+ * callback of the application runs, a thread sleeps on a slot, or OpenSSL computes. Fork and lifetimes: DESIGN.md.
  */
 #ifndef GP_CLIENT_H
 #define GP_CLIENT_H
 
-#include <openssl/types.h>
+#include <pthread.h>
+#include <stdatomic.h>
 #include <stdint.h>
 
-#include "keys/key.h"
+#include "keys/cpu.h"
+#include "keys/key_table.h"
 #include "queue/queue.h"
+#include "types.h"
 
+/* cffi: */
 typedef struct gp_client gp_client;
 
-/* Upper bounds, in nanoseconds, of the time distributions; what is above the last is in bucket GP_TIME_BOUNDS. */
-#define GP_TIME_BOUNDS 13u
-extern const uint64_t gp_time_bounds_ns[GP_TIME_BOUNDS];
+/* NULL with errno set. */
+gp_client *gp_client_new(uint32_t depth);
+void gp_client_free(gp_client *client);
 
-/* Batches of one size class that gp_consumer_wait() computed itself. */
-#define GP_SMALL_BATCH 8u
-struct gp_small_stats {
-    uint64_t requests;
-    uint64_t failed;                     /* of those, ERR */
-    uint64_t again;                      /* of those, computed again by OpenSSL because the kernels failed */
-    uint64_t sizes[GP_SMALL_BATCH];      /* batches by size: [0] counts those of one request */
-    uint64_t waited[GP_TIME_BOUNDS + 1]; /* batches by the time from submission to launch of their oldest request */
-    uint64_t waited_ns;
-    uint64_t executed[GP_TIME_BOUNDS + 1]; /* batches by the time that they took */
-    uint64_t executed_ns;
-};
+/* From now on operations are computed at once by OpenSSL, those in the wait queue included, and nothing is submitted. What
+ * was submitted before stays, visible to the next gp_consumer_wait(); the consumer must still complete it. */
+void gp_client_close(gp_client *client);
+
+/* Any thread: makes the consumer's next wait, or the one that it is in, return. Does nothing in a forked child. */
+void gp_client_wake_consumer(gp_client *client);
 
 /* Counters, all since the client was made. */
 struct gp_client_stats {
     uint64_t submitted;   /* requests put into the queue */
-    uint64_t completed;   /* requests whose result was delivered (OK or ERR) */
-    uint64_t failed;      /* of those, ERR */
     uint64_t retries;     /* times the queue was full: RETRY */
     uint64_t orphaned;    /* requests whose waiter went away */
     uint64_t direct;      /* computed at once by OpenSSL: provider closed, forked child, or no descriptor left */
     uint32_t in_use;      /* slots not free now */
-    uint32_t in_line;     /* requests waiting for a free slot now */
+    uint32_t queued;      /* requests waiting for a free slot now */
     uint32_t keys;        /* in the table now */
     uint32_t kernel_keys; /* of those, with constants for the kernels */
     uint32_t locked_keys; /* of those, in locked memory */
 };
-
-/* NULL with errno set. */
-gp_client *gp_client_new(uint32_t depth);
-gp_client *gp_client_up_ref(gp_client *client);
-void gp_client_free(gp_client *client);
-
-/* From now on operations are computed at once by OpenSSL, those in line included, and nothing is submitted. What was
- * submitted before stays, visible to the next gp_consumer_wait(); the consumer must still complete it. */
-void gp_client_close(gp_client *client);
 void gp_client_get_stats(gp_client *client, struct gp_client_stats *stats);
-void gp_client_get_small_stats(gp_client *client, struct gp_small_stats *stats); /* [GP_CLASSES] */
 
-/* The key table. A handle is never 0 and never used twice. Adding takes a reference; a removed key lives until the
- * requests that use it are done. 0: out of memory. */
-uint64_t gp_client_add_key(gp_client *client, gp_key *key);
-void gp_client_remove_key(gp_client *client, uint64_t handle);
-gp_key *gp_client_get_key(gp_client *client, uint64_t handle); /* a new reference, or NULL */
-/* Pins a key for one request or call: it stays in the table, removed or not. 0 if there is no such key. bytes: of its
- * modulus. */
-int gp_client_pin_key(gp_client *client, uint64_t handle, uint32_t *bytes);
-void gp_client_unpin_key(gp_client *client, uint64_t handle, uint32_t pins);
+/* Its keys, and the processor's arithmetic over them. Both live as long as the client. */
+gp_key_table *gp_client_keys(const gp_client *client);
+gp_cpu *gp_client_cpu(const gp_client *client);
 
-/* Reads an unencrypted private key (PEM or DER), checks it and adds it to the table: the library's load_key(). */
-typedef struct gp_key_info {
-    uint64_t handle;
-    uint32_t bits;
-    uint32_t bytes;          /* of the modulus */
-    uint32_t exponent_bytes; /* of e */
-    uint8_t modulus[GP_MAX_BYTES];  /* least significant byte first */
-    uint8_t exponent[GP_MAX_BYTES]; /* least significant byte first */
-} gp_key_info;
+/* Both wake the consumer when a key has left the table for good. */
+void gp_client_remove_key(gp_client *client, gp_key_handle handle);
+void gp_client_unpin_key(gp_client *client, gp_key_handle handle, uint32_t pins);
 
-enum gp_load {
-    GP_LOAD_OK = 0,
-    GP_LOAD_UNREADABLE, /* neither PEM nor DER, or encrypted */
-    GP_LOAD_NOT_RSA,
-    GP_LOAD_NOT_PRIVATE,
-    GP_LOAD_SIZE,    /* not GP_MIN_BITS to GP_MAX_BITS; info->bits says what */
-    GP_LOAD_INVALID, /* even or tiny exponent, even modulus, p·q ≠ n, … */
-    GP_LOAD_MEMORY
-};
-enum gp_load gp_client_load_key(gp_client *client, const uint8_t *der_or_pem, size_t size, gp_key_info *info);
-
-/* output = input^d mod n, both key->bytes long, most significant byte first, input < n.
- *
- * In an OpenSSL async job the job pauses and the connection's callback, or its wait fd, tells when to go on; outside a job
- * the thread sleeps. client may be NULL, closed, or from before a fork: OpenSSL computes at once then.
- * 1, or 0 if the request failed. */
-int gp_client_private_op(gp_client *client, gp_key *key, uint64_t handle, const uint8_t *input, uint8_t *output);
-
-/* For callers that are told of the end through gp_consumer_take_finished() instead of waiting: Python's futures.
- * input is `bytes` long, least significant byte first. GP_SUBMIT_FULL unless `wait_for_room`, which joins the line. */
+/* For callers that are told of the end through gp_client_take_finished() instead of waiting: Python's futures.
+ * input is `bytes` long, least significant byte first. GP_SUBMIT_FULL unless `wait_for_room`, which joins the wait queue. */
 enum gp_submit { GP_SUBMIT_FAILED = 0, GP_SUBMIT_OK = 1, GP_SUBMIT_FULL = 2, GP_SUBMIT_CLOSED = 3 };
-enum gp_submit gp_client_submit(gp_client *client, uint64_t handle, const uint8_t *input, uint64_t tag,
+enum gp_submit gp_client_submit(gp_client *client, gp_key_handle handle, const uint8_t *input, uint64_t tag,
                                 int wait_for_room);
-
-/* ---- the consumer ---- */
-
-/* One thread only. Sleeps until gp_consumer_wake() is called, timeout_ns passes (negative: no limit) or, with
- * `watch_submissions`, something new is submitted; pass 0 for that while no worker is free, or every submission of a busy
- * moment would wake the thread for nothing. Then moves what was submitted into the size classes. waiting[GP_CLASSES]: requests
- * not yet taken; oldest_ns: when the first of them was submitted (CLOCK_MONOTONIC), 0 if none. Also fires the callbacks of
- * those that the full queue turned away. Returns how many keys have left the key table for good, each of which wakes it.
- *
- * small[GP_CLASSES]: a batch of class i of at most small[i] requests (and GP_SMALL_BATCH) is computed here, by gp_cpu_private(), before
- * anything is returned, if nothing else waits: to hand a few short operations to another thread costs about as much as to
- * compute them. NULL unless the processor's backend is in use and idle. What arrives meanwhile waits for that batch. Requests of
- * gp_client_submit() are never computed here. */
-uint64_t gp_consumer_wait(gp_client *client, int64_t timeout_ns, int watch_submissions, const uint32_t *small,
-                          uint32_t *waiting, uint64_t *oldest_ns);
-void gp_consumer_wake(gp_client *client); /* any thread */
-
-/* Takes up to `count` requests of a class, first come first served, and copies them out: handles[i] is the request's
- * (slot, generation); keys[i] its key handle; inputs is [count][GP_CLASS_BYTES(class)], zero-padded, least significant
- * byte first; submitted_ns[i]. Returns how many (orphaned ones are dropped). The thread of gp_consumer_wait only. */
-uint32_t gp_consumer_take(gp_client *client, uint32_t class_index, uint32_t count, uint64_t *handles, uint64_t *keys,
-                          uint8_t *inputs, uint64_t *submitted_ns);
-
-/* Any thread. outputs: [count][stride]. ok[i]: 1 for a result, 0 for ERR. Wakes every waiter; no lock is held then.
- * Completing a handle twice, or one that was orphaned, does nothing. */
-void gp_consumer_complete(gp_client *client, uint32_t count, const uint64_t *handles, const uint8_t *outputs,
-                          uint32_t stride, const uint8_t *ok);
 
 /* Any thread. Up to `count` finished requests of gp_client_submit(): their tags, ok (enum gp_finished) and outputs
  * [count][GP_MAX_BYTES], least significant byte first. Returns how many. */
-enum gp_finished { GP_FINISHED_ERR = 0, GP_FINISHED_OK = 1, GP_FINISHED_CLOSED = 2 /* was still in line */ };
-uint32_t gp_consumer_take_finished(gp_client *client, uint32_t count, uint64_t *tags, uint8_t *ok, uint8_t *outputs);
+enum gp_finished { GP_FINISHED_ERR = 0, GP_FINISHED_OK = 1, GP_FINISHED_CLOSED = 2 /* was still in the wait queue */ };
+uint32_t gp_client_take_finished(gp_client *client, uint32_t count, uint64_t *tags, uint8_t *ok, uint8_t *outputs);
+/* :cffi */
 
-/* ---- the processor's arithmetic over a batch: our kernels, or OpenSSL where that is faster ----
- *
- * No lock is held; any thread. */
+gp_client *gp_client_up_ref(gp_client *client);
 
-/* From now on gp_cpu_private() and small batches compute with these kernels (gpk_functions(), which outlives the client).
- * smallest: how many rows must be left over for a group of their own; 0: measured with the first key of each size class. */
-void gp_client_use_kernels(gp_client *client, const struct gpk_functions *kernels, uint32_t smallest);
+int gp_client_is_forked(const gp_client *client); /* a copy, in a child of the process that made it */
+int gp_client_is_usable(gp_client *client);       /* not NULL, not closed, of this process */
 
-/* As gp_libcrypto_private(). Returns how many results the kernels got wrong or could not compute for lack of memory; those
- * have ok[i] = 0, and the kernels are not to be trusted. */
-uint32_t gp_cpu_private(gp_client *client, uint32_t count, const uint64_t *keys, const uint8_t *inputs, uint8_t *outputs,
-                        uint32_t stride, uint8_t *ok);
+/* Takes a reference, and prepares the key for the kernels. Never 0 but out of memory or in a forked child. */
+gp_key_handle gp_client_add_key(gp_client *client, gp_key *key);
 
-/* ---- OpenSSL's arithmetic over a batch; no lock is held, any thread ---- */
+/* Counts an operation that was computed at once. */
+void gp_client_count_direct(gp_client *client);
 
-/* ok[i] = 1 where outputs[i] = inputs[i]^d mod n. Rows are `stride` bytes, least significant byte first. */
-void gp_libcrypto_private(gp_client *client, uint32_t count, const uint64_t *keys, const uint8_t *inputs,
-                          uint8_t *outputs, uint32_t stride, uint8_t *ok);
+/* ---- a request's slot: wait.c ---- */
 
-/* Clears ok[i] where outputs[i]^e mod n is not inputs[i]. Returns how many it cleared. */
-uint32_t gp_libcrypto_verify(gp_client *client, uint32_t count, const uint64_t *keys, const uint8_t *inputs,
-                             const uint8_t *outputs, uint32_t stride, uint8_t *ok);
+#define GP_NO_SLOT UINT32_MAX
+#define GP_CLOSED_SLOT (UINT32_MAX - 1) /* instead of a slot: the client was closed, compute at once */
 
-/* outputs[i] = bases[i]^exponents[i] mod moduli[i], odd moduli, constant time in bases and exponents (fixed window over the
- * whole exponent length). Rows of `stride` and `exponent_stride` bytes, least significant byte first. 1, or 0: out of memory. */
-int gp_libcrypto_modexp(uint32_t count, const uint8_t *bases, const uint8_t *exponents, uint32_t exponent_stride,
-                        const uint8_t *moduli, uint8_t *outputs, uint32_t stride);
+struct gp_wait;
+/* Owns the reference to `wait` that it is given. No lock is held. */
+typedef void gp_tell(struct gp_wait *wait);
 
-/* A library context for an application (libssl) whose RSA goes through `client`: the default provider and ours, with
- * GP_PREFERENCE as default property query. NULL with an error queued. When nothing uses it any more,
- * gp_application_libctx_free() lets go of the client and keeps the context for the next client. Any thread. */
-OSSL_LIB_CTX *gp_application_libctx_new(gp_client *client);
-void gp_application_libctx_free(OSSL_LIB_CTX *libctx);
+enum gp_waiter_kind {
+    GP_WAITER_JOB,    /* a paused job: its callback or wait fd */
+    GP_WAITER_THREAD, /* a thread asleep on the slot's word */
+    GP_WAITER_TAG     /* gp_client_take_finished() */
+};
+
+/* Who waits for a slot. Written by the producer before SUBMITTED, read by the consumer that claimed FINISHING. */
+struct gp_waiter {
+    enum gp_waiter_kind kind;
+    struct gp_wait *wait;    /* JOB: one reference, passed to the consumer */
+    uint64_t tag;            /* TAG */
+    gp_key_handle key;       /* pinned until the request is done */
+    _Atomic uint32_t asleep; /* a thread sleeps on the word: wake it */
+};
+
+/* A place in the wait queue; first in, first out. All under gp_client.lock, but for `slot`, which the owner may look at
+ * without it. */
+struct gp_queued {
+    struct gp_queued *next, *previous;
+    _Atomic uint32_t slot; /* GP_NO_SLOT until one is reserved for this entry */
+    enum gp_waiter_kind kind;
+    gp_tell *reserved;       /* JOB: to be called when a slot is reserved, or the client closed */
+    struct gp_wait *wait;    /* for that; the entry is part of it */
+    pthread_cond_t *sleeper; /* THREAD: sleeps here */
+    /* TAG: the entry is on the heap and carries the request, because nobody comes back to submit it */
+    uint64_t tag;
+    gp_key_handle key;
+    uint32_t bytes;
+    const uint8_t *input;
+};
+
+/* Takes a free slot (state CLAIMED), or joins the wait queue and returns GP_NO_SLOT, or GP_CLOSED_SLOT. entry may be NULL: do
+ * not join. Newcomers do not overtake those in the wait queue. */
+uint32_t gp_client_claim(gp_client *client, struct gp_queued *entry);
+
+/* The same, but the thread sleeps until there is a slot or the client is closed. */
+uint32_t gp_client_claim_asleep(gp_client *client);
+
+/* Gives a slot back: to the first in the wait queue, who is told, or to the free ones. Runs callbacks; hold no lock. */
+void gp_client_release(gp_client *client, uint32_t slot);
+
+/* Leaves the wait queue; 1 if the entry's reference to `wait` is the caller's again. If a slot was reserved meanwhile, it is
+ * given back. */
+int gp_client_leave_wait_queue(gp_client *client, struct gp_queued *entry);
+
+/* Writes the request into a CLAIMED slot and submits it; returns its handle, or 0 if the client was closed (the slot is
+ * given back). On success the waiter's reference to `wait` and the key's pin belong to the queue. */
+gp_request_handle gp_client_put(gp_client *client, uint32_t slot, const struct gp_waiter *waiter, uint32_t bytes,
+                                const uint8_t *input, int big_endian);
+
+/* The request is done (state DONE_*): copies the result out (output may be NULL), wipes it and releases the slot.
+ * 1 if it was DONE_OK. */
+int gp_client_collect(gp_client *client, gp_request_handle handle, uint32_t bytes, uint8_t *output, int big_endian);
+
+/* Nobody waits for the request any more. */
+void gp_client_orphan(gp_client *client, gp_request_handle handle);
+
+/* GP_DONE_OK, GP_DONE_ERR, or 0 while it is not done. */
+uint32_t gp_client_poll(const gp_client *client, gp_request_handle handle);
+
+/* Sleeps until the request is done. */
+void gp_client_sleep_until_done(gp_client *client, gp_request_handle handle);
+
+/* Something to be told by the consumer's thread: a job's stack is no place for foreign code. Zeros at first. */
+struct gp_errand {
+    struct gp_errand *next;
+    int posted;
+    gp_tell *run;
+    struct gp_wait *wait;
+};
+
+/* 1, or 0 if it is posted already: the reference to its `wait` stays the caller's then. */
+int gp_client_post(gp_client *client, struct gp_errand *errand);
+
+/* ---- a consumer in the same process: consumer.c ---- */
+
+gp_queue *gp_client_queue(gp_client *client);
+struct gp_waiter *gp_client_waiters(const gp_client *client); /* [depth] */
+
+/* Whether gp_client_wake_consumer() was called since the last time. */
+int gp_client_take_wake(gp_client *client);
+
+void gp_client_run_errands(gp_client *client);
+
+/* A request of gp_client_submit() is done. */
+void gp_client_finish(gp_client *client, uint32_t slot);
 
 #endif

@@ -43,7 +43,7 @@ static struct layout layout_for(uint32_t depth)
 
     layout.ring = place(&end, ring_size_for(depth) * sizeof(struct gp_ring_cell));
     layout.word = place(&end, n * sizeof(uint32_t));
-    layout.key = place(&end, n * sizeof(uint64_t));
+    layout.key = place(&end, n * sizeof(gp_key_handle));
     layout.submitted_ns = place(&end, n * sizeof(uint64_t));
     layout.bytes = place(&end, n * sizeof(uint32_t));
     layout.input = place(&end, n * GP_MAX_BYTES);
@@ -139,7 +139,7 @@ int gp_queue_map(gp_queue *queue, int memfd, int doorbell)
     queue->header = (struct gp_queue_header *)base;
     queue->ring = (struct gp_ring_cell *)(base + layout.ring);
     queue->word = (_Atomic uint32_t *)(base + layout.word);
-    queue->key = (uint64_t *)(base + layout.key);
+    queue->key = (gp_key_handle *)(base + layout.key);
     queue->submitted_ns = (uint64_t *)(base + layout.submitted_ns);
     queue->bytes = (uint32_t *)(base + layout.bytes);
     queue->input = base + layout.input;
@@ -238,12 +238,4 @@ void gp_queue_sleep(gp_queue *queue, int64_t timeout_ns, int watch_submissions)
         return;
     if (watch_submissions)
         atomic_exchange_explicit(&queue->header->sleeping, 0, memory_order_acq_rel);
-}
-
-uint64_t gp_now_ns(void)
-{
-    struct timespec now;
-
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
 }

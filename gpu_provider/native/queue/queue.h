@@ -20,17 +20,14 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "types.h"
+
 #define GP_QUEUE_MAGIC UINT64_C(0x3165756575517067) /* "gpQueue1" */
+
+/* cffi: */
 #define GP_QUEUE_VERSION 1u
 #define GP_MAX_DEPTH 65536u
-#define GP_MIN_BITS 2048u
-#define GP_MAX_BITS 4096u
-#define GP_MAX_BYTES 512u /* of one number: GP_MAX_BITS / 8 */
-
-/* Size classes, by whole multiples of 512 bits: 2048, 2560, 3072, 3584 and 4096. */
-#define GP_CLASSES 5u
-#define GP_CLASS_OF(bytes) (((bytes) - 1u) / 64u - 3u)
-#define GP_CLASS_BYTES(class_index) (((class_index) + 4u) * 64u)
+/* :cffi */
 
 enum gp_state {
     GP_FREE = 0,
@@ -46,6 +43,21 @@ enum gp_state {
 #define GP_STATE(word) ((word) & 15u)
 #define GP_GENERATION(word) ((word) >> 4)
 #define GP_WORD(generation, state) ((uint32_t)(generation) << 4 | (uint32_t)(state))
+
+static inline gp_request_handle gp_request_handle_of(uint32_t slot, uint32_t generation)
+{
+    return (gp_request_handle)generation << 32 | slot;
+}
+
+static inline uint32_t gp_request_slot(gp_request_handle handle)
+{
+    return (uint32_t)handle;
+}
+
+static inline uint32_t gp_request_generation(gp_request_handle handle)
+{
+    return (uint32_t)(handle >> 32);
+}
 
 /* What lies at offset 0 of the shared memory. Offsets are in bytes from its start. The first cache line is written once,
  * before the memory is shared; `tail` and `sleeping` have cache lines of their own because producers hammer them. */
@@ -74,7 +86,7 @@ typedef struct gp_queue {
     struct gp_queue_header *header;
     struct gp_ring_cell *ring;
     _Atomic uint32_t *word;  /* [depth] generation << 4 | state */
-    uint64_t *key;           /* [depth] key handle */
+    gp_key_handle *key;      /* [depth] */
     uint64_t *submitted_ns;  /* [depth] CLOCK_MONOTONIC */
     uint32_t *bytes;         /* [depth] length of the modulus in bytes */
     uint8_t *input;          /* [depth][GP_MAX_BYTES], least significant byte first */
@@ -112,7 +124,5 @@ void gp_queue_ring_doorbell(gp_queue *queue);
 /* The consumer's one thread: sleeps until the doorbell rings or timeout_ns passes (negative: no limit). With
  * `watch_submissions` it returns at once when there is something to pop, and producers ring; without, they do not. */
 void gp_queue_sleep(gp_queue *queue, int64_t timeout_ns, int watch_submissions);
-
-uint64_t gp_now_ns(void);
 
 #endif

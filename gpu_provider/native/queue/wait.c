@@ -1,4 +1,4 @@
-/* The three ways in which a caller of gp_client_private_op() waits: a paused job with a callback, a paused job with a wait fd,
+/* The three ways in which a caller of gp_wait_private_op() waits: a paused job with a callback, a paused job with a wait fd,
  * and a sleeping thread. DESIGN.md tells the whole story; the rules that this file keeps are:
  *
  * - Every pause is in a loop on the request's own state: a job can be resumed at any time, for any reason.
@@ -9,15 +9,17 @@
  *   under way has returned (unless it is called from within that callback).
  */
 #define _GNU_SOURCE
-#include <errno.h>
+#include "queue/wait.h"
+
 #include <openssl/async.h>
-#include <openssl/crypto.h>
+#include <pthread.h>
+#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
 #include <unistd.h>
 
-#include "queue/client_internal.h"
+#include "process.h"
 
 /* One per ASYNC_WAIT_CTX, that is per connection; registered in it under `wait_key`, with an eventfd of its own or, when the
  * application has a callback, with `silent_fd`, which is never signalled: OpenSSL offers its cleanup hook only to wait fds. */
@@ -31,12 +33,11 @@ struct gp_wait {
 
     pthread_cond_t fired;
     gp_client *client;
-    uint64_t in_flight; /* handle of the request, or 0 */
-    int in_line;
-    pthread_t thread; /* of the job that is in flight or in line */
-    struct gp_in_line entry;
-    int announce; /* under client->lock: is in to_announce */
-    struct gp_wait *next_to_announce;
+    gp_request_handle in_flight; /* or 0 */
+    int queued;
+    pthread_t thread; /* of the job that is in flight or in the wait queue */
+    struct gp_queued entry;
+    struct gp_errand retry; /* to tell RETRY */
 };
 
 static const char wait_key; /* its address is the key */
@@ -44,8 +45,8 @@ static int silent_fd = -1;
 static pthread_once_t silent_once = PTHREAD_ONCE_INIT;
 static _Thread_local struct gp_wait *firing_here;
 
-/* Jobs of this thread that hold a slot or a place in the line. Only this thread can resume them, so while there are any it
- * must not sleep for a free slot: they may hold them all. */
+/* Jobs of this thread that hold a slot or a place in the wait queue. Only this thread can resume them, so while there are any
+ * it must not sleep for a free slot: they may hold them all. */
 static _Thread_local unsigned waiting_jobs;
 
 static void make_silent_fd(void)
@@ -57,7 +58,7 @@ void gp_wait_free(struct gp_wait *wait)
 {
     if (wait == NULL || atomic_fetch_sub_explicit(&wait->references, 1, memory_order_acq_rel) != 1)
         return;
-    if (wait->client->fork_epoch == gp_fork_epoch()) {
+    if (!gp_client_is_forked(wait->client)) {
         pthread_mutex_destroy(&wait->lock);
         pthread_cond_destroy(&wait->fired);
     }
@@ -71,15 +72,21 @@ static struct gp_wait *up_ref(struct gp_wait *wait)
     return wait;
 }
 
+static void notify_and_free(struct gp_wait *wait)
+{
+    gp_wait_notify(wait);
+    gp_wait_free(wait);
+}
+
 /* OpenSSL frees the wait context: the connection is gone. */
 static void context_freed(ASYNC_WAIT_CTX *context, const void *key, OSSL_ASYNC_FD fd, void *custom)
 {
     struct gp_wait *wait = custom;
-    uint64_t in_flight;
-    int in_line;
+    gp_request_handle in_flight;
+    int queued;
 
     (void)context, (void)key, (void)fd;
-    if (wait->client->fork_epoch != gp_fork_epoch()) {
+    if (gp_client_is_forked(wait->client)) {
         /* A child has its own copy of the descriptor, and nothing else here is its own: leave the memory. */
         if (wait->fd >= 0)
             close(wait->fd);
@@ -90,15 +97,15 @@ static void context_freed(ASYNC_WAIT_CTX *context, const void *key, OSSL_ASYNC_F
     while (wait->firing > (firing_here == wait ? 1u : 0u))
         pthread_cond_wait(&wait->fired, &wait->lock);
     in_flight = wait->in_flight;
-    in_line = wait->in_line;
-    if ((in_line || in_flight != 0) && pthread_equal(wait->thread, pthread_self()))
+    queued = wait->queued;
+    if ((queued || in_flight != 0) && pthread_equal(wait->thread, pthread_self()))
         waiting_jobs--;
     if (wait->fd >= 0)
         close(wait->fd);
     wait->fd = -1;
     pthread_mutex_unlock(&wait->lock);
-    if (in_line)
-        gp_client_leave_line(wait->client, &wait->entry);
+    if (queued && gp_client_leave_wait_queue(wait->client, &wait->entry))
+        gp_wait_free(wait);
     if (in_flight != 0)
         gp_client_orphan(wait->client, in_flight);
     gp_wait_free(wait);
@@ -129,6 +136,7 @@ static struct gp_wait *wait_of(gp_client *client, ASYNC_WAIT_CTX *context)
     if (wait == NULL)
         return NULL;
     memset(wait, 0, sizeof(*wait));
+    wait->retry = (struct gp_errand){.run = notify_and_free, .wait = wait};
     wait->fd = -1;
     if (!has_callback(context)) {
         wait->fd = fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
@@ -197,34 +205,8 @@ void gp_wait_set_error(struct gp_wait *wait)
 /* RETRY is told by the consumer, not here: this code runs on the job's 32 KiB stack, and the callback is not ours. */
 static void ask_to_announce(struct gp_wait *wait)
 {
-    gp_client *client = wait->client;
-
-    pthread_mutex_lock(&client->lock);
-    if (!wait->announce) {
-        wait->announce = 1;
-        wait->next_to_announce = client->to_announce;
-        client->to_announce = up_ref(wait);
-    }
-    pthread_mutex_unlock(&client->lock);
-    gp_queue_ring_doorbell(&client->queue);
-}
-
-void gp_wait_announce_retries(gp_client *client)
-{
-    struct gp_wait *wait, *next;
-
-    pthread_mutex_lock(&client->lock);
-    wait = client->to_announce;
-    client->to_announce = NULL;
-    for (next = wait; next != NULL; next = next->next_to_announce)
-        next->announce = 0;
-    pthread_mutex_unlock(&client->lock);
-    while (wait != NULL) {
-        next = wait->next_to_announce;
-        gp_wait_notify(wait);
+    if (!gp_client_post(wait->client, &up_ref(wait)->retry))
         gp_wait_free(wait);
-        wait = next;
-    }
 }
 
 /* ---- pausing ---- */
@@ -265,14 +247,14 @@ static void drain(int fd)
 }
 
 /* What context_freed() has to undo. A job is at most in one of the two places. */
-static void set_place(struct gp_wait *wait, int in_line, uint64_t in_flight)
+static void set_place(struct gp_wait *wait, int queued, gp_request_handle in_flight)
 {
-    int was, is = in_line || in_flight != 0;
+    int was, is = queued || in_flight != 0;
 
     pthread_mutex_lock(&wait->lock);
-    was = wait->in_line || wait->in_flight != 0;
+    was = wait->queued || wait->in_flight != 0;
     wait->in_flight = in_flight;
-    wait->in_line = in_line;
+    wait->queued = queued;
     wait->thread = pthread_self();
     pthread_mutex_unlock(&wait->lock);
     if (is && !was)
@@ -281,16 +263,10 @@ static void set_place(struct gp_wait *wait, int in_line, uint64_t in_flight)
         waiting_jobs--;
 }
 
-/* In a fork's child everything in flight is the parent's: the job computes for itself and leaves the queue alone. */
-static int forked(const gp_client *client)
-{
-    return client->fork_epoch != gp_fork_epoch();
-}
-
 /* Returns a slot, or GP_CLOSED_SLOT: compute at once. */
 static uint32_t claim_in_job(gp_client *client, struct gp_wait *wait, struct pauser *pauser)
 {
-    struct gp_in_line *entry = &wait->entry;
+    struct gp_queued *entry = &wait->entry;
     uint32_t slot;
 
     slot = gp_client_claim(client, NULL);
@@ -298,8 +274,8 @@ static uint32_t claim_in_job(gp_client *client, struct gp_wait *wait, struct pau
         return slot;
     ASYNC_WAIT_CTX_set_status(wait->context, ASYNC_STATUS_EAGAIN); /* before anyone can fire the callback */
     entry->kind = GP_WAITER_JOB;
+    entry->reserved = notify_and_free;
     entry->wait = up_ref(wait);
-    entry->reserved = NULL;
     slot = gp_client_claim(client, entry);
     if (slot != GP_NO_SLOT) {
         gp_wait_free(wait);
@@ -310,11 +286,12 @@ static uint32_t claim_in_job(gp_client *client, struct gp_wait *wait, struct pau
         ask_to_announce(wait);
     while ((slot = atomic_load_explicit(&entry->slot, memory_order_acquire)) == GP_NO_SLOT) {
         if (!pause_job(pauser)) {
-            gp_client_leave_line(client, entry);
+            if (gp_client_leave_wait_queue(client, entry))
+                gp_wait_free(wait);
             slot = GP_CLOSED_SLOT;
             break;
         }
-        if (forked(client))
+        if (gp_client_is_forked(client)) /* everything in flight is the parent's: compute, and leave the queue alone */
             return GP_CLOSED_SLOT;
         drain(wait->fd);
     }
@@ -324,16 +301,16 @@ static uint32_t claim_in_job(gp_client *client, struct gp_wait *wait, struct pau
 
 enum outcome { FAILED = 0, DONE = 1, COMPUTE_DIRECTLY = 2 };
 
-static enum outcome wait_in_job(gp_client *client, struct gp_wait *wait, gp_key *key, uint64_t key_handle,
+static enum outcome wait_in_job(gp_client *client, struct gp_wait *wait, gp_key *key, gp_key_handle key_handle,
                                 const uint8_t *input, uint8_t *output)
 {
     struct gp_waiter waiter = {.kind = GP_WAITER_JOB, .key = key_handle};
     struct pauser pauser = {0};
     uint32_t slot = claim_in_job(client, wait, &pauser);
-    uint64_t handle;
+    gp_request_handle handle;
 
     ASYNC_WAIT_CTX_set_status(wait->context, ASYNC_STATUS_OK);
-    if (slot >= client->queue.depth)
+    if (slot == GP_CLOSED_SLOT)
         return COMPUTE_DIRECTLY;
     waiter.wait = up_ref(wait);
     handle = gp_client_put(client, slot, &waiter, key->bytes, input, 1);
@@ -345,7 +322,7 @@ static enum outcome wait_in_job(gp_client *client, struct gp_wait *wait, gp_key 
     while (gp_client_poll(client, handle) == 0) {
         if (!pause_job(&pauser))
             gp_client_sleep_until_done(client, handle);
-        if (forked(client))
+        if (gp_client_is_forked(client))
             return COMPUTE_DIRECTLY;
         drain(wait->fd); /* before looking: DONE is published first, the signal follows */
     }
@@ -353,32 +330,14 @@ static enum outcome wait_in_job(gp_client *client, struct gp_wait *wait, gp_key 
     return gp_client_collect(client, handle, key->bytes, output, 1) ? DONE : FAILED;
 }
 
-static uint32_t claim_in_thread(gp_client *client)
-{
-    pthread_cond_t reserved = PTHREAD_COND_INITIALIZER;
-    struct gp_in_line entry = {.kind = GP_WAITER_THREAD, .reserved = &reserved};
-    uint32_t slot = gp_client_claim(client, waiting_jobs == 0 ? &entry : NULL);
-
-    if (slot == GP_NO_SLOT && waiting_jobs > 0)
-        return GP_CLOSED_SLOT;
-    if (slot == GP_NO_SLOT) {
-        pthread_mutex_lock(&client->lock);
-        while ((slot = atomic_load_explicit(&entry.slot, memory_order_acquire)) == GP_NO_SLOT)
-            pthread_cond_wait(&reserved, &client->lock);
-        pthread_mutex_unlock(&client->lock);
-    }
-    pthread_cond_destroy(&reserved);
-    return slot;
-}
-
-static enum outcome wait_in_thread(gp_client *client, gp_key *key, uint64_t key_handle, const uint8_t *input,
+static enum outcome wait_in_thread(gp_client *client, gp_key *key, gp_key_handle key_handle, const uint8_t *input,
                                    uint8_t *output)
 {
     const struct gp_waiter waiter = {.kind = GP_WAITER_THREAD, .key = key_handle};
-    uint32_t slot = claim_in_thread(client);
-    uint64_t handle;
+    uint32_t slot = waiting_jobs == 0 ? gp_client_claim_asleep(client) : gp_client_claim(client, NULL);
+    gp_request_handle handle;
 
-    if (slot == GP_CLOSED_SLOT)
+    if (slot == GP_NO_SLOT || slot == GP_CLOSED_SLOT)
         return COMPUTE_DIRECTLY;
     handle = gp_client_put(client, slot, &waiter, key->bytes, input, 1);
     if (handle == 0)
@@ -387,7 +346,7 @@ static enum outcome wait_in_thread(gp_client *client, gp_key *key, uint64_t key_
     return gp_client_collect(client, handle, key->bytes, output, 1) ? DONE : FAILED;
 }
 
-int gp_client_private_op(gp_client *client, gp_key *key, uint64_t handle, const uint8_t *input, uint8_t *output)
+int gp_wait_private_op(gp_client *client, gp_key *key, gp_key_handle handle, const uint8_t *input, uint8_t *output)
 {
     enum outcome outcome = COMPUTE_DIRECTLY;
     uint32_t bytes;
@@ -397,16 +356,16 @@ int gp_client_private_op(gp_client *client, gp_key *key, uint64_t handle, const 
         struct gp_wait *wait = job != NULL ? wait_of(client, ASYNC_get_wait_ctx(job)) : NULL;
 
         /* A job that can't be told of the end must not sleep in an event loop for a batch's time: it computes. */
-        if ((job == NULL || wait != NULL) && gp_client_pin_key(client, handle, &bytes)) {
+        if ((job == NULL || wait != NULL) && gp_key_table_pin(gp_client_keys(client), handle, &bytes)) {
             outcome = wait != NULL ? wait_in_job(client, wait, key, handle, input, output)
                                    : wait_in_thread(client, key, handle, input, output);
-            if (outcome == COMPUTE_DIRECTLY && !forked(client))
+            if (outcome == COMPUTE_DIRECTLY && !gp_client_is_forked(client))
                 gp_client_unpin_key(client, handle, 1);
         }
     }
     if (outcome == COMPUTE_DIRECTLY) {
         if (client != NULL)
-            atomic_fetch_add_explicit(&client->direct, 1, memory_order_relaxed);
+            gp_client_count_direct(client);
         outcome = gp_key_private(key, input, output) ? DONE : FAILED;
     }
     return outcome == DONE;
