@@ -137,7 +137,7 @@ class Feeder:
     """``queue_jobs.c``: runs ASYNC jobs on the calling thread, which is without the GIL meanwhile."""
 
     def __init__(self, library: Any, operation: tuple[Any, Any, Any, int], size: int) -> None:
-        """``operation``: gp_client_private_op or NULL, the client, the key and its handle."""
+        """``operation``: gp_wait_private_op or NULL, the client, the key and its handle."""
         self._library = library
         self._input = FEEDER.new("uint8_t[512]")  # zero, which is less than any modulus
         pointers = [FEEDER.cast("void *", int(ffi.cast("uintptr_t", pointer))) for pointer in operation[:3]]
@@ -246,8 +246,8 @@ def operation_of(key: Key) -> tuple[Any, Any, Any, int]:
     """For a feeder; the key must outlive it."""
     pointer = key.client.pointer
     core: Any = lib
-    native_key = ffi.gc(core.gp_client_get_key(pointer, key.handle), core.gp_key_free)
-    return (ffi.addressof(core, "gp_client_private_op"), pointer, native_key, key.handle)
+    native_key = ffi.gc(core.gp_key_table_get(key.client.keys, key.handle), core.gp_key_free)
+    return (ffi.addressof(core, "gp_wait_private_op"), pointer, native_key, key.handle)
 
 
 def cpu_of(feeder: Feeder, requests: int) -> float:

@@ -80,7 +80,7 @@ def load(client: Client, source: KeySource, password: bytes | str | None = None)
     """What :meth:`gpu_provider.BatchingProvider.load_key` documents."""
     encoded = to_unencrypted(source, password)
     info: Any = ffi.new("gp_key_info *")
-    result = lib.gp_client_load_key(client.pointer, encoded, len(encoded), info)
+    result = lib.gp_embedded_load_key(client.pointer, encoded, len(encoded), info)
     n = int.from_bytes(ffi.buffer(info.modulus, info.bytes), "little")
     e = int.from_bytes(ffi.buffer(info.exponent, info.exponent_bytes), "little")
     if result == lib.GP_LOAD_OK:

@@ -57,10 +57,10 @@ class LibraryContext:
     """
 
     def __init__(self, client: Client) -> None:
-        pointer = lib.gp_application_libctx_new(client.pointer)
+        pointer = lib.gp_embedded_libctx_new(client.pointer)
         if pointer == ffi.NULL:
             raise BackendError(f"OpenSSL can't load the provider: {openssl_error()}")
-        self._context = ffi.gc(pointer, lib.gp_application_libctx_free)
+        self._context = ffi.gc(pointer, lib.gp_embedded_libctx_free)
         self._client = client
 
     def __reduce__(self) -> NoReturn:

@@ -97,8 +97,8 @@ def feed(provider: BatchingProvider, key: Key, in_flight: tuple[int, ...], reque
         library: Any = FEEDER.dlopen(str(compile_feeder(bench)))
         core: Any = lib
         pointer = key.client.pointer
-        native_key = ffi.gc(core.gp_client_get_key(pointer, key.handle), core.gp_key_free)
-        operation = (ffi.addressof(core, "gp_client_private_op"), pointer, native_key, key.handle)
+        native_key = ffi.gc(core.gp_key_table_get(key.client.keys, key.handle), core.gp_key_free)
+        operation = (ffi.addressof(core, "gp_wait_private_op"), pointer, native_key, key.handle)
         for size in in_flight:
             feeder = Feeder(library, operation, size)
             feeder.run(size)

@@ -301,14 +301,17 @@ class Engine:
             missed_call = self._workers_free and self._submitted
             timeout_ns = 0 if missed_call or (closing and self._idle()) else self._timeout_until_ns()
             # While no worker is free a submission can't be served: it need not wake this thread, the worker will.
+            small = self._small_batches()
             removed_keys = lib.gp_consumer_wait(
-                self._client.pointer,
+                self._client.consumer,
                 timeout_ns,
                 self._workers_free,
-                self._small_batches(),
+                small,
                 self._waiting,
                 self._oldest_ns,
             )
+            if small != ffi.NULL:
+                self._statistics.take_small_batches()
             if removed_keys != self._removed_keys:
                 self._removed_keys = removed_keys
                 self._announce_removed_keys()
@@ -369,7 +372,7 @@ class Engine:
         self.begin_close()
         for call in self._calls.clear():
             call.fail(OperationError("the batching thread failed"))
-        lib.gp_consumer_wait(self._client.pointer, 0, 0, ffi.NULL, self._waiting, self._oldest_ns)
+        lib.gp_consumer_wait(self._client.consumer, 0, 0, ffi.NULL, self._waiting, self._oldest_ns)
         for kind in range(CLASSES):
             refuse_waiting(self._client, kind, self._for_failed)
         self._end_workers()

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from gpu_provider.backends.base import Batch
+from gpu_provider.backends.libcrypto import libcrypto_verify
 from gpu_provider.client import MAX_BYTES, class_bytes, u8, u64
 from gpu_provider.native import lib
 
@@ -99,7 +100,7 @@ def refuse_waiting(client: Client, kind: int, buffers: Buffers) -> None:
 
 def _take(client: Client, kind: int, count: int, buffers: Buffers) -> int:
     taken: int = lib.gp_consumer_take(
-        client.pointer,
+        client.consumer,
         kind,
         min(count, buffers.size),
         buffers.handles_pointer,
@@ -113,7 +114,7 @@ def _take(client: Client, kind: int, count: int, buffers: Buffers) -> int:
 def _refuse(client: Client, kind: int, count: int, buffers: Buffers) -> None:
     buffers.ok.fill(0)
     lib.gp_consumer_complete(
-        client.pointer, count, buffers.handles_pointer, buffers.outputs_pointer, class_bytes(kind), buffers.ok_pointer
+        client.consumer, count, buffers.handles_pointer, buffers.outputs_pointer, class_bytes(kind), buffers.ok_pointer
     )
 
 
@@ -167,7 +168,7 @@ class RsaJob:
     def compute(self, backend: Backend) -> int:
         try:
             backend.private_op(self.batch)
-            return 0 if backend.verifies else self._client.verify(self.batch)
+            return 0 if backend.verifies else libcrypto_verify(self._client, self.batch)
         except BaseException:
             self.batch.ok.fill(0)  # whatever it wrote before it raised was not verified
             raise
@@ -178,7 +179,7 @@ class RsaJob:
     def finish(self) -> None:
         arrays = self._arrays
         lib.gp_consumer_complete(
-            self._client.pointer,
+            self._client.consumer,
             self.count,
             arrays.handles_pointer,
             arrays.outputs_pointer,

@@ -130,7 +130,7 @@ class PendingFutures:
         while self._waiting:
             tags, ok = np.empty(_AT_ONCE, np.uint64), np.empty(_AT_ONCE, np.uint8)
             outputs = np.empty((_AT_ONCE, MAX_BYTES), np.uint8)
-            count = lib.gp_consumer_take_finished(self._client.pointer, _AT_ONCE, u64(tags), u8(ok), u8(outputs))
+            count = lib.gp_client_take_finished(self._client.pointer, _AT_ONCE, u64(tags), u8(ok), u8(outputs))
             for tag, status, row in zip(tags[:count].tolist(), ok[:count].tolist(), outputs, strict=False):
                 end, key, as_bytes = self._waiting.pop(tag)
                 end(_outcome(key, as_bytes, status, row.tobytes()))

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, TypeAlias
 import numpy as np
 
 from gpu_provider.backends.base import Batch
+from gpu_provider.backends.libcrypto import libcrypto_verify
 from gpu_provider.client import class_bytes
 from gpu_provider.engine.workers import MODEXP
 from gpu_provider.errors import InputError, ProviderClosedError
@@ -95,7 +96,7 @@ class PrivateCall(Call):
         handles.flags.writeable = inputs.flags.writeable = False
         batch = Batch(self.row_bytes, handles, inputs, outputs, ok)
         backend.private_op(batch)
-        return 0 if backend.verifies else self._client.verify(batch)
+        return 0 if backend.verifies else libcrypto_verify(self._client, batch)
 
     def release(self) -> None:
         for handle in self._pinned:
@@ -103,7 +104,7 @@ class PrivateCall(Call):
 
 
 def _pin(client: Client, handle: int) -> bool:
-    return bool(lib.gp_client_pin_key(client.pointer, handle, ffi.new("uint32_t *")))
+    return bool(lib.gp_key_table_pin(client.keys, handle, ffi.new("uint32_t *")))
 
 
 def _unpin(client: Client, handle: int) -> None:

@@ -1,7 +1,7 @@
 """What a provider counts about its batches, for ``BatchingProvider.stats()`` and for the metrics.
 
 In plain numbers, because this is done once per batch, and a batch may be a single request. metrics.py gives them names
-when they are scraped. The C core counts what never comes to Python.
+when they are scraped. Of the batches that the C core computes itself, it keeps records until they are counted here.
 """
 
 from __future__ import annotations
@@ -10,18 +10,17 @@ import threading
 import time
 from bisect import bisect_left
 from collections import Counter, defaultdict
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
-
-from gpu_provider.client import TIME_BOUNDS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from gpu_provider.client import Client
+    from gpu_provider.client import Client, SmallBatch
 
 __all__ = ["BatchCounts", "Distribution", "ProviderStats", "Statistics"]
 
+_TIME_BOUNDS = (0.0001, 0.0003, 0.001, 0.002, 0.003, 0.005, 0.01, 0.02, 0.05, 0.1, 0.3, 1.0, 3.0)
 _BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 16384, 65536)
 
 
@@ -69,23 +68,19 @@ class Distribution:
         self.counts = [0] * (len(bounds) + 1)
         self.total = 0.0
 
-    def observe(self, value: float, times: int = 1) -> None:
-        self.counts[bisect_left(self.bounds, value)] += times
-        self.total += value * times
-
-    def add(self, counts: Sequence[int], total: float) -> None:
-        """Takes in what was counted elsewhere, with the same bounds."""
-        self.counts = [mine + other for mine, other in zip(self.counts, counts, strict=True)]
-        self.total += total
+    def observe(self, value: float) -> None:
+        self.counts[bisect_left(self.bounds, value)] += 1
+        self.total += value
 
     def copy(self) -> Distribution:
         twin = Distribution(self.bounds)
-        twin.add(self.counts, self.total)
+        twin.counts = self.counts.copy()
+        twin.total = self.total
         return twin
 
 
 def _times() -> Distribution:
-    return Distribution(TIME_BOUNDS)
+    return Distribution(_TIME_BOUNDS)
 
 
 def _sizes() -> Distribution:
@@ -113,6 +108,46 @@ class BatchCounts:
     sizes: defaultdict[str, Distribution] = field(default_factory=lambda: defaultdict(_sizes))
     """By backend."""
 
+    def batch(
+        self, backend: str, kind: int, requests: int, succeeded: int, seconds: float, *, last_resort: bool
+    ) -> None:
+        self.batches += 1
+        self.requests += requests
+        self.largest = max(self.largest, requests)
+        self.by_backend[backend] += succeeded
+        self.execute_seconds[backend, kind].observe(seconds)
+        self.sizes[backend].observe(requests)
+        if succeeded:
+            self.results[kind, True] += succeeded
+        if last_resort and succeeded < requests:
+            self.results[kind, False] += requests - succeeded
+
+    def small_batch(self, backend: str, batch: SmallBatch) -> None:
+        self.queue_seconds[batch.kind].observe(batch.waited_ns / 1e9)
+        succeeded = batch.requests - batch.failed
+        self.batch(backend, batch.kind, batch.requests, succeeded, batch.executed_ns / 1e9, last_resort=True)
+        if batch.again:
+            self.fallbacks[backend, "wrong_result"] += batch.again
+
+    def copy(self) -> BatchCounts:
+        counts = replace(
+            self,
+            results=self.results.copy(),
+            by_backend=self.by_backend.copy(),
+            fallbacks=self.fallbacks.copy(),
+            in_use=self.in_use.copy(),
+            queue_seconds=defaultdict(_times),
+            execute_seconds=defaultdict(_times),
+            sizes=defaultdict(_sizes),
+        )
+        for kind, waited in self.queue_seconds.items():
+            counts.queue_seconds[kind] = waited.copy()
+        for key, executed in self.execute_seconds.items():
+            counts.execute_seconds[key] = executed.copy()
+        for backend, sizes in self.sizes.items():
+            counts.sizes[backend] = sizes.copy()
+        return counts
+
 
 class Statistics:
     """Written by workers and the batching thread, read by anyone."""
@@ -135,17 +170,14 @@ class Statistics:
         """A backend is done with a batch. Called before the results are delivered, so that who gets a result sees it
         counted. ``last_resort``: what has not succeeded has failed for good."""
         with self._lock:
-            counts = self._counts
-            counts.batches += 1
-            counts.requests += requests
-            counts.largest = max(counts.largest, requests)
-            counts.by_backend[backend] += succeeded
-            counts.execute_seconds[backend, kind].observe(seconds)
-            counts.sizes[backend].observe(requests)
-            if succeeded:
-                counts.results[kind, True] += succeeded
-            if last_resort and succeeded < requests:
-                counts.results[kind, False] += requests - succeeded
+            self._counts.batch(backend, kind, requests, succeeded, seconds, last_resort=last_resort)
+
+    def take_small_batches(self) -> None:
+        """Counts those that the C core has computed since the last time. The batching thread only: no signal handler
+        interrupts it between taking and counting."""
+        with self._lock:
+            for batch in self._client.small_batches(take=True):
+                self._counts.small_batch(self._inline, batch)
 
     def fallback(self, backend: str, reason: str, count: int) -> None:
         with self._lock:
@@ -156,46 +188,12 @@ class Statistics:
             self._counts.in_use[backend] = in_use
 
     def counts(self) -> BatchCounts:
-        """A copy, with the batches in it that the C core computed."""
+        """A copy, with the small batches in it that the batching thread has not taken yet."""
         with self._lock:
-            mine = self._counts
-            counts = BatchCounts(
-                batches=mine.batches,
-                requests=mine.requests,
-                largest=mine.largest,
-                results=mine.results.copy(),
-                by_backend=mine.by_backend.copy(),
-                fallbacks=mine.fallbacks.copy(),
-                in_use=mine.in_use.copy(),
-            )
-            for kind, waited in mine.queue_seconds.items():
-                counts.queue_seconds[kind] = waited.copy()
-            for key, executed in mine.execute_seconds.items():
-                counts.execute_seconds[key] = executed.copy()
-            for backend, sizes in mine.sizes.items():
-                counts.sizes[backend] = sizes.copy()
-        self._add_small(counts)
+            counts = self._counts.copy()
+            for batch in self._client.small_batches(take=False):
+                counts.small_batch(self._inline, batch)
         return counts
-
-    def _add_small(self, counts: BatchCounts) -> None:
-        for kind, small in enumerate(self._client.small_counters()):
-            if small.requests == 0:
-                continue
-            succeeded = small.requests - small.failed
-            counts.batches += sum(small.sizes)
-            counts.requests += small.requests
-            counts.largest = max(counts.largest, *(size for size, count in enumerate(small.sizes, 1) if count))
-            counts.by_backend[self._inline] += succeeded
-            counts.results[kind, True] += succeeded
-            if small.failed:
-                counts.results[kind, False] += small.failed
-            if small.again:
-                counts.fallbacks[self._inline, "wrong_result"] += small.again
-            counts.queue_seconds[kind].add(small.waited, small.waited_ns / 1e9)
-            counts.execute_seconds[self._inline, kind].add(small.executed, small.executed_ns / 1e9)
-            sizes = counts.sizes[self._inline]
-            for size, count in enumerate(small.sizes, 1):
-                sizes.observe(size, count)
 
     def snapshot(self, backend: str) -> ProviderStats:
         """``backend``: the one in use."""
