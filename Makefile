@@ -68,6 +68,8 @@ lint: .venv/ready-lint
 	@cd build/lint && ../../$(BIN)/mypy --config-file ../../pyproject.toml --cache-dir ../mypy --no-error-summary typed/*.py
 	@echo "import directions"
 	@cd build/lint && ../../$(BIN)/lint-imports --config ../../pyproject.toml --no-cache --no-logo
+	@echo "include directions"
+	@$(BIN)/python tests/project/include_check.py
 
 # CuPy takes the NVRTC that is loaded already before the one that is installed.
 ifneq ($(NVRTC),)
@@ -104,7 +106,7 @@ SANITIZER_address := -fsanitize=address,undefined,fuzzer-no-link -fno-sanitize-r
 SANITIZER_thread := -fsanitize=thread
 UNROLLED := -fno-sanitize=null,alignment,pointer-overflow,object-size
 build/sanitize/address/cpu/batch_%.o: KERNELS_FLAGS += $(UNROLLED)
-THREADS_OBJECTS := $(addprefix build/sanitize/address/,host/threads.o host/threads32.o host/threads52.o gpu/record.o cpu/memory.o)
+THREADS_OBJECTS := $(addprefix build/sanitize/address/,host/threads.o host/threads32.o host/threads52.o host/record.o cpu/memory.o)
 build/sanitize/address/host/threads%.o: KERNELS_FLAGS += $(UNROLLED) -ffp-contract=off -frounding-math
 ifeq ($(shell uname -m),x86_64)
 %/batch_ifma.o: KERNELS_FLAGS += -mavx512f -mavx512dq -mavx512ifma
