@@ -129,6 +129,7 @@ class Client:
         """The ``gp_key_table``."""
         self.cpu = lib.gp_client_cpu(pointer)
         """The ``gp_cpu``."""
+        self._small_batches = ffi.new("struct gp_small_batch[]", lib.GP_SMALL_BATCHES)
         self._process = os.getpid()
 
     @property
@@ -164,12 +165,12 @@ class Client:
         )
 
     def small_batches(self, *, take: bool) -> list[SmallBatch]:
-        """Those that were not taken yet, oldest first. While there are too many, the core computes no more."""
-        batches = ffi.new("struct gp_small_batch[]", lib.GP_SMALL_BATCHES)
-        count = lib.gp_consumer_small_batches(self.consumer, batches, take)
+        """Those that were not taken yet, oldest first. One thread at a time. When there are too many, the core computes
+        no more."""
+        count = lib.gp_consumer_small_batches(self.consumer, self._small_batches, take)
         return [
             SmallBatch(one.class_index, one.requests, one.failed, one.again, one.waited_ns, one.executed_ns)
-            for one in batches[0:count]
+            for one in self._small_batches[0:count]
         ]
 
     def wake(self) -> None:

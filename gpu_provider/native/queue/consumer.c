@@ -119,14 +119,14 @@ static uint32_t drain_ring(gp_consumer *consumer)
 
 /* ---- small batches ---- */
 
-static int has_room_for_small(gp_consumer *consumer)
+static uint32_t count_small(gp_consumer *consumer)
 {
-    int room;
+    uint32_t count;
 
     pthread_mutex_lock(&consumer->small_lock);
-    room = consumer->small_count < GP_SMALL_BATCHES;
+    count = consumer->small_count;
     pthread_mutex_unlock(&consumer->small_lock);
-    return room;
+    return count;
 }
 
 static void record_small(gp_consumer *consumer, const struct gp_small_batch *batch)
@@ -219,9 +219,11 @@ uint64_t gp_consumer_wait(gp_consumer *consumer, int64_t timeout_ns, int watch_s
         gp_client_run_errands(consumer->client);
         if (gp_client_take_wake(consumer->client))
             break;
-        while (small != NULL && has_room_for_small(consumer) && serve_small(consumer, small))
+        while (small != NULL && count_small(consumer) < GP_SMALL_BATCHES && serve_small(consumer, small))
             drained = drain_ring(consumer);
-        if ((watch_submissions && drained > 0) || (small != NULL && !has_room_for_small(consumer)))
+        if (watch_submissions && drained > 0)
+            break;
+        if (small != NULL && count_small(consumer) >= GP_SMALL_BATCHES / 2) /* a quiet moment to have them counted */
             break;
         now = deadline == UINT64_MAX ? 0 : gp_now_ns();
         if (now >= deadline)

@@ -59,8 +59,8 @@ struct gp_small_batch {
 };
 
 /* Any thread. Copies the records of the small batches that were not taken yet, oldest first, and with `take` takes them.
- * Returns how many. A batch has its record before its results are delivered. When there are GP_SMALL_BATCHES records,
- * gp_consumer_wait() computes no more, and returns at once if it was given `small`. None in a forked child. */
+ * Returns how many. A batch has its record before its results are delivered. gp_consumer_wait() returns when half of
+ * GP_SMALL_BATCHES are there and nothing waits, and computes no more when all are. None in a forked child. */
 #define GP_SMALL_BATCHES 64u
 uint32_t gp_consumer_small_batches(gp_consumer *consumer, struct gp_small_batch batches[GP_SMALL_BATCHES], int take);
 /* :cffi */
