@@ -95,9 +95,9 @@ class QueueCounters:
     """Requests in the wait queue."""
     keys: int
     kernel_keys: int
-    """Of those, with constants for the kernels; OpenSSL computes with the others."""
+    """Keys in the table with constants for the kernels; OpenSSL computes with the others."""
     locked_keys: int
-    """Of those, in locked memory."""
+    """Keys whose constants are in locked memory."""
 
 
 class SmallBatch(NamedTuple):

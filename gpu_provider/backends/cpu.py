@@ -28,8 +28,7 @@ if TYPE_CHECKING:
 
 __all__ = ["CpuBackend"]
 
-_MAX_BYTES = 512
-"""Of a number that the kernels take."""
+_MAX_BYTES = 512  # of a number, in the kernels
 _MEASURED_EXPONENT_BYTES = 16
 _MEASUREMENTS = 3
 
@@ -49,8 +48,8 @@ class CpuBackend:
     """One batch per processor core at a time. Constant time, blinded, and every result verified with e.
 
     Keys are prepared when they are loaded: their constants lie in locked memory (if the limit on it allows), and are
-    wiped with the key. A key that the kernels do not take (more than two primes, no factors, e above 64 bits) is
-    computed on libcrypto.
+    wiped with the key. Keys that the kernels don't support (more than two primes, no factors, e above 64 bits) are
+    left to libcrypto.
     """
 
     name = "cpu"
@@ -61,7 +60,7 @@ class CpuBackend:
         self, threads: int | None = None, *, isa: kernels.Isa = kernels.Isa.BEST, smallest: int | None = None
     ) -> None:
         """``threads``: batches at a time; None: as many as this process may use processor cores. ``isa``: the kernels'
-        arithmetic. ``smallest``: the rows from which on a group is computed by the kernels; None: as measured."""
+        arithmetic. ``smallest``: the smallest group that the kernels compute; None: as measured."""
         self.workers = threads or len(os.sched_getaffinity(0))
         self.isa = kernels.isa(isa)
         self._width = kernels.isa_width(self.isa)
@@ -125,8 +124,8 @@ class CpuBackend:
         return count if rest >= smallest else count - rest
 
     def _measure_modexp(self, stride: int) -> int:
-        """From how many rows on a group of the kernels is faster, for moduli of this many bytes; more than its width if
-        it never is."""
+        """The smallest group for which the kernels win, for moduli of this many bytes; more than their width if they
+        never do."""
         moduli = np.full((1, stride), 0xFF, np.uint8)
         bases, outputs = np.full_like(moduli, 0x55), np.empty_like(moduli)
         exponents = np.full((1, min(stride, _MEASURED_EXPONENT_BYTES)), 0xAA, np.uint8)

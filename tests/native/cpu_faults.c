@@ -48,13 +48,13 @@ static enum gpk_status private_op(enum gpk_isa isa, uint32_t count, gpk_key *con
 
 static const struct gpk_functions kernels = {GPK_ISA_PORTABLE, 4, key_new, key_free, key_is_locked, private_op};
 
-static void submit(gp_client *client, gp_key_handle handle, const uint8_t *input)
+static gp_request_handle submit(gp_client *client, gp_key_handle handle, const uint8_t *input)
 {
     struct gp_waiter waiter = {.kind = GP_WAITER_THREAD, .key = handle};
     uint32_t bytes, slot = gp_client_claim(client, NULL);
 
     CHECK(gp_key_table_pin(gp_client_keys(client), handle, &bytes) && bytes == BYTES);
-    CHECK(gp_client_put(client, slot, &waiter, bytes, input, 0) != 0);
+    return gp_client_put(client, slot, &waiter, bytes, input, 0);
 }
 
 int main(void)
@@ -90,10 +90,24 @@ int main(void)
     CHECK(gp_libcrypto_verify(gp_client_keys(client), 1, keys, inputs + 4 * BYTES, outputs + 4 * BYTES, BYTES, ok + 4) == 0);
 
     for (int i = 0; i < 4; i++)
-        submit(client, handle, inputs + i * BYTES);
+        CHECK(submit(client, handle, inputs + i * BYTES) != 0);
     gp_consumer_wait(consumer, 0, 1, small, waiting, oldest);
     CHECK(gp_consumer_small_batches(consumer, batches, 1) == 1 && batches[0].class_index == 0);
     CHECK(waiting[0] == 0 && batches[0].requests == 4 && batches[0].failed == 0 && batches[0].again == 2);
+
+    /* No record is lost: while there is no room for one more, what is submitted is left to the caller. */
+    for (uint32_t i = 0; i < GP_SMALL_BATCHES; i++) {
+        gp_request_handle request = submit(client, handle, inputs);
+
+        gp_consumer_wait(consumer, 0, 1, small, waiting, oldest);
+        CHECK(waiting[0] == 0 && gp_client_collect(client, request, BYTES, NULL, 0) == 1);
+    }
+    CHECK(submit(client, handle, inputs) != 0);
+    gp_consumer_wait(consumer, -1, 1, small, waiting, oldest);
+    CHECK(waiting[0] == 1 && gp_consumer_small_batches(consumer, batches, 0) == GP_SMALL_BATCHES);
+    CHECK(gp_consumer_small_batches(consumer, batches, 1) == GP_SMALL_BATCHES);
+    gp_consumer_wait(consumer, 0, 1, small, waiting, oldest);
+    CHECK(waiting[0] == 0 && gp_consumer_small_batches(consumer, batches, 1) == 1);
 
     /* A key that fails its trial is left to OpenSSL. */
     gp_client_remove_key(client, handle);

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import evp
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
-from rsa_keys import private_key
+from rsa_keys import private_der, private_key
 from tls_peers import Peer, accept, finish, server_context
 
 from gpu_provider import BatchingProvider, ProviderConfig, QueueFullError
@@ -82,6 +83,20 @@ def test_build_info_names_the_version_and_openssl() -> None:
 
 
 @pytest.mark.gpu_provider(queue_depth=3)
+@pytest.mark.parametrize("results", [1, 150])
+def test_who_gets_a_result_sees_it_counted(results: int) -> None:
+    """Hazard: small batches are computed outside of Python, and more of them than there is room for records."""
+    with BatchingProvider() as provider:
+        key = evp.Key.load(provider.library_context.pointer, private_der(private_key(2048)))
+        for turn in range(1, 4):
+            for _ in range(results):
+                key.digest_sign("SHA256", b"message", {})
+            stats, values = provider.stats(), scrape(provider.registry)
+            assert stats.completed == stats.batches == sum(stats.by_backend.values()) == turn * results
+            assert values["gpu_provider_requests_total", ("ok", "2048")] == turn * results
+            assert values["gpu_provider_queue_seconds_count", ("2048",)] == turn * results
+
+
 def test_a_full_queue_shows(held_provider: BatchingProvider, held_backend: HeldBackend) -> None:
     key = held_provider.load_key(private_key(2048))
     futures = fill_queue(held_provider, key)

@@ -18,7 +18,7 @@
 struct gp_cpu {
     gp_key_table *keys;
     _Atomic(const struct gpk_functions *) kernels; /* NULL: OpenSSL computes everything */
-    _Atomic uint32_t smallest[GP_CLASSES]; /* rows of a group from which on the kernels are faster; 0: not measured yet */
+    _Atomic uint32_t smallest[GP_CLASSES]; /* rest for which the kernels win; 0: not measured yet */
 };
 
 enum { UNTRIED, BEING_PREPARED, TRIED };

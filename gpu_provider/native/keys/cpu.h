@@ -29,8 +29,8 @@ uint32_t gp_cpu_private(gp_cpu *cpu, uint32_t count, const gp_key_handle *keys, 
 gp_cpu *gp_cpu_new(gp_key_table *keys);
 void gp_cpu_free(gp_cpu *cpu);
 
-/* Gives a key in the table its constants for the kernels, unless it was tried before, they can't take it, or would never be
- * faster. Not on the stack of a job, which is too small for them: the thread that computes the key's first batch does it
+/* Gives a key in the table its constants for the kernels, unless it was tried before, they don't support it, or would
+ * never win. Not on the stack of a job, which is too small for them: the thread that computes the key's first batch does it
  * then. */
 void gp_cpu_prepare(gp_cpu *cpu, gp_key *key);
 

@@ -43,7 +43,7 @@ struct gp_key {
 gp_key *gp_key_new(EVP_PKEY *pkey);
 gp_key *gp_key_up_ref(gp_key *key);
 
-/* 1 if the batching provider takes this key: private, odd modulus of GP_MIN_BITS to GP_MAX_BITS. */
+/* 1 if the batching provider supports this key: private, odd modulus of GP_MIN_BITS to GP_MAX_BITS. */
 int gp_key_is_batchable(const gp_key *key);
 
 /* input < modulus; both `bytes` long, most significant byte first. Public values only (not constant time). */
