@@ -27,6 +27,7 @@ __all__ = [
     "QueueCounters",
     "SmallCounters",
     "class_bytes",
+    "class_of",
     "openssl_error",
     "u8",
     "u16",
@@ -45,6 +46,11 @@ TIME_BOUNDS: tuple[float, ...] = tuple(lib.gp_time_bounds_ns[i] / 1e9 for i in r
 def class_bytes(class_index: int) -> int:
     """Bytes per row of a size class: GP_CLASS_BYTES."""
     return (class_index + 4) * 64
+
+
+def class_of(modulus_bytes: int) -> int:
+    """The size class of a modulus."""
+    return -(-modulus_bytes // 64) - 4
 
 
 def u8(array: NDArray[np.uint8]) -> FFI.CData:

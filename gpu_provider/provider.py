@@ -40,8 +40,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from gpu_provider.backends.base import Backend
+    from gpu_provider.engine.calls import Call
     from gpu_provider.key_formats import KeySource
-    from gpu_provider.library.calls import Call
     from gpu_provider.library.operands import AnyOperand, BytesLike, Integer, Number, Operand
     from gpu_provider.library.private_rows import Keys
 

@@ -57,7 +57,7 @@ if TYPE_CHECKING:
 
     from gpu_provider.backends.base import Batch
     from gpu_provider.client import Client
-    from gpu_provider.engine.scheduler import CostCurve
+    from gpu_provider.costs import CostCurves
     from gpu_provider.keys import Key
     from gpu_provider.provider import BatchingProvider
 
@@ -102,7 +102,7 @@ class HeldBackend:
         self._hangs_over = False
         self._client: Client | None = None
 
-    def cost_curves(self) -> list[CostCurve]:
+    def cost_curves(self) -> CostCurves:
         from gpu_provider.backends.libcrypto import libcrypto_cost_curves  # noqa: PLC0415 (heavy)
 
         return libcrypto_cost_curves()

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from gpu_provider.client import Client
-    from gpu_provider.engine.scheduler import CostCurve
+    from gpu_provider.costs import CostCurves
 
 __all__ = ["Backend", "Batch", "KeyHolder", "OnGpu"]
 
@@ -67,10 +67,9 @@ class Backend(Protocol):
         a processor of its own."""
         ...
 
-    def cost_curves(self) -> list[CostCurve]:
-        """What a batch costs on one worker, by kind of work: the five size classes, then modexp() in units of
-        ``ModexpCall.units_per_row``. Measured by ``open``, or a first guess for this sort of hardware; the provider
-        goes on from there with what it measures. Called once, after ``open``."""
+    def cost_curves(self) -> CostCurves:
+        """What a batch costs on one worker, as measured by ``open``, or a first guess for this sort of hardware. The
+        provider refines it with what it measures. Called once, after ``open``."""
         ...
 
     def open(self, client: Client) -> None:

@@ -18,8 +18,9 @@ import numpy as np
 
 from gpu_provider.backends.cuda.backend import CudaBackend
 from gpu_provider.backends.cuda.device import CudaArray, DeviceRows
-from gpu_provider.engine.workers import MODEXP
+from gpu_provider.client import class_of
 from gpu_provider.errors import BackendError, InputError, OperationError
+from gpu_provider.kinds import MODEXP, PRIVATE_ROWS
 from gpu_provider.library.modexp import check_moduli, rows_of_all, units_per_row
 from gpu_provider.library.operands import check_shape, limbs_of, to_rows
 
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from gpu_provider.engine.engine import Engine
+    from gpu_provider.kinds import Kind
     from gpu_provider.library.operands import Operand
     from gpu_provider.library.private_rows import KeysOfRows
     from gpu_provider.observe.stats import Statistics
@@ -81,7 +83,7 @@ class _Pieces:
         yield
         self._took.append((rows, time.monotonic() - started))
 
-    def count(self, statistics: Statistics, backend: CudaBackend, kind: int) -> None:
+    def count(self, statistics: Statistics, backend: CudaBackend, kind: Kind) -> None:
         for rows, seconds in self._took:
             statistics.batch(backend.name, kind, rows, rows, seconds)
 
@@ -112,7 +114,7 @@ class DeviceArrays:
         if not inputs.rows:
             return result
         handles = keys.handles()
-        kind = -(-longest // 64) - 4
+        kind = PRIVATE_ROWS[class_of(longest)]
         piece = self._engine.rows_at_a_time(backend, kind, 1, _MOST_ROWS)
 
         done = _Pieces()

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.registry import Collector
 
-from gpu_provider.client import CLASSES, class_bytes
+from gpu_provider.kinds import LABELS
 from gpu_provider.native import ffi, lib
 from gpu_provider.observe.nvml import Nvml
 
@@ -26,11 +26,7 @@ if TYPE_CHECKING:
     from gpu_provider.observe.nvml import GpuFigures
     from gpu_provider.observe.stats import BatchCounts, Distribution, Statistics
 
-__all__ = ["KIND_NAMES", "ProviderCollector"]
-
-KIND_NAMES = (*(str(class_bytes(index) * 8) for index in range(CLASSES)), "modexp")
-"""The label ``size`` by kind of work: the size class's largest modulus in bits."""
-
+__all__ = ["ProviderCollector"]
 
 _FALLBACK_REASONS = ("error", "refused", "timeout", "wrong_result")
 
@@ -94,21 +90,21 @@ def _batches(counts: BatchCounts) -> Iterable[Metric]:
         "gpu_provider_requests", "Requests finished, by size class and result", labels=["size", "result"]
     )
     # From the start, since a rate over a counter that appears with its first event misses that event.
-    results = {(kind, succeeded): 0 for kind in range(len(KIND_NAMES)) for succeeded in (True, False)}
-    for (kind, succeeded), count in (results | counts.results).items():
-        requests.add_metric([KIND_NAMES[kind], "ok" if succeeded else "error"], count)
+    results = {(label, succeeded): 0 for label in LABELS for succeeded in (True, False)}
+    for (label, succeeded), count in (results | counts.results).items():
+        requests.add_metric([label, "ok" if succeeded else "error"], count)
     yield requests
     yield _histogram(
         "gpu_provider_queue_seconds",
         "Time from submission to launch of each batch's oldest request",
         ["size"],
-        {(KIND_NAMES[kind],): waited for kind, waited in counts.queue_seconds.items()},
+        {(label,): waited for label, waited in counts.queue_seconds.items()},
     )
     yield _histogram(
         "gpu_provider_execute_seconds",
         "Time that a backend took for a batch, verification included",
         ["backend", "size"],
-        {(backend, KIND_NAMES[kind]): executed for (backend, kind), executed in counts.execute_seconds.items()},
+        {(backend, label): executed for (backend, label), executed in counts.execute_seconds.items()},
     )
     yield _histogram(
         "gpu_provider_batch_size",

@@ -14,11 +14,13 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from gpu_provider.client import TIME_BOUNDS
+from gpu_provider.kinds import LABELS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from gpu_provider.client import Client
+    from gpu_provider.kinds import Kind
 
 __all__ = ["BatchCounts", "Distribution", "ProviderStats", "Statistics"]
 
@@ -94,21 +96,21 @@ def _sizes() -> Distribution:
 
 @dataclass(slots=True)
 class BatchCounts:
-    """Everything that is counted per batch. ``kind`` is a size class, or MODEXP after the last of them."""
+    """Everything that is counted per batch. Kinds of work go by their labels."""
 
     batches: int = 0
     requests: int = 0
     largest: int = 0
-    results: Counter[tuple[int, bool]] = field(default_factory=Counter)
+    results: Counter[tuple[str, bool]] = field(default_factory=Counter)
     """Requests by kind, and whether they succeeded."""
     by_backend: Counter[str] = field(default_factory=Counter)
     """Requests that succeeded."""
     fallbacks: Counter[tuple[str, str]] = field(default_factory=Counter)
     """Requests by the backend that failed them, and why."""
     in_use: dict[str, bool] = field(default_factory=dict)
-    queue_seconds: defaultdict[int, Distribution] = field(default_factory=lambda: defaultdict(_times))
+    queue_seconds: defaultdict[str, Distribution] = field(default_factory=lambda: defaultdict(_times))
     """By kind."""
-    execute_seconds: defaultdict[tuple[str, int], Distribution] = field(default_factory=lambda: defaultdict(_times))
+    execute_seconds: defaultdict[tuple[str, str], Distribution] = field(default_factory=lambda: defaultdict(_times))
     """By backend and kind."""
     sizes: defaultdict[str, Distribution] = field(default_factory=lambda: defaultdict(_sizes))
     """By backend."""
@@ -124,13 +126,13 @@ class Statistics:
         self._lock = threading.Lock()
         self._counts = BatchCounts()
 
-    def launched(self, kind: int, oldest_submitted_ns: int) -> None:
+    def launched(self, kind: Kind, oldest_submitted_ns: int) -> None:
         waited = time.monotonic_ns() - oldest_submitted_ns
         with self._lock:
-            self._counts.queue_seconds[kind].observe(waited / 1e9)
+            self._counts.queue_seconds[kind.label].observe(waited / 1e9)
 
     def batch(
-        self, backend: str, kind: int, requests: int, succeeded: int, seconds: float, *, last_resort: bool = False
+        self, backend: str, kind: Kind, requests: int, succeeded: int, seconds: float, *, last_resort: bool = False
     ) -> None:
         """A backend is done with a batch. Called before the results are delivered, so that who gets a result sees it
         counted. ``last_resort``: what has not succeeded has failed for good."""
@@ -140,12 +142,12 @@ class Statistics:
             counts.requests += requests
             counts.largest = max(counts.largest, requests)
             counts.by_backend[backend] += succeeded
-            counts.execute_seconds[backend, kind].observe(seconds)
+            counts.execute_seconds[backend, kind.label].observe(seconds)
             counts.sizes[backend].observe(requests)
             if succeeded:
-                counts.results[kind, True] += succeeded
+                counts.results[kind.label, True] += succeeded
             if last_resort and succeeded < requests:
-                counts.results[kind, False] += requests - succeeded
+                counts.results[kind.label, False] += requests - succeeded
 
     def fallback(self, backend: str, reason: str, count: int) -> None:
         with self._lock:
@@ -168,8 +170,8 @@ class Statistics:
                 fallbacks=mine.fallbacks.copy(),
                 in_use=mine.in_use.copy(),
             )
-            for kind, waited in mine.queue_seconds.items():
-                counts.queue_seconds[kind] = waited.copy()
+            for label, waited in mine.queue_seconds.items():
+                counts.queue_seconds[label] = waited.copy()
             for key, executed in mine.execute_seconds.items():
                 counts.execute_seconds[key] = executed.copy()
             for backend, sizes in mine.sizes.items():
@@ -178,7 +180,7 @@ class Statistics:
         return counts
 
     def _add_small(self, counts: BatchCounts) -> None:
-        for kind, small in enumerate(self._client.small_counters()):
+        for label, small in zip(LABELS, self._client.small_counters(), strict=False):
             if small.requests == 0:
                 continue
             succeeded = small.requests - small.failed
@@ -186,13 +188,13 @@ class Statistics:
             counts.requests += small.requests
             counts.largest = max(counts.largest, *(size for size, count in enumerate(small.sizes, 1) if count))
             counts.by_backend[self._inline] += succeeded
-            counts.results[kind, True] += succeeded
+            counts.results[label, True] += succeeded
             if small.failed:
-                counts.results[kind, False] += small.failed
+                counts.results[label, False] += small.failed
             if small.again:
                 counts.fallbacks[self._inline, "wrong_result"] += small.again
-            counts.queue_seconds[kind].add(small.waited, small.waited_ns / 1e9)
-            counts.execute_seconds[self._inline, kind].add(small.executed, small.executed_ns / 1e9)
+            counts.queue_seconds[label].add(small.waited, small.waited_ns / 1e9)
+            counts.execute_seconds[self._inline, label].add(small.executed, small.executed_ns / 1e9)
             sizes = counts.sizes[self._inline]
             for size, count in enumerate(small.sizes, 1):
                 sizes.observe(size, count)

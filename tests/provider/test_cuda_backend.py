@@ -414,7 +414,7 @@ def test_the_kernel_that_was_measured_the_fastest_computes(client: Client, monke
     monkeypatch.setattr(KernelChoice, "measure", timed)
     backend = CudaBackend(HostDevice(kernels), workers=1, measured=4)
     backend.open(client)
-    costs = backend.cost_curves()[0]
+    costs = backend.cost_curves().private[0]
     assert costs.seconds(4) < 0.2
     key = keys.load(client, private_key(2048))
     for rows, threads in ((1, 8), (2, 8), (4, 4)):
