@@ -3,10 +3,10 @@ alone, and both together (``python -m bench scheduling``).
 
 The scheduler and its cost curves are the real ones; the clock and the backends are simulated, so the result says
 nothing about the machine that it runs on. What a batch truly takes comes from the recorded curves in ``curves/``. The
-curves that the scheduler goes by start out wrong by up to a fifth, and learn from what they see, which has noise and
-outliers.
+curves that the scheduler uses start out wrong by up to a fifth, and learn from measurements with noise and outliers.
 
-The target: together never worse than the better of the two alone by more than 5 %, in mean latency or in throughput.
+The target: together, mean latency and throughput are never more than 5 % worse than those of the better of the two
+alone.
 """
 
 import heapq
@@ -46,7 +46,7 @@ Arrivals = dict[Kind, NDArray[np.float64]]
 
 @dataclass
 class Hardware:
-    """A simulated backend: what a batch truly takes, and the points and granules that its first curves have."""
+    """A simulated backend: what a batch truly takes, and the points and granules of its first curves."""
 
     name: str
     workers: int
@@ -71,7 +71,7 @@ class Backend:
         return BackendView(index, self.hardware.workers - len(busy), self.costs, busy, self.hardware.pipelined)
 
     def launch(self, kind: Kind, count: int, now: float, noise: float) -> tuple[float, float]:
-        """When the batch should be done, and when it will be."""
+        """Returns when the batch should be done, and when it will be."""
         curve, alone = self.costs[kind], self.hardware.curves[kind](count) * noise
         if not self.hardware.pipelined:
             expected, end = now + curve.seconds(count), now + alone
@@ -98,12 +98,12 @@ class Outcome:
     latency: float
     """Mean, in seconds."""
     throughput: float
-    """Requests a second, until 99 % of them are done: the last batches may be outliers."""
+    """Requests per second until 99 % of them are done: the last batches may be outliers."""
     batches: int
 
 
 class Simulation:
-    """One run. The batching thread decides, launches, and computes small batches itself, as the engine's does."""
+    """One run. As in the engine, the batching thread decides, launches, and computes small batches itself."""
 
     def __init__(self, machine: Sequence[Hardware], arrivals: Arrivals, seed: int) -> None:
         self._random = np.random.default_rng(seed)
@@ -171,7 +171,7 @@ class Simulation:
         return waiting
 
     def _small(self, waiting: list[Waiting]) -> Backend | None:
-        """Who computes what waits in the batching thread's own time."""
+        """The backend in whose place the batching thread computes what waits, if it does."""
         if self._inline is None or self._running or len(waiting) > 1 or waiting[0].count > SMALL_BATCH:
             return None
         seconds = self._inline.costs[waiting[0].kind].seconds(waiting[0].count)
@@ -200,7 +200,7 @@ class Simulation:
 
 
 def processor(cores: int) -> Hardware:
-    """As measured: whole groups of eight by our kernels, what is left over by the faster of them and OpenSSL."""
+    """As measured: our kernels compute whole groups of eight, and the faster of them and OpenSSL the rest."""
     measured = json.loads(PROCESSOR.read_text())["kinds"]
     curves: dict[Kind, Cost] = {}
     for kind in KINDS:
@@ -215,7 +215,7 @@ def processor(cores: int) -> Hardware:
 
 
 def gpu() -> Hardware:
-    """A device that takes the same time for up to a full group, and then in proportion."""
+    """A device that takes the same time for anything up to a full group, and beyond that in proportion."""
     measured = json.loads(GPU.read_text())["kinds"]
     curves: dict[Kind, Cost] = {}
     points = {
@@ -252,7 +252,7 @@ SCENARIOS = tuple(
 
 
 def arrivals_of(scenario: Scenario, rate: float, requests: int, bursts: int, seed: int) -> Arrivals:
-    """Poisson, or bursts that are, at least so many: of geometric size, each within a millisecond."""
+    """Poisson arrivals of at least ``requests``, or of at least ``bursts`` of geometric size, each within 1 ms."""
     random = np.random.default_rng(seed)
     if scenario.burst == 1:
         times = np.cumsum(random.exponential(1 / rate, requests))
@@ -329,6 +329,6 @@ def measure(
 
 
 def ratios(outcomes: dict[str, Outcome]) -> tuple[float, float]:
-    """Mean latency and throughput of both together, over those of the better alone."""
+    """Mean latency and throughput of both together, relative to the better alone."""
     cpu, gpus, both = (outcomes[subject] for subject in SUBJECTS)
     return both.latency / min(cpu.latency, gpus.latency), both.throughput / max(cpu.throughput, gpus.throughput)

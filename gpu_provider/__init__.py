@@ -44,8 +44,8 @@ __all__ = [
     "load_config",
 ]
 
-# Loaded at first use: the pytest plugin, which pytest imports in every environment that has this package, and the
-# command line's --help must not pay for NumPy and the C core.
+# Loaded at first use: the pytest plugin, which pytest imports in every environment with this package, and the command
+# line's --help must not pay for NumPy and the C core.
 _LAZY = {
     "BatchingProvider": "gpu_provider.provider",
     "Key": "gpu_provider.keys",

@@ -1,7 +1,7 @@
-"""Every metric's name, here alone. Nothing is kept here: the numbers are read when they are scraped.
+"""The names of all metrics. Nothing is kept here: the numbers are read when they are scraped.
 
 The time histograms count batches, not requests: the time from submission to launch of the batch's oldest request, and
-the time its worker was busy with it. So they tell the worst of each batch.
+the time that a worker was busy with it. So they show the worst of each batch.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class ProviderCollector(Collector):
     def __init__(
         self, client: Client, statistics: Statistics, depth: int, gpus: Callable[[], Mapping[str, str]]
     ) -> None:
-        """``gpus``: PCI bus ids by name of the backend, as it is now."""
+        """``depth``: slots of the queue. ``gpus``: returns the PCI bus ids by name of the backend."""
         self._client = client
         self._statistics = statistics
         self._depth = depth
@@ -89,7 +89,7 @@ def _batches(counts: BatchCounts) -> Iterable[Metric]:
     requests = CounterMetricFamily(
         "gpu_provider_requests", "Requests finished, by size class and result", labels=["size", "result"]
     )
-    # From the start, since a rate over a counter that appears with its first event misses that event.
+    # All of them from the start: a rate over a counter that appears with its first event misses that event.
     results = {(label, succeeded): 0 for label in LABELS for succeeded in (True, False)}
     for (label, succeeded), count in (results | counts.results).items():
         requests.add_metric([label, "ok" if succeeded else "error"], count)
@@ -130,7 +130,7 @@ def _batches(counts: BatchCounts) -> Iterable[Metric]:
 
 
 def _gpu_figures(figures: Mapping[str, GpuFigures | None]) -> Iterable[Metric]:
-    """Families without the GPUs that do not say, empty where there is none."""
+    """Leaves out what a GPU doesn't report. Without GPUs the families are empty."""
     labels = ["backend"]
     power = GaugeMetricFamily("gpu_provider_gpu_power_watts", "Power that the GPU draws now", labels=labels)
     clock = GaugeMetricFamily("gpu_provider_gpu_clock_hertz", "Clocks now", labels=[*labels, "clock"])

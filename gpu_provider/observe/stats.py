@@ -1,7 +1,7 @@
 """What a provider counts about its batches, for ``BatchingProvider.stats()`` and for the metrics.
 
-In plain numbers, because this is done once per batch, and a batch may be a single request. metrics.py gives them names
-when they are scraped. The C core counts what never comes to Python.
+Plain numbers, because they are counted once per batch, and a batch may be a single request. metrics.py names them when
+they are scraped. The C core counts what never reaches Python.
 """
 
 from __future__ import annotations
@@ -29,15 +29,14 @@ _BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 16384, 
 
 @dataclass(frozen=True, slots=True)
 class ProviderStats:
-    """A snapshot. Everything counts from when the provider was made, but for ``in_use``, ``in_line`` and
-    ``backend``."""
+    """A snapshot. Everything counts from the making of the provider, except ``in_use``, ``in_line`` and ``backend``."""
 
     submitted: int
     """Requests put into the queue, by TLS connections and by the library."""
     completed: int
-    """Requests whose result, or failure, was delivered."""
+    """Requests whose result or failure was delivered."""
     failed: int
-    """Of those, the ones that failed."""
+    """Completed requests that failed."""
     retries: int
     """Times that a request found the queue full."""
     orphaned: int
@@ -47,16 +46,16 @@ class ProviderStats:
     in_use: int
     """Slots of the queue in use now."""
     in_line: int
-    """Requests that wait for a free slot now."""
+    """Requests in the wait queue for a free slot now."""
     batches: int
-    """Batches computed, including the second attempt of failed ones."""
+    """Batches computed, including second attempts of failed ones."""
     mean_batch: float
     """Requests per batch."""
     largest_batch: int
     fallbacks: int
-    """Requests that a backend failed, which were computed again elsewhere."""
+    """Requests that a backend failed and another computed again."""
     by_backend: dict[str, int]
-    """Requests that each backend computed, modexp() rows included."""
+    """Requests that each backend computed, rows of modexp() included."""
     backend: str
     """The name of the backend in use now."""
 
@@ -76,7 +75,7 @@ class Distribution:
         self.total += value * times
 
     def add(self, counts: Sequence[int], total: float) -> None:
-        """Takes in what was counted elsewhere, with the same bounds."""
+        """Adds what was counted elsewhere with the same bounds."""
         self.counts = [mine + other for mine, other in zip(self.counts, counts, strict=True)]
         self.total += total
 
@@ -102,11 +101,11 @@ class BatchCounts:
     requests: int = 0
     largest: int = 0
     results: Counter[tuple[str, bool]] = field(default_factory=Counter)
-    """Requests by kind, and whether they succeeded."""
+    """Requests, by kind and by whether they succeeded."""
     by_backend: Counter[str] = field(default_factory=Counter)
     """Requests that succeeded."""
     fallbacks: Counter[tuple[str, str]] = field(default_factory=Counter)
-    """Requests by the backend that failed them, and why."""
+    """Requests, by the backend that failed them and why."""
     in_use: dict[str, bool] = field(default_factory=dict)
     queue_seconds: defaultdict[str, Distribution] = field(default_factory=lambda: defaultdict(_times))
     """By kind."""
@@ -120,7 +119,7 @@ class Statistics:
     """Written by workers and the batching thread, read by anyone."""
 
     def __init__(self, client: Client, inline: str) -> None:
-        """``inline``: the name of the backend that the C core's small batches count for."""
+        """``inline``: the name of the backend that small batches of the C core count for."""
         self._client = client
         self._inline = inline
         self._lock = threading.Lock()
@@ -134,8 +133,8 @@ class Statistics:
     def batch(
         self, backend: str, kind: Kind, requests: int, succeeded: int, seconds: float, *, last_resort: bool = False
     ) -> None:
-        """A backend is done with a batch. Called before the results are delivered, so that who gets a result sees it
-        counted. ``last_resort``: what has not succeeded has failed for good."""
+        """Counts a batch that a backend has returned. Called before the results are delivered, so that whoever gets a
+        result sees it counted. ``last_resort``: what has not succeeded has failed for good."""
         with self._lock:
             counts = self._counts
             counts.batches += 1
@@ -158,7 +157,7 @@ class Statistics:
             self._counts.in_use[backend] = in_use
 
     def counts(self) -> BatchCounts:
-        """A copy, with the batches in it that the C core computed."""
+        """A copy that includes the batches that the C core computed."""
         with self._lock:
             mine = self._counts
             counts = BatchCounts(
@@ -200,7 +199,7 @@ class Statistics:
                 sizes.observe(size, count)
 
     def snapshot(self, backend: str) -> ProviderStats:
-        """``backend``: the one in use."""
+        """``backend``: the name of the one in use."""
         counts, queue = self.counts(), self._client.counters()
         return ProviderStats(
             submitted=queue.submitted,
