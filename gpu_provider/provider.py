@@ -400,8 +400,8 @@ class BatchingProvider:
 
     @property
     def failure(self) -> str | None:
-        """Why the provider no longer batches, or None: it ran out of memory, or has a fault. For TLS connections OpenSSL
-        computes at once; library requests end with ProviderClosedError. Make a new provider, or exit."""
+        """Why the provider no longer batches, or None: it ran out of memory, or has a fault. OpenSSL then computes at
+        once for TLS connections, and library requests end with ProviderClosedError. Make a new provider, or exit."""
         return self._engine.failure
 
     def stats(self) -> ProviderStats:
