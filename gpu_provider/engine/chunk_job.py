@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import threading
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from gpu_provider.engine.jobs import Job
 from gpu_provider.errors import OperationError
 
 if TYPE_CHECKING:
@@ -16,7 +16,6 @@ if TYPE_CHECKING:
 
     from gpu_provider.backends.base import Backend
     from gpu_provider.engine.calls import Call, Operands
-    from gpu_provider.engine.jobs import Buffers
 
 __all__ = ["ChunkJob", "Part"]
 
@@ -29,25 +28,16 @@ class Part(NamedTuple):
     size: int
 
 
-class ChunkJob:
+class ChunkJob(Job):
     """Some rows of one call, or of several of the same kind and shape."""
-
-    __slots__ = ("_claim", "_ok", "_outputs", "_parts", "buffers", "cost_units", "count", "kind", "started_ns")
 
     def __init__(self, parts: Sequence[Part]) -> None:
         call = parts[0].call
-        self.kind = call.kind
-        self.count = sum(part.size for part in parts)
-        self.cost_units = self.count * call.units_per_row
-        self.started_ns = 0
-        self.buffers: Buffers | None = None
+        count = sum(part.size for part in parts)
+        super().__init__(call.kind, count, count * call.units_per_row)
         self._parts = parts
         self._outputs = np.empty((0, 0), np.uint8)
-        self._ok = np.zeros(self.count, np.uint8)
-        self._claim = threading.Lock()
-
-    def claim(self) -> bool:
-        return self._claim.acquire(blocking=False)
+        self._ok = np.zeros(count, np.uint8)
 
     def wanted(self) -> bool:
         return not all(part.call.ended or part.call.given_up for part in self._parts)

@@ -8,7 +8,8 @@ new buffers.
 from __future__ import annotations
 
 import threading
-from typing import TYPE_CHECKING, Protocol
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -28,45 +29,44 @@ if TYPE_CHECKING:
 __all__ = ["Buffers", "Job", "RsaJob", "refuse_waiting"]
 
 
-class Job(Protocol):
+class Job(ABC):
     """One unit of work for one worker."""
 
-    count: int
-    """In requests, which is what counters count."""
-    cost_units: int
-    """In operations, which is what cost curves count."""
-    started_ns: int
-    buffers: Buffers | None
-    """The worker's buffers, if the job uses them."""
-
-    @property
-    def kind(self) -> Kind: ...
+    def __init__(self, kind: Kind, count: int, cost_units: int, buffers: Buffers | None = None) -> None:
+        """``count``: in requests, for counters. ``cost_units``: in operations, for cost curves. ``buffers``: the
+        worker's, if the job uses them."""
+        self.kind = kind
+        self.count = count
+        self.cost_units = cost_units
+        self.buffers = buffers
+        self.started_ns = 0
+        self._claim = threading.Lock()
 
     def claim(self) -> bool:
         """True for the first caller, who has to finish the job; False for everyone else."""
-        ...
+        return self._claim.acquire(blocking=False)
 
     def wanted(self) -> bool:
-        """Whether anybody still waits for it."""
-        ...
+        """Whether anybody still waits for it. TLS connections do; a cancelled future's request is computed anyway."""
+        return True
 
+    @abstractmethod
     def compute(self, backend: Backend) -> int:
         """Runs on the worker's thread. Returns how many results were wrong, and drops them. Raises what the backend
         raises; then there are no results at all."""
-        ...
 
+    @abstractmethod
     def succeeded(self) -> int:
         """How many requests have a result (after ``compute`` has returned or raised)."""
-        ...
 
+    @abstractmethod
     def finish(self) -> None:
         """Delivers every request, as ERR where there is no result. Nothing may be done with the job after that."""
-        ...
 
+    @abstractmethod
     def split_off_failed(self, largest: int, whole: bool) -> Sequence[Job]:
         """Delivers what succeeded, and returns the rest as jobs of at most ``largest`` operations, with arrays of their
         own. ``whole``: nothing counts as having succeeded."""
-        ...
 
 
 class Buffers:
@@ -120,17 +120,14 @@ def _refuse(client: Client, kind: RequestKind, count: int, buffers: Buffers) -> 
     )
 
 
-class RsaJob:
+class RsaJob(Job):
     """The first ``count`` requests of ``buffers``, all of one kind."""
 
-    __slots__ = ("_claim", "_client", "batch", "buffers", "cost_units", "count", "kind", "started_ns")
+    kind: RequestKind
 
     def __init__(self, client: Client, kind: RequestKind, buffers: Buffers, count: int) -> None:
+        super().__init__(kind, count, count, buffers)
         width = class_bytes(kind.class_index)
-        self.kind = kind
-        self.count = self.cost_units = count
-        self.buffers: Buffers | None = buffers
-        self.started_ns = 0
         self.batch = Batch(
             class_bytes=width,
             keys=buffers.readonly_keys[:count],
@@ -140,7 +137,6 @@ class RsaJob:
         )
         self.batch.ok.fill(0)
         self._client = client
-        self._claim = threading.Lock()
 
     @classmethod
     def take(cls, client: Client, kind: RequestKind, count: int, buffers: Buffers) -> RsaJob | None:
@@ -160,12 +156,6 @@ class RsaJob:
     def oldest_submitted_ns(self) -> int:
         """When its first request was submitted (CLOCK_MONOTONIC); the queue is first in, first out."""
         return int(self._arrays.submitted_ns[0])
-
-    def claim(self) -> bool:
-        return self._claim.acquire(blocking=False)
-
-    def wanted(self) -> bool:
-        return True  # TLS connections do; a cancelled future's request is computed all the same
 
     def compute(self, backend: Backend) -> int:
         try:

@@ -79,7 +79,7 @@ def test_a_whole_batch_falls_back(
     held_backend.release()
     assert [future.result(timeout=30) for future in futures] == [pow(x, D, N) for x in range(50)]
     assert plug.result(timeout=30) == pow(2, D, N)
-    # Of the batch that came back with one wrong number, the others were verified and are used.
+    # The other results of the batch with one wrong number were verified and are used.
     assert held_provider.stats().fallbacks == (50 if fault == "raises" else 1)
 
 
@@ -160,7 +160,7 @@ class _Unopenable(HeldBackend):
 
 
 class _Scribbling(HeldBackend):
-    """Uses its inputs as scratch space, which would have wrong results verified against wrong inputs."""
+    """Uses its inputs as scratch space, so that wrong results would be verified against wrong inputs."""
 
     def private_op(self, batch: Batch) -> None:
         batch.inputs[:] = 0
@@ -242,7 +242,7 @@ def test_a_failure_of_the_batching_thread_leaves_nobody_waiting(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """A bug in the scheduler, say."""
+    """Such as a bug in the scheduler."""
     openssl_key = evp.Key.load(held_provider.library_context.pointer, private_der(private_key(2048)))
     running = held_provider.submit(key, 2)
     held_backend.wait_for_batch()
@@ -309,7 +309,7 @@ def test_requests_that_are_taken_without_memory_to_hold_them_end_with_an_error(
 
 
 class PromisingBackend(HeldBackend):
-    """Says that it is much faster than the processor."""
+    """Claims to be much faster than the processor."""
 
     def cost_curves(self) -> CostCurves:
         *private, modexp = (CostCurve([(1, 1e-6)]) for _ in range(CLASSES + 1))
@@ -317,7 +317,7 @@ class PromisingBackend(HeldBackend):
 
 
 def test_what_waits_for_a_backend_that_is_late_is_computed_by_another() -> None:
-    """Long before the watchdog looks. What waits for a busy backend beside a free one must not wait for ever because
+    """Long before the watchdog acts. What waits for a busy backend beside a free one must not wait for ever because
     nothing else happens."""
     promising = PromisingBackend()
     config = ProviderConfig(backend_timeout=3600)
@@ -334,7 +334,7 @@ def test_what_waits_for_a_backend_that_is_late_is_computed_by_another() -> None:
 
 
 def usable_workers(health: Health, hung: int, now: float) -> int:
-    """Of four."""
+    """How many of four."""
     health.end_pause(now, hung)
     return health.usable_workers(4)
 

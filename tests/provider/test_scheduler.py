@@ -1,5 +1,5 @@
-"""The scheduler alone, with a simulated clock: what goes where, nothing idle beside work, no starvation, the bound
-kept, never too many workers; and the cost curves that it goes by."""
+"""The scheduler alone, with a simulated clock: what goes where, no worker idle beside work, no starvation, the bound on
+a batch's time, never too many workers; and the cost curves."""
 
 from __future__ import annotations
 
@@ -110,9 +110,9 @@ class TestSimulation:
         assert len(simulation.waits) == len(arrivals)
 
     def test_a_rare_kind_does_not_starve_beside_an_overload_of_another(self) -> None:
-        """Kind 0 brings twice what the worker can compute. After 100 ms its backlog is 100 ms of work, and no more than
-        that and two batches go before a request of kind 1 that arrives then; the overload goes on for another 500
-        ms."""
+        """Kind A brings twice what the worker can compute. After 100 ms its backlog is 100 ms of work. A request of
+        kind B that arrives then waits for no more than that and two batches, though the overload goes on for another
+        500 ms."""
         cost = 0.0003
         arrivals = [(int(index * cost / 2 * SECOND), 0) for index in range(4000)] + [(SECOND // 10, 1)]
         simulation = Simulation([1], [[cost, cost, cost]], Limits(1024, 0.010), arrivals)
@@ -144,7 +144,7 @@ class TestDecideWithOneBackend:
         [(1, [1]), (8, [8]), (9, [8, 1]), (16, [8, 8]), (17, [16, 1]), (40, [16, 16, 8])],
     )
     def test_a_group_is_not_torn_apart(self, waiting: int, counts: list[int]) -> None:
-        """Eight at the price of one: four on each of two workers would cost twice the time of the processor."""
+        """Eight cost as much as one: four on each of two workers would take twice the processor time."""
         costs = {A: CostCurve([(1, 0.0007), (8, 0.0007)], granule=8)}
         workers = len(counts) if waiting > 8 else 3
         launches = decide([Waiting(A, waiting, 1)], [BackendView(0, workers, costs)], self.limits)
@@ -223,7 +223,7 @@ class TestDecideWithSeveralBackends:
         assert all(sum(counts) <= 2048 for counts in found.values())
 
     def test_an_older_kind_does_not_keep_the_gpu_from_one_that_needs_it(self) -> None:
-        """Three requests that the processor computes wait for longer than many of another kind."""
+        """Three requests for the processor have waited longer than many of another kind."""
         gpu = BackendView(0, 1, self.gpu_costs, pipelined=True)
         cpu = BackendView(9, 1, self.cpu_costs)
         launches = decide([Waiting(A, 3, 1), Waiting(B, 2048, 2)], [gpu, cpu], self.limits)
@@ -250,7 +250,7 @@ class TestCostCurve:
 
     @pytest.mark.parametrize("slow", range(4))
     def test_a_point_that_was_measured_too_slow_raises_no_other(self, slow: int) -> None:
-        """It stood still while it was measured, or its clock was low."""
+        """The device stood still while it was measured, or its clock was low."""
         points = [(1, 0.002), (64, 0.002), (1024, 0.003), (4096, 0.008)]
         spoiled = [(count, 10 * seconds if place == slow else seconds) for place, (count, seconds) in enumerate(points)]
         curve = CostCurve(spoiled)
@@ -264,7 +264,7 @@ class TestCostCurve:
                 assert curve.seconds(count) <= min([10 * seconds, *(s for _, s in points[slow + 1 :])]) * 1.001
 
     def test_a_slow_first_batch_does_not_replace_what_was_measured(self) -> None:
-        """It has memory allocated, a key uploaded and its blinding pairs made."""
+        """It allocates memory, uploads a key and makes its blinding pairs."""
         curve = CostCurve([(1, 0.002), (1024, 0.002), (4096, 0.008)], measured=True)
         curve.observe(1000, 0.1)
         assert curve.seconds(1024) <= 0.002 * 1.25
@@ -274,7 +274,7 @@ class TestCostCurve:
         assert curve.seconds(1) <= curve.seconds(1000) == pytest.approx(0.001, rel=0.05)
 
     def test_the_first_measurement_replaces_the_guess_everywhere(self) -> None:
-        """A machine of a quarter of the speed."""
+        """A machine at a quarter of the speed."""
         curve = CostCurve([(1, 0.001)])
         curve.observe(10, 0.04)
         assert curve.seconds(10) == pytest.approx(0.04)
@@ -299,8 +299,8 @@ class TestCostCurve:
 
     @pytest.mark.parametrize("stalled", [1, 4, 64])
     def test_a_stall_does_not_keep_a_size_from_being_tried_again(self, stalled: int) -> None:
-        """The first batch of a size takes a tenth of a second for once. Were it believed, smaller ones would be
-        launched for ever, and nobody would measure that size again."""
+        """The first batch of a size takes a tenth of a second once. If the curve believed it, only smaller ones would
+        be launched from then on, and nobody would measure that size again."""
         curve = CostCurve([(1, 0.001), (8, 0.001), (16, 0.002)], granule=4)
         curve.observe(stalled, 0.1)
         launched = []
