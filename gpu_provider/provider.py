@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any, NoReturn, Self, overload
 import numpy as np
 from prometheus_client import CollectorRegistry
 
-from gpu_provider import keys
 from gpu_provider.backends.choice import open_gpus
 from gpu_provider.backends.cpu import CpuBackend
 from gpu_provider.backends.cuda.device import CudaArray
@@ -22,9 +21,10 @@ from gpu_provider.client import Client, openssl_error
 from gpu_provider.config import ProviderConfig, load_config
 from gpu_provider.engine.engine import Engine
 from gpu_provider.errors import BackendError, GpuProviderError, InputError, ProviderClosedError
-from gpu_provider.keys import Key
+from gpu_provider.library import keys
 from gpu_provider.library.device_arrays import DeviceArrays
 from gpu_provider.library.futures import PendingFutures, RequestFuture
+from gpu_provider.library.keys import Key
 from gpu_provider.library.modexp import modexp_call
 from gpu_provider.library.operands import array_to_rows, limbs_of
 from gpu_provider.library.private_rows import keys_of_rows, private_calls
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
     from gpu_provider.backends.base import Backend
     from gpu_provider.engine.calls import Call
-    from gpu_provider.key_formats import KeySource
+    from gpu_provider.library.key_formats import KeySource
     from gpu_provider.library.operands import AnyOperand, BytesLike, Integer, Number, Operand
     from gpu_provider.library.private_rows import Keys
 

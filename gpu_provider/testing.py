@@ -58,7 +58,7 @@ if TYPE_CHECKING:
     from gpu_provider.backends.base import Batch
     from gpu_provider.client import Client
     from gpu_provider.costs import CostCurves
-    from gpu_provider.keys import Key
+    from gpu_provider.library.keys import Key
     from gpu_provider.provider import BatchingProvider
 
 __all__ = ["HeldBackend", "HeldBatch", "fill_queue", "held_backend", "held_provider"]

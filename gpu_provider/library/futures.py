@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from gpu_provider.client import Client
-    from gpu_provider.keys import Key
+    from gpu_provider.library.keys import Key
     from gpu_provider.library.operands import BytesLike, Integer
 
 __all__ = ["PendingFutures", "RequestFuture", "Result"]

@@ -13,8 +13,8 @@ from gpu_provider.backends.base import Batch
 from gpu_provider.client import class_bytes, class_of
 from gpu_provider.engine.calls import Call
 from gpu_provider.errors import InputError, ProviderClosedError
-from gpu_provider.keys import Key
 from gpu_provider.kinds import PRIVATE_ROWS
+from gpu_provider.library.keys import Key
 from gpu_provider.library.operands import label, not_less, widen
 from gpu_provider.native import ffi, lib
 

@@ -31,7 +31,7 @@ from gpu_provider.testing import HeldBackend
 if TYPE_CHECKING:
     from gpu_provider.backends.base import Batch
     from gpu_provider.client import Client
-    from gpu_provider.keys import Key
+    from gpu_provider.library.keys import Key
 
 NUMBERS = private_key(2048).private_numbers()
 N, D = NUMBERS.public_numbers.n, NUMBERS.d

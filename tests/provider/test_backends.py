@@ -12,11 +12,12 @@ import pytest
 from batches import batch_of, results
 from rsa_keys import private_key, program_key
 
-from gpu_provider import BackendError, Key, keys
+from gpu_provider import BackendError, Key
 from gpu_provider.backends.cpu import CpuBackend
 from gpu_provider.backends.libcrypto import LibcryptoBackend
 from gpu_provider.client import Client
 from gpu_provider.kernels import Isa
+from gpu_provider.library import keys
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -6,13 +6,13 @@ import weakref
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from gpu_provider.errors import InputError, KeyLoadError, ProviderClosedError
-from gpu_provider.key_formats import to_unencrypted, what_it_is
+from gpu_provider.library.key_formats import to_unencrypted, what_it_is
 from gpu_provider.library.operands import is_bytes, to_int
 from gpu_provider.native import ffi, lib
 
 if TYPE_CHECKING:
     from gpu_provider.client import Client
-    from gpu_provider.key_formats import KeySource
+    from gpu_provider.library.key_formats import KeySource
     from gpu_provider.library.operands import BytesLike, Integer
 
 __all__ = ["Key", "load"]
