@@ -16,7 +16,7 @@ from gpu_provider.backends.base import Batch
 from gpu_provider.backends.cuda.backend import CudaBackend
 from gpu_provider.backends.cuda.host_device import HostDevice
 from gpu_provider.client import CLASSES, Client
-from gpu_provider.engine.scheduler import CostCurve
+from gpu_provider.costs import CostCurve, CostCurves
 from gpu_provider.kernels.warp import Kernel
 from gpu_provider.native import ffi, lib
 
@@ -56,8 +56,9 @@ class NullBackend:
     def open(self, client: Client) -> None:
         pass
 
-    def cost_curves(self) -> list[CostCurve]:
-        return [CostCurve([(1, 0.0)]) for _ in range(CLASSES + 1)]
+    def cost_curves(self) -> CostCurves:
+        *private, modexp = (CostCurve([(1, 0.0)]) for _ in range(CLASSES + 1))
+        return CostCurves(private, modexp)
 
     def private_op(self, batch: Batch) -> None:
         self.gate.wait()

@@ -3,10 +3,10 @@ alone, and both together (``python -m bench scheduling``).
 
 The scheduler and its cost curves are the real ones; the clock and the backends are simulated, so the result says
 nothing about the machine that it runs on. What a batch truly takes comes from the recorded curves in ``curves/``. The
-curves that the scheduler goes by start out wrong by up to a fifth, and learn from what they see, which has noise and
-outliers.
+curves that the scheduler uses start out wrong by up to a fifth, and learn from measurements with noise and outliers.
 
-The target: together never worse than the better of the two alone by more than 5 %, in mean latency or in throughput.
+The target: together, mean latency and throughput are never more than 5 % worse than those of the better of the two
+alone.
 """
 
 import heapq
@@ -18,7 +18,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from gpu_provider.engine.scheduler import CostCurve, Launch, Limits, Waiting, Workers, decide
+from gpu_provider.costs import CostCurve
+from gpu_provider.engine.scheduler import BackendView, Launch, Limits, Waiting, decide
+from gpu_provider.kinds import Kind
 
 from .harness import Bench
 from .report import Curve, Result, Row, Spread, Target
@@ -26,7 +28,7 @@ from .report import Curve, Result, Row, Spread, Target
 HERE = Path(__file__).parent
 PROCESSOR = HERE / "curves" / "processor.json"
 GPU = HERE / "curves" / "gpu-estimate.json"
-SIZES = ("2048", "3072", "4096")
+KINDS = tuple(map(Kind, ("2048", "3072", "4096")))
 CORES = 8
 IN_FLIGHT = 3
 RATES = (10, 100, 1_000, 3_000, 10_000, 20_000, 40_000, 60_000, 80_000, 100_000, 200_000, 500_000, 1_000_000, 2_000_000)
@@ -38,20 +40,20 @@ LAUNCHING_SECONDS = 40e-6
 SUBJECTS = ("CPU", "GPU", "CPU and GPU")
 
 Cost = Callable[[int], float]
-Arrivals = list[NDArray[np.float64]]
-"""By kind, each sorted; seconds."""
+Arrivals = dict[Kind, NDArray[np.float64]]
+"""Times in seconds, sorted."""
 
 
 @dataclass
 class Hardware:
-    """A simulated backend: what a batch truly takes by kind, and the points and granules that its first curves have."""
+    """A simulated backend: what a batch truly takes, and the points and granules of its first curves."""
 
     name: str
     workers: int
     pipelined: bool
-    curves: Sequence[Cost]
-    points: list[list[tuple[int, float]]]
-    granules: list[int]
+    curves: dict[Kind, Cost]
+    points: dict[Kind, list[tuple[int, float]]]
+    granules: dict[Kind, int]
 
 
 @dataclass
@@ -59,17 +61,17 @@ class Backend:
     """Hardware in one run."""
 
     hardware: Hardware
-    costs: list[CostCurve]
+    costs: dict[Kind, CostCurve]
     busy: list[float] = field(default_factory=list)  # when each batch should be done
     last_end: float = 0.0
     free_at: float = 0.0  # the device, if it is one
 
-    def view(self, index: int, now: float) -> Workers:
+    def view(self, index: int, now: float) -> BackendView:
         busy = [abs(expected - now) for expected in self.busy]
-        return Workers(index, self.hardware.workers - len(busy), self.costs, busy, self.hardware.pipelined)
+        return BackendView(index, self.hardware.workers - len(busy), self.costs, busy, self.hardware.pipelined)
 
-    def launch(self, kind: int, count: int, now: float, noise: float) -> tuple[float, float]:
-        """When the batch should be done, and when it will be."""
+    def launch(self, kind: Kind, count: int, now: float, noise: float) -> tuple[float, float]:
+        """Returns when the batch should be done, and when it will be."""
         curve, alone = self.costs[kind], self.hardware.curves[kind](count) * noise
         if not self.hardware.pipelined:
             expected, end = now + curve.seconds(count), now + alone
@@ -82,7 +84,7 @@ class Backend:
         self.busy.append(expected)
         return expected, end
 
-    def finish(self, kind: int, count: int, start: float, expected: float, end: float) -> None:
+    def finish(self, kind: Kind, count: int, start: float, expected: float, end: float) -> None:
         self.busy.remove(expected)
         if self.hardware.pipelined:
             self.costs[kind].observe_pipelined(count, end - start, end - max(start, self.last_end))
@@ -96,35 +98,34 @@ class Outcome:
     latency: float
     """Mean, in seconds."""
     throughput: float
-    """Requests a second, until 99 % of them are done: the last batches may be outliers."""
+    """Requests per second until 99 % of them are done: the last batches may be outliers."""
     batches: int
 
 
 class Simulation:
-    """One run. The batching thread decides, launches, and computes small batches itself, as the engine's does."""
+    """One run. As in the engine, the batching thread decides, launches, and computes small batches itself."""
 
     def __init__(self, machine: Sequence[Hardware], arrivals: Arrivals, seed: int) -> None:
         self._random = np.random.default_rng(seed)
         self._backends = [
-            Backend(hardware, [self._first_curve(hardware, kind) for kind in range(len(arrivals))])
-            for hardware in machine
+            Backend(hardware, {kind: self._first_curve(hardware, kind) for kind in arrivals}) for hardware in machine
         ]
         self._inline = next((backend for backend in self._backends if not backend.hardware.pipelined), None)
         self._arrivals = arrivals
-        self._sums = [np.concatenate(([0.0], np.cumsum(times))) for times in arrivals]
-        self._arrived = [0] * len(arrivals)
-        self._taken = [0] * len(arrivals)
-        self._running: list[tuple[float, int, Backend, int, int, float, float]] = []
+        self._sums = {kind: np.concatenate(([0.0], np.cumsum(times))) for kind, times in arrivals.items()}
+        self._arrived = dict.fromkeys(arrivals, 0)
+        self._taken = dict.fromkeys(arrivals, 0)
+        self._running: list[tuple[float, int, Backend, Kind, int, float, float]] = []
         self._launched = 0
         self._waited = 0.0
         self._ends: list[tuple[float, int]] = []
 
-    def _first_curve(self, hardware: Hardware, kind: int) -> CostCurve:
+    def _first_curve(self, hardware: Hardware, kind: Kind) -> CostCurve:
         error = self._random.uniform(0.8, 1.2)
         return CostCurve([(n, seconds * error) for n, seconds in hardware.points[kind]], hardware.granules[kind])
 
     def run(self) -> Outcome:
-        total = sum(map(len, self._arrivals))
+        total = sum(map(len, self._arrivals.values()))
         now = 0.0
         while (upcoming := self._next_event()) is not None:
             now = max(now, upcoming)
@@ -154,25 +155,23 @@ class Simulation:
         raise ValueError(f"only {done} of {most:.0f} requests were done")
 
     def _next_event(self) -> float | None:
-        times = [self._running[0][0]] if self._running else []
+        upcoming = [self._running[0][0]] if self._running else []
         if any(len(backend.busy) < backend.hardware.workers for backend in self._backends):
-            times += [
-                times_of[arrived]
-                for times_of, arrived in zip(self._arrivals, self._arrived, strict=True)
-                if arrived < len(times_of)
+            upcoming += [
+                times[self._arrived[kind]] for kind, times in self._arrivals.items() if self._arrived[kind] < len(times)
             ]
-        return min(times, default=None)
+        return min(upcoming, default=None)
 
     def _waiting(self, now: float) -> list[Waiting]:
         waiting = []
-        for kind, times in enumerate(self._arrivals):
+        for kind, times in self._arrivals.items():
             self._arrived[kind] = max(self._arrived[kind], int(np.searchsorted(times, now, "right")))
             if count := self._arrived[kind] - self._taken[kind]:
                 waiting.append(Waiting(kind, count, int(times[self._taken[kind]] * 1e9)))
         return waiting
 
     def _small(self, waiting: list[Waiting]) -> Backend | None:
-        """Who computes what waits in the batching thread's own time."""
+        """The backend in whose place the batching thread computes what waits, if it does."""
         if self._inline is None or self._running or len(waiting) > 1 or waiting[0].count > SMALL_BATCH:
             return None
         seconds = self._inline.costs[waiting[0].kind].seconds(waiting[0].count)
@@ -187,7 +186,7 @@ class Simulation:
         heapq.heappush(self._running, entry)
         self._take(launch.kind, launch.count, end)
 
-    def _take(self, kind: int, count: int, end: float) -> None:
+    def _take(self, kind: Kind, count: int, end: float) -> None:
         first = self._taken[kind]
         self._taken[kind] += count
         sums = self._sums[kind]
@@ -201,34 +200,35 @@ class Simulation:
 
 
 def processor(cores: int) -> Hardware:
-    """As measured: whole groups of eight by our kernels, what is left over by the faster of them and OpenSSL."""
-    kinds = json.loads(PROCESSOR.read_text())["kinds"]
-    curves, points = [], []
-    for size in SIZES:
-        single, group = float(kinds[size]["single"]), float(kinds[size]["group"])
+    """As measured: our kernels compute whole groups of eight, and the faster of them and OpenSSL the rest."""
+    measured = json.loads(PROCESSOR.read_text())["kinds"]
+    curves: dict[Kind, Cost] = {}
+    for kind in KINDS:
+        single, group = float(measured[kind.label]["single"]), float(measured[kind.label]["group"])
 
         def curve(count: int, single: float = single, group: float = group) -> float:
             return count // 8 * group + min(count % 8 * single, group)
 
-        curves.append(curve)
-        points.append([(count, curve(count)) for count in (1, 2, 4, 8)])
-    return Hardware("CPU", cores, False, curves, points, [8] * len(SIZES))
+        curves[kind] = curve
+    points = {kind: [(count, curve(count)) for count in (1, 2, 4, 8)] for kind, curve in curves.items()}
+    return Hardware("CPU", cores, False, curves, points, dict.fromkeys(KINDS, 8))
 
 
 def gpu() -> Hardware:
-    """A device that takes the same time for up to a full group, and then in proportion."""
-    kinds = json.loads(GPU.read_text())["kinds"]
-    curves, points, granules = [], [], []
-    for size in SIZES:
-        known = [(int(count), float(seconds)) for count, seconds in kinds[size]["points"]]
-        counts, seconds = zip(*known, strict=True)
+    """A device that takes the same time for anything up to a full group, and beyond that in proportion."""
+    measured = json.loads(GPU.read_text())["kinds"]
+    curves: dict[Kind, Cost] = {}
+    points = {
+        kind: [(int(count), float(seconds)) for count, seconds in measured[kind.label]["points"]] for kind in KINDS
+    }
+    for kind in KINDS:
+        counts, seconds = zip(*points[kind], strict=True)
 
         def curve(count: int, counts: tuple[int, ...] = counts, seconds: tuple[float, ...] = seconds) -> float:
             return float(np.interp(count, counts, seconds))
 
-        curves.append(curve)
-        points.append(known)
-        granules.append(int(kinds[size]["granule"]))
+        curves[kind] = curve
+    granules = {kind: int(measured[kind.label]["granule"]) for kind in KINDS}
     return Hardware("GPU", IN_FLIGHT, True, curves, points, granules)
 
 
@@ -252,7 +252,7 @@ SCENARIOS = tuple(
 
 
 def arrivals_of(scenario: Scenario, rate: float, requests: int, bursts: int, seed: int) -> Arrivals:
-    """Poisson, or bursts that are, at least so many: of geometric size, each within a millisecond."""
+    """Poisson arrivals of at least ``requests``, or of at least ``bursts`` of geometric size, each within 1 ms."""
     random = np.random.default_rng(seed)
     if scenario.burst == 1:
         times = np.cumsum(random.exponential(1 / rate, requests))
@@ -260,8 +260,8 @@ def arrivals_of(scenario: Scenario, rate: float, requests: int, bursts: int, see
         sizes = random.geometric(1 / scenario.burst, max(bursts, requests // scenario.burst))
         starts = np.cumsum(random.exponential(scenario.burst / rate, len(sizes)))
         times = np.sort(np.repeat(starts, sizes) + random.uniform(0, 0.001, int(sizes.sum())))
-    kinds = random.choice(len(SIZES), len(times), p=scenario.mix)
-    return [times[kinds == kind] for kind in range(len(SIZES))]
+    places = random.choice(len(KINDS), len(times), p=scenario.mix)
+    return {kind: times[places == place] for place, kind in enumerate(KINDS)}
 
 
 def compare(scenario: Scenario, rate: float, requests: int, bursts: int = 200, seed: int = 1) -> dict[str, Outcome]:
@@ -329,6 +329,6 @@ def measure(
 
 
 def ratios(outcomes: dict[str, Outcome]) -> tuple[float, float]:
-    """Mean latency and throughput of both together, over those of the better alone."""
+    """Mean latency and throughput of both together, relative to the better alone."""
     cpu, gpus, both = (outcomes[subject] for subject in SUBJECTS)
     return both.latency / min(cpu.latency, gpus.latency), both.throughput / max(cpu.throughput, gpus.throughput)

@@ -20,7 +20,7 @@ from gpu_provider.status import RETRY, AsyncStatus
 
 if TYPE_CHECKING:
     from gpu_provider.config import ProviderConfig, load_config
-    from gpu_provider.keys import Key
+    from gpu_provider.library.keys import Key
     from gpu_provider.provider import BatchingProvider, LibraryContext, ProviderStats
 
     __version__: str
@@ -44,11 +44,11 @@ __all__ = [
     "load_config",
 ]
 
-# Loaded at first use: the pytest plugin, which pytest imports in every environment that has this package, and the
-# command line's --help must not pay for NumPy and the C core.
+# Loaded at first use: the pytest plugin, which pytest imports in every environment with this package, and the command
+# line's --help must not pay for NumPy and the C core.
 _LAZY = {
     "BatchingProvider": "gpu_provider.provider",
-    "Key": "gpu_provider.keys",
+    "Key": "gpu_provider.library.keys",
     "LibraryContext": "gpu_provider.provider",
     "ProviderConfig": "gpu_provider.config",
     "ProviderStats": "gpu_provider.provider",

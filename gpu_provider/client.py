@@ -24,6 +24,7 @@ __all__ = [
     "QueueCounters",
     "SmallBatch",
     "class_bytes",
+    "class_of",
     "openssl_error",
     "u8",
     "u16",
@@ -40,6 +41,11 @@ MAX_BYTES: int = lib.GP_MAX_BYTES
 def class_bytes(class_index: int) -> int:
     """Bytes per row of a size class: GP_CLASS_BYTES."""
     return (class_index + 4) * 64
+
+
+def class_of(modulus_bytes: int) -> int:
+    """The size class of a modulus."""
+    return -(-modulus_bytes // 64) - 4
 
 
 def u8(array: NDArray[np.uint8]) -> FFI.CData:
@@ -103,7 +109,7 @@ class QueueCounters:
 class SmallBatch(NamedTuple):
     """``struct gp_small_batch``: a batch that ``gp_consumer_wait`` computed."""
 
-    kind: int
+    class_index: int
     requests: int
     failed: int
     again: int

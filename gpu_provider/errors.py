@@ -1,4 +1,4 @@
-"""Every exception of the library, under one root. The TLS errors in ``gpu_provider.tls`` derive from the same root."""
+"""The exceptions of the library, under one root. Those of ``gpu_provider.tls`` derive from the same root."""
 
 __all__ = [
     "MORE_THREADS",
@@ -13,7 +13,7 @@ __all__ = [
 ]
 
 MORE_THREADS = "raise the limits of threads (ulimit -u) and of memory (ulimit -v)"
-"""The remedy where a thread can't be started."""
+"""The remedy when a thread can't be started."""
 
 
 class GpuProviderError(Exception):
@@ -29,7 +29,7 @@ class KeyLoadError(GpuProviderError, ValueError):
 
 
 class InputError(GpuProviderError, ValueError):
-    """A number handed in is of the wrong type, size or range. The message never holds the number."""
+    """An operand is of the wrong type, size or range. The message never holds the number."""
 
 
 class QueueFullError(GpuProviderError):

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any, NoReturn, Self, overload
 import numpy as np
 from prometheus_client import CollectorRegistry
 
-from gpu_provider import keys
 from gpu_provider.backends.choice import open_gpus
 from gpu_provider.backends.cpu import CpuBackend
 from gpu_provider.backends.cuda.device import CudaArray
@@ -22,9 +21,10 @@ from gpu_provider.client import Client, openssl_error
 from gpu_provider.config import ProviderConfig, load_config
 from gpu_provider.engine.engine import Engine
 from gpu_provider.errors import BackendError, GpuProviderError, InputError, ProviderClosedError
-from gpu_provider.keys import Key
+from gpu_provider.library import keys
 from gpu_provider.library.device_arrays import DeviceArrays
 from gpu_provider.library.futures import PendingFutures, RequestFuture
+from gpu_provider.library.keys import Key
 from gpu_provider.library.modexp import modexp_call
 from gpu_provider.library.operands import array_to_rows, limbs_of
 from gpu_provider.library.private_rows import keys_of_rows, private_calls
@@ -40,8 +40,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from gpu_provider.backends.base import Backend
-    from gpu_provider.key_formats import KeySource
-    from gpu_provider.library.calls import Call
+    from gpu_provider.engine.calls import Call
+    from gpu_provider.library.key_formats import KeySource
     from gpu_provider.library.operands import AnyOperand, BytesLike, Integer, Number, Operand
     from gpu_provider.library.private_rows import Keys
 
@@ -53,7 +53,8 @@ _log = logging.getLogger(__name__)
 class LibraryContext:
     """An ``OSSL_LIB_CTX`` whose RSA operations go through a provider. Freed when nobody refers to it any more.
 
-    Keeps the C side of the provider alive, not its threads: after the provider is closed, OpenSSL computes at once.
+    It keeps the C side of the provider alive, but not its threads: once the provider is closed, OpenSSL computes at
+    once.
     """
 
     def __init__(self, client: Client) -> None:
@@ -68,12 +69,12 @@ class LibraryContext:
 
     @property
     def pointer(self) -> int:
-        """The address of the ``OSSL_LIB_CTX``, valid as long as this object is referred to."""
+        """The address of the ``OSSL_LIB_CTX``, valid as long as this object is alive."""
         return int(ffi.cast("uintptr_t", self._context))
 
 
 class BatchingProvider:
-    """Gathers RSA private operations of many TLS connections and threads into batches, and computes them.
+    """Gathers the RSA private operations of many TLS connections and threads into batches, and computes them.
 
     ::
 
@@ -83,9 +84,9 @@ class BatchingProvider:
 
     Every method may be called from any thread. No thread is started before :meth:`start` (or ``with``).
 
-    Fork: in a process forked after the provider was made, TLS connections' operations are computed at once by
-    OpenSSL, and the methods here raise ProviderClosedError; :meth:`close` does nothing there. Make a new provider in
-    the child. A future from before the fork never ends in the child.
+    Fork: in a process forked after the provider was made, OpenSSL computes the operations of TLS connections at once,
+    the methods here raise ProviderClosedError, and :meth:`close` does nothing. Make a new provider in the child. A
+    future from before the fork never ends in the child.
     """
 
     def __init__(
@@ -97,11 +98,11 @@ class BatchingProvider:
     ) -> None:
         """``config`` None: defaults and ``GPU_PROVIDER_*`` environment variables.
 
-        ``backends``: what computes, the preferred one first, instead of what ``config.backend`` names. The provider
+        ``backends``: what computes instead of what ``config.backend`` names, the preferred one first. The provider
         opens and closes them. libcrypto computes whatever they fail, so it need not be among them.
 
-        ``registry``: where the metrics go; None: to a new one, :attr:`registry`. (``prometheus_client.REGISTRY``
-        takes the metrics of one provider only.)
+        ``registry``: where the metrics go; None: to a new one, :attr:`registry`. (``prometheus_client.REGISTRY`` has
+        room for one provider only.)
 
         Raises ConfigError, and BackendError if there is no memory or descriptor for the queue.
         """
@@ -136,16 +137,15 @@ class BatchingProvider:
         self._lock = threading.RLock()  # a signal handler may come in between
         self._started = False
         self._library_context: LibraryContext | None = None
-        # When the provider is forgotten. It does not wait for the threads: whoever drops the last reference may hold a
+        # When the provider is collected. It doesn't wait for the threads: whoever drops the last reference may hold a
         # lock that a future's callback needs.
         weakref.finalize(self, self._engine.begin_close).atexit = False
 
     # ---- lifetime ----
 
     def start(self) -> None:
-        """Opens the backends and starts the threads. Raises BackendError if a backend can't be opened,
-        ProviderClosedError if the provider is closed or was made before a fork. Does nothing if it is started
-        already."""
+        """Opens the backends and starts the threads. Does nothing if that was done already. Raises BackendError if a
+        backend can't be opened, ProviderClosedError if the provider is closed or was made before a fork."""
         self._client.check_process()
         with self._lock:
             if self._engine.closing:
@@ -159,12 +159,12 @@ class BatchingProvider:
         """Completes the requests in the queue, then ends the threads. May be called again, from any thread, and from a
         signal handler; each call waits for the end.
 
-        TLS connections go on: later operations, and those that wait in line, are computed at once by OpenSSL. Library
-        requests that wait in line end with ProviderClosedError, and so do ``modexp`` calls and calls over arrays of
-        other threads that are not done half a second later. If a backend hangs this takes up to ``backend_timeout``. In
-        a callback of a future, it returns without waiting.
+        TLS connections go on: OpenSSL computes later operations, and those in the wait queue, at once. Library requests
+        in the wait queue end with ProviderClosedError, and so do other threads' ``modexp`` calls and calls over arrays
+        that are not done half a second later. If a backend hangs, this takes up to ``backend_timeout``. In a callback
+        of a future it returns without waiting.
 
-        A provider that is not closed is closed at the interpreter's exit. One that is forgotten ends its threads by
+        A provider that is not closed is closed at the interpreter's exit. One that is collected ends its threads
         itself.
         """
         self._engine.close()
@@ -183,7 +183,7 @@ class BatchingProvider:
 
     @property
     def library_context(self) -> LibraryContext:
-        """The OpenSSL library context for TLS contexts that use this provider; one for all of them.
+        """The OpenSSL library context for all TLS contexts that use this provider.
 
         Raises ProviderClosedError before :meth:`start`, because connections would wait for threads that don't exist.
         """
@@ -198,11 +198,11 @@ class BatchingProvider:
     # ---- RSA ----
 
     def load_key(self, source: KeySource, password: bytes | str | None = None) -> Key:
-        """Takes an RSA private key of 2048 to 4096 bits into the key table.
+        """Adds an RSA private key of 2048 to 4096 bits to the key table.
 
-        ``source``: what a key's file holds, PEM or DER (PKCS#8 or PKCS#1) or OpenSSH's format, encrypted if
-        ``password`` is given; or a private key of the ``cryptography`` package. PEM may hold certificates as well.
-        Raises KeyLoadError saying what is wrong with it.
+        ``source``: the content of a key file in PEM or DER (PKCS#8 or PKCS#1) or in OpenSSH's format, encrypted if
+        ``password`` is given; or a private key of the ``cryptography`` package. PEM may contain certificates as well.
+        Raises KeyLoadError, which says what is wrong with the key.
         """
         self._client.check_process()
         return keys.load(self._client, source, password)
@@ -220,18 +220,18 @@ class BatchingProvider:
     ) -> int | bytes | NDArray[np.uint64] | CudaArray:
         """x^d mod n: the RSA private operation without any padding. Waits for the result, and for room in the queue.
 
-        ``x``: an int from 0 to n - 1 (NumPy's integers and others with ``__index__`` will do), or as many big-endian
-        bytes as the modulus has, or fewer. The result is of the same kind; bytes are as many as the modulus has.
+        ``x``: an int from 0 to n - 1 (or NumPy's integers, or others with ``__index__``), or big-endian bytes, at most
+        as many as the modulus has. The result has the same type; bytes are as many as the modulus has.
 
-        Or many at once, with one key or with a sequence of as many: a uint64 array [n, limbs] or [limbs], least
-        significant limb first, each row below its modulus. Returns [n, limbs of the longest modulus]. Such a call does
-        not go through the queue; TLS connections are served meanwhile, because it is computed in pieces of at most
-        ``max_delay`` seconds.
+        To compute many at once, ``x`` is a uint64 array [n, limbs] or [limbs], least significant limb first, each row
+        below its modulus, and ``key`` is one key or a sequence of n. Returns [n, limbs of the longest modulus]. Such a
+        call does not go through the queue. It is computed in pieces of at most ``max_delay`` seconds, so TLS
+        connections are served meanwhile.
 
-        The array may be a CuPy array, or another one with ``__cuda_array_interface__``, in the memory of a GPU that the
-        provider computes with. The result is a CuPy array on that GPU then, and the numbers do not pass through the
-        host, provided that the keys are all of up to 2048 bits, of up to 3072, or of more. The call waits for the
-        array's stream and for the thread's current one; its result is there when it returns.
+        The array may be a CuPy array, or another with ``__cuda_array_interface__``, in the memory of a GPU that the
+        provider computes with. Then the result is a CuPy array on that GPU, and the numbers don't pass through the
+        host, provided that all keys have up to 2048 bits, or all 2049 to 3072, or all more. The call waits for the
+        array's stream and for the thread's current one; when it returns, the result is there.
 
         Raises InputError, OperationError, ProviderClosedError.
         """
@@ -250,8 +250,7 @@ class BatchingProvider:
     @overload
     def submit(self, key: Key, x: BytesLike) -> Future[bytes]: ...
     def submit(self, key: Key, x: Integer | BytesLike) -> Future[Any]:
-        """Like :meth:`private_op`, but returns a future at once, and raises QueueFullError at once if the queue is
-        full.
+        """Like :meth:`private_op`, but returns a future at once, or raises QueueFullError if the queue is full.
 
         The future's callbacks run on a thread of the provider and must not block. What they raise is logged, even
         SystemExit. Cancelling works until the result is there; the request is computed all the same.
@@ -264,8 +263,7 @@ class BatchingProvider:
     @overload
     async def private_op_async(self, key: Key, x: BytesLike) -> bytes: ...
     async def private_op_async(self, key: Key, x: Integer | BytesLike) -> int | bytes:
-        """Like :meth:`private_op`, for a coroutine. May be cancelled at any time; the request is computed all the
-        same."""
+        """Like :meth:`private_op`, for coroutines. May be cancelled at any time; the request is still computed."""
         self._check_key(key)
         return await asyncio.wrap_future(self._futures.submit(key, x, wait_for_room=True))
 
@@ -289,7 +287,8 @@ class BatchingProvider:
         return limbs_of(outputs)
 
     def _compute(self, calls: Sequence[Call]) -> list[NDArray[np.uint8]]:
-        """Their results. A call whose thread is interrupted is given up, so that close() need not wait for it."""
+        """Returns the calls' results. If this thread is interrupted it gives the calls up, so that close() need not
+        wait for them."""
         try:
             self._engine.submit(calls)
             return [call.wait() for call in calls]
@@ -307,7 +306,7 @@ class BatchingProvider:
 
     # ---- modular exponentiation ----
 
-    # To the types bytes are a sequence of ints too; the first overload that matches is the right one.
+    # To type checkers, bytes are also a sequence of ints; the first overload that matches is the right one.
     @overload
     def modexp(self, bases: Integer, exponents: Number, moduli: Number) -> int: ...  # type: ignore[overload-overlap]
     @overload
@@ -328,20 +327,21 @@ class BatchingProvider:
         """bases[i]^exponents[i] mod moduli[i], for RSA and finite-field Diffie-Hellman. Waits for the results.
 
         Each operand is one number for all operations, a sequence of numbers, or a uint64 array [n, limbs] or [limbs],
-        least significant limb first. A number is an int (NumPy's integers and others with ``__index__`` will do) or
+        least significant limb first. A number is an int (or one of NumPy's integers, or another with ``__index__``) or
         big-endian bytes. Moduli are odd and greater than 1, bases are less than their moduli, exponents are not
         negative; none has more than 8192 bits.
 
-        Returns [n, limbs of the moduli] if ``bases`` is an array; one number if all operands are one number; else a
-        list of numbers. These are ints or bytes like their bases; bytes are as many as the modulus has. No operation
-        gives an empty list or array. Raises InputError, OperationError, ProviderClosedError.
+        Returns [n, limbs of the moduli] if ``bases`` is an array; one number if every operand is one number; otherwise
+        a list of numbers, which are ints or bytes like their bases; bytes are as many as the modulus has. The list or
+        array is empty if there are no operations. Raises InputError, OperationError, ProviderClosedError.
 
-        The time depends on the width of exponents (the longest of them, or the array's limbs) but not on their
-        values: to hide the length of secret exponents as well, give them as arrays of a fixed width.
+        The time depends on the width of the exponents (the longest of them, or the array's limbs) but not on their
+        values. To hide the length of secret exponents as well, pass them as arrays of a fixed width.
 
-        Arrays may be on a GPU, as for :meth:`private_op`; the result is there if ``bases`` is. Bases and exponents do
-        not pass through the host then (moduli do), provided that no number has more than 4096 bits and that there are
-        at least eight bases to a modulus. Bases there are not compared with their moduli: see that they are less.
+        Arrays may be on a GPU, as for :meth:`private_op`; if ``bases`` is, the result is there too. Then bases and
+        exponents don't pass through the host (moduli do), provided that no number has more than 4096 bits and that
+        there are at least eight bases per modulus. Such bases are not compared with their moduli: make sure that they
+        are less.
 
         TLS connections are served meanwhile: a call is computed in pieces of at most ``max_delay`` seconds.
         """
@@ -376,9 +376,8 @@ class BatchingProvider:
     async def modexp_async(
         self, bases: Operand, exponents: Operand, moduli: Operand
     ) -> int | bytes | list[int] | list[bytes] | NDArray[np.uint64]:
-        """Like :meth:`modexp`, for a coroutine and operands on the host. When it is cancelled, what is not computed yet
-        never is; a thread of ``asyncio.to_thread(provider.modexp, …)`` would compute on, and ``asyncio.run`` wait for
-        it."""
+        """Like :meth:`modexp`, for coroutines and operands on the host. Cancelling it stops the computation; a thread
+        of ``asyncio.to_thread(provider.modexp, …)`` would go on, and ``asyncio.run`` would wait for it."""
         self._check_running()
         call = modexp_call(bases, exponents, moduli)
         ended = RequestFuture()
@@ -401,12 +400,12 @@ class BatchingProvider:
 
     @property
     def failure(self) -> str | None:
-        """Why the provider does not batch any more, or None: it ran out of memory, or has a fault. TLS connections go
-        on, computed by OpenSSL at once; library requests end with ProviderClosedError. Make a new provider, or end."""
+        """Why the provider no longer batches, or None: it ran out of memory, or has a fault. OpenSSL then computes at
+        once for TLS connections, and library requests end with ProviderClosedError. Make a new provider, or exit."""
         return self._engine.failure
 
     def stats(self) -> ProviderStats:
-        """Counters and states now."""
+        """A snapshot of the counters."""
         self._client.check_process()
         return self._statistics.snapshot(self._engine.in_use())
 

@@ -1,6 +1,6 @@
 """A pytest plugin: a batching provider whose batches a test holds and releases, and whose backend it makes fail.
 
-It is there in every environment that has this package and pytest; nothing is imported until a fixture is used.
+Every environment with this package and pytest has it; nothing is imported until a fixture is used.
 
 For example::
 
@@ -32,9 +32,9 @@ Fixtures:
     A :class:`HeldBackend`, which holds every batch until the test releases it.
 ``held_provider``
     A started :class:`gpu_provider.BatchingProvider` that computes with ``held_backend``, closed after the test. The
-    marker ``@pytest.mark.gpu_provider(queue_depth=…, …)`` sets fields of its ``ProviderConfig``. They have the usual
-    defaults, but for three, so that no test depends on time: batches may take an hour (``max_delay``), may be held
-    for an hour (``backend_timeout``), and once the backend has failed, libcrypto computes to the end of the test
+    marker ``@pytest.mark.gpu_provider(queue_depth=…, …)`` sets fields of its ``ProviderConfig``. Three of them have
+    other defaults than usual, so that no test depends on time: batches may take an hour (``max_delay``) and may be
+    held for an hour (``backend_timeout``), and once the backend has failed, libcrypto computes until the test ends
     (``backend_retry``).
 """
 
@@ -57,8 +57,8 @@ if TYPE_CHECKING:
 
     from gpu_provider.backends.base import Batch
     from gpu_provider.client import Client
-    from gpu_provider.engine.scheduler import CostCurve
-    from gpu_provider.keys import Key
+    from gpu_provider.costs import CostCurves
+    from gpu_provider.library.keys import Key
     from gpu_provider.provider import BatchingProvider
 
 __all__ = ["HeldBackend", "HeldBatch", "fill_queue", "held_backend", "held_provider"]
@@ -73,7 +73,7 @@ class HeldBatch:
         self.requests = requests
         """How many requests are in it."""
         self.bits = bits
-        """Bits of its size class (of the widest modulus, for modexp)."""
+        """Bits of its size class, or for modexp of the widest modulus."""
         self._released = False
 
     def __repr__(self) -> str:
@@ -83,8 +83,8 @@ class HeldBatch:
 class HeldBackend:
     """A backend that computes with OpenSSL, but only when told to. Every method may be called from any thread.
 
-    It starts out holding. The faults of ``fail_next``, ``lie_next`` and ``hang_next`` happen, in the order in which
-    they were asked for, one to each batch that is let go.
+    It holds from the start. The faults of ``fail_next``, ``lie_next`` and ``hang_next`` happen in the order of the
+    calls, one to each batch that is released.
     """
 
     name = "held"
@@ -102,7 +102,7 @@ class HeldBackend:
         self._hangs_over = False
         self._client: Client | None = None
 
-    def cost_curves(self) -> list[CostCurve]:
+    def cost_curves(self) -> CostCurves:
         from gpu_provider.backends.libcrypto import libcrypto_cost_curves  # noqa: PLC0415 (heavy)
 
         return libcrypto_cost_curves()
@@ -117,8 +117,7 @@ class HeldBackend:
             return self._unseen.popleft()
 
     def release(self, batch: HeldBatch | None = None) -> None:
-        """Lets go of ``batch``, or of the one held longest. RuntimeError if none is held: see
-        :meth:`wait_for_batch`."""
+        """Releases ``batch``, or the one held longest. RuntimeError if none is held: see :meth:`wait_for_batch`."""
         with self._changed:
             if batch is None:
                 if not self._held:
@@ -128,7 +127,7 @@ class HeldBackend:
             self._changed.notify_all()
 
     def release_all(self) -> None:
-        """Lets go of everything, and holds nothing from now on."""
+        """Releases everything, and holds nothing from now on."""
         with self._changed:
             self._holding = False
             self._changed.notify_all()
@@ -139,20 +138,20 @@ class HeldBackend:
             self._holding = True
 
     def fail_next(self, error: BaseException | None = None) -> None:
-        """The next batch that is let go raises ``error`` instead of being computed."""
+        """The next batch that is released raises ``error`` instead of being computed."""
         self._faults.append(error or RuntimeError("made to fail by a test"))
 
     def lie_next(self) -> None:
-        """The next batch that is let go comes back with a wrong first result."""
+        """The next batch that is released comes back with a wrong first result."""
         self._faults.append("lie")
 
     def hang_next(self) -> None:
-        """The next batch that is let go does not return until :meth:`end_hang`. Only of use with a short
+        """The next batch that is released does not return until :meth:`end_hang`. Only useful with a short
         ``backend_timeout``, after which the provider has libcrypto compute it."""
         self._faults.append("hang")
 
     def end_hang(self) -> None:
-        """Every call that hangs returns, and no later one hangs."""
+        """Every hanging call returns, and no later one hangs."""
         with self._changed:
             self._hangs_over = True
             self._changed.notify_all()
@@ -238,11 +237,11 @@ def held_provider(held_backend: HeldBackend, request: pytest.FixtureRequest) -> 
     with BatchingProvider(load_config(ProviderConfig, overrides=settings), backends=[held_backend]) as provider:
         try:
             yield provider
-        finally:  # or leaving the provider's context would wait for what the backend holds
+        finally:  # otherwise leaving the provider's context would wait for what the backend holds
             held_backend.release_all()
             held_backend.end_hang()
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Makes the marker known."""
+    """Registers the marker."""
     config.addinivalue_line("markers", "gpu_provider(**settings): ProviderConfig fields of the fixture held_provider")

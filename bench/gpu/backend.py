@@ -20,7 +20,7 @@ from gpu_provider.backends.cuda.host_device import HostDevice
 from gpu_provider.client import Client
 from gpu_provider.errors import BackendError
 from gpu_provider.kernels.cubin_cache import CubinCache
-from gpu_provider.keys import load
+from gpu_provider.library.keys import load
 
 from .batches import to_rows
 from .device import find_device

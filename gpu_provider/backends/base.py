@@ -1,7 +1,7 @@
-"""What the batching provider asks of whatever computes a batch.
+"""What the batching provider requires of a backend.
 
 A backend never sees a connection, a callback or a future: it gets rows of numbers and fills rows of numbers. It may
-fail in every way: the provider verifies results (unless the backend does), computes a failed batch again on libcrypto,
+fail in any way: the provider verifies results (unless the backend does), has libcrypto compute a failed batch again,
 and takes a failing backend out of use for a while.
 """
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from gpu_provider.client import Client
-    from gpu_provider.engine.scheduler import CostCurve
+    from gpu_provider.costs import CostCurves
 
 __all__ = ["Backend", "Batch", "KeyHolder", "OnGpu"]
 
@@ -29,15 +29,15 @@ class Batch:
     """
 
     class_bytes: int
-    """Bytes per row: 256, 320, 384, 448 or 512. Shorter moduli are padded with zeros at their most significant end."""
+    """Bytes per row: 256, 320, 384, 448 or 512. Shorter numbers have zeros at their most significant end."""
     keys: NDArray[np.uint64]
     """[n] key handles."""
     inputs: NDArray[np.uint8]
-    """[n, class_bytes] rows, least significant byte first, each less than its modulus. Read-only."""
+    """[n, class_bytes], least significant byte first, each row less than its modulus. Read-only."""
     outputs: NDArray[np.uint8]
-    """[n, class_bytes] rows to fill, least significant byte first, all ``class_bytes`` of each."""
+    """[n, class_bytes] to fill, least significant byte first, all bytes of each row."""
     ok: NDArray[np.uint8]
-    """[n] zeros; a backend sets 1 where ``outputs`` holds a result."""
+    """[n] zeros; the backend sets 1 where ``outputs`` holds a result."""
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -48,34 +48,33 @@ class Backend(Protocol):
 
     @property
     def name(self) -> str:
-        """For logs, metrics and configuration."""
+        """What logs and metrics call it."""
         ...
 
     @property
     def workers(self) -> int:
-        """How many batches it can usefully run at the same time. Fixed once ``open`` has returned."""
+        """How many batches it can usefully compute at a time. Fixed once ``open`` has returned."""
         ...
 
     @property
     def verifies(self) -> bool:
-        """Whether every result it reports as ok has been checked with the public exponent already."""
+        """Whether it has checked every result that it reports as ok with the public exponent."""
         ...
 
     @property
     def pipelined(self) -> bool:
-        """Whether the workers share one device, so that a batch in flight waits for others; False if each worker has
-        a processor of its own."""
+        """Whether the workers share one device, so that batches in flight wait for each other; False if each worker has
+        a processor core of its own."""
         ...
 
-    def cost_curves(self) -> list[CostCurve]:
-        """What a batch costs on one worker, by kind of work: the five size classes, then modexp() in units of
-        ``ModexpCall.units_per_row``. Measured by ``open``, or a first guess for this sort of hardware; the provider
-        goes on from there with what it measures. Called once, after ``open``."""
+    def cost_curves(self) -> CostCurves:
+        """What a batch costs on one worker, as measured by ``open``, or a first guess for this sort of hardware. The
+        provider refines it with what it measures. Called once, after ``open``."""
         ...
 
     def open(self, client: Client) -> None:
-        """Called once, before anything is computed and after any fork the program may make. ``client`` knows the keys
-        behind the handles. Raises BackendError if it can't work here."""
+        """Called once, before anything is computed and after any fork that the program makes. ``client`` knows the keys
+        behind the handles. Raises BackendError if the backend can't work here."""
         ...
 
     def private_op(self, batch: Batch) -> None:
@@ -111,13 +110,13 @@ class OnGpu(Protocol):
 
     @property
     def pci_bus_id(self) -> str | None:
-        """Of the GPU, such as ``0000:3b:00.0``; None for what stands in for one."""
+        """The GPU's address, such as ``0000:3b:00.0``; None for what stands in for a GPU."""
         ...
 
 
 @runtime_checkable
 class KeyHolder(Protocol):
-    """A backend with copies of keys, which it has to wipe when the keys go."""
+    """A backend with copies of keys, which it must wipe when the keys are removed."""
 
     def keys_removed(self) -> None:
         """Some keys have left the key table since the last call, and no request uses them. Must not block."""

@@ -1,4 +1,4 @@
-"""The GPUs that a provider computes with: all that there are and that work, if its settings allow it."""
+"""Opens the GPUs that a provider computes with: all that work, if its settings allow it."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ _log = logging.getLogger(__name__)
 
 
 def open_gpus(client: Client, config: ProviderConfig) -> list[CudaBackend]:
-    """A backend for each GPU, open already. None unless ``config.backend`` is "cuda" or "auto".
+    """An open backend for each GPU; none unless ``config.backend`` is "cuda" or "auto".
 
-    For "cuda", raises BackendError if there is no GPU, or one can't be used. For "auto" that is logged, and the
-    others compute. Starts CUDA in this process, so a program must not fork afterwards.
+    With "cuda", raises BackendError if there is no GPU or one can't be used. With "auto", that is logged, and the
+    others compute. Starts CUDA in this process, so the program must not fork afterwards.
     """
     if config.backend not in {"auto", "cuda"}:
         return []
@@ -46,7 +46,7 @@ def open_gpus(client: Client, config: ProviderConfig) -> list[CudaBackend]:
         CudaBackend(CupyDevice(gpu, cache, arithmetic), name=name, measured=config.max_batch)
         for gpu, name in zip(gpus, names, strict=True)
     ]
-    # On threads of their own: each makes its device that of its thread, and this one may have another.
+    # On other threads: each makes its device the current one of its thread, and this thread may have another.
     with ThreadPoolExecutor(len(backends)) as pool:
         failures = list(pool.map(lambda backend: _open(backend, client), backends))
     working = [backend for backend, failure in zip(backends, failures, strict=True) if failure is None]

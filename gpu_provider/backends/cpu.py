@@ -16,7 +16,7 @@ import numpy as np
 from gpu_provider import kernels
 from gpu_provider.backends.libcrypto import libcrypto_cost_curves, libcrypto_modexp
 from gpu_provider.client import u8, u64
-from gpu_provider.engine.scheduler import CostCurve
+from gpu_provider.costs import CostCurve, CostCurves
 from gpu_provider.errors import BackendError
 from gpu_provider.native import ffi, lib
 
@@ -73,10 +73,11 @@ class CpuBackend:
         lib.gp_cpu_use_kernels(client.cpu, functions, self._smallest or 0)
         self._client = client
 
-    def cost_curves(self) -> list[CostCurve]:
+    def cost_curves(self) -> CostCurves:
         if self._width == 1:
             return libcrypto_cost_curves()
-        return [CostCurve([(1, one), (self._width, group)], self._width) for one, group in _FIRST_GUESSES]
+        *private, modexp = (CostCurve([(1, one), (self._width, group)], self._width) for one, group in _FIRST_GUESSES)
+        return CostCurves(private, modexp)
 
     def private_op(self, batch: Batch) -> None:
         if self._client is None:

@@ -6,7 +6,7 @@ import os
 from typing import TYPE_CHECKING
 
 from gpu_provider.client import u8, u64
-from gpu_provider.engine.scheduler import CostCurve
+from gpu_provider.costs import CostCurve, CostCurves
 from gpu_provider.errors import BackendError
 from gpu_provider.native import lib
 
@@ -59,9 +59,10 @@ def libcrypto_modexp(
         raise BackendError("libcrypto: out of memory")
 
 
-def libcrypto_cost_curves() -> list[CostCurve]:
+def libcrypto_cost_curves() -> CostCurves:
     """``Backend.cost_curves``: every operation costs the same."""
-    return [CostCurve([(1, seconds)]) for seconds in _FIRST_GUESSES]
+    *private, modexp = (CostCurve([(1, seconds)]) for seconds in _FIRST_GUESSES)
+    return CostCurves(private, modexp)
 
 
 class LibcryptoBackend:
@@ -81,7 +82,7 @@ class LibcryptoBackend:
     def open(self, client: Client) -> None:
         self._client = client
 
-    def cost_curves(self) -> list[CostCurve]:
+    def cost_curves(self) -> CostCurves:
         return libcrypto_cost_curves()
 
     def private_op(self, batch: Batch) -> None:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from gpu_provider.backends.cuda.device import Device
-    from gpu_provider.keys import Key
+    from gpu_provider.library.keys import Key
 
 __all__ = ["SIZES", "Rate", "measure_device", "measure_processor"]
 

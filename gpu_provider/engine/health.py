@@ -18,27 +18,30 @@ class BackendState(enum.Enum):
 
 
 class Health:
-    """The state of one backend. The batching thread only, but any thread may read ``state``."""
+    """The state of one backend. The batching thread changes it; any thread may read ``state``."""
 
     def __init__(self, name: str, first_pause: float, stand_in: str) -> None:
-        """``first_pause``: seconds out of use after a first failure; doubles up to 64 times that."""
+        """``first_pause``: seconds out of use after a first failure; each further one doubles it, up to 64 times.
+        ``stand_in``: what computes meanwhile, for the log."""
         self.state = BackendState.IN_USE
         self._name = name
         self._stand_in = stand_in
         self._first_pause = self._pause = first_pause
         self._retry_at = 0.0
 
-    def usable_workers(self, workers: int, hung: int, now: float) -> int:
-        """How many of its workers may work: all, none, or one on trial. While a call of it still hangs it stays out."""
+    def end_pause(self, now: float, hung: int) -> None:
+        """Puts the backend on trial if its pause is over. While a call of it still hangs it stays out."""
         if self.state is BackendState.OUT and now >= self._retry_at and not hung:
             self.state = BackendState.TRIAL
+
+    def usable_workers(self, workers: int) -> int:
+        """How many of its workers may work: all, none, or one on trial."""
         if self.state is BackendState.IN_USE:
             return workers
         return 1 if self.state is BackendState.TRIAL else 0
 
     def failed(self, reason: str, now: float) -> None:
-        """One failure takes it out of use. What fails while it is out already was launched before and changes
-        nothing."""
+        """Takes the backend out of use. Jobs that fail while it is out were launched before, and change nothing."""
         if self.state is BackendState.OUT:
             return
         if self.state is BackendState.IN_USE:
@@ -48,6 +51,7 @@ class Health:
         self._pause = min(self._pause * 2, self._first_pause * _LONGEST_PAUSE)
 
     def succeeded(self) -> None:
+        """Puts a backend on trial back in use."""
         if self.state is BackendState.TRIAL:
             _log.warning("backend %s works again and is back in use", self._name)
             self.state = BackendState.IN_USE

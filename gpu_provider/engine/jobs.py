@@ -1,14 +1,15 @@
-"""What a worker computes: a batch of RSA operations from the queue, or a chunk of a call (``library/calls.py``).
+"""What a worker computes: a batch of RSA operations from the queue, or a chunk of a call (``chunk_job.py``).
 
-A job is finished by whoever claims it first: the worker whose backend returned, or the watchdog that lost patience with
-it. A backend that hangs may still write into the job's arrays long after that; so the watchdog works on copies, and a
-worker that lost its job gets new buffers.
+A job is finished by whoever claims it first: the worker whose backend returned, or the watchdog. A backend that hangs
+may write into the job's arrays long after that. So the watchdog works on copies, and a worker that lost its job gets
+new buffers.
 """
 
 from __future__ import annotations
 
 import threading
-from typing import TYPE_CHECKING, Protocol
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -24,52 +25,53 @@ if TYPE_CHECKING:
 
     from gpu_provider.backends.base import Backend
     from gpu_provider.client import Client
+    from gpu_provider.kinds import Kind, RequestKind
 
-__all__ = ["Buffers", "Job", "RsaJob"]
+__all__ = ["Buffers", "Job", "RsaJob", "refuse_waiting"]
 
 
-class Job(Protocol):
+class Job(ABC):
     """One unit of work for one worker."""
 
-    kind: int
-    """Index into the cost curves: a size class, or MODEXP."""
-    count: int
-    """Requests: what counters count."""
-    cost_units: int
-    """Operations: what the cost curves count."""
-    started_ns: int
-    buffers: Buffers | None
-    """The worker's buffers, if the job uses them."""
+    def __init__(self, kind: Kind, count: int, cost_units: int, buffers: Buffers | None = None) -> None:
+        """``count``: in requests, for counters. ``cost_units``: in operations, for cost curves. ``buffers``: the
+        worker's, if the job uses them."""
+        self.kind = kind
+        self.count = count
+        self.cost_units = cost_units
+        self.buffers = buffers
+        self.started_ns = 0
+        self._claim = threading.Lock()
 
     def claim(self) -> bool:
         """True for the first caller, who has to finish the job; False for everyone else."""
-        ...
+        return self._claim.acquire(blocking=False)
 
     def wanted(self) -> bool:
-        """Whether anybody still waits for it."""
-        ...
+        """Whether anybody still waits for it. TLS connections do; a cancelled future's request is computed anyway."""
+        return True
 
+    @abstractmethod
     def compute(self, backend: Backend) -> int:
-        """On the worker's thread. Returns how many results were wrong; those do not count as results any more. Raises
-        what the backend raises; then there are no results at all."""
-        ...
+        """Runs on the worker's thread. Returns how many results were wrong, and drops them. Raises what the backend
+        raises; then there are no results at all."""
 
+    @abstractmethod
     def succeeded(self) -> int:
         """How many requests have a result (after ``compute`` has returned or raised)."""
-        ...
 
+    @abstractmethod
     def finish(self) -> None:
-        """Delivers every request, ERR where there is no result. The last thing that is done with a job."""
-        ...
+        """Delivers every request, as ERR where there is no result. Nothing may be done with the job after that."""
 
+    @abstractmethod
     def split_off_failed(self, largest: int, whole: bool) -> Sequence[Job]:
-        """Delivers what succeeded; the rest comes back as jobs of at most ``largest`` operations, with arrays of their
-        own. ``whole``: trust nothing of it."""
-        ...
+        """Delivers what succeeded, and returns the rest as jobs of at most ``largest`` operations, with arrays of their
+        own. ``whole``: nothing counts as having succeeded."""
 
 
 class Buffers:
-    """Arrays for one batch, made once per worker and used for all of its batches, with their addresses in C."""
+    """Arrays for one batch, with their addresses in C. A worker uses them for all of its batches."""
 
     def __init__(self, size: int) -> None:
         self.size = size
@@ -85,23 +87,23 @@ class Buffers:
         self.ok_pointer = u8(self.ok)
         self.inputs_pointer = u8(self.inputs)
         self.outputs_pointer = u8(self.outputs)
-        # A backend that used the inputs as scratch space would have its results verified against the wrong numbers.
+        # A backend that used its inputs as scratch space would have its results verified against the wrong numbers.
         self.readonly_keys = self.keys.view()
         self.readonly_keys.flags.writeable = False
         self.readonly_inputs = self.inputs.view()
         self.readonly_inputs.flags.writeable = False
 
 
-def refuse_waiting(client: Client, kind: int, buffers: Buffers) -> None:
-    """Ends all waiting requests of a size class with ERR, without memory for anything. The batching thread only."""
+def refuse_waiting(client: Client, kind: RequestKind, buffers: Buffers) -> None:
+    """Ends all waiting requests of a kind with ERR, without allocating memory. The batching thread only."""
     while taken := _take(client, kind, buffers.size, buffers):
         _refuse(client, kind, taken, buffers)
 
 
-def _take(client: Client, kind: int, count: int, buffers: Buffers) -> int:
+def _take(client: Client, kind: RequestKind, count: int, buffers: Buffers) -> int:
     taken: int = lib.gp_consumer_take(
         client.consumer,
-        kind,
+        kind.class_index,
         min(count, buffers.size),
         buffers.handles_pointer,
         buffers.keys_pointer,
@@ -111,24 +113,22 @@ def _take(client: Client, kind: int, count: int, buffers: Buffers) -> int:
     return taken
 
 
-def _refuse(client: Client, kind: int, count: int, buffers: Buffers) -> None:
+def _refuse(client: Client, kind: RequestKind, count: int, buffers: Buffers) -> None:
     buffers.ok.fill(0)
+    width = class_bytes(kind.class_index)
     lib.gp_consumer_complete(
-        client.consumer, count, buffers.handles_pointer, buffers.outputs_pointer, class_bytes(kind), buffers.ok_pointer
+        client.consumer, count, buffers.handles_pointer, buffers.outputs_pointer, width, buffers.ok_pointer
     )
 
 
-class RsaJob:
-    """The first ``count`` requests of ``buffers``, all of size class ``kind``."""
+class RsaJob(Job):
+    """The first ``count`` requests of ``buffers``, all of one kind."""
 
-    __slots__ = ("_claim", "_client", "batch", "buffers", "cost_units", "count", "kind", "started_ns")
+    kind: RequestKind
 
-    def __init__(self, client: Client, kind: int, buffers: Buffers, count: int) -> None:
-        width = class_bytes(kind)
-        self.kind = kind
-        self.count = self.cost_units = count
-        self.buffers: Buffers | None = buffers
-        self.started_ns = 0
+    def __init__(self, client: Client, kind: RequestKind, buffers: Buffers, count: int) -> None:
+        super().__init__(kind, count, count, buffers)
+        width = class_bytes(kind.class_index)
         self.batch = Batch(
             class_bytes=width,
             keys=buffers.readonly_keys[:count],
@@ -138,10 +138,9 @@ class RsaJob:
         )
         self.batch.ok.fill(0)
         self._client = client
-        self._claim = threading.Lock()
 
     @classmethod
-    def take(cls, client: Client, kind: int, count: int, buffers: Buffers) -> RsaJob | None:
+    def take(cls, client: Client, kind: RequestKind, count: int, buffers: Buffers) -> RsaJob | None:
         """Takes up to ``count`` waiting requests out of the queue; None if all were orphaned. The batching thread
         only."""
         taken = _take(client, kind, count, buffers)
@@ -150,7 +149,7 @@ class RsaJob:
         try:
             return cls(client, kind, buffers, taken)
         except MemoryError:
-            # They have left the queue, and nobody else knows of them.
+            # The requests have left the queue, and nobody else knows of them.
             _refuse(client, kind, taken, buffers)
             raise
 
@@ -158,12 +157,6 @@ class RsaJob:
     def oldest_submitted_ns(self) -> int:
         """When its first request was submitted (CLOCK_MONOTONIC); the queue is first in, first out."""
         return int(self._arrays.submitted_ns[0])
-
-    def claim(self) -> bool:
-        return self._claim.acquire(blocking=False)
-
-    def wanted(self) -> bool:
-        return True  # TLS connections do; a cancelled future's request is computed all the same
 
     def compute(self, backend: Backend) -> int:
         try:

@@ -1,1 +1,1 @@
-"""One library call: its operands, its way through the engine, and its result."""
+"""One library call: its keys, its operands, and its result."""

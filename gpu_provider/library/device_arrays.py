@@ -1,8 +1,13 @@
-"""Library calls over arrays in a GPU's memory, CuPy's and those of others: computed where they are.
+"""Library calls over arrays in a GPU's memory, such as CuPy's: computed where they are.
 
-Inputs and outputs do not pass through the host. What does are the moduli, to prepare their constants, and whatever the
-kernels do not take: keys of more than one kernel size in a call, keys with three primes, exponents above 4096 bits, a
-device that fails. That is computed as if it had come from the host.
+Inputs and outputs don't pass through the host. Moduli do, to prepare their constants, and so does whatever the kernels
+don't support: keys of more than one kernel size in a call, keys with three primes, exponents above 4096 bits. That, and
+what a device fails, is computed as if it had come from the host.
+
+These calls go past the scheduler, because they can't be served like others. No other backend can take over their rows
+without the device. A row without a result may be the caller's mistake (an input that isn't below its modulus), which
+must not put the backend out of use. And a device that is out of use for the queue is still the only one that can read
+the array.
 """
 
 from __future__ import annotations
@@ -18,17 +23,20 @@ import numpy as np
 
 from gpu_provider.backends.cuda.backend import CudaBackend
 from gpu_provider.backends.cuda.device import CudaArray, DeviceRows
-from gpu_provider.engine.workers import MODEXP
+from gpu_provider.client import class_of
 from gpu_provider.errors import BackendError, InputError, OperationError
+from gpu_provider.kinds import MODEXP, PRIVATE_ROWS
 from gpu_provider.library.modexp import check_moduli, rows_of_all, units_per_row
 from gpu_provider.library.operands import check_shape, limbs_of, to_rows
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
+    from contextlib import AbstractContextManager
 
     from numpy.typing import NDArray
 
     from gpu_provider.engine.engine import Engine
+    from gpu_provider.kinds import Kind
     from gpu_provider.library.operands import Operand
     from gpu_provider.library.private_rows import KeysOfRows
     from gpu_provider.observe.stats import Statistics
@@ -36,12 +44,12 @@ if TYPE_CHECKING:
 __all__ = ["DeviceArrays", "locate"]
 
 _log = logging.getLogger(__name__)
-_MOST_ROWS = 16384  # at a time: what the staging has room for
+_MOST_ROWS = 16384  # at a time; more would need larger staging
 _T = TypeVar("_T")
 
 
 def locate(array: CudaArray, name: str) -> tuple[DeviceRows, int | None]:
-    """Where an array is, and the stream that fills it (None: it is filled). Raises InputError."""
+    """Where an array is, and the stream that fills it (None: it is filled already). Raises InputError."""
     try:
         described = array.__cuda_array_interface__
     except (AttributeError, TypeError, RuntimeError) as error:  # PyTorch's reasons not to have it just now
@@ -63,34 +71,11 @@ def locate(array: CudaArray, name: str) -> tuple[DeviceRows, int | None]:
     )
 
 
-class _Pieces:
-    """Of a call that is computed in pieces, what they took. They count when all of it is done: after a failure the host
-    computes the whole call again, and counts it."""
-
-    given_up = False
-    """Whether the thread that waits for the call was interrupted, so that what is left need not be computed."""
-
-    def __init__(self) -> None:
-        self._took: list[tuple[int, float]] = []
-
-    @contextlib.contextmanager
-    def timed(self, rows: int) -> Iterator[None]:
-        if self.given_up:
-            raise OperationError("nobody waits for the call")
-        started = time.monotonic()
-        yield
-        self._took.append((rows, time.monotonic() - started))
-
-    def count(self, statistics: Statistics, backend: CudaBackend, kind: int) -> None:
-        for rows, seconds in self._took:
-            statistics.batch(backend.name, kind, rows, rows, seconds)
-
-
 class DeviceArrays:
-    """Any thread. What the methods take is CudaArray; what they return is an array of CuPy's."""
+    """Calls over arrays on any of the engine's GPUs. Takes CudaArrays and returns CuPy arrays. Any thread."""
 
     def __init__(self, engine: Engine, statistics: Statistics, timeout: float) -> None:
-        """``timeout``: seconds that a piece of a call may take."""
+        """``timeout``: seconds that each piece of a call may take."""
         self._engine = engine
         self._statistics = statistics
         self._timeout = timeout
@@ -102,8 +87,8 @@ class DeviceArrays:
         inputs: DeviceRows,
         on_host: Callable[[NDArray[np.uint64]], NDArray[np.uint64]],
     ) -> CudaArray:
-        """``inputs``, ``backend``: by :meth:`find`. ``on_host``: the same call for an array on the host. Raises
-        InputError, OperationError and what ``on_host`` raises."""
+        """``inputs``, ``backend``: from :meth:`find`. ``on_host``: the same call for an array on the host. Raises
+        InputError, OperationError, and what ``on_host`` raises."""
         longest = keys.sizes[1] or 8 * inputs.limbs
         limbs = longest // 8
         if inputs.limbs > limbs:
@@ -112,32 +97,19 @@ class DeviceArrays:
         if not inputs.rows:
             return result
         handles = keys.handles()
-        kind = -(-longest // 64) - 4
-        piece = self._engine.rows_at_a_time(backend, kind, 1, _MOST_ROWS)
-
-        done = _Pieces()
         wrong = 0
 
-        def compute() -> bool:
+        def compute(start: int, stop: int) -> bool:
             nonlocal wrong
-            with keys.pinned():
-                for start in range(0, inputs.rows, piece):
-                    some = slice(start, start + piece)
-                    parts = (rows.part(start, start + piece) for rows in (inputs, outputs))
-                    with done.timed(len(handles[some])):
-                        ok = backend.private_rows(handles[some], keys.sizes, *parts)
-                    if ok is None:
-                        return False
-                    wrong = len(ok) - int(np.count_nonzero(ok))
-                    if wrong:
-                        return False
-                return True
+            parts = (rows.part(start, stop) for rows in (inputs, outputs))
+            ok = backend.private_rows(handles[start:stop], keys.sizes, *parts)
+            wrong = 0 if ok is None else len(ok) - int(np.count_nonzero(ok))
+            return ok is not None and not wrong
 
-        if self._run(backend, compute, inputs.rows // piece + 1, inputs.rows, done):
-            done.count(self._statistics, backend, kind)
-        else:
+        kind = PRIVATE_ROWS[class_of(longest)]
+        if not self._compute(backend, kind, inputs.rows, 1, compute, during=keys.pinned()):
             answer = on_host(limbs_of(self._read(backend, inputs)))
-            if wrong:  # although the inputs were right, or on_host() had not taken them
+            if wrong:  # and the inputs were right, or on_host() would have refused them
                 self._statistics.fallback(backend.name, "wrong_result", wrong)
                 backend.distrust()
             self._write(backend, outputs, answer)
@@ -150,7 +122,7 @@ class DeviceArrays:
         moduli: Operand | CudaArray,
         on_host: Callable[[NDArray[np.uint64], Operand, Operand], NDArray[np.uint64]],
     ) -> CudaArray:
-        """As :meth:`private_op`. Bases that are not below their moduli are not noticed."""
+        """Like :meth:`private_op`. Doesn't check that bases are below their moduli."""
         base_rows, backend = self.find(bases, "base")
         moduli_on_host = self.on_host(moduli, "modulus")
         modulus_rows = to_rows(moduli_on_host, "modulus")
@@ -173,27 +145,15 @@ class DeviceArrays:
         result, outputs = self._new_array(backend, count, limbs)
         if not count:
             return result
-        units = units_per_row(8 * limbs, exponent_bytes)
-        piece = self._engine.rows_at_a_time(backend, MODEXP, units, _MOST_ROWS)
 
-        done = _Pieces()
+        def compute(start: int, stop: int) -> bool:
+            powers = exponent_rows
+            if exponent_count > 1:
+                powers = powers.part(start, stop) if isinstance(powers, DeviceRows) else powers[start:stop]
+            some = modulus_rows[start:stop] if len(modulus_rows) > 1 else modulus_rows
+            return backend.modexp_rows(base_rows.part(start, stop), powers, some, outputs.part(start, stop))
 
-        def compute() -> bool:
-            for start in range(0, count, piece):
-                stop = start + piece
-                powers = exponent_rows
-                if exponent_count > 1:
-                    powers = powers.part(start, stop) if isinstance(powers, DeviceRows) else powers[start:stop]
-                some = modulus_rows[start:stop] if len(modulus_rows) > 1 else modulus_rows
-                part = base_rows.part(start, stop)
-                with done.timed(part.rows):
-                    if not backend.modexp_rows(part, powers, some, outputs.part(start, stop)):
-                        return False
-            return True
-
-        if self._run(backend, compute, count // piece + 1, count, done):
-            done.count(self._statistics, backend, MODEXP)
-        else:
+        if not self._compute(backend, MODEXP, count, units_per_row(8 * limbs, exponent_bytes), compute):
             on_the_host = limbs_of(self._read(backend, base_rows))
             answer = on_host(on_the_host, self.on_host(exponents, "exponent"), moduli_on_host)
             self._write(backend, outputs, answer)
@@ -207,11 +167,11 @@ class DeviceArrays:
         return operand
 
     def find(self, array: CudaArray, name: str) -> tuple[DeviceRows, CudaBackend]:
-        """Where an array is, and whose memory that is; when all is done that was to fill it. Raises InputError,
+        """Waits until an array is filled; returns where it is, and whose memory that is. Raises InputError,
         OperationError."""
         rows, stream = locate(array, name)
         backends = (backend for backend in self._engine.backends() if isinstance(backend, CudaBackend))
-        # An array without rows may be nowhere.
+        # An array without rows need not have an address.
         backend = next((backend for backend in backends if not rows.rows or backend.device.owns(rows.address)), None)
         if backend is None:
             raise InputError(
@@ -251,16 +211,46 @@ class DeviceArrays:
         if not self._run(backend, write, 1):
             raise OperationError(f"{backend.name}: the results can't be copied to the device")
 
-    def _run(
+    def _compute(
         self,
         backend: CudaBackend,
-        work: Callable[[], _T],
-        pieces: int,
-        rows: int = 0,
-        progress: _Pieces | None = None,
-    ) -> _T | None:
-        """What ``work`` returns; None if the device failed ``rows`` operations. Raises OperationError if it hangs: what
-        is in its memory is out of reach then."""
+        kind: Kind,
+        rows: int,
+        units_per_row: int,
+        compute: Callable[[int, int], bool],
+        *,
+        during: AbstractContextManager[None] | None = None,
+    ) -> bool:
+        """Has ``compute(start, stop)`` compute all rows, as many at a time as the backend computes within
+        ``max_delay``. False if the device failed or left some of them. ``during``: entered on the thread that computes.
+        """
+        step = self._engine.rows_at_a_time(backend, kind, units_per_row, _MOST_ROWS)
+        took: list[tuple[int, float]] = []
+        given_up = False
+
+        def work() -> bool:
+            with during or contextlib.nullcontext():
+                for start in range(0, rows, step):
+                    if given_up:
+                        raise OperationError("nobody waits for the call")
+                    stop, started = min(rows, start + step), time.monotonic()
+                    if not compute(start, stop):
+                        return False
+                    took.append((stop - start, time.monotonic() - started))
+            return True
+
+        try:
+            done = self._run(backend, work, rows // step + 1, rows) is True
+        finally:
+            given_up = True  # also when the thread that waits was interrupted
+        if done:  # otherwise the host computes, and counts, all of it
+            for count, seconds in took:
+                self._statistics.batch(backend.name, kind, count, count, seconds)
+        return done
+
+    def _run(self, backend: CudaBackend, work: Callable[[], _T], pieces: int, rows: int = 0) -> _T | None:
+        """What ``work`` returns; None if the device failed ``rows`` operations. Raises OperationError if it hangs: then
+        what is in its memory is out of reach."""
         # On a thread of its own, because a wait for a device can't be interrupted.
         outcome: Future[_T] = Future()
 
@@ -272,7 +262,6 @@ class DeviceArrays:
 
         seconds = self._timeout * pieces
         try:
-            # In here, because a signal handler may raise in start(), which waits for the thread to run.
             threading.Thread(target=run, name=f"gpu-provider-{backend.name}-arrays", daemon=True).start()
             return outcome.result(seconds)
         except BackendError as error:
@@ -282,6 +271,3 @@ class DeviceArrays:
             return None
         except TimeoutError:
             raise OperationError(f"backend {backend.name}: no result within {seconds:g} s") from None
-        finally:
-            if progress is not None:
-                progress.given_up = True

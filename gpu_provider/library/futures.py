@@ -1,4 +1,4 @@
-"""The library's own requests: who waits for which tag of the queue, and the futures that tell of the end."""
+"""The library's own requests in the queue: who waits for which tag, and the futures that end with them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from gpu_provider.client import Client
-    from gpu_provider.keys import Key
+    from gpu_provider.library.keys import Key
     from gpu_provider.library.operands import BytesLike, Integer
 
 __all__ = ["PendingFutures", "RequestFuture", "Result"]
@@ -33,8 +33,8 @@ _CLOSED = "the provider was closed before the request could be computed"
 
 
 class RequestFuture(Future[Any]):
-    """A future whose callbacks can raise what they like: the provider's thread that runs them goes on, and so do the
-    other callbacks."""
+    """A future whose callbacks may raise anything: neither the provider's thread that runs them nor the other callbacks
+    are affected."""
 
     _ended_by = 0
 
@@ -42,8 +42,8 @@ class RequestFuture(Future[Any]):
         super().add_done_callback(functools.partial(_call, fn))
 
     def end(self, outcome: Outcome | None) -> None:
-        """Sets the result or the error, unless the future was cancelled meanwhile. On a thread of the provider."""
-        # The application's thread may never let go of the lock, if a signal handler raised inside the Condition's
+        """Sets the result or the error, unless the future has been cancelled. On a thread of the provider."""
+        # The application's thread may never release the lock, if a signal handler raised inside the Condition's
         # __enter__ or __exit__, or called close() meanwhile. Then another thread waits for it.
         if self._condition.acquire(timeout=_PATIENCE_SECONDS):
             self._condition.release()
@@ -61,7 +61,7 @@ class RequestFuture(Future[Any]):
             else:
                 self.set_result(outcome)
         except InvalidStateError:
-            pass  # cancelled meanwhile
+            pass  # it has been cancelled
 
 
 def _call(callback: Callable[[Future[Any]], object], future: RequestFuture) -> None:
@@ -71,14 +71,14 @@ def _call(callback: Callable[[Future[Any]], object], future: RequestFuture) -> N
         raise  # Future logs it
     except BaseException as error:
         if future._ended_by != threading.get_ident():
-            raise  # the application's own thread: it added the callback too late, or cancelled the future
-        # SystemExit, KeyboardInterrupt, a test's failure: an Exception is logged by Future, anything else would end
-        # this thread, which others wait for.
+            raise  # the application's own thread, which added the callback late or cancelled the future
+        # SystemExit, KeyboardInterrupt, a test's failure: Future logs an Exception, but anything else would end this
+        # thread, which others wait for.
         raise RuntimeError(f"a future's callback raised {type(error).__name__} on a thread of the provider") from error
 
 
 class PendingFutures:
-    """Any thread. A dict alone, no lock: each of its operations here is atomic under the GIL."""
+    """Any thread. There is no lock: each operation on the dict is atomic under the GIL."""
 
     def __init__(self, client: Client) -> None:
         self._client = client
@@ -95,10 +95,10 @@ class PendingFutures:
         return future
 
     def compute(self, key: Key, x: Integer | BytesLike) -> Result:
-        """The result of x^d mod n. Waits for it, and for room in the queue. Raises as :meth:`submit`, and
+        """Returns x^d mod n. Waits for it, and for room in the queue. Raises what :meth:`submit` raises, and
         OperationError."""
-        # Not by a future: a signal handler that raises inside a Condition's __enter__ or __exit__ leaves the lock taken
-        # for ever, and the worker that ends the future would wait for it.
+        # Not with a future: a signal handler that raises inside a Condition's __enter__ or __exit__ leaves the lock
+        # taken for ever, and the worker that ends the future would wait for it.
         outcomes: SimpleQueue[Outcome] = SimpleQueue()
         self._submit(key, x, True, outcomes.put)
         outcome = outcomes.get()
@@ -123,10 +123,10 @@ class PendingFutures:
             raise ProviderClosedError("the provider is closed")
         if key.closed:
             raise ProviderClosedError(f"this {key.bits}-bit key is closed; load it again")
-        raise MemoryError("no memory for a place in line")
+        raise MemoryError("no memory for a place in the wait queue")
 
     def deliver(self) -> None:
-        """Ends the requests that are finished. The done-callbacks of their futures run on this thread."""
+        """Ends the requests that are finished. Runs the done-callbacks of their futures on this thread."""
         while self._waiting:
             tags, ok = np.empty(_AT_ONCE, np.uint64), np.empty(_AT_ONCE, np.uint8)
             outputs = np.empty((_AT_ONCE, MAX_BYTES), np.uint8)
@@ -139,7 +139,7 @@ class PendingFutures:
                 return
 
     def fail_all(self) -> None:
-        """Ends whatever is left when the provider is closed."""
+        """Ends all requests that are left when the provider is closed."""
         for tag in list(self._waiting):
             end, _, _ = self._waiting.pop(tag)
             end(ProviderClosedError(_CLOSED))

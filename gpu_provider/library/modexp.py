@@ -7,16 +7,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gpu_provider.engine.workers import MODEXP
+from gpu_provider.engine.calls import Call
 from gpu_provider.errors import InputError
-from gpu_provider.library.calls import Call
+from gpu_provider.kinds import MODEXP
 from gpu_provider.library.operands import is_bytes, is_number, label, not_less, to_rows, widen
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from gpu_provider.backends.base import Backend
-    from gpu_provider.library.calls import Operands
+    from gpu_provider.engine.calls import Operands
     from gpu_provider.library.operands import Operand
 
 __all__ = ["ModexpCall", "check_moduli", "modexp_call", "rows_of_all", "units_per_row"]
@@ -35,11 +35,11 @@ class ModexpCall(Call):
         as_bytes: Sequence[bool],
         single: bool,
     ) -> None:
-        """``as_bytes``: of which rows :meth:`numbers` gives bytes. ``single``: whether it gives one number."""
+        """``as_bytes``: for which rows :meth:`numbers` returns bytes. ``single``: whether it returns one number."""
         stride = moduli.shape[1]
         operands = (bases, exponents, moduli)
         units = units_per_row(stride, exponents.shape[1])
-        super().__init__(kind=MODEXP, work=MODEXP, operands=operands, row_bytes=stride, units_per_row=units)
+        super().__init__(kind=MODEXP, operands=operands, row_bytes=stride, units_per_row=units)
         self._as_bytes = as_bytes
         self._single = single
 
@@ -50,7 +50,7 @@ class ModexpCall(Call):
         return 0
 
     def numbers(self) -> int | bytes | list[int] | list[bytes]:
-        """The results when it has ended: ints, or big-endian bytes, as many as the modulus has."""
+        """The results, once the call has ended: ints, or big-endian bytes, as many as the modulus has."""
         numbers: list[Any] = []
         for as_bytes, result, modulus in zip(self._as_bytes, self.result, self.operands[2], strict=True):
             number = int.from_bytes(result.tobytes(), "little")
@@ -59,7 +59,7 @@ class ModexpCall(Call):
 
 
 def units_per_row(stride: int, exponent_stride: int) -> int:
-    """Grows as the time does: limb products in a multiplication, times exponent length."""
+    """What a row costs: the limb products of a multiplication, times the length of the exponent."""
     return max(1, (stride // 8) ** 2 * exponent_stride)
 
 
@@ -81,7 +81,7 @@ def modexp_call(bases: Operand, exponents: Operand, moduli: Operand) -> ModexpCa
         )
     given = bases if isinstance(bases, Sequence) and not is_bytes(bases) else [bases]
     as_bytes = [is_bytes(base) for base in given]
-    # The bases fit the moduli now, so whatever width they came with above that is zeros.
+    # The bases are below the moduli, so any wider columns hold zeros.
     stride = modulus_rows.shape[1]
     return ModexpCall(
         np.ascontiguousarray(bases_wide[:, :stride]),
@@ -93,7 +93,7 @@ def modexp_call(bases: Operand, exponents: Operand, moduli: Operand) -> ModexpCa
 
 
 def rows_of_all(bases: int, exponents: int, moduli: int) -> int:
-    """How many operations so many of each are. Raises InputError."""
+    """How many operations these numbers of operands make. Raises InputError."""
     counts = (bases, exponents, moduli)
     count = 0 if 0 in counts and max(counts) <= 1 else max(counts)
     for rows, name in zip(counts, ("bases", "exponents", "moduli"), strict=True):
@@ -103,7 +103,7 @@ def rows_of_all(bases: int, exponents: int, moduli: int) -> int:
 
 
 def check_moduli(moduli: NDArray[np.uint8]) -> None:
-    """Raises InputError."""
+    """Raises InputError unless all are odd and greater than 1."""
     even = moduli[:, 0] % 2 == 0
     one = (moduli[:, 0] == 1) & ~moduli[:, 1:].any(axis=1)
     bad = np.flatnonzero(even | one)

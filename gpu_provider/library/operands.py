@@ -1,4 +1,4 @@
-"""Reading the operands of library calls: numbers, sequences of numbers, and arrays of limbs, as rows of bytes."""
+"""Reads the operands of library calls (numbers, sequences of numbers, arrays of limbs) as rows of bytes."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ __all__ = [
 ]
 
 MAX_BITS = 8192
-"""Of a modulus or exponent: the largest group of RFC 7919."""
+"""Most bits of a modulus or exponent: the largest group of RFC 7919."""
 
 Integer: TypeAlias = "int | np.integer[Any]"
-"""What the types promise. Anything else with ``__index__`` is read as well."""
+"""Anything else with ``__index__`` is read as well."""
 BytesLike: TypeAlias = "bytes | bytearray | memoryview"
 """One number, big-endian."""
 Number: TypeAlias = "Integer | BytesLike"
@@ -51,7 +51,7 @@ def is_bytes(operand: object) -> TypeGuard[BytesLike]:
 
 
 def is_number(operand: object) -> TypeGuard[Number]:
-    """Whether it is one number, not a sequence or an array of them."""
+    """Whether the operand is one number, not a sequence or an array of them."""
     return is_bytes(operand) or (hasattr(operand, "__index__") and not isinstance(operand, np.ndarray))
 
 
@@ -100,12 +100,12 @@ def _checked(number: object, name: str) -> int:
 
 
 def label(name: str, row: int, rows: int) -> str:
-    """How an error names one of ``rows`` operands."""
+    """What an error calls one of ``rows`` operands."""
     return f"the {name}" if rows == 1 else f"the {name} at index {row}"
 
 
 def array_to_rows(operand: NDArray[np.uint64], name: str) -> NDArray[np.uint8]:
-    """The same for an array alone."""
+    """Like :func:`to_rows`, for an array."""
     if operand.dtype != np.uint64:
         raise InputError(f"the {name} array has dtype {operand.dtype}; it must be uint64, least significant limb first")
     if hasattr(operand, "mask"):  # numpy.ma, without importing it
@@ -115,7 +115,7 @@ def array_to_rows(operand: NDArray[np.uint64], name: str) -> NDArray[np.uint8]:
 
 
 def check_shape(shape: tuple[int, ...], name: str) -> None:
-    """[n, limbs] or [limbs]; n may be 0. Raises InputError."""
+    """Raises InputError unless the shape is [n, limbs] or [limbs]; n may be 0."""
     if len(shape) not in {1, 2} or not 0 < shape[-1] * 64 <= MAX_BITS:
         raise InputError(
             f"the {name} array has shape {shape}; it must be [n, limbs] or [limbs], with rows of 1 to "
@@ -124,14 +124,14 @@ def check_shape(shape: tuple[int, ...], name: str) -> None:
 
 
 def widen(rows: NDArray[np.uint8], count: int, width: int) -> NDArray[np.uint8]:
-    """A copy with so many rows and columns: one row is repeated, and zeros are put behind."""
+    """A copy of [count, width]: a single row is repeated, and columns are filled up with zeros."""
     wide = np.zeros((count, width), np.uint8)
     wide[:, : rows.shape[1]] = rows
     return wide
 
 
 def not_less(numbers: NDArray[np.uint8], moduli: NDArray[np.uint8]) -> NDArray[np.intp]:
-    """The rows in which the number is not less than the modulus; rows of the same width. Compares at the most
+    """The rows in which the number is not less than the modulus; both have the same width. Compares the most
     significant byte that differs. Neither is secret, so the time may depend on them."""
     differs = (numbers != moduli)[:, ::-1]
     place = numbers.shape[1] - 1 - differs.argmax(axis=1)

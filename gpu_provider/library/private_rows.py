@@ -1,4 +1,4 @@
-"""The private operation as a library call over arrays: many rows, with one key or with a key for each."""
+"""The private operation as a library call over an array, with one key for all rows or one for each."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import numpy as np
 
 from gpu_provider.backends.base import Batch
 from gpu_provider.backends.libcrypto import libcrypto_verify
-from gpu_provider.client import class_bytes
-from gpu_provider.engine.workers import MODEXP
+from gpu_provider.client import class_bytes, class_of
+from gpu_provider.engine.calls import Call
 from gpu_provider.errors import InputError, ProviderClosedError
-from gpu_provider.keys import Key
-from gpu_provider.library.calls import Call
+from gpu_provider.kinds import PRIVATE_ROWS
+from gpu_provider.library.keys import Key
 from gpu_provider.library.operands import label, not_less, widen
 from gpu_provider.native import ffi, lib
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from gpu_provider.backends.base import Backend
     from gpu_provider.client import Client
-    from gpu_provider.library.calls import Operands
+    from gpu_provider.engine.calls import Operands
 
 __all__ = ["Keys", "KeysOfRows", "PrivateCall", "keys_of_rows", "private_calls"]
 
@@ -38,7 +38,7 @@ class KeysOfRows:
     """Which row of a call has which key."""
 
     keys: list[Key]
-    """Each once."""
+    """Without duplicates."""
     of_row: NDArray[np.intp]
     """[n] index into ``keys``."""
 
@@ -62,7 +62,7 @@ class KeysOfRows:
 
     @contextlib.contextmanager
     def pinned(self) -> Iterator[None]:
-        """The keys stay in the key table meanwhile, also if they are closed. Raises ProviderClosedError for one that is
+        """Keeps the keys in the key table, even if they are closed meanwhile. Raises ProviderClosedError if one is
         closed already."""
         with contextlib.ExitStack() as unpin:
             for key in self.keys:
@@ -73,15 +73,15 @@ class KeysOfRows:
 
 
 class PrivateCall(Call):
-    """Rows of one size class. Its keys stay in the key table until its result is there, also if they are closed."""
+    """Rows of one size class. Its keys stay in the key table until its result is there, even if they are closed."""
 
     def __init__(
         self, client: Client, class_index: int, handles: NDArray[np.uint64], inputs: NDArray[np.uint8]
     ) -> None:
-        """``handles`` is [n], ``inputs`` is [n, bytes of the class], each below its modulus. With a key that is
-        closed already, the call has failed from the beginning."""
-        work, row_bytes = MODEXP + 1 + class_index, inputs.shape[1]
-        super().__init__(kind=class_index, work=work, operands=(handles, inputs), row_bytes=row_bytes, units_per_row=1)
+        """``handles``: [n]. ``inputs``: [n, bytes of the class], each below its modulus. If a key is closed already,
+        the call has failed from the start."""
+        kind, row_bytes = PRIVATE_ROWS[class_index], inputs.shape[1]
+        super().__init__(kind=kind, operands=(handles, inputs), row_bytes=row_bytes, units_per_row=1)
         self._client = client
         self._pinned: list[int] = []
         for handle in np.unique(handles).tolist():
@@ -92,7 +92,7 @@ class PrivateCall(Call):
 
     def compute(self, backend: Backend, operands: Operands, outputs: NDArray[np.uint8], ok: NDArray[np.uint8]) -> int:
         handles, inputs = (operand.view() for operand in operands)
-        # A backend that used them as scratch space would have its results verified against the wrong numbers.
+        # A backend that used its inputs as scratch space would have its results verified against the wrong numbers.
         handles.flags.writeable = inputs.flags.writeable = False
         batch = Batch(self.row_bytes, handles, inputs, outputs, ok)
         backend.private_op(batch)
@@ -112,7 +112,7 @@ def _unpin(client: Client, handle: int) -> None:
 
 
 def keys_of_rows(client: Client, keys: Keys, rows: int) -> KeysOfRows:
-    """Raises InputError unless there is one key for all rows, or one for each."""
+    """``keys``: one for all rows, or one for each. Raises InputError."""
     if not isinstance(keys, Key | Iterable):
         raise InputError(f"the key is of type {type(keys).__name__}; it must be one that load_key() returned")
     of_rows = [keys] if isinstance(keys, Key) else list(keys)
@@ -131,8 +131,8 @@ def keys_of_rows(client: Client, keys: Keys, rows: int) -> KeysOfRows:
 def private_calls(
     client: Client, keys: KeysOfRows, inputs: NDArray[np.uint8]
 ) -> list[tuple[NDArray[np.intp], PrivateCall]]:
-    """A call for each size class among the keys, and the rows that it has. ``inputs``: [n, bytes], least significant
-    byte first. Raises InputError for a row that is not below its modulus."""
+    """A call for each size class among the keys, with the indices of its rows. ``inputs``: [n, bytes], least
+    significant byte first. Raises InputError for a row that is not below its modulus."""
     width = max(inputs.shape[1], keys.sizes[1])
     wide = widen(inputs, len(inputs), width)
     too_large = not_less(wide, keys.moduli(width))
@@ -142,7 +142,7 @@ def private_calls(
             f"{label('input', row, len(wide))} is not less than its key's {keys.keys[keys.of_row[row]].bits}-bit "
             "modulus; reduce it or pad it first"
         )
-    class_of_key = np.array([-(-key.bytes // 64) - 4 for key in keys.keys])
+    class_of_key = np.array([class_of(key.bytes) for key in keys.keys])
     class_of_row, handles = class_of_key[keys.of_row], keys.handles()
     calls = []
     for class_index in np.unique(class_of_row).tolist():

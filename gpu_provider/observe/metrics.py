@@ -1,7 +1,7 @@
-"""Every metric's name, here alone. Nothing is kept here: the numbers are read when they are scraped.
+"""The names of all metrics. Nothing is kept here: the numbers are read when they are scraped.
 
 The time histograms count batches, not requests: the time from submission to launch of the batch's oldest request, and
-the time its worker was busy with it. So they tell the worst of each batch.
+the time that a worker was busy with it. So they show the worst of each batch.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.registry import Collector
 
-from gpu_provider.client import CLASSES, class_bytes
+from gpu_provider.kinds import LABELS
 from gpu_provider.native import ffi, lib
 from gpu_provider.observe.nvml import Nvml
 
@@ -26,11 +26,7 @@ if TYPE_CHECKING:
     from gpu_provider.observe.nvml import GpuFigures
     from gpu_provider.observe.stats import BatchCounts, Distribution, Statistics
 
-__all__ = ["KIND_NAMES", "ProviderCollector"]
-
-KIND_NAMES = (*(str(class_bytes(index) * 8) for index in range(CLASSES)), "modexp")
-"""The label ``size`` by kind of work: the size class's largest modulus in bits."""
-
+__all__ = ["ProviderCollector"]
 
 _FALLBACK_REASONS = ("error", "refused", "timeout", "wrong_result")
 
@@ -41,7 +37,7 @@ class ProviderCollector(Collector):
     def __init__(
         self, client: Client, statistics: Statistics, depth: int, gpus: Callable[[], Mapping[str, str]]
     ) -> None:
-        """``gpus``: PCI bus ids by name of the backend, as it is now."""
+        """``depth``: slots of the queue. ``gpus``: returns the PCI bus ids by name of the backend."""
         self._client = client
         self._statistics = statistics
         self._depth = depth
@@ -93,22 +89,22 @@ def _batches(counts: BatchCounts) -> Iterable[Metric]:
     requests = CounterMetricFamily(
         "gpu_provider_requests", "Requests finished, by size class and result", labels=["size", "result"]
     )
-    # From the start, since a rate over a counter that appears with its first event misses that event.
-    results = {(kind, succeeded): 0 for kind in range(len(KIND_NAMES)) for succeeded in (True, False)}
-    for (kind, succeeded), count in (results | counts.results).items():
-        requests.add_metric([KIND_NAMES[kind], "ok" if succeeded else "error"], count)
+    # All of them from the start: a rate over a counter that appears with its first event misses that event.
+    results = {(label, succeeded): 0 for label in LABELS for succeeded in (True, False)}
+    for (label, succeeded), count in (results | counts.results).items():
+        requests.add_metric([label, "ok" if succeeded else "error"], count)
     yield requests
     yield _histogram(
         "gpu_provider_queue_seconds",
         "Time from submission to launch of each batch's oldest request",
         ["size"],
-        {(KIND_NAMES[kind],): waited for kind, waited in counts.queue_seconds.items()},
+        {(label,): waited for label, waited in counts.queue_seconds.items()},
     )
     yield _histogram(
         "gpu_provider_execute_seconds",
         "Time that a backend took for a batch, verification included",
         ["backend", "size"],
-        {(backend, KIND_NAMES[kind]): executed for (backend, kind), executed in counts.execute_seconds.items()},
+        {(backend, label): executed for (backend, label), executed in counts.execute_seconds.items()},
     )
     yield _histogram(
         "gpu_provider_batch_size",
@@ -134,7 +130,7 @@ def _batches(counts: BatchCounts) -> Iterable[Metric]:
 
 
 def _gpu_figures(figures: Mapping[str, GpuFigures | None]) -> Iterable[Metric]:
-    """Families without the GPUs that do not say, empty where there is none."""
+    """Leaves out what a GPU doesn't report. Without GPUs the families are empty."""
     labels = ["backend"]
     power = GaugeMetricFamily("gpu_provider_gpu_power_watts", "Power that the GPU draws now", labels=labels)
     clock = GaugeMetricFamily("gpu_provider_gpu_clock_hertz", "Clocks now", labels=[*labels, "clock"])

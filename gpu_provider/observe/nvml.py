@@ -1,7 +1,7 @@
-"""What NVIDIA's management library (NVML) tells of a GPU: power, clocks, load, memory, temperature.
+"""What NVIDIA's management library (NVML) reports of a GPU: power, clocks, load, memory, temperature.
 
-For watching alone, so nothing here raises: without ``nvidia-ml-py`` or a driver there are no figures, and a figure that
-a GPU does not have is None.
+Only for observation, so nothing here raises: without ``nvidia-ml-py`` or a driver there are no figures, and a figure
+that a GPU doesn't report is None.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class GpuFigures:
-    """Of one GPU, now. None: this GPU, or its driver, does not say."""
+    """One GPU now. None: this GPU, or its driver, doesn't report it."""
 
     power_watts: float | None
     sm_clock_hertz: float | None
@@ -35,7 +35,7 @@ class GpuFigures:
 
 
 class Nvml:
-    """Any thread. The library is loaded by the first call, and stays so until the process ends."""
+    """Any thread. The first call loads the library, which stays loaded until the process ends."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -43,7 +43,7 @@ class Nvml:
         self._told = False
 
     def read(self, pci_bus_id: str) -> GpuFigures | None:
-        """None if there is no NVML, or it does not know the GPU (such as ``0000:3b:00.0``)."""
+        """None if there is no NVML, or it doesn't know the GPU. ``pci_bus_id``: such as ``0000:3b:00.0``."""
         nvml = self._open()
         if nvml is None:
             return None
@@ -95,7 +95,7 @@ class Nvml:
             return self._module
 
     def _tell(self, why: str) -> None:
-        """Once, not at every scrape."""
+        """Logs only once, not at every scrape."""
         if not self._told:
             self._told = True
             _log.info("no power, clocks and load of GPUs in the metrics: %s", why)

@@ -1,7 +1,7 @@
 """What a provider counts about its batches, for ``BatchingProvider.stats()`` and for the metrics.
 
-In plain numbers, because this is done once per batch, and a batch may be a single request. metrics.py gives them names
-when they are scraped. Of the batches that the C core computes itself, it keeps records until they are counted here.
+Plain numbers, because they are counted once per batch, and a batch may be a single request. metrics.py names them when
+they are scraped. The C core keeps a record of each batch that it computes itself until it is counted here.
 """
 
 from __future__ import annotations
@@ -13,10 +13,13 @@ from collections import Counter, defaultdict
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+from gpu_provider.kinds import LABELS
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from gpu_provider.client import Client, SmallBatch
+    from gpu_provider.kinds import Kind
 
 __all__ = ["BatchCounts", "Distribution", "ProviderStats", "Statistics"]
 
@@ -26,15 +29,14 @@ _BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 16384, 
 
 @dataclass(frozen=True, slots=True)
 class ProviderStats:
-    """A snapshot. Everything counts from when the provider was made, but for ``in_use``, ``in_line`` and
-    ``backend``."""
+    """A snapshot. Everything counts from the making of the provider, except ``in_use``, ``in_line`` and ``backend``."""
 
     submitted: int
     """Requests put into the queue, by TLS connections and by the library."""
     completed: int
-    """Requests whose result, or failure, was delivered."""
+    """Requests whose result or failure was delivered."""
     failed: int
-    """Of those, the ones that failed."""
+    """Completed requests that failed."""
     retries: int
     """Times that a request found the queue full."""
     orphaned: int
@@ -44,16 +46,16 @@ class ProviderStats:
     in_use: int
     """Slots of the queue in use now."""
     in_line: int
-    """Requests that wait for a free slot now."""
+    """Requests in the wait queue for a free slot now."""
     batches: int
-    """Batches computed, including the second attempt of failed ones."""
+    """Batches computed, including second attempts of failed ones."""
     mean_batch: float
     """Requests per batch."""
     largest_batch: int
     fallbacks: int
-    """Requests that a backend failed, which were computed again elsewhere."""
+    """Requests that a backend failed and another computed again."""
     by_backend: dict[str, int]
-    """Requests that each backend computed, modexp() rows included."""
+    """Requests that each backend computed, rows of modexp() included."""
     backend: str
     """The name of the backend in use now."""
 
@@ -89,43 +91,44 @@ def _sizes() -> Distribution:
 
 @dataclass(slots=True)
 class BatchCounts:
-    """Everything that is counted per batch. ``kind`` is a size class, or MODEXP after the last of them."""
+    """Everything that is counted per batch. Kinds of work go by their labels."""
 
     batches: int = 0
     requests: int = 0
     largest: int = 0
-    results: Counter[tuple[int, bool]] = field(default_factory=Counter)
-    """Requests by kind, and whether they succeeded."""
+    results: Counter[tuple[str, bool]] = field(default_factory=Counter)
+    """Requests, by kind and by whether they succeeded."""
     by_backend: Counter[str] = field(default_factory=Counter)
     """Requests that succeeded."""
     fallbacks: Counter[tuple[str, str]] = field(default_factory=Counter)
-    """Requests by the backend that failed them, and why."""
+    """Requests, by the backend that failed them and why."""
     in_use: dict[str, bool] = field(default_factory=dict)
-    queue_seconds: defaultdict[int, Distribution] = field(default_factory=lambda: defaultdict(_times))
+    queue_seconds: defaultdict[str, Distribution] = field(default_factory=lambda: defaultdict(_times))
     """By kind."""
-    execute_seconds: defaultdict[tuple[str, int], Distribution] = field(default_factory=lambda: defaultdict(_times))
+    execute_seconds: defaultdict[tuple[str, str], Distribution] = field(default_factory=lambda: defaultdict(_times))
     """By backend and kind."""
     sizes: defaultdict[str, Distribution] = field(default_factory=lambda: defaultdict(_sizes))
     """By backend."""
 
     def batch(
-        self, backend: str, kind: int, requests: int, succeeded: int, seconds: float, *, last_resort: bool
+        self, backend: str, label: str, requests: int, succeeded: int, seconds: float, *, last_resort: bool
     ) -> None:
         self.batches += 1
         self.requests += requests
         self.largest = max(self.largest, requests)
         self.by_backend[backend] += succeeded
-        self.execute_seconds[backend, kind].observe(seconds)
+        self.execute_seconds[backend, label].observe(seconds)
         self.sizes[backend].observe(requests)
         if succeeded:
-            self.results[kind, True] += succeeded
+            self.results[label, True] += succeeded
         if last_resort and succeeded < requests:
-            self.results[kind, False] += requests - succeeded
+            self.results[label, False] += requests - succeeded
 
     def small_batch(self, backend: str, batch: SmallBatch) -> None:
-        self.queue_seconds[batch.kind].observe(batch.waited_ns / 1e9)
+        label = LABELS[batch.class_index]
+        self.queue_seconds[label].observe(batch.waited_ns / 1e9)
         succeeded = batch.requests - batch.failed
-        self.batch(backend, batch.kind, batch.requests, succeeded, batch.executed_ns / 1e9, last_resort=True)
+        self.batch(backend, label, batch.requests, succeeded, batch.executed_ns / 1e9, last_resort=True)
         if batch.again:
             self.fallbacks[backend, "wrong_result"] += batch.again
 
@@ -140,8 +143,8 @@ class BatchCounts:
             execute_seconds=defaultdict(_times),
             sizes=defaultdict(_sizes),
         )
-        for kind, waited in self.queue_seconds.items():
-            counts.queue_seconds[kind] = waited.copy()
+        for label, waited in self.queue_seconds.items():
+            counts.queue_seconds[label] = waited.copy()
         for key, executed in self.execute_seconds.items():
             counts.execute_seconds[key] = executed.copy()
         for backend, sizes in self.sizes.items():
@@ -153,24 +156,24 @@ class Statistics:
     """Written by workers and the batching thread, read by anyone."""
 
     def __init__(self, client: Client, inline: str) -> None:
-        """``inline``: the name of the backend that the C core's small batches count for."""
+        """``inline``: the name of the backend that small batches of the C core count for."""
         self._client = client
         self._inline = inline
         self._lock = threading.Lock()
         self._counts = BatchCounts()
 
-    def launched(self, kind: int, oldest_submitted_ns: int) -> None:
+    def launched(self, kind: Kind, oldest_submitted_ns: int) -> None:
         waited = time.monotonic_ns() - oldest_submitted_ns
         with self._lock:
-            self._counts.queue_seconds[kind].observe(waited / 1e9)
+            self._counts.queue_seconds[kind.label].observe(waited / 1e9)
 
     def batch(
-        self, backend: str, kind: int, requests: int, succeeded: int, seconds: float, *, last_resort: bool = False
+        self, backend: str, kind: Kind, requests: int, succeeded: int, seconds: float, *, last_resort: bool = False
     ) -> None:
-        """A backend is done with a batch. Called before the results are delivered, so that who gets a result sees it
-        counted. ``last_resort``: what has not succeeded has failed for good."""
+        """Counts a batch that a backend has returned. Called before the results are delivered, so that whoever gets a
+        result sees it counted. ``last_resort``: what has not succeeded has failed for good."""
         with self._lock:
-            self._counts.batch(backend, kind, requests, succeeded, seconds, last_resort=last_resort)
+            self._counts.batch(backend, kind.label, requests, succeeded, seconds, last_resort=last_resort)
 
     def take_small_batches(self) -> None:
         """Counts those that the C core has computed since the last time. The batching thread only: no signal handler
@@ -196,7 +199,7 @@ class Statistics:
         return counts
 
     def snapshot(self, backend: str) -> ProviderStats:
-        """``backend``: the one in use."""
+        """``backend``: the name of the one in use."""
         counts, queue = self.counts(), self._client.counters()
         return ProviderStats(
             submitted=queue.submitted,

@@ -21,17 +21,17 @@ from gpu_provider import (
     ProviderConfig,
 )
 from gpu_provider.backends.libcrypto import LibcryptoBackend
-from gpu_provider.engine import engine, jobs
+from gpu_provider.client import CLASSES
+from gpu_provider.costs import CostCurve, CostCurves
+from gpu_provider.engine import jobs, launcher
 from gpu_provider.engine.health import BackendState, Health
 from gpu_provider.engine.jobs import RsaJob
-from gpu_provider.engine.scheduler import CostCurve
-from gpu_provider.engine.workers import MODEXP
 from gpu_provider.testing import HeldBackend
 
 if TYPE_CHECKING:
     from gpu_provider.backends.base import Batch
     from gpu_provider.client import Client
-    from gpu_provider.keys import Key
+    from gpu_provider.library.keys import Key
 
 NUMBERS = private_key(2048).private_numbers()
 N, D = NUMBERS.public_numbers.n, NUMBERS.d
@@ -79,7 +79,7 @@ def test_a_whole_batch_falls_back(
     held_backend.release()
     assert [future.result(timeout=30) for future in futures] == [pow(x, D, N) for x in range(50)]
     assert plug.result(timeout=30) == pow(2, D, N)
-    # Of the batch that came back with one wrong number, the others were verified and are used.
+    # The other results of the batch with one wrong number were verified and are used.
     assert held_provider.stats().fallbacks == (50 if fault == "raises" else 1)
 
 
@@ -160,7 +160,7 @@ class _Unopenable(HeldBackend):
 
 
 class _Scribbling(HeldBackend):
-    """Uses its inputs as scratch space, which would have wrong results verified against wrong inputs."""
+    """Uses its inputs as scratch space, so that wrong results would be verified against wrong inputs."""
 
     def private_op(self, batch: Batch) -> None:
         batch.inputs[:] = 0
@@ -242,12 +242,12 @@ def test_a_failure_of_the_batching_thread_leaves_nobody_waiting(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """A bug in the scheduler, say."""
+    """Such as a bug in the scheduler."""
     openssl_key = evp.Key.load(held_provider.library_context.pointer, private_der(private_key(2048)))
     running = held_provider.submit(key, 2)
     held_backend.wait_for_batch()
     waiting = [held_provider.submit(key, 3) for _ in range(200)]
-    monkeypatch.setattr(engine, "decide", None)
+    monkeypatch.setattr(launcher, "decide", None)
     held_backend.release_all()
     assert running.result(timeout=30) == pow(2, D, N)
     for future in waiting:
@@ -309,14 +309,15 @@ def test_requests_that_are_taken_without_memory_to_hold_them_end_with_an_error(
 
 
 class PromisingBackend(HeldBackend):
-    """Says that it is much faster than the processor."""
+    """Claims to be much faster than the processor."""
 
-    def cost_curves(self) -> list[CostCurve]:
-        return [CostCurve([(1, 1e-6)]) for _ in range(MODEXP + 1)]
+    def cost_curves(self) -> CostCurves:
+        *private, modexp = (CostCurve([(1, 1e-6)]) for _ in range(CLASSES + 1))
+        return CostCurves(private, modexp)
 
 
 def test_what_waits_for_a_backend_that_is_late_is_computed_by_another() -> None:
-    """Long before the watchdog looks. What waits for a busy backend beside a free one must not wait for ever because
+    """Long before the watchdog acts. What waits for a busy backend beside a free one must not wait for ever because
     nothing else happens."""
     promising = PromisingBackend()
     config = ProviderConfig(backend_timeout=3600)
@@ -332,6 +333,12 @@ def test_what_waits_for_a_backend_that_is_late_is_computed_by_another() -> None:
         assert provider.stats().fallbacks == 0
 
 
+def usable_workers(health: Health, hung: int, now: float) -> int:
+    """How many of four."""
+    health.end_pause(now, hung)
+    return health.usable_workers(4)
+
+
 class TestHealth:
     """The pauses, with a clock of the test's own."""
 
@@ -340,33 +347,33 @@ class TestHealth:
         for _ in range(9):
             health.failed("because", now)
             start = now
-            while not health.usable_workers(4, 0, now):
+            while not usable_workers(health, 0, now):
                 now += 0.5
             pauses.append(now - start)
         assert pauses == [1, 2, 4, 8, 16, 32, 64, 64, 64]
         health.succeeded()
         assert health.state is BackendState.IN_USE
         health.failed("because", now)
-        assert not health.usable_workers(4, 0, now + 0.9)
-        assert health.usable_workers(4, 0, now + 1.0)
+        assert not usable_workers(health, 0, now + 0.9)
+        assert usable_workers(health, 0, now + 1.0)
 
     def test_one_worker_is_tried_first(self) -> None:
         health = Health("x", 1.0, "libcrypto")
-        assert health.usable_workers(4, 0, 0) == 4
+        assert usable_workers(health, 0, 0) == 4
         health.failed("because", 0)
-        assert health.usable_workers(4, 0, 2) == 1
+        assert usable_workers(health, 0, 2) == 1
         health.succeeded()
-        assert health.usable_workers(4, 0, 2) == 4
+        assert usable_workers(health, 0, 2) == 4
 
     def test_it_stays_out_while_a_call_hangs(self) -> None:
         health = Health("x", 1.0, "libcrypto")
         health.failed("because", 0)
-        assert health.usable_workers(4, 1, 1000) == 0
-        assert health.usable_workers(4, 0, 1000) == 1
+        assert usable_workers(health, 1, 1000) == 0
+        assert usable_workers(health, 0, 1000) == 1
 
     def test_batches_that_fail_together_count_once(self, caplog: pytest.LogCaptureFixture) -> None:
         health = Health("x", 1.0, "libcrypto")
         for _ in range(4):
             health.failed("because", 0)
-        assert health.usable_workers(4, 0, 1.0) == 1
+        assert usable_workers(health, 0, 1.0) == 1
         assert len(caplog.records) == 1

@@ -1,5 +1,5 @@
-"""Hazard: a future's callback, or a backend, raises what is no Exception. It must not cost a thread of the provider:
-other futures, close() and the interpreter's exit wait for that."""
+"""Hazard: a future's callback, or a backend, raises something other than an Exception. It must not end a thread of the
+provider, which other futures, close() and the interpreter's exit wait for."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Hazards of ending: close under load, twice, from a callback, with a backend that hangs; exit without closing."""
+"""Hazards of closing: under load, twice, from a callback, with a backend that hangs; and exit without closing."""
 
 from __future__ import annotations
 
@@ -232,7 +232,7 @@ print("ended")
 
 
 def test_threads_outlive_the_library_context_that_they_used() -> None:
-    """OpenSSL looks at the context when such a thread ends, and at exit: a freed one would crash the process."""
+    """OpenSSL looks at the context when such a thread ends, and at exit: if it were freed the process would crash."""
     result = subprocess.run(
         [sys.executable, "-c", _CONTEXTS_OUTLIVED],
         env={**os.environ, "PYTHONPATH": str(SUPPORT), "MALLOC_PERTURB_": "165"},

@@ -1,4 +1,4 @@
-"""Our own side closes a connection whose request is in the batch, in every way and at every time."""
+"""Our own side closes a connection whose request is in flight, in every way and at every time."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A queue with room for one: every other handshake meets RETRY, and all must come through."""
+"""A queue with one slot: every other handshake gets RETRY, and all must succeed."""
 
 import asyncio
 import ssl

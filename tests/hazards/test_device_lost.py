@@ -28,7 +28,7 @@ CALLS = ["use", "upload", "download", "clear", "launch", "record", "wait", "allo
 
 
 class Faults:
-    """Calls to fail, and how often each was made."""
+    """Which calls fail, and how often each was made."""
 
     def __init__(self) -> None:
         self.made: Counter[str] = Counter()
@@ -212,7 +212,7 @@ def test_a_bit_flips_in_a_key_on_the_device() -> None:
 
 
 def test_two_devices_and_one_fails() -> None:
-    """The one that gets the next batch: which that is depends on how fast each was found to be."""
+    """The one that gets the next batch; which that is depends on how fast each was measured to be."""
     names = ("cuda0", "cuda1")
     armed, lost = threading.Event(), dict[str, str]()
 

@@ -1,5 +1,5 @@
-"""What runs out, be it descriptors, memory or the batching thread, sheds load and is told once; then it passes, or the
-process ends with an exit code of its own."""
+"""Descriptors, memory or the batching thread run out: load is shed, and it is logged once. Then the shortage passes, or
+the process ends with an exit code of its own."""
 
 import contextlib
 import resource
@@ -34,7 +34,7 @@ def terminator_with(directory, *flags, patch="", **options):
 
 
 def serve_at_once(terminator, count):
-    """How many of so many clients that come at the same time are served."""
+    """How many of ``count`` clients that come at the same time are served."""
     context, served = client_context(), []
 
     def client():
@@ -150,7 +150,7 @@ def test_without_memory_it_neither_storms_nor_ignores_sigterm(tmp_path):
         for _ in range(400):
             try:
                 connection = terminator.dial()
-            except ConnectionRefusedError:  # it drains already: it had no memory for what belongs to no connection
+            except ConnectionRefusedError:  # it is draining: it had no memory for what belongs to no connection
                 break
             client = context.wrap_socket(connection, server_hostname="localhost", do_handshake_on_connect=False)
             clients.enter_context(client)
@@ -161,7 +161,7 @@ def test_without_memory_it_neither_storms_nor_ignores_sigterm(tmp_path):
         terminator.process.send_signal(signal.SIGTERM)
         assert terminator.wait() in {0, 3, 4}
         assert len(terminator.events) + len(terminator.other_lines) < 100
-        terminator.events = []  # a batch that failed for want of memory has left a traceback there
+        terminator.events = []  # a batch that failed for lack of memory has left a traceback there
 
 
 def test_a_connection_without_memory_ends_alone(tmp_path):

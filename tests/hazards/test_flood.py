@@ -1,4 +1,4 @@
-"""A peer that sends what is no application data, as fast as it can, must not keep libssl busy: each call's work is
+"""A peer that sends anything but application data, as fast as it can, must not keep libssl busy: each call's work is
 bounded, and a connection that brings the application nothing is ended. Honest peers never notice."""
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def shake(connection: tls.Connection, library: ssl.SSLContext, **options: object
 
 
 def server_of_forger(directory: Path, version: ssl.TLSVersion) -> tuple[tls.Connection, Sender]:
-    """Our server, and what sends it a client's records."""
+    """Our server, and a function that sends it a client's records."""
     client = client_ssl_context(version=version)
     client.keylog_filename = str(directory / "keys")
     connection = accept(with_known_ciphers(server_context(asynchronous=False)))
@@ -95,7 +95,7 @@ def new_client() -> tls.Connection:
 
 
 def client_of_forger(directory: Path, version: ssl.TLSVersion) -> tuple[tls.Connection, Sender]:
-    """Our client, and what sends it a server's records."""
+    """Our client, and a function that sends it a server's records."""
     server = library_server(directory, version)
     server.keylog_filename = str(directory / "keys")
     connection = new_client()
@@ -106,7 +106,7 @@ def client_of_forger(directory: Path, version: ssl.TLSVersion) -> tuple[tls.Conn
 
 
 def drain(connection: tls.Connection) -> bytes:
-    """What is here, in as many calls as it takes."""
+    """Reads what is there, in as many calls as it takes."""
     received = b""
     try:
         while True:

@@ -125,7 +125,7 @@ def test_a_fork_while_requests_wait_and_run(held_provider: BatchingProvider, hel
 
 
 def test_forks_under_load_from_another_thread(provider: BatchingProvider) -> None:
-    """Whatever lock is held by whichever thread at the moment of the fork, the child does not wait for it."""
+    """The child waits for no lock, whichever thread holds it at the moment of the fork."""
     key = provider.load_key(private_key(2048))
 
     def check() -> None:

@@ -1,4 +1,4 @@
-"""Hazard: the queue is full. RETRY for who asks, first in first out for who waits; nobody starves or is forgotten."""
+"""Hazard: the queue is full. RETRY without waiting, first in first out with; nobody starves or is forgotten."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ async def test_awaiting_callers_are_served_first_in_first_out(
     tasks = []
     for x in range(30):
         tasks.append(asyncio.ensure_future(operate(x)))
-        await asyncio.sleep(0)  # one step of the loop: the task has joined the line
+        await asyncio.sleep(0)  # one step of the loop: the task has joined the wait queue
     assert held_provider.stats().in_line == 30
     held_backend.release_all()
     await asyncio.wait_for(asyncio.gather(*tasks), 30)
@@ -63,7 +63,7 @@ def test_blocking_callers_are_served_first_in_first_out(
         for x in range(12):
             futures.append(pool.submit(held_provider.private_op, key, x))
             while held_provider.stats().in_line <= x:
-                threading.Event().wait(0.001)  # until it has joined the line
+                threading.Event().wait(0.001)  # until it has joined the wait queue
         held_backend.release()
         for x, future in enumerate(futures):
             held_backend.wait_for_batch()

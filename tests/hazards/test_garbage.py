@@ -1,4 +1,4 @@
-"""What is not TLS, or not the TLS it should be, ends its own connection and nothing else."""
+"""What is not TLS, or not valid TLS, ends its own connection and nothing else."""
 
 import contextlib
 import os

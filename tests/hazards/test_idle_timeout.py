@@ -1,4 +1,4 @@
-"""Timeouts must measure whether bytes move: a slow reader is not an idle one, and one that has stopped is."""
+"""Timeouts must measure whether bytes move: a slow reader is not idle, one that has stopped is."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ PAUSE = 0.12
 
 
 def slowly(read: Callable[[int], bytes], size: int, pause: float = PAUSE) -> int:
-    """Reads at a steady pace, for some seconds; how many bytes came."""
+    """Reads at a steady pace for some seconds; returns how many bytes came."""
     received = 0
     while received < size and (data := read(min(PIECE, size - received))):
         received += len(data)
@@ -33,7 +33,7 @@ def slowly(read: Callable[[int], bytes], size: int, pause: float = PAUSE) -> int
 
 
 def small_buffer_client(terminator: Terminator) -> tls.Connection:
-    """One whose own kernel takes little in advance, so that what it does not read stays with the terminator."""
+    """A client whose kernel buffers little, so that what it does not read stays with the terminator."""
     sock = socket.socket()
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, PIECE)
     sock.connect(terminator.address)

@@ -1,5 +1,5 @@
-"""Hazard: Ctrl-C, or another signal handler that raises, at any moment of a call. Nobody waits for what the call has
-left behind: neither close(), nor another thread's call, nor the interpreter's exit."""
+"""Hazard: Ctrl-C, or another signal handler that raises, at any moment of a call. Neither close(), nor another thread's
+call, nor the interpreter's exit waits for what the call has left behind."""
 
 from __future__ import annotations
 
@@ -194,7 +194,7 @@ def since(start): return time.monotonic() - start
             except TimeoutError:
                 pass
         """,
-        # The thread goes on, and nobody can tell it that nobody waits for it: close() does.
+        # The thread goes on, because nobody can tell it that nobody waits for it; close() ends it.
         """
         async def main():
             with BatchingProvider() as provider:

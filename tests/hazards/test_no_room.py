@@ -1,4 +1,4 @@
-"""A peer that sends on without reading what it is sent: whatever waits for room waits without harm to the rest."""
+"""A peer that sends but never reads: whatever waits for room must not harm the rest."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT: under load no request that was accepted is lost, and nothing keeps the process from ending."""
+"""SIGTERM and SIGINT: under load no accepted request is lost, and nothing keeps the process from ending."""
 
 import contextlib
 import signal

@@ -1,4 +1,4 @@
-"""Clients that stop in the middle, or vanish while their RSA operation is in a batch: nothing of them may remain."""
+"""Clients that stop half-way, or vanish while their RSA operation is in flight: nothing of them may remain."""
 
 import os
 import socket
@@ -49,7 +49,7 @@ def footprint(process):
 
 
 def test_2000_clients_that_vanish_in_the_handshake_leave_nothing_behind(tmp_path):
-    """By reset right after the ClientHello: many of them while their request waits or is computed."""
+    """Clients reset right after the ClientHello, many of them while their request waits or is computed."""
     hello = client_hello()
 
     def vanish(count):

@@ -26,7 +26,7 @@ SESSIONS = "gpu_provider_terminator_sessions_total"
 
 
 class Recorder:
-    """An upstream that notes what each connection brought, and whether its end was an end or a reset."""
+    """An upstream that records what each connection sent, and whether it ended cleanly or by a reset."""
 
     def __init__(self) -> None:
         self.received = bytearray()
@@ -143,7 +143,7 @@ def test_upstream_sees_an_end_only_after_close_notify(
 
 
 def test_client_that_leaves_before_it_has_sent_anything(tmp_path: Path) -> None:
-    """The PROXY header alone is no whole stream either."""
+    """The PROXY header alone is not a whole stream either."""
     upstream_side = Recorder()
     with (
         Upstream(upstream_side) as upstream,

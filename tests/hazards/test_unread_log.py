@@ -46,7 +46,7 @@ class Unlogged(Terminator):
             assert self.process.poll() is None
 
     def log_lines(self, count):
-        """Has it write ``count`` lines at level debug: a failed handshake each."""
+        """Makes it write ``count`` lines at level debug, one per failed handshake."""
         for _ in range(count):
             with self.dial() as sock:
                 sock.sendall(b"this is not TLS")

@@ -1,4 +1,4 @@
-"""The upstream is down, slow, or resets: its clients learn it, and are told a whole answer from a truncated one."""
+"""The upstream is down, slow, or resets: its clients notice, and can tell a whole answer from a truncated one."""
 
 import socket
 import threading

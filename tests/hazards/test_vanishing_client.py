@@ -1,4 +1,4 @@
-"""Clients that vanish while their request is in the batch must leave no memory and no descriptors behind."""
+"""Clients that vanish while their request is in flight must leave no memory and no descriptors behind."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def descriptors() -> int:
 
 
 def resident() -> int:
-    """Bytes, after what is free has been given back."""
+    """Bytes in use, after free memory has been returned to the system."""
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
     with open("/proc/self/statm") as file:

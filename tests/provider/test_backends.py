@@ -1,4 +1,4 @@
-"""The backends of the processor by themselves, and the C check of results."""
+"""The backends of the processor alone, and the C check of results."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ import pytest
 from batches import batch_of, results
 from rsa_keys import private_key, program_key
 
-from gpu_provider import BackendError, Key, keys
+from gpu_provider import BackendError, Key
 from gpu_provider.backends.cpu import CpuBackend
 from gpu_provider.backends.libcrypto import LibcryptoBackend, libcrypto_verify
 from gpu_provider.client import Client
 from gpu_provider.kernels import Isa
+from gpu_provider.library import keys
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -54,7 +55,7 @@ def backend(client: Client, request: pytest.FixtureRequest) -> Iterator[Libcrypt
 
 @pytest.fixture(scope="module")
 def mixed(client: Client) -> Mixed:
-    """Requests, and their results."""
+    """Requests and their results."""
     source = random.Random(2)  # noqa: S311 (test data)
     requests, expected = [], []
     for bits in (2056, 2560):
@@ -108,7 +109,7 @@ def test_the_check_finds_what_is_wrong_and_only_that(
 @pytest.mark.parametrize("count", [1, 2, 7, 8, 9, 15, 16, 17, 63, 64, 65, 130])
 @pytest.mark.parametrize("smallest", [1, 3])
 def test_batches_of_any_size(client: Client, key: Key, smallest: int, count: int) -> None:
-    """Groups, padded groups, rests for OpenSSL, and the edge of a chunk: no row may be lost or done twice."""
+    """Groups, padded groups, remainders for OpenSSL, and the edge of a chunk: no row may be lost or computed twice."""
     backend = CpuBackend(2, smallest=smallest)
     backend.open(client)
     d = private_key(2048).private_numbers().d
@@ -149,7 +150,7 @@ def test_keys_loaded_before_and_after_it_is_opened(client: Client) -> None:
     assert pow(results(batch)[0], before.e, before.n) == 2
 
 
-power = functools.cache(pow)  # every backend is given the same
+power = functools.cache(pow)  # every backend gets the same numbers
 
 
 @pytest.mark.parametrize("bits", [8, 512, 2048, 2056, 4096, 8192])

@@ -1,4 +1,4 @@
-"""The command line around the commands themselves."""
+"""The command line without the commands."""
 
 import importlib.metadata
 import os

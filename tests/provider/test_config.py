@@ -1,4 +1,4 @@
-"""Settings: what is wrong is named with its value and what is allowed, wherever it came from."""
+"""Settings: an error names the setting, its value and what is allowed, wherever the value came from."""
 
 from __future__ import annotations
 

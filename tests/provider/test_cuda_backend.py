@@ -18,12 +18,13 @@ from batches import PATIENT, batch_of, results
 from rsa_keys import private_der, private_key, program_key
 from tls_peers import converse, finish, pause, server_context
 
-from gpu_provider import BackendError, BatchingProvider, Key, ProviderConfig, keys, tls
+from gpu_provider import BackendError, BatchingProvider, Key, ProviderConfig, tls
 from gpu_provider.backends.cuda.backend import CudaBackend
 from gpu_provider.backends.cuda.host_device import HostDevice, HostKernels
 from gpu_provider.backends.cuda.kernels import KernelChoice
 from gpu_provider.client import Client
 from gpu_provider.kernels.warp import Kernel, Operation
+from gpu_provider.library import keys
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -414,7 +415,7 @@ def test_the_kernel_that_was_measured_the_fastest_computes(client: Client, monke
     monkeypatch.setattr(KernelChoice, "measure", timed)
     backend = CudaBackend(HostDevice(kernels), workers=1, measured=4)
     backend.open(client)
-    costs = backend.cost_curves()[0]
+    costs = backend.cost_curves().private[0]
     assert costs.seconds(4) < 0.2
     key = keys.load(client, private_key(2048))
     for rows, threads in ((1, 8), (2, 8), (4, 4)):

@@ -1,5 +1,5 @@
-"""private_op() and modexp() over arrays in a device's memory, on the host device: computed there, left there, and by
-way of the host where the device can't."""
+"""private_op() and modexp() over arrays in a device's memory, on the host device: computed there, left there, and
+computed by way of the host where the device can't."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ ODD = 0xB5
 
 
 class CountingKernels(HostKernels):
-    """Counts the rows that they compute; wrong results on request."""
+    """Kernels that count the rows they compute, and return wrong results on request."""
 
     def __init__(self, radix_bits: int = 32) -> None:
         super().__init__(radix_bits)
@@ -65,7 +65,7 @@ class CountingKernels(HostKernels):
 
 
 class Faults:
-    """Raises or waits before the calls of a device, by their names."""
+    """Raises or waits before calls of a device, by name."""
 
     def __init__(self) -> None:
         self.errors: dict[str, Exception] = {}
@@ -177,7 +177,7 @@ class TestPrivateOperation:
         three_primes = program_key("RSA", "-pkeyopt", "rsa_keygen_bits:2048", "-pkeyopt", "rsa_keygen_primes:3")
         keys = [provider.load_key(three_primes), provider.load_key(private_key(2048))]
         check(provider.private_op(keys, place(device, [5, 6], 32)), keys, [5, 6])
-        assert kernels.rows.get("PRIVATE", 0) == 1  # of the call's host part, the row that it takes
+        assert kernels.rows.get("PRIVATE", 0) == 1  # the one row that the device supports of the call's host part
         keys = [provider.load_key(private_key(2048)), provider.load_key(private_key(4096))]
         check(provider.private_op(keys, place(device, [5, 6], 64)), keys, [5, 6])
         assert provider.stats().backend == "cuda"
@@ -193,7 +193,7 @@ class TestPrivateOperation:
         x = place(device, [random.Random(3).randrange(key.n)], 32)  # noqa: S311 (test data)
         result = provider.private_op(key, x)
         assert isinstance(result, HostArray)
-        provider.private_op(key, place(device, [2], 32))  # it comes after what the call before did not wait for
+        provider.private_op(key, place(device, [2], 32))  # comes after the steps that the call before left behind
         for secret in (x.array.tobytes(), result.array.tobytes()):
             assert not any(secret in memory.tobytes() for memory in (*device.memory.values(), *device.pinned.values()))
 
@@ -305,7 +305,7 @@ class TestErrors:
 
 
 class TestDeviceFails:
-    """Hazard: the device fails in the middle of a call. The result is right, or the call says that there is none."""
+    """Hazard: the device fails in the middle of a call. The result is right, or the call raises an error."""
 
     @pytest.mark.parametrize("call", ["allocate", "allocate_pinned"])
     @pytest.mark.parametrize("error", [DeviceError("no"), DeviceMemoryError("full")])
@@ -315,7 +315,7 @@ class TestDeviceFails:
         key, array = provider.load_key(private_key(2048)), place(device, [2, 3], 32)
         faults.errors[call] = error
         with pytest.raises(OperationError):
-            provider.private_op(key, array)  # not even the way over the host is open
+            provider.private_op(key, array)  # the host can't read the array either
         faults.errors.clear()
         check(provider.private_op(key, array), [key] * 2, [2, 3])
 
@@ -324,7 +324,7 @@ class TestDeviceFails:
         key, array = provider.load_key(private_key(2048)), place(device, [2, 3], 32)
         check(provider.private_op(key, array), [key] * 2, [2, 3])
         faults.errors[call] = DeviceError("no")
-        if call == "launch":  # the way over the host is open, where libcrypto computes
+        if call == "launch":  # the host can read the array, and libcrypto computes
             check(provider.private_op(key, array), [key] * 2, [2, 3])
             assert values(provider.modexp(array, 3, MODULUS)) == [8, 27]
         else:
@@ -372,7 +372,7 @@ class TestDeviceFails:
 def test_a_call_that_is_interrupted_is_not_computed_further(
     device: HostDevice, kernels: CountingKernels, faults: Faults
 ) -> None:
-    """Ctrl-C ends the wait, and the pieces that the device has not begun are left."""
+    """Ctrl-C ends the wait, and the pieces that the device has not begun are never computed."""
     array = place(device, [3] * 400, 32)
     faults.hang.clear()
 

@@ -10,7 +10,7 @@ from contextlib import ExitStack
 import pytest
 
 from gpu_provider.backends.cuda.kernels import KernelChoice
-from gpu_provider.engine.scheduler import CostCurve
+from gpu_provider.costs import CostCurve
 from gpu_provider.kernels.warp import Kernel, Operation, host_kernels
 
 WIDTHS = (256, 384, 512)

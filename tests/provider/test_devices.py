@@ -1,4 +1,4 @@
-"""``gpu-provider devices``, where there is no GPU, and with what stands in for some."""
+"""``gpu-provider devices`` without GPUs, and with stand-ins for some."""
 
 from __future__ import annotations
 

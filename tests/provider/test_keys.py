@@ -1,4 +1,4 @@
-"""Loading keys: every usable form is taken, and what is wrong with any other is named."""
+"""Loading keys: every usable format is accepted, and errors name what is wrong with others."""
 
 from __future__ import annotations
 
@@ -308,6 +308,6 @@ def test_key_errors_are_value_errors_under_the_one_root() -> None:
 
 
 def test_der_with_writes_a_valid_key(provider: BatchingProvider) -> None:
-    """The oracle of the tests above: unchanged, its DER is the key."""
+    """Checks the tests above: without a change, the DER is the key."""
     assert isinstance(private_key(2048), rsa.RSAPrivateKey)
     assert provider.load_key(der_with()).bits == 2048

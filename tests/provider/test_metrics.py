@@ -57,7 +57,7 @@ def test_series_exist_before_their_first_event() -> None:
 
 
 def test_small_batches_of_connections_are_counted_like_others() -> None:
-    """The C core computes them inside the batching thread's wait; nobody must miss them in the figures."""
+    """The C core computes them inside the batching thread's wait; the figures must include them."""
     with BatchingProvider(ProviderConfig(backend="cpu")) as provider:
         context = server_context(provider)
         for _ in range(3):

@@ -194,7 +194,7 @@ class TestAwaited:
 
 
 class TestCompany:
-    """Calls that wait at the same time."""
+    """Calls that wait at the same time are computed together."""
 
     @staticmethod
     async def all_waiting(
@@ -363,7 +363,7 @@ class TestDiffieHellman:
 
 
 class TestBesideTls:
-    """RSA requests and long modexp calls share the workers; neither waits for the other to be done."""
+    """RSA requests and long modexp calls share the workers; neither waits until the other is done."""
 
     def test_a_request_is_served_in_the_middle_of_a_long_call(self, held_backend: HeldBackend) -> None:
         config = ProviderConfig(max_delay=3600, backend_timeout=50, max_batch=4)

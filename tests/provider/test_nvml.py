@@ -1,4 +1,4 @@
-"""The figures of GPUs in the metrics, with a module in place of NVIDIA's, as there is no GPU here."""
+"""The figures of GPUs in the metrics, with a stand-in for NVIDIA's module, as there is no GPU here."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class Pynvml(ModuleType):
 
 
 class Gpu(HostDevice):
-    """The host device, in the place of a GPU."""
+    """The host device in place of a GPU."""
 
     pci_bus_id = BUS_ID
 
@@ -117,7 +117,7 @@ def test_a_driver_that_fails_costs_the_figures_alone_and_one_log_line(
     assert pow(provider.private_op(key, 2), key.e, key.n) == 2
     assert b'gpu_provider_requests_total{result="ok",size="2048"} 1.0' in generate_latest(provider.registry)
     nvml.fail = set()
-    assert scrape(provider)  # it is tried again
+    assert scrape(provider)  # it tries again
 
 
 def test_without_nvidia_ml_py_the_scrape_works(monkeypatch: pytest.MonkeyPatch, provider: BatchingProvider) -> None:

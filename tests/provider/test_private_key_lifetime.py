@@ -1,4 +1,4 @@
-"""A private key that nothing uses any more must leave the process's memory at once, not at some garbage collection."""
+"""A private key that nothing uses any more must leave the process's memory at once, not at a garbage collection."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def wait_for_keys(provider: BatchingProvider, count: int) -> None:
 
 
 def used(provider: BatchingProvider, name: str = "localhost") -> tls.Context:
-    """A context whose key the provider has: it is taken in at its first use."""
+    """A context whose key is in the provider: it is imported at its first use."""
     context = server_context(provider, name=name)
     connection = accept(context)
     finish(connection, Peer(connection, name=name))
@@ -232,7 +232,7 @@ def test_connections_that_ended_in_every_way_let_go_of_the_keys(tmp_path: Path) 
         terminator.wait_for_metric("gpu_provider_terminator_open_connections", 0)
         terminator.wait_for_metric(KEYS, 1)
         reload(terminator, 1)
-        terminator.wait_for_metric(KEYS, 0)  # the new one is taken in at its first use
+        terminator.wait_for_metric(KEYS, 0)  # the new one is imported at its first use
 
 
 def test_200_reloads_leave_the_memory_flat(tmp_path: Path) -> None:
@@ -245,7 +245,7 @@ def test_200_reloads_leave_the_memory_flat(tmp_path: Path) -> None:
         for number in range(1, 201):
             reload(terminator, number)
             assert terminator.echo(context=context) == b"are you there?"
-            if number == 50:  # until here: what is allocated once and kept
+            if number == 50:  # what is allocated once and kept has been allocated by now
                 before = resident()
         assert resident() - before < 2048, "KiB"
         terminator.wait_for_metric(KEYS, 1)

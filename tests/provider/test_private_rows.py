@@ -25,7 +25,7 @@ SIZES = (2048, 2056, 3072, 4096)
 
 
 def check(result: NDArray[np.uint64], keys: list[Key], xs: list[int]) -> None:
-    """There is one number below n whose power with e is x."""
+    """Only one number below n, raised to e, is x."""
     assert result.dtype == np.uint64
     for y, key, x in zip(numbers(result), keys, xs, strict=True):
         assert y < key.n
@@ -129,7 +129,7 @@ class TestErrors:
 
 @pytest.mark.gpu_provider(backend_timeout=0.5, max_batch=4)
 class TestBackends:
-    """Hazard: what a backend does wrong in the middle of a call."""
+    """Hazard: a backend fails in the middle of a call."""
 
     @pytest.mark.parametrize("fault", [HeldBackend.fail_next, HeldBackend.lie_next, HeldBackend.hang_next])
     def test_rows_that_fail_are_computed_again(

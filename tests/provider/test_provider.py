@@ -1,4 +1,4 @@
-"""BatchingProvider as a library: results against Python's pow, all forms of calling, lifetime, statistics."""
+"""BatchingProvider as a library: results against Python's pow, every way to call it, lifetime, statistics."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ D = private_key(2048).private_numbers().d
 
 
 def to_the_e(key: Key, result: int | bytes) -> int:
-    """x again, if ``result`` is x^d: quicker than x^d in Python, and true of no other number."""
+    """x if ``result`` is x^d, and only then; quicker than x^d in Python."""
     assert isinstance(result, int)
     return pow(result, key.e, key.n)
 

@@ -1,4 +1,4 @@
-"""The package's public names: loaded at first use, and to be seen before that."""
+"""The package's public names: loaded at first use, and listed before that."""
 
 from __future__ import annotations
 

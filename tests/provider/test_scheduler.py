@@ -1,5 +1,5 @@
-"""The scheduler alone, with a simulated clock: what goes where, nothing idle beside work, no starvation, the bound
-kept, never too many workers; and the cost curves that it goes by."""
+"""The scheduler alone, with a simulated clock: what goes where, no worker idle beside work, no starvation, the bound on
+a batch's time, never too many workers; and the cost curves."""
 
 from __future__ import annotations
 
@@ -13,15 +13,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gpu_provider.engine.scheduler import CostCurve, Launch, Limits, Waiting, Workers, decide
+from gpu_provider.costs import CostCurve
+from gpu_provider.engine.scheduler import BackendView, Launch, Limits, Waiting, decide
+from gpu_provider.kinds import REQUESTS, Kind
 
-KINDS = 3
+KINDS = A, B, C = REQUESTS[:3]
 SECOND = 1_000_000_000
 
 
-def curves(*seconds: float) -> list[CostCurve]:
+def curves(*seconds: float) -> dict[Kind, CostCurve]:
     """A constant cost per operation, by kind."""
-    return [CostCurve([(1, cost)]) for cost in seconds]
+    return {kind: CostCurve([(1, cost)]) for kind, cost in zip(KINDS, seconds, strict=False)}
 
 
 @dataclass
@@ -33,8 +35,8 @@ class Simulation:
     limits: Limits
     arrivals: list[tuple[int, int]]
     now: int = 0
-    waiting: list[deque[int]] = field(default_factory=lambda: [deque() for _ in range(KINDS)])
-    waits: list[tuple[int, int]] = field(default_factory=list)  # kind, nanoseconds
+    waiting: list[deque[int]] = field(default_factory=lambda: [deque() for _ in KINDS])
+    waits: list[tuple[Kind, int]] = field(default_factory=list)  # kind, nanoseconds
     launches: list[Launch] = field(default_factory=list)
 
     def run(self) -> None:
@@ -43,35 +45,38 @@ class Simulation:
         arrivals = deque(sorted(self.arrivals))
         while arrivals or busy or any(self.waiting):
             while arrivals and arrivals[0][0] <= self.now:
-                time, kind = arrivals.popleft()
-                self.waiting[kind].append(time)
+                time, place = arrivals.popleft()
+                self.waiting[place].append(time)
             while busy and busy[0][0] <= self.now:
                 heapq.heappop(busy)
             for launch in self.decide(busy, views):
+                place = KINDS.index(launch.kind)
                 for _ in range(launch.count):
-                    self.waits.append((launch.kind, self.now - self.waiting[launch.kind].popleft()))
-                end = self.now + max(1, int(launch.count * self.costs[launch.backend][launch.kind] * SECOND))
+                    self.waits.append((launch.kind, self.now - self.waiting[place].popleft()))
+                end = self.now + max(1, int(launch.count * self.costs[launch.backend][place] * SECOND))
                 heapq.heappush(busy, (end, launch.backend))
             upcoming = [time for time, _ in [*busy[:1], *list(arrivals)[:1]]]
             self.now = min(upcoming) if upcoming else self.now
 
     def decide(self, busy: list[tuple[int, int]], views: list[list[CostCurve]]) -> list[Launch]:
-        waiting = [Waiting(kind, len(queue), queue[0]) for kind, queue in enumerate(self.waiting) if queue]
+        waiting = [
+            Waiting(kind, len(queue), queue[0]) for kind, queue in zip(KINDS, self.waiting, strict=True) if queue
+        ]
         backends = []
         for index, count in enumerate(self.workers):
             ends = [(end - self.now) / SECOND for end, backend in busy if backend == index]
-            backends.append(Workers(index, count - len(ends), views[index], ends))
+            backends.append(BackendView(index, count - len(ends), views[index], ends))
         launches = decide(waiting, backends, self.limits)
 
-        for workers in backends:
-            assert sum(launch.backend == workers.backend for launch in launches) <= workers.free, "too many workers"
-        for kind, queue in enumerate(self.waiting):
+        for view in backends:
+            assert sum(launch.backend == view.index for launch in launches) <= view.free, "too many workers"
+        for kind, queue in zip(KINDS, self.waiting, strict=True):
             assert sum(launch.count for launch in launches if launch.kind == kind) <= len(queue)
         for launch in launches:
             assert 1 <= launch.count <= self.limits.max_batch
-            cost = self.costs[launch.backend][launch.kind]
+            cost = self.costs[launch.backend][KINDS.index(launch.kind)]
             assert launch.count == 1 or launch.count * cost <= self.limits.max_delay * (1 + 1e-9), "the bound is broken"
-        idle_workers = sum(workers.free for workers in backends) - len(launches)
+        idle_workers = sum(view.free for view in backends) - len(launches)
         left_waiting = sum(map(len, self.waiting)) - sum(launch.count for launch in launches)
         if idle_workers and left_waiting:
             assert len(self.workers) > 1, "not work-conserving"
@@ -92,25 +97,27 @@ class TestSimulation:
     ) -> None:
         costs = data.draw(
             st.lists(
-                st.lists(st.sampled_from([0.0, 1e-6, 0.0003, 0.0045]), min_size=KINDS, max_size=KINDS),
+                st.lists(st.sampled_from([0.0, 1e-6, 0.0003, 0.0045]), min_size=len(KINDS), max_size=len(KINDS)),
                 min_size=len(workers),
                 max_size=len(workers),
             )
         )
-        arrivals = data.draw(st.lists(st.tuples(st.integers(0, SECOND // 10), st.integers(0, KINDS - 1)), max_size=200))
+        arrivals = data.draw(
+            st.lists(st.tuples(st.integers(0, SECOND // 10), st.integers(0, len(KINDS) - 1)), max_size=200)
+        )
         simulation = Simulation(workers, costs, Limits(max_batch, max_delay), arrivals)
         simulation.run()
         assert len(simulation.waits) == len(arrivals)
 
     def test_a_rare_kind_does_not_starve_beside_an_overload_of_another(self) -> None:
-        """Kind 0 brings twice what the worker can compute. After 100 ms its backlog is 100 ms of work, and no more than
-        that and two batches go before a request of kind 1 that arrives then; the overload goes on for another 500
-        ms."""
+        """Kind A brings twice what the worker can compute. After 100 ms its backlog is 100 ms of work. A request of
+        kind B that arrives then waits for no more than that and two batches, though the overload goes on for another
+        500 ms."""
         cost = 0.0003
         arrivals = [(int(index * cost / 2 * SECOND), 0) for index in range(4000)] + [(SECOND // 10, 1)]
         simulation = Simulation([1], [[cost, cost, cost]], Limits(1024, 0.010), arrivals)
         simulation.run()
-        (wait,) = [wait for kind, wait in simulation.waits if kind == 1]
+        (wait,) = [wait for kind, wait in simulation.waits if kind is B]
         assert wait <= 0.120 * SECOND
 
 
@@ -118,18 +125,18 @@ class TestDecideWithOneBackend:
     limits = Limits(max_batch=1000, max_delay=0.010)
 
     def test_nothing_waits_nothing_is_launched(self) -> None:
-        assert decide([], [Workers(0, 4, curves(1))], self.limits) == []
-        assert decide([Waiting(0, 0, 0)], [Workers(0, 4, curves(1))], self.limits) == []
+        assert decide([], [BackendView(0, 4, curves(1))], self.limits) == []
+        assert decide([Waiting(A, 0, 0)], [BackendView(0, 4, curves(1))], self.limits) == []
 
     def test_no_worker_is_free(self) -> None:
-        assert decide([Waiting(0, 5, 1)], [], self.limits) == []
-        assert decide([Waiting(0, 5, 1)], [Workers(0, 0, curves(1), [0.1])], self.limits) == []
+        assert decide([Waiting(A, 5, 1)], [], self.limits) == []
+        assert decide([Waiting(A, 5, 1)], [BackendView(0, 0, curves(1), [0.1])], self.limits) == []
 
     def test_one_request_leaves_at_once_without_waiting_for_company(self) -> None:
-        assert decide([Waiting(0, 1, 1)], [Workers(0, 4, curves(0.001))], self.limits) == [Launch(0, 0, 1)]
+        assert decide([Waiting(A, 1, 1)], [BackendView(0, 4, curves(0.001))], self.limits) == [Launch(0, A, 1)]
 
     def test_what_waits_is_spread_over_the_free_workers(self) -> None:
-        launches = decide([Waiting(0, 10, 1)], [Workers(0, 4, curves(1e-6))], self.limits)
+        launches = decide([Waiting(A, 10, 1)], [BackendView(0, 4, curves(1e-6))], self.limits)
         assert sorted(launch.count for launch in launches) == [2, 2, 3, 3]
 
     @pytest.mark.parametrize(
@@ -137,54 +144,54 @@ class TestDecideWithOneBackend:
         [(1, [1]), (8, [8]), (9, [8, 1]), (16, [8, 8]), (17, [16, 1]), (40, [16, 16, 8])],
     )
     def test_a_group_is_not_torn_apart(self, waiting: int, counts: list[int]) -> None:
-        """Eight at the price of one: four on each of two workers would cost twice the time of the processor."""
-        costs = [CostCurve([(1, 0.0007), (8, 0.0007)], granule=8)]
+        """Eight cost as much as one: four on each of two workers would take twice the processor time."""
+        costs = {A: CostCurve([(1, 0.0007), (8, 0.0007)], granule=8)}
         workers = len(counts) if waiting > 8 else 3
-        launches = decide([Waiting(0, waiting, 1)], [Workers(0, workers, costs)], self.limits)
+        launches = decide([Waiting(A, waiting, 1)], [BackendView(0, workers, costs)], self.limits)
         assert [launch.count for launch in launches] == counts
 
     def test_the_oldest_kind_gets_the_only_worker(self) -> None:
-        waiting = [Waiting(0, 500, 20), Waiting(1, 1, 10)]
-        assert decide(waiting, [Workers(0, 1, curves(1e-6, 1e-6))], self.limits) == [Launch(0, 1, 1)]
+        waiting = [Waiting(A, 500, 20), Waiting(B, 1, 10)]
+        assert decide(waiting, [BackendView(0, 1, curves(1e-6, 1e-6))], self.limits) == [Launch(0, B, 1)]
 
     def test_kinds_take_workers_in_turn(self) -> None:
-        waiting = [Waiting(0, 500, 20), Waiting(1, 500, 10)]
-        launches = decide(waiting, [Workers(0, 2, curves(1e-6, 1e-6))], self.limits)
-        assert {launch.kind for launch in launches} == {0, 1}
+        waiting = [Waiting(A, 500, 20), Waiting(B, 500, 10)]
+        launches = decide(waiting, [BackendView(0, 2, curves(1e-6, 1e-6))], self.limits)
+        assert {launch.kind for launch in launches} == {A, B}
 
     def test_a_long_batch_is_cut_to_the_bound_but_never_to_nothing(self) -> None:
-        waiting = [Waiting(0, 500, 1), Waiting(1, 500, 1)]
-        launches = decide(waiting, [Workers(0, 2, curves(0.001, 0.5))], self.limits)
-        assert sorted((launch.kind, launch.count) for launch in launches) == [(0, 10), (1, 1)]
+        waiting = [Waiting(A, 500, 1), Waiting(B, 500, 1)]
+        launches = decide(waiting, [BackendView(0, 2, curves(0.001, 0.5))], self.limits)
+        assert sorted((launch.kind.label, launch.count) for launch in launches) == [(A.label, 10), (B.label, 1)]
 
     def test_a_group_of_a_processor_is_never_cut(self) -> None:
         """A busy core makes one request look as long as the bound. If batches of one were all that is launched then,
         nobody would ever learn that eight cost the same."""
-        costs = [CostCurve([(1, 0.012), (8, 0.02)], granule=8)]
-        assert decide([Waiting(0, 64, 0)], [Workers(0, 2, costs)], Limits(1024, 0.01)) == [Launch(0, 0, 8)] * 2
-        assert decide([Waiting(0, 64, 0)], [Workers(0, 2, costs)], Limits(5, 0.01)) == [Launch(0, 0, 5)] * 2
+        costs = {A: CostCurve([(1, 0.012), (8, 0.02)], granule=8)}
+        assert decide([Waiting(A, 64, 0)], [BackendView(0, 2, costs)], Limits(1024, 0.01)) == [Launch(0, A, 8)] * 2
+        assert decide([Waiting(A, 64, 0)], [BackendView(0, 2, costs)], Limits(5, 0.01)) == [Launch(0, A, 5)] * 2
 
     def test_the_bound_holds_for_requests_of_many_operations(self) -> None:
-        launches = decide([Waiting(0, 500, 1, operations=50)], [Workers(0, 1, curves(1e-5))], self.limits)
-        assert launches == [Launch(0, 0, 20)]
+        launches = decide([Waiting(A, 500, 1, operations=50)], [BackendView(0, 1, curves(1e-5))], self.limits)
+        assert launches == [Launch(0, A, 20)]
 
 
 class TestDecideWithSeveralBackends:
     """A GPU (2 ms for up to 2,048) and the processor (0.25 ms for each)."""
 
     limits = Limits(max_batch=4000, max_delay=0.010)
-    gpu_costs = (CostCurve([(1, 0.002), (2048, 0.002), (16384, 0.016)], granule=2048),)
-    cpu_costs = (CostCurve([(1, 0.00025)]),)
+    gpu_costs = dict.fromkeys((A, B), CostCurve([(1, 0.002), (2048, 0.002), (16384, 0.016)], granule=2048))
+    cpu_costs = dict.fromkeys((A, B), CostCurve([(1, 0.00025)]))
 
-    def gpu(self, backend: int = 0, free: int = 3, busy: tuple[float, ...] = ()) -> Workers:
-        return Workers(backend, free, self.gpu_costs, busy, pipelined=True)
+    def gpu(self, backend: int = 0, free: int = 3, busy: tuple[float, ...] = ()) -> BackendView:
+        return BackendView(backend, free, self.gpu_costs, busy, pipelined=True)
 
-    def cpu(self, free: int = 2, busy: tuple[float, ...] = ()) -> Workers:
-        return Workers(9, free, self.cpu_costs, busy)
+    def cpu(self, free: int = 2, busy: tuple[float, ...] = ()) -> BackendView:
+        return BackendView(9, free, self.cpu_costs, busy)
 
-    def counts(self, waiting: int, *backends: Workers) -> dict[int, list[int]]:
+    def counts(self, waiting: int, *backends: BackendView) -> dict[int, list[int]]:
         found: dict[int, list[int]] = {}
-        for launch in decide([Waiting(0, waiting, 1)], backends, self.limits):
+        for launch in decide([Waiting(A, waiting, 1)], backends, self.limits):
             found.setdefault(launch.backend, []).append(launch.count)
         return found
 
@@ -216,12 +223,12 @@ class TestDecideWithSeveralBackends:
         assert all(sum(counts) <= 2048 for counts in found.values())
 
     def test_an_older_kind_does_not_keep_the_gpu_from_one_that_needs_it(self) -> None:
-        """Three requests that the processor computes wait for longer than many of another kind."""
-        gpu = Workers(0, 1, self.gpu_costs * 2, pipelined=True)
-        cpu = Workers(9, 1, self.cpu_costs * 2)
-        launches = decide([Waiting(0, 3, 1), Waiting(1, 2048, 2)], [gpu, cpu], self.limits)
-        assert Launch(9, 0, 3) in launches
-        assert any(launch.backend == 0 and launch.kind == 1 and launch.count > 1800 for launch in launches)
+        """Three requests for the processor have waited longer than many of another kind."""
+        gpu = BackendView(0, 1, self.gpu_costs, pipelined=True)
+        cpu = BackendView(9, 1, self.cpu_costs)
+        launches = decide([Waiting(A, 3, 1), Waiting(B, 2048, 2)], [gpu, cpu], self.limits)
+        assert Launch(9, A, 3) in launches
+        assert any(launch.backend == 0 and launch.kind is B and launch.count > 1800 for launch in launches)
 
 
 class TestCostCurve:
@@ -243,7 +250,7 @@ class TestCostCurve:
 
     @pytest.mark.parametrize("slow", range(4))
     def test_a_point_that_was_measured_too_slow_raises_no_other(self, slow: int) -> None:
-        """It stood still while it was measured, or its clock was low."""
+        """The device stood still while it was measured, or its clock was low."""
         points = [(1, 0.002), (64, 0.002), (1024, 0.003), (4096, 0.008)]
         spoiled = [(count, 10 * seconds if place == slow else seconds) for place, (count, seconds) in enumerate(points)]
         curve = CostCurve(spoiled)
@@ -257,7 +264,7 @@ class TestCostCurve:
                 assert curve.seconds(count) <= min([10 * seconds, *(s for _, s in points[slow + 1 :])]) * 1.001
 
     def test_a_slow_first_batch_does_not_replace_what_was_measured(self) -> None:
-        """It has memory allocated, a key uploaded and its blinding pairs made."""
+        """It allocates memory, uploads a key and makes its blinding pairs."""
         curve = CostCurve([(1, 0.002), (1024, 0.002), (4096, 0.008)], measured=True)
         curve.observe(1000, 0.1)
         assert curve.seconds(1024) <= 0.002 * 1.25
@@ -267,7 +274,7 @@ class TestCostCurve:
         assert curve.seconds(1) <= curve.seconds(1000) == pytest.approx(0.001, rel=0.05)
 
     def test_the_first_measurement_replaces_the_guess_everywhere(self) -> None:
-        """A machine of a quarter of the speed."""
+        """A machine at a quarter of the speed."""
         curve = CostCurve([(1, 0.001)])
         curve.observe(10, 0.04)
         assert curve.seconds(10) == pytest.approx(0.04)
@@ -292,13 +299,15 @@ class TestCostCurve:
 
     @pytest.mark.parametrize("stalled", [1, 4, 64])
     def test_a_stall_does_not_keep_a_size_from_being_tried_again(self, stalled: int) -> None:
-        """The first batch of a size takes a tenth of a second for once. Were it believed, smaller ones would be
-        launched for ever, and nobody would measure that size again."""
+        """The first batch of a size takes a tenth of a second once. If the curve believed it, only smaller ones would
+        be launched from then on, and nobody would measure that size again."""
         curve = CostCurve([(1, 0.001), (8, 0.001), (16, 0.002)], granule=4)
         curve.observe(stalled, 0.1)
         launched = []
         for _ in range(40):
-            (launch,) = decide([Waiting(0, 1000, 0)], [Workers(0, 1, [curve], pipelined=True)], Limits(1024, 0.01))
+            (launch,) = decide(
+                [Waiting(A, 1000, 0)], [BackendView(0, 1, {A: curve}, pipelined=True)], Limits(1024, 0.01)
+            )
             curve.observe(launch.count, 20e-6 + launch.count * 1e-7)
             launched.append(launch.count)
         assert launched[-1] >= 999

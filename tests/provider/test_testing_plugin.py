@@ -1,4 +1,4 @@
-"""gpu_provider.testing, used as its users do: by a project's own tests in a pytest of their own."""
+"""gpu_provider.testing as its users use it: in a project's own tests, in a pytest of their own."""
 
 from __future__ import annotations
 

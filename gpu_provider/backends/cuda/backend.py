@@ -24,7 +24,7 @@ from gpu_provider.backends.cuda.trial import Trial
 from gpu_provider.backends.cuda.worker import DeviceWorker
 from gpu_provider.backends.libcrypto import libcrypto_modexp
 from gpu_provider.client import class_bytes
-from gpu_provider.engine.scheduler import CostCurve
+from gpu_provider.costs import CostCurve, CostCurves
 from gpu_provider.errors import BackendError
 
 if TYPE_CHECKING:
@@ -147,14 +147,14 @@ class CudaBackend:
     def pci_bus_id(self) -> str | None:
         return self._device.pci_bus_id
 
-    def cost_curves(self) -> list[CostCurve]:
+    def cost_curves(self) -> CostCurves:
         rows = max(1, self._device.parallel_threads // _THREADS_PER_ROW)
         curves = []
         for kind, (few, full) in enumerate(_FIRST_GUESSES):
             widths = [width for width in self.measurements if width >= class_bytes(kind)]
             points = self.measurements[min(widths)] if widths else [(1, few), (rows, full)]
             curves.append(CostCurve(points, rows, measured=bool(widths)))
-        return [*curves, CostCurve([(1, _FIRST_GUESS_MODEXP)], rows)]
+        return CostCurves(curves, CostCurve([(1, _FIRST_GUESS_MODEXP)], rows))
 
     def private_op(self, batch: Batch) -> None:
         with self._worker() as worker:

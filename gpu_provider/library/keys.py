@@ -1,4 +1,4 @@
-"""Loading private keys for the library's own calls. (TLS keys reach the provider through OpenSSL instead.)"""
+"""Private keys for library calls. (Keys for TLS reach the provider through OpenSSL instead.)"""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import weakref
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from gpu_provider.errors import InputError, KeyLoadError, ProviderClosedError
-from gpu_provider.key_formats import to_unencrypted, what_it_is
+from gpu_provider.library.key_formats import to_unencrypted, what_it_is
 from gpu_provider.library.operands import is_bytes, to_int
 from gpu_provider.native import ffi, lib
 
 if TYPE_CHECKING:
     from gpu_provider.client import Client
-    from gpu_provider.key_formats import KeySource
+    from gpu_provider.library.key_formats import KeySource
     from gpu_provider.library.operands import BytesLike, Integer
 
 __all__ = ["Key", "load"]
@@ -23,7 +23,7 @@ _MIN_EXPONENT = 3
 class Key:
     """An RSA private key in a provider's key table. Made by :meth:`gpu_provider.BatchingProvider.load_key`.
 
-    Holds the public numbers only; the private ones are in OpenSSL's memory, which wipes them when the key is closed (or
+    Holds the public numbers only. The private ones are in OpenSSL's memory, which wipes them when the key is closed (or
     collected) and the last request that uses it is done. Any thread.
     """
 
@@ -41,7 +41,7 @@ class Key:
         self._remove.atexit = False
 
     def close(self) -> None:
-        """Takes the key out of the table. Requests that were submitted before still finish. May be called twice."""
+        """Removes the key from the table. Requests that were submitted before still finish. May be called again."""
         self._remove()
 
     @property
@@ -49,10 +49,10 @@ class Key:
         return not self._remove.alive
 
     def to_row(self, x: Integer | BytesLike) -> tuple[bytes, bool]:
-        """``x`` as the queue wants it, ``self.bytes`` long, least significant byte first; and whether it was bytes.
+        """``x`` as the queue takes it, ``self.bytes`` long, least significant byte first; and whether it was bytes.
 
-        Raises InputError for what is not an integer or big-endian bytes with 0 <= x < n, ProviderClosedError for a
-        closed key.
+        Raises InputError unless it is an integer or big-endian bytes with 0 <= x < n, ProviderClosedError for a closed
+        key.
         """
         if self.closed:
             raise ProviderClosedError(f"this {self.bits}-bit key is closed; load it again")
@@ -77,7 +77,7 @@ def _remove(client: Client, handle: int) -> None:
 
 
 def load(client: Client, source: KeySource, password: bytes | str | None = None) -> Key:
-    """What :meth:`gpu_provider.BatchingProvider.load_key` documents."""
+    """See :meth:`gpu_provider.BatchingProvider.load_key`."""
     encoded = to_unencrypted(source, password)
     info: Any = ffi.new("gp_key_info *")
     result = lib.gp_embedded_load_key(client.pointer, encoded, len(encoded), info)

@@ -1,4 +1,4 @@
-"""The forms that a private key comes in, and what to say of a file that holds none of them."""
+"""Reads the formats that private keys come in, and says what is wrong with a file that holds none of them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _PASSWORD_FOR_PLAIN_KEY = "a password was given, but the private key is not encr
 
 
 def to_unencrypted(source: KeySource, password: bytes | str | None) -> bytes:
-    """PEM or DER of one private key, as good as it can be told from the outside. Raises KeyLoadError."""
+    """PEM or DER of one private key, as far as that can be told without reading it. Raises KeyLoadError."""
     if password is not None and not isinstance(password, bytes | str):
         raise KeyLoadError(f"the password must be bytes or str, not {type(password).__name__}")
     secret = password.encode() if isinstance(password, str) else password or None
@@ -52,7 +52,7 @@ def to_unencrypted(source: KeySource, password: bytes | str | None) -> bytes:
 
 
 def _private_block(data: bytes) -> bytes:
-    """Of PEM with several blocks, such as a key with its certificates, the one with the private key."""
+    """The block with the private key, if PEM has several, such as a key with its certificates."""
     blocks = list(_PEM_BLOCK.finditer(data))
     private = [block[0] for block in blocks if block[1].endswith(b"PRIVATE KEY")]
     if len(private) > 1:
@@ -78,12 +78,12 @@ def _is_encrypted(data: bytes) -> bool:
     except TypeError:  # cryptography's way to say that a password is needed
         return True
     except (ValueError, UnsupportedAlgorithm):
-        return False  # what is wrong with it is said when it is loaded
+        return False  # loading it will say what is wrong
     return False
 
 
 def _read(data: bytes, password: bytes | None) -> PrivateKeyTypes:
-    """By the cryptography package: what is encrypted, and OpenSSH's own format."""
+    """Reads encrypted keys and OpenSSH's own format, with the cryptography package."""
     ssh = b"-----BEGIN OPENSSH PRIVATE KEY-----" in data
     load = serialization.load_der_private_key
     if b"-----BEGIN" in data:
@@ -110,7 +110,7 @@ def _to_der(key: PrivateKeyTypes) -> bytes:
 
 
 def what_it_is(data: bytes) -> str:
-    """Of data that is no private key, so that who gave it finds out what went wrong. Never shows any of it."""
+    """Describes data that is not a private key, so that the caller finds out what went wrong. Never shows any of it."""
     if _PKCS12.match(data):
         return "a PKCS#12 file; take the private key out of it: openssl pkcs12 -in FILE -nocerts -noenc"
     if data.startswith(b"PuTTY-User-Key-File"):
