@@ -14,12 +14,12 @@ from numpy.typing import NDArray
 from gpu_provider import BatchingProvider, Key, ProviderConfig
 from gpu_provider.backends.base import Batch
 from gpu_provider.backends.cuda.backend import CudaBackend
-from gpu_provider.backends.cuda.host_device import HostDevice
 from gpu_provider.client import CLASSES, Client
 from gpu_provider.engine.scheduler import CostCurve
 from gpu_provider.kernels.warp import Kernel
 from gpu_provider.native import ffi, lib
 
+from .gpu.host_device import HostDevice
 from .harness import RSA_BITS, Bench, BenchError
 from .report import Result, Row, Spread, Target
 

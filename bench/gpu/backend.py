@@ -16,14 +16,14 @@ from gpu_provider.backends.base import Batch
 from gpu_provider.backends.cuda.backend import CudaBackend
 from gpu_provider.backends.cuda.cupy_device import CupyDevice
 from gpu_provider.backends.cuda.device import Device, Stream
-from gpu_provider.backends.cuda.host_device import HostDevice
 from gpu_provider.client import Client
 from gpu_provider.errors import BackendError
 from gpu_provider.kernels.cubin_cache import CubinCache
 from gpu_provider.keys import load
 
 from .batches import to_rows
-from .device import find_device
+from .host_device import HostDevice
+from .launcher import find_device
 
 SIZES = (2048, 3072, 4096)
 MOST_IN_FLIGHT = 3

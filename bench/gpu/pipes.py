@@ -11,7 +11,7 @@ import numpy as np
 
 from gpu_provider.kernels import nvrtc
 
-from .device import CudaDevice, Device
+from .launcher import GpuLauncher, Launcher
 from .report import Pipe, Report
 
 CHAINS, STEPS, TRIPS, THREADS = 8, 4, 512, 1024
@@ -76,29 +76,29 @@ def source(name: str) -> str:
     return SOURCE % {**numbers, "body": "\n".join(PIPES[name])}
 
 
-def measure(device: Device, report: Report) -> None:
-    if not isinstance(device, CudaDevice):
+def measure(launcher: Launcher, report: Report) -> None:
+    if not isinstance(launcher, GpuLauncher):
         report.note("pipes: not measured on the host device, which has none")
         return
     for name, instructions in PIPES.items():
         report.progress(name, len(PIPES))
-        cubin = nvrtc.compile_cubin({"pipe.cu": source(name)}, ("--std=c++17",), device.architecture)
-        per_clock, clock = run(device, cubin, len(instructions))
+        cubin = nvrtc.compile_cubin({"pipe.cu": source(name)}, ("--std=c++17",), launcher.architecture)
+        per_clock, clock = run(launcher, cubin, len(instructions))
         report.sample(Pipe(pipe=name, per_clock=per_clock, clock_hz=clock))
 
 
-def run(device: CudaDevice, cubin: bytes, instructions: int) -> tuple[float, float]:
+def run(launcher: GpuLauncher, cubin: bytes, instructions: int) -> tuple[float, float]:
     """Instructions of threads per multiprocessor and clock, and the clock."""
-    function, stream = device.function(cubin, "pipe")
-    blocks = device.multiprocessors
-    cycles: Any = device.host_array((blocks,), np.int64)
-    address, sink = device.allocate(cycles.nbytes), device.allocate(8)
+    launch = launcher.load_other(cubin, "pipe")
+    blocks = launcher.multiprocessors
+    cycles: Any = launcher.host_array((blocks,), np.int64)
+    address, sink = launcher.allocate(cycles.nbytes), launcher.allocate(8)
     rates, clocks = [], []
     arguments = (np.uint64(address), np.uint64(sink), np.uint32(3), np.float64(0.5), np.float64(1.25))
     for _ in range(REPEATS + 1):  # the first wakes the clock
-        (seconds,) = device.seconds(lambda: function((blocks,), (THREADS,), arguments, 0, stream))
-        device.download(cycles, address)
-        device.wait()
+        (seconds,) = launcher.seconds(lambda: launch(blocks, THREADS, arguments))
+        launcher.download(cycles, address)
+        launcher.wait()
         done = CHAINS * STEPS * TRIPS * instructions * THREADS
         rates.append(done / float(np.median(cycles)))
         clocks.append(float(np.max(cycles)) / seconds)

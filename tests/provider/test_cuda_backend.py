@@ -18,9 +18,9 @@ from batches import PATIENT, batch_of, results
 from rsa_keys import private_der, private_key, program_key
 from tls_peers import converse, finish, pause, server_context
 
+from bench.gpu.host_device import HostDevice, HostKernels
 from gpu_provider import BackendError, BatchingProvider, Key, ProviderConfig, keys, tls
 from gpu_provider.backends.cuda.backend import CudaBackend
-from gpu_provider.backends.cuda.host_device import HostDevice, HostKernels
 from gpu_provider.backends.cuda.kernels import KernelChoice
 from gpu_provider.client import Client
 from gpu_provider.kernels.warp import Kernel, Operation

@@ -10,10 +10,10 @@ import pytest
 from rsa_keys import private_key
 from terminator_process import COMMAND, TIMEOUT, environment, run_command
 
+from bench.gpu.host_device import HostDevice
 from gpu_provider.backends.cuda import devices
 from gpu_provider.backends.cuda.device import DeviceError
 from gpu_provider.backends.cuda.devices import Device
-from gpu_provider.backends.cuda.host_device import HostDevice
 from gpu_provider.commands import cli, rates
 from gpu_provider.commands import devices as devices_command
 from gpu_provider.errors import BackendError

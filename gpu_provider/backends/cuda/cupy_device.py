@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from gpu_provider.kernels.cubin_cache import CubinCache
     from gpu_provider.kernels.cubins import Arithmetic, Unit
 
-__all__ = ["CupyDevice", "allow_table", "pair_bytes", "record_bytes"]
+__all__ = ["CupyDevice", "pair_bytes", "record_bytes"]
 
 _log = logging.getLogger(__name__)
 _WARP = 32
@@ -83,16 +83,6 @@ def _kernel(index: int, unit: Unit, entry: str) -> Kernel:
     )
 
 
-def allow_table(driver: Any, function: int, table_bytes: int) -> None:
-    """Allows a kernel its window table in shared memory. ``driver``: CuPy's, whose errors this raises.
-
-    All that a multiprocessor has is to be shared memory, so that as many blocks as possible run at a time: the driver
-    might leave part of it to the L1 cache. And so for every kernel: a multiprocessor has to be idle to change that.
-    """
-    driver.funcSetAttribute(function, driver.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, table_bytes)
-    driver.funcSetAttribute(function, driver.CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT, _ALL_PERCENT)
-
-
 def _error(device: str, call: str, error: Exception) -> DeviceError:
     return DeviceError(f"device {device}: {call}: {error}")
 
@@ -127,25 +117,34 @@ class CupyDevice:
         self._streams: list[_CupyStream] = []
 
     def open(self) -> Sequence[Kernel]:
-        self._import()
-        self.close()
-        self._check_that_it_works()
+        self.open_without_kernels()
         architecture = cubins.architecture_for(self._device.major, self._device.minor)
         own = f"sm_{self._device.major}{self._device.minor}"
         arithmetic = self._arithmetic or cubins.arithmetics(own)[0]
         compiled = cubins.load_cubins(cubins.units([arithmetic]), architecture, self._cache, loaded=self._tell)
+        return [kernel for unit, cubin in compiled.items() for kernel in self.load(unit, cubin)]
+
+    def open_without_kernels(self) -> None:
+        """The first part of :meth:`open`."""
+        self._import()
+        self.close()
+        self._check_that_it_works()
+
+    def load(self, unit: Unit, cubin: bytes) -> list[Kernel]:
+        """Loads kernels beside those that are loaded. Raises DeviceError."""
         try:
-            return [
-                self._load(module, unit, entry)
-                for unit, cubin in compiled.items()
-                for module in [self._module(cubin)]
-                for entry in unit.entries
-            ]
+            module = self._driver.moduleLoadData(cubin)
+            self._modules.append(module)
+            return [self._load(module, unit, entry) for entry in unit.entries]
         except RuntimeError as error:
             raise _error(self.name, "loading the kernels", error) from None
         except (AttributeError, TypeError) as error:
             version = self._cupy.__version__
             raise DeviceError(f"device {self.name}: CuPy {version} is not one that this works with: {error}") from None
+
+    def function(self, kernel: Kernel) -> int:
+        """The driver's handle of a loaded kernel."""
+        return self._functions[kernel.index]
 
     def close(self) -> None:
         if self._runtime is None:
@@ -266,14 +265,14 @@ class CupyDevice:
             raise _error(self.name, "it does not work in this process", error) from None
         self._told = False
 
-    def _module(self, cubin: bytes) -> int:
-        module: int = self._driver.moduleLoadData(cubin)
-        self._modules.append(module)
-        return module
-
     def _load(self, module: int, unit: Unit, entry: str) -> Kernel:
-        function = self._driver.moduleGetFunction(module, entry)
-        allow_table(self._driver, function, unit.table_bytes)
+        driver = self._driver
+        function = driver.moduleGetFunction(module, entry)
+        # The kernel's window table is in shared memory. All that a multiprocessor has is to be that, so that as many
+        # blocks as possible run at a time: the driver might leave part of it to the L1 cache. And so for every kernel,
+        # because a multiprocessor has to be idle to change it.
+        driver.funcSetAttribute(function, driver.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, unit.table_bytes)
+        driver.funcSetAttribute(function, driver.CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT, _ALL_PERCENT)
         self._functions.append(function)
         return _kernel(len(self._functions) - 1, unit, entry)
 
@@ -324,14 +323,14 @@ class _CupyStream:
         self._driver = driver
         self._functions = functions
         try:
-            self._stream = runtime.streamCreateWithFlags(runtime.streamNonBlocking)
+            self.handle: int = runtime.streamCreateWithFlags(runtime.streamNonBlocking)
         except RuntimeError as error:
             raise _error(device, "making a stream", error) from None
         self._events: list[_CupyEvent] = []
         try:
             self._last = self.event()
         except DeviceError:
-            runtime.streamDestroy(self._stream)
+            runtime.streamDestroy(self.handle)
             raise
         self._parameters = np.zeros(1, np.uint64)
         self._parameters_address = self._parameters.ctypes.data
@@ -339,34 +338,34 @@ class _CupyStream:
     def upload(self, to: int, data: NDArray[np.uint8]) -> None:
         runtime = self._runtime
         try:
-            runtime.memcpyAsync(to, data.ctypes.data, data.size, runtime.memcpyHostToDevice, self._stream)
+            runtime.memcpyAsync(to, data.ctypes.data, data.size, runtime.memcpyHostToDevice, self.handle)
         except RuntimeError as error:
             raise _error(self._device, "copying to the device", error) from None
 
     def download(self, to: NDArray[np.uint8], source: int) -> None:
         runtime = self._runtime
         try:
-            runtime.memcpyAsync(to.ctypes.data, source, to.size, runtime.memcpyDeviceToHost, self._stream)
+            runtime.memcpyAsync(to.ctypes.data, source, to.size, runtime.memcpyDeviceToHost, self.handle)
         except RuntimeError as error:
             raise _error(self._device, "copying from the device", error) from None
 
     def copy(self, to: int, source: int, size: int) -> None:
         runtime = self._runtime
         try:
-            runtime.memcpyAsync(to, source, size, runtime.memcpyDeviceToDevice, self._stream)
+            runtime.memcpyAsync(to, source, size, runtime.memcpyDeviceToDevice, self.handle)
         except RuntimeError as error:
             raise _error(self._device, "copying on the device", error) from None
 
     def copy_rows(self, to: tuple[int, int], source: tuple[int, int], size: int, rows: int) -> None:
         runtime = self._runtime
         try:
-            runtime.memcpy2DAsync(*to, *source, size, rows, runtime.memcpyDeviceToDevice, self._stream)
+            runtime.memcpy2DAsync(*to, *source, size, rows, runtime.memcpyDeviceToDevice, self.handle)
         except RuntimeError as error:
             raise _error(self._device, "copying rows on the device", error) from None
 
     def clear(self, address: int, size: int) -> None:
         try:
-            self._runtime.memsetAsync(address, 0, size, self._stream)
+            self._runtime.memsetAsync(address, 0, size, self.handle)
         except RuntimeError as error:
             raise _error(self._device, "clearing memory", error) from None
 
@@ -378,13 +377,13 @@ class _CupyStream:
         function = self._functions[kernel.index]
         try:
             self._driver.launchKernel(
-                *(function, blocks, 1, 1, _WARP, 1, 1, kernel.table_bytes, self._stream, self._parameters_address, 0)
+                *(function, blocks, 1, 1, _WARP, 1, 1, kernel.table_bytes, self.handle, self._parameters_address, 0)
             )
         except RuntimeError as error:
             raise _error(self._device, f"launching {kernel.name}", error) from None
 
     def event(self) -> _CupyEvent:
-        event = _CupyEvent(self._device, self._runtime, self._stream)
+        event = _CupyEvent(self._device, self._runtime, self.handle)
         self._events.append(event)
         return event
 
@@ -397,4 +396,4 @@ class _CupyStream:
             for event in self._events:
                 event.destroy()
         finally:
-            self._runtime.streamDestroy(self._stream)
+            self._runtime.streamDestroy(self.handle)

@@ -30,11 +30,11 @@ _ALIGNMENT = 16
 
 
 class HostKernels:
-    """The kernels' host build, in one radix."""
+    """The kernels' host build."""
 
-    def __init__(self, radix_bits: int = 52) -> None:
-        """``radix_bits``: 52 or 32. Raises DeviceError where the processor can't run them."""
-        self.kernels = [kernel for kernel in warp.host_kernels() if kernel.radix_bits == radix_bits]
+    def __init__(self, radix_bits: int | None = 52) -> None:
+        """``radix_bits``: 52, 32, or None for both. Raises DeviceError where the processor can't run them."""
+        self.kernels = [kernel for kernel in warp.host_kernels() if radix_bits in {kernel.radix_bits, None}]
         if not self.kernels:
             raise DeviceError("this processor lacks AVX2 or FMA, which the host build of the kernels needs")
 
