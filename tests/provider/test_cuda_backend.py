@@ -355,6 +355,22 @@ def test_nothing_is_opened_before_the_provider_is_started() -> None:
         assert "open" in opened
 
 
+class IdleKernels(HostKernels):
+    def run(self, kernel: Kernel, arguments: NDArray[np.void]) -> None:
+        pass
+
+
+def test_results_that_take_more_room_than_the_operands_have_it(client: Client) -> None:
+    """With one exponent and one modulus for all rows, the operands of 1,027 rows fit where 1,024 results do."""
+    backend = CudaBackend(HostDevice(IdleKernels()), workers=1)
+    backend.open(client)
+    bases, outputs = np.ones((1027, 512), np.uint8), np.ones((1027, 512), np.uint8)
+    with backend._worker() as worker:
+        assert worker.modexp(bases, bases[:1, :8], bases[:1], outputs)
+    assert not outputs.any()
+    backend.close()
+
+
 class SeeingKernels(HostKernels):
     """Note how many bytes of each operand are not zero, and compute pairs alone."""
 
