@@ -25,7 +25,7 @@ _DOWN_BYTES = MAX_BYTES + 1
 
 
 def _aligned(size: int) -> int:
-    return -(-size // _ALIGNMENT) * _ALIGNMENT
+    return size + -size % _ALIGNMENT
 
 
 class Part:
@@ -97,7 +97,7 @@ class Arena:
         """Parts of these sizes from the beginning, each aligned as ``staging.c`` and the kernels have it."""
         parts, stop = [], 0
         for size in sizes:
-            start = _aligned(stop)
+            start = stop + -stop % _ALIGNMENT
             stop = start + size
             parts.append(Part(self, start, stop))
         if stop > len(self.host):
