@@ -18,7 +18,7 @@ KEYS = 4
 
 @functools.cache
 def private_keys(bits: int) -> list[rsa.RSAPrivateNumbers]:
-    """Several, made for this process alone."""
+    """Some keys, made for this process alone."""
     return [rsa.generate_private_key(65537, bits).private_numbers() for _ in range(KEYS)]
 
 
@@ -47,8 +47,8 @@ def to_numbers(rows: NDArray[np.uint8]) -> list[int]:
 
 
 class PrivateBatch:
-    """A batch of private operations of one variant, with keys of these sizes by turns. Can be launched again and again,
-    with more or fewer of its rows."""
+    """A batch of private operations by one variant, with keys of these sizes in turn. It can be launched again and
+    again, with more or fewer of its rows."""
 
     def __init__(self, launcher: Launcher, variant: Variant, rows: int, sizes: tuple[int, ...]) -> None:
         self._launcher, self._variant, self._rows = launcher, variant, rows
@@ -83,7 +83,7 @@ class PrivateBatch:
         self.inputs[:] = to_rows(numbers, self._variant.class_bytes)
 
     def make_pairs(self) -> None:
-        """As many as there are rows; waits for them."""
+        """Makes a pair for each row, and waits for them."""
         random = np.frombuffer(secrets.token_bytes(self.inputs.nbytes), np.uint8)
         arguments = self._arguments.copy()
         arguments["count"], arguments["inputs"] = self._rows, self._put(random)
@@ -111,7 +111,7 @@ def modexp(
     *,
     bits: int,
 ) -> list[int]:
-    """``bases[i] ** exponents[i] % moduli[i]`` for the low ``bits`` of the exponents, as the device says."""
+    """``bases[i] ** exponents[i] % moduli[i]`` for the low ``bits`` of the exponents, as the device computes it."""
     distinct = sorted(set(moduli))
     kernel = launcher.kernels[variant, Operation.MODEXP]
     records = np.zeros((len(distinct), kernel.record_bytes), np.uint8)

@@ -1,8 +1,8 @@
 """Every kernel at full batches, checked on the host.
 
 A private operation is right if and only if its result, raised to the public exponent, is the input again: Python's
-``pow`` says so, for each row. Exponentiations are compared with the processor's kernels, which have another radix and
-layout.
+``pow`` checks that for each row. Exponentiations are compared with the processor's kernels, whose radix and layout
+differ.
 """
 
 import itertools
@@ -63,7 +63,7 @@ def check_private(launcher: Launcher, variant: Variant, rows: int, report: Repor
         batch.download(rows)
         launcher.wait()
         if np.array_equal(batch.outputs, first):
-            continue  # the input's blinding is another, the result the same
+            continue  # the blinding has changed, the result has not
         first = batch.outputs.copy()
         found = zip(inputs, batch.moduli, to_numbers(batch.outputs), batch.ok.tolist(), strict=True)
         for row, (x, n, result, ok) in enumerate(found):

@@ -123,7 +123,7 @@ class HostLauncher(Launcher):
 
 
 class GpuLauncher(Launcher):
-    def __init__(self, found: devices.Device, cache: CubinCache, units: Sequence[cubins.Unit]) -> None:
+    def __init__(self, found: devices.Gpu, cache: CubinCache, units: Sequence[cubins.Unit]) -> None:
         """Loads what the cache has of these units. Raises BackendError where there is no CuPy, and for a cache that
         can't be used."""
         self.architecture = cubins.architecture_for(found.major, found.minor)
@@ -157,7 +157,7 @@ class GpuLauncher(Launcher):
             "name": self._found.name,
             "architecture": self.architecture,
             "multiprocessors": self.multiprocessors,
-            "memory_bytes": self._found.memory,
+            "memory_bytes": self._found.memory_bytes,
             "shared_bytes": int(runtime.getDeviceProperties(self._found.index)["sharedMemPerMultiprocessor"]),
             "pci_bus_id": self._found.pci_bus_id,
             "cuda_driver": runtime.driverGetVersion(),
@@ -207,7 +207,7 @@ class GpuLauncher(Launcher):
         return lambda blocks, threads, arguments: function((blocks,), (threads,), arguments, 0, stream)
 
 
-def find_device(number: str) -> devices.Device:
+def find_device(number: str) -> devices.Gpu:
     """Raises BackendError if CUDA has no device of that number."""
     found = {str(device.index): device for device in devices.find_devices()}
     if number not in found:

@@ -1,6 +1,6 @@
 """One section of the GPU suite in a process of its own, so that a kernel that fails or hangs spoils no other section.
 
-What it finds it prints at once, one JSON object per line, so that what came before a failure counts.
+It prints what it finds at once, one JSON object per line, so that everything before a failure counts.
 """
 
 import json
@@ -30,18 +30,18 @@ PROFILED_BATCHES = 3
 
 @dataclass(frozen=True)
 class Options:
-    """Of every section, as JSON in its command line."""
+    """What every section is told, as JSON in its command line."""
 
     device: str
     """"host", or the number of a GPU."""
     cache: str
-    """Directory of compiled kernels."""
+    """The directory of compiled kernels."""
     tiny: bool
-    """To see that everything runs: the smallest kernels and batches."""
+    """Whether it only shows that everything runs, with the smallest kernels and batches."""
     names: list[str] = field(default_factory=list)
-    """Of the only units that are loaded; all, if empty."""
+    """The units to load; all of them if empty."""
     rows: int | None = None
-    """In a batch of the correctness section, instead of a full one."""
+    """The size of the correctness section's batches; None for full ones."""
 
 
 def describe_machine(options: Options, report: Report) -> None:
@@ -51,7 +51,7 @@ def describe_machine(options: Options, report: Report) -> None:
 
 
 def compile_kernels(options: Options, units: Sequence[cubins.Unit], report: Report) -> None:
-    """Into the cache."""
+    """Compiles them into the cache."""
     if options.device == "host":
         return
     found = find_device(options.device)
@@ -72,7 +72,7 @@ def _fail(error: OSError) -> None:
 
 
 def backend_units(options: Options) -> list[cubins.Unit]:
-    """What the CUDA backend can load on this device."""
+    """The units that the CUDA backend can load on this device."""
     if options.device == "host":
         return []
     found = find_device(options.device)
@@ -87,7 +87,7 @@ def open_launcher(options: Options, units: Sequence[cubins.Unit]) -> Launcher:
 
 
 def open_variants(options: Options) -> tuple[Launcher, list[Variant]]:
-    """The kernels that the options name. Raises BackendError if there is none of them."""
+    """The kernels that the options name. Raises BackendError if none of them can be loaded."""
     launcher = open_launcher(options, [unit for unit in all_units() if not options.names or str(unit) in options.names])
     variants = [variant for variant in launcher.variants() if not options.names or str(variant) in options.names]
     if options.tiny and not options.names:
@@ -105,8 +105,9 @@ def describe_kernels(options: Options, report: Report) -> None:
 
 
 def defaults(options: Options) -> dict[str, str]:
-    """The variant that the CUDA backend takes for each size of key and batch, "bits/rows" of the sweep, by its rule.
-    (When it is opened, it measures by itself which number of threads is the fastest, not so arithmetic and window.)"""
+    """The variant that the CUDA backend chooses by its rule for each size of key and batch, "bits/rows" of the sweep.
+    (When it is opened, it measures which number of threads is the fastest, but takes arithmetic and window as
+    given.)"""
     backend_device = _backend_device(options)
     try:
         choice = KernelChoice(backend_device.open(), backend_device.parallel_threads)
@@ -121,7 +122,7 @@ def defaults(options: Options) -> dict[str, str]:
 
 
 def launch_for_profiler(options: Options) -> None:
-    """Full batches of one kernel."""
+    """Launches full batches of one kernel."""
     launcher, variants = open_variants(options)
     rows = launcher.full_rows(variants[0])
     batch = PrivateBatch(launcher, variants[0], rows, (variants[0].bits,))

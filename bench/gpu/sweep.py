@@ -18,7 +18,7 @@ LATENCY_ENOUGH = 0.1  # a larger batch takes longer than any handshake should
 
 
 def measure(launcher: Launcher, variants: Sequence[Variant], tiny: bool, report: Report) -> None:
-    """What the backend takes comes first, should there be no time for all."""
+    """The backend's own kernels come first, in case there is no time for all."""
     total = len(variants) * len(TINY if tiny else BATCHES)
     own = {str(unit) for unit in cubins.units(cubins.Arithmetic)}
     for variant in sorted(variants, key=lambda variant: (str(variant) not in own, variant.bits)):
@@ -47,7 +47,7 @@ def measure(launcher: Launcher, variants: Sequence[Variant], tiny: bool, report:
 def measure_batch(
     launcher: Launcher, batch: PrivateBatch, rows: int, repeats: int | None
 ) -> tuple[list[float], list[float], list[float]]:
-    """Seconds of the copy to the device, of the kernel and of the copy back."""
+    """Seconds that the copy to the device takes, the kernel, and the copy back."""
     steps = [partial(step, rows) for step in (batch.upload, batch.launch, batch.download)]
     batch.ok.fill(0)
     once = sum(launcher.seconds(*steps))

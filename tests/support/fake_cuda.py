@@ -16,14 +16,16 @@ import ptx_units
 
 from gpu_provider.backends.cuda import cupy_device
 from gpu_provider.backends.cuda.device import MODEXP_LAUNCH, PRIVATE_LAUNCH
-from gpu_provider.backends.cuda.devices import Device
+from gpu_provider.backends.cuda.devices import Gpu
 from gpu_provider.kernels import cubins, warp
 from gpu_provider.kernels.cubins import Arithmetic
 
 if TYPE_CHECKING:
     import pytest
 
-GPU = Device(index=1, name="Test GPU", major=9, minor=0, multiprocessors=4, memory=1 << 30, pci_bus_id="0000:3b:00.0")
+GPU = Gpu(
+    index=1, name="Test GPU", major=9, minor=0, multiprocessors=4, memory_bytes=1 << 30, pci_bus_id="0000:3b:00.0"
+)
 HOST = {(kernel.operation, kernel.radix_bits, kernel.class_bytes): kernel for kernel in warp.host_kernels()}
 
 

@@ -1,14 +1,14 @@
 """An NVIDIA GPU behind the device interface, through CuPy's bindings of the CUDA runtime and driver.
 
-Memory, streams and launches are ours alone: CuPy's pools, which may keep what is freed, have no part in it. CuPy is
-imported when a device is opened, not before.
+Memory, streams and launches are ours alone, without CuPy's pools, which may keep what is freed. CuPy is imported when a
+device is opened, not before.
 
 A kernel that faults (an illegal address), memory that fails (ECC) or a GPU that falls off the bus leaves an error that
-every later call in this process returns: CUDA's manual has the process restarted. Destroying the process's context on
-that GPU might do too, but it is everybody's: it would take the arrays of the application and of other libraries, and
-what CuPy keeps (memory pools, modules) would point nowhere. So nothing is reset. The device stays out of use, and each
-time that it is tried again it is asked whether it works. What could not be wiped is out of reach, also of this process,
-until the driver takes the memory back when the process ends.
+every later call in this process returns: CUDA's manual says to restart the process. Destroying the process's context on
+that GPU might help too, but the context is everybody's: the arrays of the application and of other libraries would go
+with it, and what CuPy keeps (memory pools, modules) would point nowhere. So nothing is reset. The device stays out of
+use, and each new try begins by asking it whether it works. What could not be wiped is out of reach, even of this
+process, until the driver takes the memory back when the process ends.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from gpu_provider.backends.cuda.device import CudaArray
-    from gpu_provider.backends.cuda.devices import Device
+    from gpu_provider.backends.cuda.devices import Gpu
     from gpu_provider.kernels.cubin_cache import CubinCache
     from gpu_provider.kernels.cubins import Arithmetic, Unit
 
@@ -96,12 +96,12 @@ def _allocation_error(device: str, call: str, error: Exception) -> DeviceError:
 class CupyDevice:
     """One GPU."""
 
-    def __init__(self, device: Device, cache: CubinCache, arithmetic: Arithmetic | None = None) -> None:
-        """``arithmetic``: None: by what the GPU is good at."""
-        self.name = f"{device.name} ({device.index})"
-        self.parallel_threads = device.multiprocessors * _WARPS_PER_PROCESSOR * _WARP
-        self.pci_bus_id = device.pci_bus_id
-        self._device = device
+    def __init__(self, gpu: Gpu, cache: CubinCache, arithmetic: Arithmetic | None = None) -> None:
+        """``arithmetic``: None for the one that the GPU is good at."""
+        self.name = f"{gpu.name} ({gpu.index})"
+        self.parallel_threads = gpu.multiprocessors * _WARPS_PER_PROCESSOR * _WARP
+        self.pci_bus_id = gpu.pci_bus_id
+        self._gpu = gpu
         self._cache = cache
         self._arithmetic = arithmetic
         self._cupy: Any = None
@@ -118,8 +118,8 @@ class CupyDevice:
 
     def open(self) -> Sequence[Kernel]:
         self.open_without_kernels()
-        architecture = cubins.architecture_for(self._device.major, self._device.minor)
-        own = f"sm_{self._device.major}{self._device.minor}"
+        architecture = cubins.architecture_for(self._gpu.major, self._gpu.minor)
+        own = f"sm_{self._gpu.major}{self._gpu.minor}"
         arithmetic = self._arithmetic or cubins.arithmetics(own)[0]
         compiled = cubins.load_cubins(cubins.units([arithmetic]), architecture, self._cache, loaded=self._tell)
         return [kernel for unit, cubin in compiled.items() for kernel in self.load(unit, cubin)]
@@ -149,7 +149,7 @@ class CupyDevice:
     def close(self) -> None:
         if self._runtime is None:
             return
-        self._attempt(self._runtime.setDevice, self._device.index)
+        self._attempt(self._runtime.setDevice, self._gpu.index)
         for stream in self._streams:
             self._attempt(stream.destroy)
         for address in self._memory:
@@ -210,8 +210,8 @@ class CupyDevice:
         # question which device the thread has is answered at once; other code on the thread may have changed it.
         self._import()
         try:
-            if not (hasattr(self._thread, "used") and self._runtime.getDevice() == self._device.index):
-                self._runtime.setDevice(self._device.index)
+            if not (hasattr(self._thread, "used") and self._runtime.getDevice() == self._gpu.index):
+                self._runtime.setDevice(self._gpu.index)
                 self._thread.used = True
         except RuntimeError as error:
             raise _error(self.name, "choosing the device", error) from None
@@ -222,12 +222,12 @@ class CupyDevice:
             attributes = self._runtime.pointerGetAttributes(address)
         except RuntimeError:  # memory that CUDA does not know
             return False
-        return bool(attributes.devicePointer and attributes.device == self._device.index)
+        return bool(attributes.devicePointer and attributes.device == self._gpu.index)
 
     def new_array(self, rows: int, limbs: int) -> CudaArray:
         cupy = self._cupy
         try:
-            with cupy.cuda.Device(self._device.index):
+            with cupy.cuda.Device(self._gpu.index):
                 array: CudaArray = cupy.empty((rows, limbs), np.uint64)
         except cupy.cuda.memory.OutOfMemoryError as error:
             raise DeviceMemoryError(f"device {self.name}: an array of {rows} rows: {error}") from None
@@ -238,7 +238,7 @@ class CupyDevice:
     def settle(self, stream: int | None) -> None:
         # CuPy gives memory that was freed to the next array of the same stream, where earlier work may still use it.
         try:
-            with self._cupy.cuda.Device(self._device.index):
+            with self._cupy.cuda.Device(self._gpu.index):
                 self._cupy.cuda.get_current_stream().synchronize()
                 if stream is not None:
                     self._runtime.streamSynchronize(stream)
@@ -252,7 +252,7 @@ class CupyDevice:
 
     def _check_that_it_works(self) -> None:
         try:
-            self._runtime.setDevice(self._device.index)
+            self._runtime.setDevice(self._gpu.index)
             self._runtime.deviceSynchronize()
         except RuntimeError as error:
             if not self._told:

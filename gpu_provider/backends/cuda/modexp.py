@@ -40,7 +40,7 @@ def _distinct(moduli: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], NDArray[np.
 
 
 class DeviceModexp:
-    """Exponentiations through a worker's staging. The worker's thread only."""
+    """Exponentiations through a worker's staging, on the worker's thread."""
 
     def __init__(self, staging: Staging, kernels: KernelChoice) -> None:
         self._staging = staging
@@ -55,7 +55,7 @@ class DeviceModexp:
     ) -> bool:
         """``Backend.modexp``, also for arrays on the device; one row of exponents or moduli serves all. False if these
         are better computed elsewhere: numbers that are too wide, or so many moduli that preparing them would cost more
-        than it saves. Raises DeviceError."""
+        than the device saves. Raises DeviceError."""
         (count, base_bytes), (_, exponent_bytes) = _shape(bases), _shape(exponents)
         width = self._kernels.width(Operation.MODEXP, max(moduli.shape[1], base_bytes))
         if width is None or exponent_bytes > MAX_BYTES:

@@ -110,7 +110,7 @@ class Arena:
 
 
 class Staging:
-    """The worker's thread only. Grows with the batches."""
+    """For the worker's thread. Grows with its batches."""
 
     def __init__(self, device: Device) -> None:
         self._device = device
@@ -119,10 +119,10 @@ class Staging:
         self.up: Arena
         self.down: Arena
         self.fresh: Arena
-        """For blinding pairs that are to be made."""
+        """For making blinding pairs."""
         self._arenas: list[Arena] = []
         self.rows = 0
-        """Of any size class, for which there is room."""
+        """How many rows of any size class there is room for."""
         self.struct: Any = ffi.new("struct gp_staging *")
         """For ``gp_stage``."""
 

@@ -1,4 +1,4 @@
-"""Batches of random numbers, to find out how long a device takes for them. No key is needed."""
+"""Batches of random numbers, which show how long a device takes without any key."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ _E = 65537
 class Trial:
     """Computes private operations of any width, copies and all, with moduli that are products of random odd numbers.
 
-    What a kernel executes is the same for every number, but a multiplier draws less power for zeros, and so keeps a
-    clock that it would not have with real numbers. One thread at a time.
+    A kernel executes the same for every number, but a multiplier draws less power for zeros, so the GPU would keep a
+    higher clock than with real numbers. For one thread at a time.
     """
 
     def __init__(self, device: Device, kernels: KernelChoice, largest: int) -> None:

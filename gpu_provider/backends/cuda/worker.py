@@ -43,7 +43,7 @@ _log = logging.getLogger(__name__)
 
 
 class DeviceWorker:
-    """One thread at a time: the one that holds ``lock``."""
+    """For one thread at a time: the one that holds ``lock``."""
 
     def __init__(self, device: Device, keys: DeviceKeys, kernels: KernelChoice) -> None:
         self.lock = threading.Lock()
@@ -58,8 +58,9 @@ class DeviceWorker:
         self._behind = contextlib.ExitStack()  # holds the records that the renewal behind the last batch reads
 
     def private_op(self, batch: Batch) -> None:
-        """``Backend.private_op``. Rows of keys that the kernels do not take stay undone, and all rows if the device has
-        no memory for further keys or pairs. Raises DeviceError, also for results that fail the device's own check."""
+        """``Backend.private_op``. Rows of keys that the kernels don't support stay undone, and so do all rows if the
+        device has no memory for more keys or pairs. Raises DeviceError, also for results that fail the device's own
+        check."""
         stride = batch.class_bytes
         width = self._kernels.width(Operation.PRIVATE, stride)
         if width is None:
@@ -84,8 +85,8 @@ class DeviceWorker:
     ) -> NDArray[np.uint8] | None:
         """Private operations over arrays on the device: ``keys`` [n] handles, ``sizes`` the bytes of the shortest and
         the longest modulus among them. Returns [n], 1 where ``outputs`` has a result, 0 where it has zeros: the input
-        is not below its modulus, or the result did not pass the device's check. None if not all of it can be done at
-        once here: keys of several widths, or one that the kernels do not take. Raises DeviceError."""
+        is not below its modulus, or the result did not pass the device's check. None if the device can't do all of it
+        in one batch: keys of several widths, or one that the kernels don't support. Raises DeviceError."""
         count = len(keys)
         width, other = (self._kernels.width(Operation.PRIVATE, size) for size in sizes)
         if width is None or width != other or max(inputs.bytes, outputs.bytes) > width:
@@ -123,7 +124,7 @@ class DeviceWorker:
         return array
 
     def write(self, rows: DeviceRows, array: NDArray[np.uint8]) -> None:
-        """The other way. Raises DeviceError."""
+        """Fills the caller's array. Raises DeviceError."""
         for start, some in self._pieces(rows):
             (part,) = self._staging.up.lay_out(some.rows * some.bytes)
             part.fill(self._stream, array[start : start + some.rows], some.bytes)
@@ -145,7 +146,7 @@ class DeviceWorker:
         self._staging.downloaded.wait()
 
     def forget(self, handles: NDArray[np.uint64]) -> None:
-        """Wipes what is here of keys that no request will use again: their blinding pairs. Raises DeviceError."""
+        """Wipes the blinding pairs of keys that no request will use again. Raises DeviceError."""
         for pairs in self._pairs.values():
             pairs.forget(handles)
         self._stream.wait()
@@ -187,8 +188,8 @@ class DeviceWorker:
         source: DeviceRows | None = None,
         target: DeviceRows | None = None,
     ) -> int:
-        """Computes what is staged. Returns how many rows failed. ``source``, ``target``: where the inputs and outputs
-        are if not on the host."""
+        """Computes what is staged. Returns how many rows failed. ``source``, ``target``: the callers' arrays for inputs
+        and outputs that are not on the host."""
         staging, pairs, uploaded = self._staging.struct, self._pairs[width].struct, self._staging.uploaded
         with self._kernels.in_flight(staging.count) as together, contextlib.ExitStack() as reading:
             records = reading.enter_context(self._keys.in_use(width))
