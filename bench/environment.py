@@ -1,4 +1,4 @@
-"""What a result depends on: machine, versions, commit. Saved in every result file."""
+"""What a result depends on: machine, versions, commit. Every result file has it."""
 
 import functools
 import importlib.metadata
@@ -41,9 +41,9 @@ def package_version(name: str) -> str | None:
 
 @functools.cache
 def describe() -> dict[str, Any]:
-    """Machine, versions and commit, as JSON can hold them; None where something is not installed. Found out once: a
-    program that saves its results several times was started from one state."""
-    # But for what a run saves: the next one that it takes would count it.
+    """Machine, versions and commit, as JSON can hold them; None for what is not installed. Found out once, because a
+    program that saves results several times was started from one state."""
+    # Without bench/results: what one measurement saves must not count as a change in the next.
     changed = first_line("git", "status", "--porcelain", "--untracked-files=no", "--", ".", ":!bench/results")
     return {
         "machine": {

@@ -1,6 +1,6 @@
 """Starts what is measured and what drives it, all on 127.0.0.1, and reads the CPU time that each has used.
 
-Everything started here ends with the ``Bench`` that started it, however that ends.
+Everything ends with the ``Bench`` that started it, however that ends.
 """
 
 import contextlib
@@ -69,13 +69,13 @@ class Server:
     log: Path = field(repr=False)
 
     def cpu_seconds(self) -> float:
-        """CPU time of all its threads since it started, those that have ended included; nanosecond resolution."""
+        """CPU time of all its threads since it started, ended ones included, in nanosecond resolution."""
         if self.process.poll() is not None:
             raise BenchError(f"{self.name} ended with exit code {self.process.returncode}: {tail(self.log)}")
         return time.clock_gettime(~self.process.pid << 3 | CPUCLOCK_SCHED)
 
     def settled_cpu_seconds(self) -> float:
-        """The same, once the server has stopped working on connections that the client is done with."""
+        """The same, once the server no longer works on connections that the client has closed."""
         last = self.cpu_seconds()
         for _ in range(100):
             time.sleep(0.02)
@@ -88,7 +88,7 @@ class Server:
 
 @dataclass(frozen=True)
 class Load:
-    """What the load generator reports of one run."""
+    """The load generator's report of one run."""
 
     connections: int
     wall_seconds: float
@@ -104,7 +104,7 @@ def tail(log: Path) -> str:
 
 
 def free_port() -> int:
-    """Below the range from which the kernel gives clients theirs, so that none can take it before the server does."""
+    """A port below the range of the clients' own, so that no client can take it before the server does."""
     for port in random.sample(range(15000, 30000), 100):
         with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
             return port
@@ -116,7 +116,7 @@ def have_uvloop() -> bool:
 
 
 def find_haproxy(install: bool = True) -> str | None:
-    """The haproxy program; installed from the distribution's packages where it is missing and we may."""
+    """The haproxy program. If it is missing, and we are root, it is installed from the distribution's packages."""
     path = shutil.which("haproxy", path=os.environ.get("PATH", "") + ":/usr/sbin")
     if path is None and install and os.geteuid() == 0 and shutil.which("apt-get"):
         command = ["apt-get", "install", "-y", "--no-install-recommends", "haproxy"]
@@ -126,7 +126,7 @@ def find_haproxy(install: bool = True) -> str | None:
 
 
 def interleave(rounds: int, subjects: Sequence[T]) -> Iterator[tuple[int, T]]:
-    """Every subject once per round, each round beginning one further on, so that none always follows the same one."""
+    """Every subject once per round. Each round starts one further on, so that none always follows the same one."""
     for turn in range(rounds):
         start = turn % len(subjects)
         for subject in (*subjects[start:], *subjects[:start]):
@@ -134,7 +134,7 @@ def interleave(rounds: int, subjects: Sequence[T]) -> Iterator[tuple[int, T]]:
 
 
 class Bench:
-    """Processes, helpers compiled from C and a directory for their files; a context manager that ends them all."""
+    """Processes, programs compiled from C, and a directory for their files; a context manager that ends them all."""
 
     def __init__(self) -> None:
         self._stack = contextlib.ExitStack()
@@ -149,8 +149,8 @@ class Bench:
         self._stack.close()
 
     def compile(self, name: str, *flags: str) -> Path:
-        """Compiles ``bench/NAME.c`` and returns the program's path. Where there may be no compiler, it was compiled
-        before (``gpu/archive.py``)."""
+        """Compiles ``bench/NAME.c``; returns the program's path. For machines without a compiler, ``gpu/archive.py``
+        packs it compiled."""
         target = self.directory / Path(name).name
         source = str(SOURCES / f"{name}.c")
         for compiled in (SOURCES / "prebuilt" / name, target):
@@ -166,7 +166,7 @@ class Bench:
         return target
 
     def certificate(self, bits: int = RSA_BITS) -> Path:
-        """A self-signed certificate and its RSA key in one PEM file, the form that HAProxy reads."""
+        """A self-signed certificate and its RSA key in one PEM file, as HAProxy reads them."""
         both = self.directory / f"certificate-{bits}.pem"
         if both.exists():
             return both
@@ -180,8 +180,8 @@ class Bench:
         return both
 
     def serve(self, name: str, command: Callable[[int], Sequence[str]]) -> Server:
-        """Starts a server, told its port, and waits until it listens. It ends with us; a session of its own keeps the
-        terminal's Ctrl-C for the bench alone."""
+        """Starts a server by its command line for a port, and waits until it listens. It ends with us. A session of its
+        own keeps the terminal's Ctrl-C for the bench."""
         port = free_port()
         log = self.directory / f"{name.replace(' ', '-')}.log"
         with log.open("wb") as output:
@@ -238,7 +238,7 @@ class Bench:
         return self.serve("haproxy", command)
 
     def relays(self, upstream_port: int, notes: list[str]) -> list[Server]:
-        """Every relay that can be measured here; what can't is named in ``notes``."""
+        """Every relay that can be measured here. ``notes`` gets the names of the others."""
         loops = [False, True] if have_uvloop() else [False]
         servers = []
         for uvloop in loops:

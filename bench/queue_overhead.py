@@ -14,19 +14,19 @@ from numpy.typing import NDArray
 from gpu_provider import BatchingProvider, Key, ProviderConfig
 from gpu_provider.backends.base import Batch
 from gpu_provider.backends.cuda.backend import CudaBackend
-from gpu_provider.backends.cuda.host_device import HostDevice
 from gpu_provider.client import CLASSES, Client
 from gpu_provider.costs import CostCurve, CostCurves
 from gpu_provider.kernels.warp import Kernel
 from gpu_provider.native import ffi, lib
 
+from .gpu.host_device import HostDevice
 from .harness import RSA_BITS, Bench, BenchError
 from .report import Result, Row, Spread, Target
 
 IN_FLIGHT = (1, 64, 1024, 4096)
-ROWS_OF_A_CALL = 8  # few: what each row costs is not meant
+ROWS_OF_A_CALL = 8  # few, because the cost of a row is not what is measured
 CALLS = 1000
-WITH_TARGET = (64, 1024, 4096)  # one at a time, a request pays alone for three threads to wake: shown, not judged
+WITH_TARGET = (64, 1024, 4096)  # a request alone pays for waking three threads: shown, not judged
 DEPTH = 16384
 
 FEEDER = FFI()
@@ -42,7 +42,7 @@ FEEDER.cdef("""
 
 
 class NullBackend:
-    """Says that every result is there and right. While ``gate`` is clear it holds the batch it was given."""
+    """Says that every result is there and right. While ``gate`` is clear, it holds its batch."""
 
     name = "null"
     workers = 1
@@ -89,7 +89,7 @@ class NothingEvent:
 
 
 class NothingStream:
-    """Costs nothing, and says that every result is there and right. While ``gate`` is clear it is not done."""
+    """Costs nothing, and says that every result is there and right. While ``gate`` is clear, it is not done."""
 
     def __init__(self, gate: threading.Event) -> None:
         self._gate = gate
@@ -135,7 +135,7 @@ def compile_feeder(bench: Bench) -> Path:
 
 
 class Feeder:
-    """``queue_jobs.c``: runs ASYNC jobs on the calling thread, which is without the GIL meanwhile."""
+    """``queue_jobs.c``: runs ASYNC jobs on the calling thread, without the GIL."""
 
     def __init__(self, library: Any, operation: tuple[Any, Any, Any, int], size: int) -> None:
         """``operation``: gp_wait_private_op or NULL, the client, the key and its handle."""
@@ -258,7 +258,8 @@ def cpu_of(feeder: Feeder, requests: int) -> float:
 
 
 def burst(gate: threading.Event, feeder: Feeder, threads: set[threading.Thread]) -> dict[str, Any]:
-    """Fills the queue while the backend holds its first batches, lets go, and times until the last callback fired."""
+    """Fills the queue while the backend holds its first batches, then lets go; times how long until the last
+    callback."""
     gate.clear()
     feeder.fill()
     before = {thread.name: thread_cpu(thread) for thread in threads}
@@ -271,7 +272,7 @@ def burst(gate: threading.Event, feeder: Feeder, threads: set[threading.Thread])
 
 
 def call_of(backend: CudaBackend, key: Key) -> float:
-    """Microseconds of CPU time that the backend takes for a small batch, on this thread: nearly all of it is Python."""
+    """Microseconds of CPU time that the backend takes for a small batch on this thread, nearly all of it in Python."""
     size = RSA_BITS // 8
     inputs = np.zeros((ROWS_OF_A_CALL, size), np.uint8)
     handles = np.full(ROWS_OF_A_CALL, key.handle, np.uint64)
@@ -283,8 +284,8 @@ def call_of(backend: CudaBackend, key: Key) -> float:
 
 
 def threads_of(provider: BatchingProvider, feeder: Feeder, threads: set[threading.Thread]) -> float:
-    """Microseconds of CPU time of the provider's threads for a small batch, from its submission to its callbacks:
-    Python, the C core, and the system's part in waking three threads."""
+    """Microseconds of CPU time that the provider's threads take for a small batch, from its submission to its
+    callbacks: Python, the C core, and the system's part in waking three threads."""
     before, batches = sum(map(thread_cpu, threads)), provider.stats().batches
     for _ in range(CALLS):
         feeder.fill()

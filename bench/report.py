@@ -1,4 +1,4 @@
-"""Results: rows with their spread and target, printed as a table or as JSON lines, and saved as JSON."""
+"""Results: rows with spread and target, shown as a table or as JSON lines, and saved as JSON."""
 
 import datetime
 import json
@@ -28,7 +28,7 @@ class Spread:
 
     @classmethod
     def of_ratios(cls, values: Sequence[float], baselines: Sequence[float]) -> Self:
-        """Of the ratios within each round, which what disturbs a whole round can't move."""
+        """The spread of the ratios within each round: what disturbs a whole round does not move them."""
         return cls.of([value / baseline for value, baseline in zip(values, baselines, strict=True)])
 
     def __str__(self) -> str:
@@ -40,7 +40,7 @@ class Spread:
 
 @dataclass(frozen=True)
 class Target:
-    """A bound on the median of the ratio, or of the measured value where there is no baseline."""
+    """A bound for the median of the ratio, or of the measured value where there is no baseline."""
 
     limit: float
     at_most: bool = True
@@ -73,7 +73,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Curve:
-    """How something measured depends on a number."""
+    """A measured value that depends on a number."""
 
     subject: str
     x: str
@@ -127,7 +127,7 @@ def write(result: Result, path: Path) -> None:
 
 
 def replace_file(path: Path, text: str) -> None:
-    """Whoever opens the file meanwhile finds all of the old text or all of the new one."""
+    """Who opens the file meanwhile finds all of the old text or all of the new."""
     new = path.with_name(f".{path.name}.new")
     new.write_text(text)
     new.replace(path)

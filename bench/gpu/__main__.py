@@ -1,8 +1,8 @@
-"""``python -m bench.gpu``: everything worth knowing of this machine's GPU, the most valuable first, in a given time.
+"""``python -m bench.gpu``: everything worth knowing about this machine's GPU, the most valuable first, in a given time.
 
-Correctness and speed of the CUDA kernels and their backend. Each section runs in a process of its own, which is ended
-when its time is over, so that one that fails or hangs costs its own results alone. The results are saved after each
-section. Needs the wheel, CuPy with NVRTC, and this directory: no compiler and no network.
+It measures correctness and speed of the CUDA kernels and their backend. Each section runs in a process of its own,
+which is killed when its time is over, so a section that fails or hangs costs nothing but its own results. The results
+are saved after each section. It needs the wheel, CuPy with NVRTC, and this directory: no compiler and no network.
 """
 
 import argparse
@@ -50,9 +50,11 @@ def main(arguments: list[str] | None = None) -> int:
         type=float,
         default=plan.DEFAULT_SECONDS,
         metavar="N",
-        help=f"after which all is over and saved (default: {plan.DEFAULT_SECONDS:g})",
+        help=f"seconds after which everything is over and saved (default: {plan.DEFAULT_SECONDS:g})",
     )
-    parser.add_argument("--kernel-cache", metavar="DIRECTORY", help="of compiled kernels (default: as gpu-provider's)")
+    parser.add_argument(
+        "--kernel-cache", metavar="DIRECTORY", help="cache of compiled kernels (default: gpu-provider's)"
+    )
     parser.add_argument("--commit", help="what this was built from, where git can't say")
     parser.add_argument("--output", type=Path, default=ROOT / "bench" / "results", metavar="DIRECTORY")
     given = parser.parse_args(arguments)
@@ -76,8 +78,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 async def run(given: argparse.Namespace, options: Options, files: Files, end: float) -> int:
-    """0 if every section was done, or was not possible here, and no result was wrong; 128 and the signal's number if
-    one has stopped it. Raises BackendError without the device."""
+    """0 if every section was done, or is not possible here, and no result was wrong; 128 plus the signal's number if
+    one stopped it. Raises BackendError without the device."""
     errors = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=errors, transient=True, disable=not errors.is_terminal) as progress:
@@ -119,7 +121,7 @@ async def _until_a_signal(suite: Suite, names: list[str]) -> signal.Signals | No
     finally:
         for number in handled:
             loop.remove_signal_handler(number)
-            if stopped:  # once is enough: what follows takes no time
+            if stopped:  # once is enough, as little is left to do
                 signal.signal(number, signal.SIG_IGN)
     if running.cancelled():
         return stopped[0]
@@ -128,7 +130,7 @@ async def _until_a_signal(suite: Suite, names: list[str]) -> signal.Signals | No
 
 
 async def _plot(path: Path, seconds: float, errors: Console) -> None:
-    """Apart, because drawing takes seconds, and may not take more than are left."""
+    """Draws in a process of its own, because that takes seconds, and must not take more than are left."""
     said: list[str] = []
     command = [sys.executable, "-m", "bench.plot", str(path)]
     try:

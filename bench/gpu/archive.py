@@ -29,7 +29,7 @@ from .plan import DEFAULT_SECONDS
 NAME = "gpu-suite"
 OTHERS = ("nvidia-ml-py>=12.560,<14",)
 """The suite uses these, but the wheel does not require them."""
-# Wheels for glibc 2.28 (of 2018) or older. pip does not take an older platform's unless it is named.
+# Wheels for glibc 2.28 (from 2018) or older. pip accepts an older platform's only if it is named.
 PLATFORMS = [*(f"manylinux_2_{minor}" for minor in range(28, 16, -1)), "manylinux2014", "linux"]
 
 
@@ -99,7 +99,7 @@ def download(wheel: Path, python: str, target: Path) -> None:
 
 
 class _Copied(CubinCache):
-    """Copies into its directory what is read from another cache, and what is written to it."""
+    """Copies everything that is read from another cache, or written to it."""
 
     def __init__(self, directory: Path, other: CubinCache) -> None:
         super().__init__(directory)
@@ -117,7 +117,7 @@ class _Copied(CubinCache):
 
 
 def compile_kernels(architectures: Sequence[str], target: Path) -> None:
-    """Compiles the kernels that the backend uses. Only an NVRTC of the same version finds them. Raises BackendError."""
+    """Compiles the kernels that the backend uses. Only the same version of NVRTC will use them. Raises BackendError."""
     target.mkdir()
     cache = _Copied(target, CubinCache(CACHE))
     for architecture in architectures:

@@ -1,6 +1,7 @@
 """``python3 gpu-suite/run.py``: installs the wheels beside this file, for itself alone, and runs ``bench.gpu``.
 
-Needs pip and CuPy; no network, no compiler. The arguments are those of ``python -m bench.gpu``; its time begins now.
+It needs pip and CuPy, no network and no compiler. It takes the arguments of ``python -m bench.gpu``, whose time starts
+here.
 """
 
 import argparse
@@ -33,13 +34,13 @@ def main() -> NoReturn:
         install()
     left = given.seconds - (time.monotonic() - started)
     defaults = ["--kernel-cache", str(SITE / "cubins"), "--commit", suite["commit"] or "unknown"]
-    # -P: whatever lies in the working directory stays out.
+    # -P: nothing from the working directory is imported.
     command = [sys.executable, "-P", "-m", "bench.gpu", *defaults, *arguments, f"--seconds={left:.1f}"]
     os.execve(sys.executable, command, environment(suite["libraries"]))  # noqa: S606 - this program itself
 
 
 def environment(libraries: list[str]) -> dict[str, str]:
-    """Tells Python where everything was installed, and the loader where to find libraries that this machine lacks."""
+    """Variables that tell Python where everything was installed, and the loader where the missing libraries are."""
     added = {"PYTHONPATH": f"{SITE}{os.pathsep}{HERE}"}
     if not all(map(is_there, libraries)):
         added["LD_LIBRARY_PATH"] = str(HERE / "lib")
@@ -56,7 +57,7 @@ def is_there(library: str) -> bool:
 
 
 def install() -> None:
-    """Installs into a directory of its own, which appears once it is complete."""
+    """Installs into a directory of its own, which appears when it is complete."""
     new = SITE.with_suffix(".new")
     shutil.rmtree(new, ignore_errors=True)
     wheels = [

@@ -16,14 +16,14 @@ from gpu_provider.backends.base import Batch
 from gpu_provider.backends.cuda.backend import CudaBackend
 from gpu_provider.backends.cuda.cupy_device import CupyDevice
 from gpu_provider.backends.cuda.device import Device, Stream
-from gpu_provider.backends.cuda.host_device import HostDevice
 from gpu_provider.client import Client
 from gpu_provider.errors import BackendError
 from gpu_provider.kernels.cubin_cache import CubinCache
 from gpu_provider.library.keys import load
 
 from .batches import to_rows
-from .device import find_device
+from .host_device import HostDevice
+from .launcher import find_device
 
 SIZES = (2048, 3072, 4096)
 MOST_IN_FLIGHT = 3
@@ -39,7 +39,7 @@ def open_device(device: str, cache: str) -> Device:
 
 @contextlib.contextmanager
 def opened(device: Device, measured: int) -> Iterator[tuple[CudaBackend, Callable[[int], Key]]]:
-    """The backend, and what makes a new key of so many bits. ``measured``: as for the backend."""
+    """The backend, and a function that makes a new key of so many bits. ``measured``: as for the backend."""
     client = Client(16)
     backend = CudaBackend(device, workers=MOST_IN_FLIGHT, measured=measured)
     backend.open(client)
@@ -60,7 +60,8 @@ def make_batch(key: Key, rows: int) -> Batch:
 
 
 def compute_checked(backend: CudaBackend, key: Key, batch: Batch) -> float:
-    """The seconds that it took. Raises BackendError if a row is wrong: by Python's pow(), of a part of the rows."""
+    """The seconds that it took. Raises BackendError if Python's pow(), which checks some of the rows, finds one
+    wrong."""
     batch.outputs.fill(0)
     started = time.perf_counter()
     backend.private_op(batch)
@@ -112,7 +113,7 @@ class _UnwipedStream:
 
 
 class UnwipedDevice:
-    """Wipes nothing, to measure what wiping costs. Only for keys and inputs that were made for that, and for batches of
+    """Wipes nothing, to measure what wiping costs. Only for keys and inputs that were made for this, and for batches of
     the kernels' own widths, which need no zeros beside them."""
 
     def __init__(self, device: Device) -> None:

@@ -1,4 +1,4 @@
-"""Keys and batches on a device for the GPU suite: what the CUDA backend does in C, for one kernel at a time."""
+"""Keys and batches for single kernels: what the CUDA backend does in C."""
 
 import functools
 import secrets
@@ -11,21 +11,23 @@ from gpu_provider.backends.cuda.device import MODEXP_LAUNCH, PRIVATE_LAUNCH
 from gpu_provider.kernels import cubins, warp
 from gpu_provider.kernels.warp import Operation
 
-from .device import Device, Variant, layouts
+from .launcher import Launcher, Variant
 
 KEYS = 4
 
 
 @functools.cache
 def private_keys(bits: int) -> list[rsa.RSAPrivateNumbers]:
-    """Several, made for this process alone."""
+    """Some keys, made for this process alone."""
     return [rsa.generate_private_key(65537, bits).private_numbers() for _ in range(KEYS)]
 
 
 @functools.cache
-def _records(arithmetic: cubins.Arithmetic, class_bytes: int, sizes: tuple[int, ...]) -> NDArray[np.uint8]:
+def _records(
+    arithmetic: cubins.Arithmetic, class_bytes: int, record_bytes: int, sizes: tuple[int, ...]
+) -> NDArray[np.uint8]:
     keys = [key for bits in sizes for key in private_keys(bits)]
-    records = np.zeros((len(keys), layouts()[arithmetic, class_bytes].key), np.uint8)
+    records = np.zeros((len(keys), record_bytes), np.uint8)
     for record, key in zip(records, keys, strict=True):
         public = key.public_numbers
         warp.key_record(
@@ -45,19 +47,19 @@ def to_numbers(rows: NDArray[np.uint8]) -> list[int]:
 
 
 class PrivateBatch:
-    """A batch of private operations of one variant, with keys of these sizes by turns. Can be launched again and again,
-    with more or fewer of its rows."""
+    """A batch of private operations by one variant, with keys of these sizes in turn. It can be launched again and
+    again, with more or fewer of its rows."""
 
-    def __init__(self, device: Device, variant: Variant, rows: int, sizes: tuple[int, ...]) -> None:
-        self._device, self._variant, self._rows = device, variant, rows
+    def __init__(self, launcher: Launcher, variant: Variant, rows: int, sizes: tuple[int, ...]) -> None:
+        self._launcher, self._variant, self._rows = launcher, variant, rows
         keys = [key for bits in sizes for key in private_keys(bits)]
-        layout, width = layouts()[variant.arithmetic, variant.class_bytes], variant.class_bytes
-        records = _records(variant.arithmetic, width, sizes)
+        kernel, width = launcher.kernels[variant, Operation.PRIVATE], variant.class_bytes
+        records = _records(variant.arithmetic, width, kernel.record_bytes, sizes)
         index = np.arange(rows, dtype=np.uint32)
         self.moduli = [keys[row % len(keys)].public_numbers.n for row in range(rows)]
-        self.inputs = device.host_array((rows, width), np.uint8)
-        self.outputs = device.host_array((rows, width), np.uint8)
-        self.ok = device.host_array((rows,), np.uint8)
+        self.inputs = launcher.host_array((rows, width), np.uint8)
+        self.outputs = launcher.host_array((rows, width), np.uint8)
+        self.ok = launcher.host_array((rows,), np.uint8)
         self.set_inputs([secrets.randbelow(n) for n in self.moduli])
         self._arguments = np.zeros(1, PRIVATE_LAUNCH)
         arguments = self._arguments[0]
@@ -66,49 +68,56 @@ class PrivateBatch:
         arguments["records"] = self._put(records)
         arguments["record_of_row"] = self._put(index % len(keys))
         arguments["pair_of_row"] = self._put(index)
-        arguments["pairs"] = device.allocate(rows * layout.pair)
-        arguments["inputs"] = device.allocate(self.inputs.nbytes)
-        arguments["outputs"] = device.allocate(self.outputs.nbytes)
-        arguments["ok"] = device.allocate(rows)
+        arguments["pairs"] = launcher.allocate(rows * kernel.pair_bytes)
+        arguments["inputs"] = launcher.allocate(self.inputs.nbytes)
+        arguments["outputs"] = launcher.allocate(self.outputs.nbytes)
+        arguments["ok"] = launcher.allocate(rows)
 
     def _put(self, array: NDArray[np.generic]) -> int:
-        address = self._device.allocate(array.nbytes)
-        self._device.upload(address, array)
-        self._device.wait()
+        address = self._launcher.allocate(array.nbytes)
+        self._launcher.upload(address, array)
+        self._launcher.wait()
         return address
 
     def set_inputs(self, numbers: list[int]) -> None:
         self.inputs[:] = to_rows(numbers, self._variant.class_bytes)
 
     def make_pairs(self) -> None:
-        """As many as there are rows; waits for them."""
+        """Makes a pair for each row, and waits for them."""
         random = np.frombuffer(secrets.token_bytes(self.inputs.nbytes), np.uint8)
         arguments = self._arguments.copy()
         arguments["count"], arguments["inputs"] = self._rows, self._put(random)
-        self._device.launch(self._variant, Operation.MAKE_PAIRS, arguments)
-        self._device.wait()
+        self._launcher.launch(self._variant, Operation.MAKE_PAIRS, arguments)
+        self._launcher.wait()
 
     def upload(self, rows: int) -> None:
-        self._device.upload(int(self._arguments[0]["inputs"]), self.inputs[:rows])
+        self._launcher.upload(int(self._arguments[0]["inputs"]), self.inputs[:rows])
 
     def launch(self, rows: int) -> None:
         self._arguments["count"] = rows
-        self._device.launch(self._variant, Operation.PRIVATE, self._arguments)
+        self._launcher.launch(self._variant, Operation.PRIVATE, self._arguments)
 
     def download(self, rows: int) -> None:
-        self._device.download(self.outputs[:rows], int(self._arguments[0]["outputs"]))
-        self._device.download(self.ok[:rows], int(self._arguments[0]["ok"]))
+        self._launcher.download(self.outputs[:rows], int(self._arguments[0]["outputs"]))
+        self._launcher.download(self.ok[:rows], int(self._arguments[0]["ok"]))
 
 
 def modexp(
-    device: Device, variant: Variant, bases: list[int], exponents: NDArray[np.uint8], moduli: list[int], *, bits: int
+    launcher: Launcher,
+    variant: Variant,
+    bases: list[int],
+    exponents: NDArray[np.uint8],
+    moduli: list[int],
+    *,
+    bits: int,
 ) -> list[int]:
-    """``bases[i] ** exponents[i] % moduli[i]`` for the low ``bits`` of the exponents, as the device says."""
+    """``bases[i] ** exponents[i] % moduli[i]`` for the low ``bits`` of the exponents, as the device computes it."""
     distinct = sorted(set(moduli))
-    records = np.zeros((len(distinct), layouts()[variant.arithmetic, variant.class_bytes].modulus), np.uint8)
+    kernel = launcher.kernels[variant, Operation.MODEXP]
+    records = np.zeros((len(distinct), kernel.record_bytes), np.uint8)
     for record, modulus in zip(records, distinct, strict=True):
         warp.modulus_record(record, variant.arithmetic.radix_bits, variant.class_bytes, modulus)
-    outputs = device.host_array((len(bases), variant.class_bytes), np.uint8)
+    outputs = launcher.host_array((len(bases), variant.class_bytes), np.uint8)
     place = {modulus: index for index, modulus in enumerate(distinct)}
     arguments = np.zeros(1, MODEXP_LAUNCH)
     launch = arguments[0]
@@ -119,11 +128,11 @@ def modexp(
         ("bases", to_rows(bases, variant.class_bytes)),
         ("exponents", exponents),
     ):
-        launch[name] = device.allocate(array.nbytes)
-        device.upload(int(launch[name]), array)
-        device.wait()
-    launch["outputs"] = device.allocate(outputs.nbytes)
-    device.launch(variant, Operation.MODEXP, arguments)
-    device.download(outputs, int(launch["outputs"]))
-    device.wait()
+        launch[name] = launcher.allocate(array.nbytes)
+        launcher.upload(int(launch[name]), array)
+        launcher.wait()
+    launch["outputs"] = launcher.allocate(outputs.nbytes)
+    launcher.launch(variant, Operation.MODEXP, arguments)
+    launcher.download(outputs, int(launch["outputs"]))
+    launcher.wait()
     return to_numbers(outputs)

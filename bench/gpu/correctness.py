@@ -1,8 +1,8 @@
 """Every kernel at full batches, checked on the host.
 
 A private operation is right if and only if its result, raised to the public exponent, is the input again: Python's
-``pow`` says so, for each row. Exponentiations are compared with the processor's kernels, which have another radix and
-layout.
+``pow`` checks that for each row. Exponentiations are compared with the processor's kernels, whose radix and layout
+differ.
 """
 
 import itertools
@@ -17,7 +17,7 @@ from gpu_provider import kernels
 from gpu_provider.kernels.warp import Operation
 
 from .batches import PrivateBatch, modexp, private_keys, to_numbers, to_rows
-from .device import Device, Variant
+from .launcher import Launcher, Variant
 from .report import Correctness, Report
 
 # Keys of other sizes go into the next class; their primes end within a limb.
@@ -29,25 +29,25 @@ SHOWN = 4
 PORTION = 8  # rows that one thread computes at a time
 
 
-def check(device: Device, variants: Sequence[Variant], rows: int | None, tiny: bool, report: Report) -> None:
+def check(launcher: Launcher, variants: Sequence[Variant], rows: int | None, tiny: bool, report: Report) -> None:
     for variant in variants:
         # One more than fills the device, so that the last warp is not full.
-        count = rows or device.full_rows(variant) + 1
+        count = rows or launcher.full_rows(variant) + 1
         report.progress(f"{variant}, {count} rows", len(variants))
-        checks = {"private": check_private(device, variant, count, report, rounds=1 if tiny else ROUNDS)}
-        if device.has(variant, Operation.MODEXP):
-            checks["modexp"] = check_modexp(device, variant, min(count, 32) if tiny else count, EXPONENT_BITS, report)
+        checks = {"private": check_private(launcher, variant, count, report, rounds=1 if tiny else ROUNDS)}
+        if (variant, Operation.MODEXP) in launcher.kernels:
+            checks["modexp"] = check_modexp(launcher, variant, min(count, 32) if tiny else count, EXPONENT_BITS, report)
             if not tiny:
                 full = min(count, FULL_EXPONENTS)
-                checks["modexp, full exponents"] = check_modexp(device, variant, full, variant.bits, report)
-        device.free_all()
+                checks["modexp, full exponents"] = check_modexp(launcher, variant, full, variant.bits, report)
+        launcher.free_all()
         for operation, wrong in checks.items():
             report.sample(Correctness(variant=str(variant), operation=operation, rows=count, wrong=wrong))
 
 
-def check_private(device: Device, variant: Variant, rows: int, report: Report, *, rounds: int) -> int:
+def check_private(launcher: Launcher, variant: Variant, rows: int, report: Report, *, rounds: int) -> int:
     """How many rows were wrong."""
-    batch = PrivateBatch(device, variant, rows, SIZES[variant.class_bytes])
+    batch = PrivateBatch(launcher, variant, rows, SIZES[variant.class_bytes])
     inputs = to_numbers(batch.inputs)
     edges = [0, 1, batch.moduli[2 % rows] - 1, batch.moduli[3 % rows], (1 << variant.bits) - 1]
     inputs[: min(len(edges), rows)] = edges[:rows]
@@ -61,9 +61,9 @@ def check_private(device: Device, variant: Variant, rows: int, report: Report, *
         batch.upload(rows)
         batch.launch(rows)
         batch.download(rows)
-        device.wait()
+        launcher.wait()
         if np.array_equal(batch.outputs, first):
-            continue  # the input's blinding is another, the result the same
+            continue  # the blinding has changed, the result has not
         first = batch.outputs.copy()
         found = zip(inputs, batch.moduli, to_numbers(batch.outputs), batch.ok.tolist(), strict=True)
         for row, (x, n, result, ok) in enumerate(found):
@@ -79,7 +79,7 @@ def check_private(device: Device, variant: Variant, rows: int, report: Report, *
     return wrong
 
 
-def check_modexp(device: Device, variant: Variant, rows: int, bits: int, report: Report) -> int:
+def check_modexp(launcher: Launcher, variant: Variant, rows: int, bits: int, report: Report) -> int:
     """How many rows were wrong."""
     width = variant.class_bytes
     numbers = [key.public_numbers.n for size in SIZES[width] for key in private_keys(size)]
@@ -89,7 +89,7 @@ def check_modexp(device: Device, variant: Variant, rows: int, bits: int, report:
     exponents = np.frombuffer(secrets.token_bytes(rows * stride), np.uint8).reshape(rows, stride).copy()
     exponents[:1] = 0
     exponents[1:2] = 255
-    got = modexp(device, variant, bases, exponents, moduli, bits=bits)
+    got = modexp(launcher, variant, bases, exponents, moduli, bits=bits)
     expected = np.zeros((rows, width), np.uint8)
     ok = np.zeros(rows, np.uint8)
     arrays = (to_rows(bases, width), exponents, to_rows(moduli, width), expected, ok)

@@ -1,7 +1,7 @@
 """Requests through the batching provider with the CUDA backend.
 
-The C feeder of queue_overhead stands for thousands of connections where there is a compiler; without one, futures do,
-whose own cost in Python is most of what they measure under load.
+Where there is a compiler, the C feeder of queue_overhead stands for thousands of connections. Without one, futures do;
+under load, most of what they measure is their own cost in Python.
 """
 
 import statistics
@@ -51,7 +51,7 @@ def measure(device: Device, tiny: bool, report: Report) -> None:
 
 
 def futures(provider: BatchingProvider, key: Key, requests: int, report: Report) -> None:
-    """One thread of Python submits all at once."""
+    """One Python thread submits everything at once."""
     report.progress("requests by futures", STEPS)
     taken: SimpleQueue[float] = SimpleQueue()
     submitted = []
@@ -69,7 +69,7 @@ def futures(provider: BatchingProvider, key: Key, requests: int, report: Report)
 
 
 def arrays(provider: BatchingProvider, backend: CudaBackend, key: Key, rows: int, report: Report) -> None:
-    """One call of private_op() over an array: of the host, and of the device, where it stays."""
+    """One call of private_op() for an array on the host, and one for an array that stays on the device."""
     on_host = np.arange(rows * key.bytes // 8, dtype=np.uint64).reshape(rows, -1)  # below the modulus
     on_device = backend.device.new_array(rows, on_host.shape[1])
     placed, _ = locate(on_device, "input")
@@ -92,7 +92,7 @@ def note_end(taken: SimpleQueue[float], since: float, _future: object) -> None:
 
 
 def feed(provider: BatchingProvider, key: Key, in_flight: tuple[int, ...], requests: int, report: Report) -> None:
-    """Always so many in flight, from ASYNC jobs in C."""
+    """ASYNC jobs in C keep so many in flight."""
     with Bench() as bench:
         library: Any = FEEDER.dlopen(str(compile_feeder(bench)))
         core: Any = lib

@@ -1,4 +1,4 @@
-"""The files that a run of the GPU suite leaves: at most five, in one directory."""
+"""The files that a run of the GPU suite leaves behind: at most five, in one directory."""
 
 import contextlib
 import datetime
@@ -13,7 +13,7 @@ LOG_BYTES = 1 << 20
 
 
 class Files:
-    """``DATE-WHAT.json`` and what lies beside it. Lines that are logged before it has that name are kept until then."""
+    """``DATE-WHAT.json`` and its companions. Lines that are logged before the name is known are kept until then."""
 
     def __init__(self, directory: Path) -> None:
         """Raises OSError if nothing can be written there."""

@@ -1,4 +1,4 @@
-"""What the kernels are to reach on each architecture: private operations per second, blinded and verified."""
+"""What the kernels should reach on each architecture: private operations per second, blinded and verified."""
 
 from dataclasses import dataclass
 
@@ -8,15 +8,15 @@ LATENCY = 0.003
 
 @dataclass(frozen=True)
 class Goal:
-    """Of one key size."""
+    """The rates to reach with one key size."""
 
     quick: float | None = None
-    """With batches that take at most LATENCY: required."""
+    """Required, with batches that take at most LATENCY."""
     best: float | None = None
-    """With any batch: wanted next."""
+    """Wanted next, with any batch."""
 
 
-# Of an H100 or H200, with 132 multiprocessors, and of a GPU as large as an L40S or an RTX 5090.
+# For an H100 or H200, with 132 multiprocessors, and for a GPU as large as an L40S or an RTX 5090.
 GOALS: dict[str, dict[int, Goal]] = {
     "sm_90": {2048: Goal(quick=0.8e6, best=2.0e6), 3072: Goal(best=0.5e6), 4096: Goal(best=0.25e6)},
     "sm_89": {2048: Goal(best=0.78e6), 4096: Goal(best=98e3)},
@@ -29,14 +29,14 @@ PEER_RATES = {2048: 0.39e6, 4096: 49e3}
 
 @dataclass(frozen=True)
 class IssueLimit:
-    """What an architecture's schedulers could issue of the RSA-2048 kernel, by its count of instructions."""
+    """The rate that an architecture's schedulers allow the RSA-2048 kernel, by its count of instructions."""
 
     rate: float
     clock: float
-    """Hz, at which that is the rate."""
+    """The rate is that at so many Hz."""
     multiprocessors: int
     share: float
-    """That the kernel should reach."""
+    """How much of the rate the kernel should reach."""
 
     def at(self, clock: float, multiprocessors: int) -> float:
         return self.rate * clock / self.clock * multiprocessors / self.multiprocessors

@@ -47,7 +47,7 @@ def measure_in_flight(device: Device, tiny: bool, report: Report) -> None:
 
 
 def _checked_batches(backend: CudaBackend, key: Key, rows: int) -> list[Batch]:
-    """As many as are in flight at most, each computed once. Raises BackendError if a row is wrong."""
+    """MOST_IN_FLIGHT batches, each computed once. Raises BackendError if a row is wrong."""
     batches = [make_batch(key, rows) for _ in range(MOST_IN_FLIGHT)]
     for batch in batches:
         compute_checked(backend, key, batch)
@@ -64,7 +64,7 @@ def _measure(backend: CudaBackend, batches: list[Batch], seconds: float, wiped: 
 
 
 def measure_pairs(device: Device, tiny: bool, report: Report) -> None:
-    """One batch at a time. Of the latencies the second half counts, when there are pairs of all ages."""
+    """One batch at a time. The second half of the latencies counts, when there are pairs of all ages."""
     full = TINY if tiny else max(BATCHES)
     seconds = 0 if tiny else PAIRS_SECONDS
     sizes = [random.randint(2, full) for _ in range(VARIED_BATCHES)]  # noqa: S311 - no secret

@@ -1,4 +1,4 @@
-"""What the GPU suite's figures depend on: the GPU and its driver, and what else this machine has."""
+"""What the GPU suite's figures depend on: the GPU, its driver, and the rest of the machine."""
 
 import ctypes
 import importlib.metadata
@@ -21,7 +21,7 @@ PACKAGES = ("cupy-cuda12x", "cupy-cuda13x", "nvidia-cuda-nvrtc", "nvidia-cuda-nv
 
 
 def describe() -> dict[str, Any]:
-    """As JSON can hold it. None: it is not here."""
+    """The machine, as JSON can hold it. None stands for what is not here."""
     return {
         "nvidia_smi": first_line("nvidia-smi", f"--query-gpu={NVIDIA_SMI}", "--format=csv,noheader"),
         "driver": Nvml().driver_version(),

@@ -1,7 +1,7 @@
-"""What a multiprocessor issues per clock of the instructions that the two arithmetics live on: which route is right.
+"""Instructions that a multiprocessor issues per clock, of the kinds that the two arithmetics consist of.
 
-Each thread runs eight independent chains of one instruction, or of two by turns, and the processor's own clock times
-them, so that the result does not depend on the frequency.
+Each thread runs eight independent chains of one instruction, or of two in turn, and the multiprocessor's own clock
+times them, so the result does not depend on the frequency.
 """
 
 import statistics
@@ -11,13 +11,13 @@ import numpy as np
 
 from gpu_provider.kernels import nvrtc
 
-from .device import CudaDevice, Device
+from .launcher import GpuLauncher, Launcher
 from .report import Pipe, Report
 
 CHAINS, STEPS, TRIPS, THREADS = 8, 4, 512, 1024
 REPEATS = 5
 
-# What one step does to chain i. wide, with its carry, is as the kernels have it: both halves of a product.
+# One step of chain i. WIDE with its carry is what the kernels do: both halves of a product.
 WIDE = """asm volatile("{ .reg .u32 l, h; mov.b64 {l, h}, %0; mad.lo.cc.u32 l, %1, %2, l; madc.hi.cc.u32 h, %1, %2, h; "
     "mov.b64 %0, {l, h}; }" : "+l"(wide[i]) : "r"(word[i]), "r"(y));"""
 WIDE_CARRY = WIDE.replace("mad.lo.cc", "madc.lo.cc")
@@ -71,34 +71,34 @@ pipe(long long *cycles, unsigned long long *sink, unsigned y, double p, double q
 
 
 def source(name: str) -> str:
-    """Of the kernel that measures a pipe."""
+    """The source of the kernel that measures a pipe."""
     numbers = {"chains": CHAINS, "steps": STEPS, "trips": TRIPS, "threads": THREADS}
     return SOURCE % {**numbers, "body": "\n".join(PIPES[name])}
 
 
-def measure(device: Device, report: Report) -> None:
-    if not isinstance(device, CudaDevice):
+def measure(launcher: Launcher, report: Report) -> None:
+    if not isinstance(launcher, GpuLauncher):
         report.note("pipes: not measured on the host device, which has none")
         return
     for name, instructions in PIPES.items():
         report.progress(name, len(PIPES))
-        cubin = nvrtc.compile_cubin({"pipe.cu": source(name)}, ("--std=c++17",), device.architecture)
-        per_clock, clock = run(device, cubin, len(instructions))
+        cubin = nvrtc.compile_cubin({"pipe.cu": source(name)}, ("--std=c++17",), launcher.architecture)
+        per_clock, clock = run(launcher, cubin, len(instructions))
         report.sample(Pipe(pipe=name, per_clock=per_clock, clock_hz=clock))
 
 
-def run(device: CudaDevice, cubin: bytes, instructions: int) -> tuple[float, float]:
-    """Instructions of threads per multiprocessor and clock, and the clock."""
-    function, stream = device.function(cubin, "pipe")
-    blocks = device.multiprocessors
-    cycles: Any = device.host_array((blocks,), np.int64)
-    address, sink = device.allocate(cycles.nbytes), device.allocate(8)
+def run(launcher: GpuLauncher, cubin: bytes, instructions: int) -> tuple[float, float]:
+    """Threads' instructions per multiprocessor and clock, and the clock in Hz."""
+    launch = launcher.load_other(cubin, "pipe")
+    blocks = launcher.multiprocessors
+    cycles: Any = launcher.host_array((blocks,), np.int64)
+    address, sink = launcher.allocate(cycles.nbytes), launcher.allocate(8)
     rates, clocks = [], []
     arguments = (np.uint64(address), np.uint64(sink), np.uint32(3), np.float64(0.5), np.float64(1.25))
     for _ in range(REPEATS + 1):  # the first wakes the clock
-        (seconds,) = device.seconds(lambda: function((blocks,), (THREADS,), arguments, 0, stream))
-        device.download(cycles, address)
-        device.wait()
+        (seconds,) = launcher.seconds(lambda: launch(blocks, THREADS, arguments))
+        launcher.download(cycles, address)
+        launcher.wait()
         done = CHAINS * STEPS * TRIPS * instructions * THREADS
         rates.append(done / float(np.median(cycles)))
         clocks.append(float(np.max(cycles)) / seconds)
@@ -106,9 +106,9 @@ def run(device: CudaDevice, cubin: bytes, instructions: int) -> tuple[float, flo
 
 
 def multiply_adds(arithmetic: str, bits: int, window: int) -> int:
-    """Of one private operation's two exponentiations, which are most of it: of IMAD.WIDE, or DFMA. Each digit of the
-    exponent takes ``window`` squarings and a product; a product of N limbs is N^2 terms of it and N^2 of the reduction,
-    a squaring (N^2 + N) / 2 and N^2, in radix 2^52 with two instructions for each."""
+    """IMAD.WIDE or DFMA instructions in the two exponentiations of a private operation, which are most of it. Each
+    digit of the exponent takes ``window`` squarings and a product. A product of N limbs has N^2 terms, and its
+    reduction N^2; a squaring (N^2 + N) / 2, and N^2. In radix 2^52 each term is two instructions."""
     digits = -(-bits // 2 // window)
     squares, products = (digits - 1) * window, digits - 1 + (1 << window) - 2
     limbs = -(-(bits // 2 + 4) // 52) if arithmetic == "fp64" else bits // 64

@@ -1,4 +1,4 @@
-"""What the GPU suite runs, the most valuable first, and how long each section may take."""
+"""The GPU suite's sections, the most valuable first, and how long each may take."""
 
 import os
 import shutil
@@ -29,7 +29,7 @@ class Section:
 
     name: str
     least: float
-    """It is not started with fewer seconds than this, and earlier sections leave it as many."""
+    """Seconds without which it is not started, and which earlier sections leave it."""
     most: float
     what: str
     """One line for the help."""
@@ -56,14 +56,14 @@ PLAN = (
 
 
 def chosen(names: Collection[str]) -> list[Section]:
-    """The sections of these names, what they need, and the machine, in the plan's order."""
+    """The named sections, those that they need, and the machine, in the plan's order."""
     wanted = {"machine", *names} | {section.needs for section in PLAN if section.name in names}
     return [section for section in PLAN if section.name in wanted]
 
 
 def time_for(section: Section, later: Sequence[Section], left: float) -> float | None:
-    """How many of the seconds left a section gets: all but the least of the later ones, up to its own most. Its own
-    least comes before theirs. None if there is not even that."""
+    """How many of the seconds left a section gets: all but the least of the later ones, up to its own most; but at
+    least its own least. None if fewer than that are left."""
     if left < section.least:
         return None
     return min(section.most, max(section.least, left - sum(other.least for other in later)))
@@ -75,7 +75,7 @@ def sanitized_units(architecture: str | None) -> list[str]:
 
 
 def default_unit(architecture: str | None) -> str:
-    """What the backend uses for full batches of RSA-2048: the unit with the fewest threads for each row."""
+    """The unit that the backend uses for full batches of RSA-2048: the one with the fewest threads per row."""
     preferred = cubins.units(cubins.arithmetics(architecture or "")[:1])
     return str(min((unit for unit in preferred if unit.bytes == 256), key=lambda unit: unit.threads))
 

@@ -1,4 +1,4 @@
-"""Runs one section of the GPU suite as a process that can't outlast its time, whatever it does."""
+"""Runs a section of the GPU suite as a process that can't outlive its time, whatever it does."""
 
 import asyncio
 import contextlib
@@ -23,7 +23,7 @@ class Ended:
     """How a process ended."""
 
     code: int | None
-    """None: it was killed, because its time was over."""
+    """None if it was killed because its time was over."""
     tail: Sequence[str]
     """The last lines of its standard error, and of its standard output where that is no report."""
     garbled: bool
@@ -31,7 +31,7 @@ class Ended:
 
 
 class _Section(asyncio.SubprocessProtocol):
-    """Gives each line of standard output to ``read``, which says whether it is a report, and the others to ``log``."""
+    """Gives each line of standard output to ``read``, which says whether it is a report, and all others to ``log``."""
 
     def __init__(self, read: Callable[[bytes], bool], log: Callable[[str], None]) -> None:
         self.exited = asyncio.get_running_loop().create_future()
@@ -92,7 +92,7 @@ async def run_process(
     )
     late = False
     try:
-        _, section = await asyncio.shield(starting)  # cancelled, it would leave a process behind
+        _, section = await asyncio.shield(starting)  # if it were cancelled, it would leave a process behind
         async with asyncio.timeout(seconds):
             await asyncio.shield(section.exited)
     except TimeoutError:
@@ -101,7 +101,7 @@ async def run_process(
         transport, section = await starting
         with contextlib.suppress(ProcessLookupError):
             os.killpg(transport.get_pid(), signal.SIGKILL)
-        # A process that has left the group may hold the pipes open for ever.
+        # A process that has left the group may keep the pipes open for ever.
         await asyncio.wait({section.exited, section.drained}, timeout=ENDING_SECONDS)
         code = transport.get_returncode()
         transport.close()

@@ -1,4 +1,4 @@
-"""What a section of the GPU suite tells the suite: lines of JSON through a pipe, checked on both sides of it."""
+"""What a section of the GPU suite tells the suite: lines of JSON through a pipe, checked at both ends."""
 
 from typing import Annotated, Any, TextIO
 
@@ -11,7 +11,7 @@ Times = Annotated[list[Positive], Meta(min_length=1)]
 
 
 class Sample(Struct, kw_only=True, tag_field="section", forbid_unknown_fields=True):
-    """One measurement. The tag says which kind it is, and which section took it."""
+    """One measurement. Its tag names its kind and the section that took it."""
 
 
 class Compiled(Sample, tag="compile"):
@@ -51,11 +51,11 @@ class InFlight(Sample, tag="in-flight"):
 
 
 class Pairs(Sample, tag="pairs"):
-    """Batches one after the other for long enough that blinding pairs are renewed."""
+    """Batches one after the other, for long enough that blinding pairs are renewed."""
 
     sizes: str
-    """Of the batches, and of those before. With one size all pairs are due at once; with varied sizes pairs come to
-    have different ages, and a few are due in most batches."""
+    """The sizes of the batches, and of those before. With one size all pairs are due at once. With varied sizes the
+    pairs' ages come to differ, and most batches have a few that are due."""
     rate: Positive
     latency_seconds: Times
 
@@ -127,7 +127,7 @@ class Progress(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Line(Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
-    """One line: one of these."""
+    """One line, which has one of these."""
 
     progress: Progress | None = None
     sample: AnySample | None = None
@@ -137,7 +137,7 @@ class Line(Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
 
 
 class Device(Struct, frozen=True):
-    """What the suite itself uses of all that sections tell of the device."""
+    """What the suite itself uses of all that sections tell about the device."""
 
     name: str | None = None
     architecture: str | None = None
@@ -154,7 +154,7 @@ class Report:
         self._pipe = pipe
 
     def progress(self, what: str, total: int) -> None:
-        """One more of ``total`` steps begins."""
+        """Another of ``total`` steps begins."""
         self._write(Line(progress=Progress(what, total)))
 
     def sample(self, sample: AnySample) -> None:
@@ -167,7 +167,7 @@ class Report:
         self._write(Line(device=device))
 
     def mismatch(self, **values: Any) -> None:
-        """A wrong result. Nothing secret."""
+        """Reports a wrong result, and nothing secret."""
         self._write(Line(mismatch=values))
 
     def _write(self, line: Line) -> None:
@@ -179,7 +179,7 @@ _DECODER = msgspec.json.Decoder(Line)
 
 
 def read_line(text: bytes) -> Line | None:
-    """None: a section that works does not print this."""
+    """None for what a working section would not print."""
     try:
         line = _DECODER.decode(text)
         if line.device is not None:

@@ -1,6 +1,6 @@
 """One section of the GPU suite in a process of its own, so that a kernel that fails or hangs spoils no other section.
 
-What it finds it prints at once, one JSON object per line, so that what came before a failure counts.
+It prints what it finds at once, one JSON object per line, so that everything before a failure counts.
 """
 
 import json
@@ -11,16 +11,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from gpu_provider.backends.cuda import device as backends_device
+from gpu_provider.backends.cuda.device import Device
 from gpu_provider.backends.cuda.kernels import KernelChoice
 from gpu_provider.errors import BackendError
 from gpu_provider.kernels import cubins, nvrtc
 from gpu_provider.kernels.cubin_cache import CubinCache
 from gpu_provider.kernels.warp import Operation
 
+from ..kernels.units import all_units
 from . import backend, correctness, in_flight, machine, pipes, smoke, sweep
 from .batches import PrivateBatch
-from .device import ARITHMETIC, CudaDevice, Device, HostDevice, Variant, all_units, find_device
+from .launcher import GpuLauncher, HostLauncher, Launcher, Variant, find_device
 from .report import Compiled, Report
 
 NO_DEVICE = 69  # EX_UNAVAILABLE: there is no such device
@@ -29,28 +30,28 @@ PROFILED_BATCHES = 3
 
 @dataclass(frozen=True)
 class Options:
-    """Of every section, as JSON in its command line."""
+    """What every section is told, as JSON in its command line."""
 
     device: str
     """"host", or the number of a GPU."""
     cache: str
-    """Directory of compiled kernels."""
+    """The directory of compiled kernels."""
     tiny: bool
-    """To see that everything runs: the smallest kernels and batches."""
+    """Whether it only shows that everything runs, with the smallest kernels and batches."""
     names: list[str] = field(default_factory=list)
-    """Of the only units that are loaded; all, if empty."""
+    """The units to load; all of them if empty."""
     rows: int | None = None
-    """In a batch of the correctness section, instead of a full one."""
+    """The size of the correctness section's batches; None for full ones."""
 
 
 def describe_machine(options: Options, report: Report) -> None:
     """Raises BackendError if the device is not there."""
-    device = open_device(options, [])
-    report.describe({**device.describe(), **machine.describe()})
+    launcher = open_launcher(options, [])
+    report.describe({**launcher.describe(), **machine.describe()})
 
 
 def compile_kernels(options: Options, units: Sequence[cubins.Unit], report: Report) -> None:
-    """Into the cache."""
+    """Compiles them into the cache."""
     if options.device == "host":
         return
     found = find_device(options.device)
@@ -71,42 +72,42 @@ def _fail(error: OSError) -> None:
 
 
 def backend_units(options: Options) -> list[cubins.Unit]:
-    """What the CUDA backend can load on this device."""
+    """The units that the CUDA backend can load on this device."""
     if options.device == "host":
         return []
     found = find_device(options.device)
     return cubins.units(cubins.arithmetics(cubins.architecture_for(found.major, found.minor)))
 
 
-def open_device(options: Options, units: Sequence[cubins.Unit]) -> Device:
-    """With the kernels of these units, if it is a GPU."""
+def open_launcher(options: Options, units: Sequence[cubins.Unit]) -> Launcher:
+    """With the kernels of these units, if the device is a GPU."""
     if options.device == "host":
-        return HostDevice()
-    find_device(options.device)  # says what there is, if there is no such GPU
-    return CudaDevice(int(options.device), CubinCache(Path(options.cache)), units)
+        return HostLauncher()
+    return GpuLauncher(find_device(options.device), CubinCache(Path(options.cache)), units)
 
 
-def open_variants(options: Options) -> tuple[Device, list[Variant]]:
-    """The device with the kernels that the options name. Raises BackendError if there is none of them."""
-    device = open_device(options, [unit for unit in all_units() if not options.names or str(unit) in options.names])
-    variants = [variant for variant in device.variants() if not options.names or str(variant) in options.names]
+def open_variants(options: Options) -> tuple[Launcher, list[Variant]]:
+    """The kernels that the options name. Raises BackendError if none of them can be loaded."""
+    launcher = open_launcher(options, [unit for unit in all_units() if not options.names or str(unit) in options.names])
+    variants = [variant for variant in launcher.variants() if not options.names or str(variant) in options.names]
     if options.tiny and not options.names:
-        variants = [variant for variant in variants if variant.bits == 2048 and variant.threads == 8]
+        variants = [variant for variant in variants if variant.bits == 2048 and variant.threads_per_row == 8]
     if not variants:
-        reasons = "; ".join(f"{unit}: {reason}" for unit, reason in device.missing().items())
+        reasons = "; ".join(f"{unit}: {reason}" for unit, reason in launcher.missing.items())
         raise BackendError(f"no kernel can be loaded: {reasons or options.names}")
-    return device, variants
+    return launcher, variants
 
 
 def describe_kernels(options: Options, report: Report) -> None:
-    device, _ = open_variants(options)
-    report.describe({**device.describe_kernels(), "missing_kernels": device.missing()})
+    launcher, _ = open_variants(options)
+    report.describe({**launcher.describe_kernels(), "missing_kernels": launcher.missing})
     report.describe({"defaults": defaults(options)})
 
 
 def defaults(options: Options) -> dict[str, str]:
-    """The variant that the CUDA backend takes for each size of key and batch, "bits/rows" of the sweep, by its rule.
-    (When it is opened, it measures by itself which number of threads is the fastest, not so arithmetic and window.)"""
+    """The variant that the CUDA backend chooses by its rule for each size of key and batch, "bits/rows" of the sweep.
+    (When it is opened, it measures which number of threads is the fastest, but takes arithmetic and window as
+    given.)"""
     backend_device = _backend_device(options)
     try:
         choice = KernelChoice(backend_device.open(), backend_device.parallel_threads)
@@ -115,25 +116,22 @@ def defaults(options: Options) -> dict[str, str]:
             for bits in backend.SIZES
             for rows in sweep.BATCHES
         }
-        return {
-            case: str(Variant(ARITHMETIC[kernel.radix_bits], kernel.class_bytes, kernel.threads, kernel.window))
-            for case, kernel in kernels.items()
-        }
+        return {case: str(Variant.of(kernel)) for case, kernel in kernels.items()}
     finally:
         backend_device.close()
 
 
 def launch_for_profiler(options: Options) -> None:
-    """Full batches of one kernel."""
-    device, variants = open_variants(options)
-    rows = device.full_rows(variants[0])
-    batch = PrivateBatch(device, variants[0], rows, (variants[0].bits,))
+    """Launches full batches of one kernel."""
+    launcher, variants = open_variants(options)
+    rows = launcher.full_rows(variants[0])
+    batch = PrivateBatch(launcher, variants[0], rows, (variants[0].bits,))
     batch.make_pairs()
     for _ in range(PROFILED_BATCHES):
         batch.upload(rows)
         batch.launch(rows)
         batch.download(rows)
-        device.wait()
+        launcher.wait()
 
 
 def measure_end_to_end(options: Options, report: Report) -> None:
@@ -142,7 +140,7 @@ def measure_end_to_end(options: Options, report: Report) -> None:
     end_to_end.measure(_backend_device(options), options.tiny, report)
 
 
-def _backend_device(options: Options) -> backends_device.Device:
+def _backend_device(options: Options) -> Device:
     return backend.open_device(options.device, options.cache)
 
 
@@ -158,7 +156,7 @@ RUN: dict[str, Callable[[Options, Report], None]] = {
     "correctness": lambda options, report: correctness.check(
         *open_variants(options), options.rows, options.tiny, report
     ),
-    "pipes": lambda options, report: pipes.measure(open_device(options, []), report),
+    "pipes": lambda options, report: pipes.measure(open_launcher(options, []), report),
     "sweep": lambda options, report: sweep.measure(*open_variants(options), options.tiny, report),
     "end-to-end": measure_end_to_end,
     "profile": lambda options, _report: launch_for_profiler(options),

@@ -1,4 +1,4 @@
-"""One run of the GPU suite: its sections one after the other within the time there is, and what they have found."""
+"""One run of the GPU suite: its sections one after the other, within the time that is given, and what they find."""
 
 import asyncio
 import json
@@ -38,7 +38,7 @@ from .summary import summarise
 WATCH_SECONDS = 0.25
 SANITIZER_FOUND_ERRORS = 66
 ENDING_SECONDS = 3.0
-"""These are kept free to end the last section and to save."""
+"""Kept free for ending the last section and saving."""
 SHOWN_LINES = 20
 METRIC = re.compile(
     r"^\s+(Duration|Elapsed Cycles|SM Frequency|Executed Ipc Active|Issue Slots Busy|No Eligible|Theoretical Occupancy"
@@ -51,18 +51,18 @@ class Outcome:
     """How a section ended."""
 
     status: str
-    """"done", "failed", "out of time", "skipped" for want of time, "stopped" by a signal, or "not run" because this
+    """"done", "failed", "out of time", "skipped" for lack of time, "stopped" by a signal, or "not run" because this
     machine can't or the smoke test failed."""
     seconds: float = 0.0
     reason: str | None = None
     output: str | None = None
-    """If it failed, the end of what it printed besides its reports."""
+    """The end of what a failed section printed besides its reports."""
     code: int | None = None
-    """The exit status of its process if it failed; of one that a signal ended, the signal's number, negative."""
+    """The exit status of a failed section's process; if a signal ended it, the signal's number, negated."""
 
 
 class Watch:
-    """Reads the GPU's figures on a thread of its own, so that a driver that hangs holds up nothing else."""
+    """Reads the GPU's figures on a thread of its own, so that a hanging driver holds up nothing else."""
 
     def __init__(self) -> None:
         self._nvml = Nvml()
@@ -84,7 +84,7 @@ class Watch:
 
 
 class Suite:
-    """Runs the sections, and after each of them saves everything that is known."""
+    """Runs the sections, and saves everything that is known after each."""
 
     def __init__(self, options: Options, commit: str | None, end: float, files: Files, progress: Progress) -> None:
         """``end``: when all must be over, by ``time.monotonic()``."""
@@ -112,8 +112,8 @@ class Suite:
         return "-".join(["gpu", *re.findall("[a-z0-9]+", (self.device.name or "").lower())])
 
     async def run(self, names: Sequence[str]) -> None:
-        """The sections of these names, and what they need. Raises BackendError if the device is not there; then
-        nothing is saved. When it is cancelled, the section that runs is ended, and the others are not run."""
+        """Runs the named sections and those that they need. Raises BackendError if the device is not there; then
+        nothing is saved. When this is cancelled, the running section is ended, and the others are not run."""
         sections = plan.chosen(names)
         try:
             for place, section in enumerate(sections):
@@ -144,7 +144,7 @@ class Suite:
         self._progress.console.print(line, style=style, markup=False, highlight=False, soft_wrap=True)
 
     async def _give_up(self, failed: Section, later: Sequence[Section]) -> None:
-        """Nothing that is measured after a failed smoke test means anything; but why it failed is worth knowing."""
+        """After a failed smoke test no measurement means anything, but why it failed is worth knowing."""
         for section in later:
             self.outcomes[section.name] = Outcome("not run", reason=f"{failed.name} failed")
         if failed.name == "smoke":
@@ -165,7 +165,8 @@ class Suite:
     async def _run_child(
         self, section: Section, later: Sequence[Section], program: str, options: Options, before: Sequence[str] = ()
     ) -> tuple[Outcome, list[str]]:
-        """``before``: the tool that runs it, and its arguments; what that prints is returned, and is no fault."""
+        """``before``: the tool that runs the section, and its arguments. What the tool prints is returned, and is no
+        fault."""
         started = time.monotonic()
         left = self._end - ENDING_SECONDS - started
         seconds = time_for(section, later, left)
@@ -193,7 +194,7 @@ class Suite:
         return _outcome(ended, time.monotonic() - started, seconds, bool(before)), printed
 
     def _take(self, text: bytes, section: str, task: Any, is_tool: bool) -> bool:
-        """Whether a line of a section means something."""
+        """Uses a line of a section; False if it means nothing."""
         line = read_line(text)
         if line is None:
             return False
@@ -242,7 +243,7 @@ class Suite:
         return find_tool(tool) or Outcome("not run", reason=f"{tool} is not installed")
 
     def save(self) -> None:
-        """What can't be saved now may be after the next section."""
+        """What can't be saved now may be saved after the next section."""
         try:
             for name, text in self._texts.items():
                 self._files.save_text(name, text + "\n")

@@ -1,4 +1,4 @@
-"""What follows from the GPU suite's samples: rates beside the goals, what each choice costs, and what the backend's
+"""What follows from the GPU suite's samples: rates beside the goals, the cost of each choice, and what the backend's
 defaults should be."""
 
 import itertools
@@ -67,7 +67,7 @@ class _Rate:
     bits: int
     per_second: Spread
     milliseconds: Spread
-    """That a batch takes, with its copies."""
+    """The time of a batch with its copies."""
     section: str
 
 
@@ -80,7 +80,7 @@ def _kernel_rate(sample: Sweep) -> Spread:
 
 
 def rates(kernels: list[Sweep], batches: list[InFlight], device: Device, clocks: Mapping[str, float]) -> Iterator[Row]:
-    """The best of each key size, and of those within the latency: of kernels alone, and through the backend."""
+    """The best rate of each key size, and the best within the latency: of kernels alone, and through the backend."""
     alone = [
         _Rate(
             f"kernel {sample.variant} alone, batches of {sample.rows}", sample.bits,
@@ -123,7 +123,7 @@ def _best(case: str, among: Sequence[_Rate], limit: float | None, is_goal: bool)
 
 
 def _compared(rate: _Rate, device: Device, clocks: Mapping[str, float]) -> Iterator[Row]:
-    """With the nearest peer, and with what the GPU could do."""
+    """The rate compared with the nearest peer's, and with what the GPU could do."""
     if rate.bits in PEER_RATES:
         ratio = Spread.of([rate.per_second.median / PEER_RATES[rate.bits]])
         yield Row(f"RSA-{rate.bits}, peer", rate.subject, UNIT, rate.per_second, PEER, ratio)
@@ -209,7 +209,7 @@ def profile(samples: list[Profiled]) -> Iterator[Row]:
 
 
 def recommendations(samples: list[Sweep], device: Device) -> Iterator[Row]:
-    """The fastest kernel for each key size and batch, next to the one that the backend takes."""
+    """The fastest kernel for each key size and batch, next to the one that the backend chooses."""
     right = [sample for sample in samples if sample.ok]
     for bits, rows in sorted({(sample.bits, sample.rows) for sample in right}):
         mine = {sample.variant: _kernel_rate(sample) for sample in right if (sample.bits, sample.rows) == (bits, rows)}

@@ -7,7 +7,7 @@ from functools import partial
 from gpu_provider.kernels import cubins
 
 from .batches import PrivateBatch
-from .device import Device, Variant
+from .launcher import Launcher, Variant
 from .report import Report, Sweep
 
 BATCHES = (1, 16, 64, 256, 512, 1024, 2048, 3072, 4096, 6144, 8192, 12288, 16384)
@@ -17,21 +17,21 @@ REPEATS = (3, 20)
 LATENCY_ENOUGH = 0.1  # a larger batch takes longer than any handshake should
 
 
-def measure(device: Device, variants: Sequence[Variant], tiny: bool, report: Report) -> None:
-    """What the backend takes comes first, should there be no time for all."""
+def measure(launcher: Launcher, variants: Sequence[Variant], tiny: bool, report: Report) -> None:
+    """The backend's own kernels come first, in case there is no time for all."""
     total = len(variants) * len(TINY if tiny else BATCHES)
     own = {str(unit) for unit in cubins.units(cubins.Arithmetic)}
     for variant in sorted(variants, key=lambda variant: (str(variant) not in own, variant.bits)):
-        full = device.full_rows(variant)
+        full = launcher.full_rows(variant)
         sizes = TINY if tiny else sorted({*BATCHES, *(full * waves for waves in (1, 2, 3) if full * waves <= 32768)})
-        batch = PrivateBatch(device, variant, max(sizes), (variant.bits,))
+        batch = PrivateBatch(launcher, variant, max(sizes), (variant.bits,))
         batch.make_pairs()
         slow = False
         for rows in sizes:
             report.progress(f"{variant}, batches of {rows}", total)
             if slow:
                 continue
-            upload, kernel, download = measure_batch(device, batch, rows, 1 if tiny else None)
+            upload, kernel, download = measure_batch(launcher, batch, rows, 1 if tiny else None)
             latency = [sum(parts) for parts in zip(upload, kernel, download, strict=True)]
             ok = bool(batch.ok[:rows].all())
             report.sample(
@@ -41,17 +41,17 @@ def measure(device: Device, variants: Sequence[Variant], tiny: bool, report: Rep
                 )
             )  # fmt: skip
             slow = statistics.median(latency) > LATENCY_ENOUGH
-        device.free_all()
+        launcher.free_all()
 
 
 def measure_batch(
-    device: Device, batch: PrivateBatch, rows: int, repeats: int | None
+    launcher: Launcher, batch: PrivateBatch, rows: int, repeats: int | None
 ) -> tuple[list[float], list[float], list[float]]:
-    """Seconds of the copy to the device, of the kernel and of the copy back."""
+    """Seconds that the copy to the device takes, the kernel, and the copy back."""
     steps = [partial(step, rows) for step in (batch.upload, batch.launch, batch.download)]
     batch.ok.fill(0)
-    once = sum(device.seconds(*steps))
+    once = sum(launcher.seconds(*steps))
     if repeats is None:
         repeats = min(max(REPEATS[0], int(SECONDS / once)), REPEATS[1])
-    times = [device.seconds(*steps) for _ in range(repeats)]
+    times = [launcher.seconds(*steps) for _ in range(repeats)]
     return tuple(list(each) for each in zip(*times, strict=True))  # type: ignore[return-value]

@@ -25,9 +25,9 @@ from gpu_provider.kernels import cubins, nvrtc
 from gpu_provider.kernels.cubin_cache import CubinCache
 
 from ..environment import ROOT
-from ..gpu.device import all_units
 from .issue_model import Digit, digit_of, warp_cycles
 from .machine_code import Code, MissingToolError, read_cubin
+from .units import all_units
 
 TABLE = ROOT / "kernels" / "machine_code.csv"
 CACHE = ROOT / "build" / "cubins"

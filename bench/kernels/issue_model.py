@@ -1,13 +1,13 @@
-"""How long warps take for a kernel's hot loop, by the machine code alone: what a scheduler issues, and when it waits.
+"""How long warps take for a kernel's hot loop, by its machine code alone: what a scheduler issues, and when it waits.
 
 The compiler writes into every instruction how many cycles the warp must wait before its next one, and which of six
 barriers (for what takes an unknown time, such as an exchange between threads) it waits for (Jia, Maggioni, Staiger,
-Scarpazza, "Dissecting the NVIDIA Volta GPU architecture via microbenchmarking", 2018). So the code itself says how well
-a scheduler with one, two or more warps is used, which counting instructions does not: code whose instructions all wait
-for one another may have the same counts as code that is five times as fast.
+Scarpazza, "Dissecting the NVIDIA Volta GPU architecture via microbenchmarking", 2018). So the code itself says how busy
+one, two or more warps keep a scheduler, which counting instructions does not: code whose instructions all wait for one
+another may have the same counts as code that is five times as fast.
 
-A model, not a measurement: it knows neither misses of the instruction cache nor conflicts of register banks, and the
-times behind the barriers are those of a GPU without other work.
+This is a model, not a measurement: it knows neither misses of the instruction cache nor conflicts of register banks,
+and its latencies are those of a GPU without other work.
 """
 
 import itertools

@@ -1,7 +1,7 @@
 """What the multiply-add unit allows: the mad52 instructions that a batch of eight must issue, and their rate.
 
-Only those count that no implementation can do without: squarings at half cost, reductions at full cost, a fixed window
-of five, and what blinding, CRT and verification add.
+It counts only what no implementation can do without: squarings at half cost, reductions at full cost, a fixed window of
+five, and what blinding, CRT and verification add.
 """
 
 from __future__ import annotations
@@ -48,7 +48,8 @@ def exchange(bits: int) -> int:
 
 
 def mad52_rate(bench: Bench) -> Callable[[], float]:
-    """Measures independent mad52 instructions per second, for half a millisecond. Needs AVX-512 IFMA."""
+    """A function that measures, for half a millisecond, independent mad52 instructions per second. Needs AVX-512
+    IFMA."""
     ffi = FFI()
     ffi.cdef("double mad52_rate(uint64_t rounds);")
     library: Any = ffi.dlopen(str(bench.compile("kernels/limit", "-shared", "-fPIC", "-mavx512f")))

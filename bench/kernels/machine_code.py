@@ -28,10 +28,10 @@ class MissingToolError(Exception):
 class Instruction(NamedTuple):
     address: int
     name: str
-    """With its suffixes: IMAD.WIDE.U32."""
+    """The name with its suffixes, such as IMAD.WIDE.U32."""
     conditional: bool
     target: int | None
-    """Where a branch goes, or the call of a function."""
+    """Where a branch or a call of a function goes."""
     control: int
     """From bit 0: the cycles before the next instruction (4 bits), a hint (1), the barriers that it sets when its
     result is there and when its operands have been read (3 each; 7: none), and those it waits for (6)."""
@@ -42,7 +42,7 @@ class Instruction(NamedTuple):
 
     @property
     def is_call(self) -> bool:
-        """Of a function: before sm_90 the compiler leaves some loops by a CALL that never returns."""
+        """Whether it calls a function: before sm_90 the compiler leaves some loops by a CALL that never returns."""
         return self.kind == "CALL" and self.target is not None
 
     @property
@@ -63,12 +63,13 @@ class Code:
 
     @property
     def multiply_adds(self) -> int:
-        """IMAD.WIDE and DFMA."""
+        """How many IMAD.WIDE and DFMA there are."""
         return sum(instruction.is_multiply_add for instruction in self.instructions)
 
     def exchanges_apart(self) -> list[Instruction]:
-        """What all threads of a warp must do together, but stands where some may have branched off: behind a branch
-        that the compiler does not know to be the same for all, and before the place where they meet (BSYNC)."""
+        """Instructions that all threads of a warp must execute together, where some may have branched off: behind a
+        branch that the compiler does not know to be the same for all, and before the place where they meet again
+        (BSYNC)."""
         found, depth, parted = [], 0, False
         for instruction in self.instructions:
             depth += (instruction.kind == "BSSY") - (instruction.kind == "BSYNC")
@@ -78,7 +79,8 @@ class Code:
         return found
 
     def loops(self) -> list[range]:
-        """Addresses, the shortest loop first. A kernel ends in an endless loop of one instruction, which is none."""
+        """Addresses of the loops, the shortest first. The endless loop of one instruction that ends a kernel is
+        none."""
         ends: dict[int, int] = {}
         for instruction in self.instructions:
             if (
@@ -90,13 +92,13 @@ class Code:
         return sorted((range(begin, end + 1) for begin, end in ends.items()), key=len)
 
     def functions(self) -> dict[int, range]:
-        """Addresses of the functions that the kernel calls, by the first one. They lie behind the kernel."""
+        """The addresses of each function that the kernel calls, by its first one. They lie behind the kernel."""
         starts = sorted({call.target for call in self.instructions if call.is_call and call.target is not None})
         bounds = [*starts, self.instructions[-1].address + 1]
         return {start: range(start, end) for start, end in itertools.pairwise(bounds)}
 
     def within(self, addresses: range) -> list[Instruction]:
-        """The instructions there."""
+        """The instructions at these addresses."""
         return [instruction for instruction in self.instructions if instruction.address in addresses]
 
 
@@ -140,7 +142,7 @@ def _run(program: str, *arguments: str) -> str:
 
 
 def _find(program: str) -> str:
-    """From the package nvidia-cuda-PROGRAM, or a CUDA toolkit on the PATH."""
+    """The program of the package nvidia-cuda-PROGRAM, or of a CUDA toolkit on the PATH."""
     try:
         files = importlib.metadata.files(f"nvidia-cuda-{program}") or []
     except importlib.metadata.PackageNotFoundError:

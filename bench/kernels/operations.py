@@ -1,6 +1,6 @@
-"""The operations that ``kernels`` compares: OpenSSL's, raw and one at a time, and batches of ours.
+"""The operations that ``speed.py`` compares: OpenSSL's, raw and one at a time, and batches of ours.
 
-OpenSSL's private operation is that of EVP without padding, which blinds and verifies as the kernels do.
+OpenSSL's private operation is EVP's without padding, which blinds and verifies as the kernels do.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
 """Whether the kernels' time tells keys or inputs apart: ``python -m bench.kernels.timing`` (dudect's method).
 
 Reparaz, Balasch, Verbauwhede, "Dude, is my code constant time?", 2017: private operations of two classes, fixed and
-random, in random order; Welch's t of their times, over all samples and over those below each of several percentiles
-(what interrupts cost lies above). Below 4.5 no difference is shown. What is compared:
+random, run in random order. Welch's t compares their times, over all samples and over those below several percentiles,
+which leave out interrupts. Below 4.5 it shows no difference. Two things are compared:
 
-- inputs: one number (with few ones), against random ones, with the same key;
-- keys: 64 copies of one key, against 64 different ones, with random inputs. Copies: the caches see no difference.
+- inputs: one number with few ones, and random numbers, with the same key;
+- keys: 64 copies of one key, and 64 different keys, with random inputs. Copies, so that the caches see no difference.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def welch(first: NDArray[np.float64], second: NDArray[np.float64]) -> float:
 
 
 def measure(operation: Callable[[int], None], samples: int) -> dict[str, float]:
-    """``operation(0)`` and ``operation(1)`` in random order. Welch's t by percentile."""
+    """Welch's t by percentile, from ``operation(0)`` and ``operation(1)`` in random order."""
     order = np.array([random.getrandbits(1) for _ in range(samples)])
     times = np.empty(samples)
     for i, chosen in enumerate(order):

@@ -1,4 +1,4 @@
-"""What is measured against: the TLS terminator that the standard library gives in a few lines.
+"""The baseline: the TLS terminator that takes a few lines with the standard library.
 
 ``python -m bench.servers.asyncio_relay PORT UPSTREAM_PORT CERTIFICATE [--uvloop]``: TLS on 127.0.0.1:PORT, relayed to
 the upstream. Asyncio's streams over Python's ``ssl``, with its defaults; of the buffers from 16 to 256 KiB the fastest.

@@ -1,4 +1,4 @@
-"""Handshake latency, one connection at a time: the same server with the provider and without."""
+"""Handshake latency, one connection at a time: the same server with and without the provider."""
 
 import sys
 from collections.abc import Callable
@@ -8,7 +8,7 @@ from ..report import Result, Row, Spread, Target
 
 
 def measure(bench: Bench, *, rounds: int, connections: int, advance: Callable[[str, int], None]) -> Result:
-    """Many short rounds, since the two take turns only from round to round."""
+    """With many short rounds, since the two take turns from round to round."""
     result = Result(
         "latency",
         f"Handshake latency, one connection at a time, TLS 1.3, RSA-{RSA_BITS}",

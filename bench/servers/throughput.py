@@ -20,7 +20,7 @@ def measure(
     connections_at_once: Sequence[int] = CONNECTIONS,
     advance: Callable[[str, int], None],
 ) -> Result:
-    """``size`` bytes in all, shared out evenly among the connections of a run."""
+    """``size`` bytes in all, divided evenly among the connections of a run."""
     result = Result(
         "throughput",
         f"Relay throughput, {size / GIB:g} GiB, TLS 1.3 with AES-128-GCM",

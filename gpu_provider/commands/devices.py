@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from rich.status import Status
 
-    from gpu_provider.backends.cuda.devices import Device
+    from gpu_provider.backends.cuda.devices import Gpu
     from gpu_provider.commands.rates import Rate
 
 __all__ = ["DESCRIPTION", "add_arguments", "run"]
@@ -110,7 +110,7 @@ def _precompile(names: Sequence[str], cache: CubinCache, report: _Report) -> Non
     report.precompiled([(name, len(units)) for name, units in todo], cache.directory)
 
 
-def _devices_to_compile_for() -> list[Device]:
+def _devices_to_compile_for() -> list[Gpu]:
     try:
         return find_devices()
     except nvrtc.CompilerMissingError:
@@ -119,7 +119,7 @@ def _devices_to_compile_for() -> list[Device]:
         raise ConfigError(f"name the architectures to compile for, such as --arch sm_90: {error}") from None
 
 
-def _architecture(device: Device) -> str:
+def _architecture(device: Gpu) -> str:
     return cubins.architecture_for(device.major, device.minor)
 
 
@@ -127,7 +127,7 @@ def _architecture(device: Device) -> str:
 class _Listed:
     """What is told of one device."""
 
-    device: Device
+    device: Gpu
     architecture: str
     arithmetics: tuple[cubins.Arithmetic, ...]
     units: int
@@ -136,7 +136,7 @@ class _Listed:
     """Why there can't be kernels for it."""
 
 
-def _list(cache: CubinCache, report: _Report) -> list[Device]:
+def _list(cache: CubinCache, report: _Report) -> list[Gpu]:
     try:
         found = find_devices()
     except BackendError as error:
@@ -146,7 +146,7 @@ def _list(cache: CubinCache, report: _Report) -> list[Device]:
     return found
 
 
-def _measure(found: Sequence[Device], cache: CubinCache, config: ProviderConfig, report: _Report) -> int:
+def _measure(found: Sequence[Gpu], cache: CubinCache, config: ProviderConfig, report: _Report) -> int:
     """1 if a device can't be measured; the others are, and the processor."""
     arithmetic = None if config.arithmetic == "auto" else cubins.Arithmetic(config.arithmetic)
     failures, measured = [], []
@@ -172,7 +172,7 @@ def _measure(found: Sequence[Device], cache: CubinCache, config: ProviderConfig,
     return 1 if failures else 0
 
 
-def _listed(device: Device, cache: CubinCache) -> _Listed:
+def _listed(device: Gpu, cache: CubinCache) -> _Listed:
     architecture = f"sm_{device.major}{device.minor}"
     arithmetics = cubins.arithmetics(architecture)
     units = cubins.units(arithmetics)
@@ -250,7 +250,7 @@ class _Report:
                 name=row.device.name,
                 architecture=row.architecture,
                 multiprocessors=row.device.multiprocessors,
-                memory_bytes=row.device.memory,
+                memory_bytes=row.device.memory_bytes,
                 arithmetic=row.arithmetics,
                 units=row.units,
                 units_compiled=row.compiled,
@@ -271,7 +271,7 @@ class _Report:
                     row.device.name,
                     row.architecture,
                     str(row.device.multiprocessors),
-                    f"{row.device.memory / 2**30:.0f} GiB",
+                    f"{row.device.memory_bytes / 2**30:.0f} GiB",
                     ", ".join(row.arithmetics),
                     row.problem or f"{row.compiled} of {row.units} units",
                 )

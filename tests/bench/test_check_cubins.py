@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))  # bench/ is no installed package: it is run from the repository's root
-
-from bench.kernels import check_cubins  # noqa: E402
-from gpu_provider.kernels import nvrtc  # noqa: E402
+from bench.kernels import check_cubins
+from gpu_provider.kernels import nvrtc
 
 if TYPE_CHECKING:
     import pytest

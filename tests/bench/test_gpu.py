@@ -17,12 +17,11 @@ from typing import Any
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))  # bench/ is no installed package: it is run from the repository's root
+from bench.gpu import __main__ as gpu
+from bench.gpu import files, pipes, plan, process, report
+from bench.gpu.report import Report
 
-from bench.gpu import __main__ as gpu  # noqa: E402
-from bench.gpu import files, pipes, plan, process, report  # noqa: E402
-from bench.gpu.report import Report  # noqa: E402
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def names() -> list[str]:

@@ -8,21 +8,18 @@ import subprocess
 import sys
 import tarfile
 import zipfile
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))  # bench/ is no installed package: it is run from the repository's root
-
-from bench import harness  # noqa: E402
-from bench.gpu import archive as gpu_archive  # noqa: E402
-from bench.gpu import plan  # noqa: E402
-from gpu_provider.kernels.cubin_cache import CubinCache  # noqa: E402
+from bench import harness
+from bench.gpu import archive as gpu_archive
+from bench.gpu import plan
+from gpu_provider.kernels.cubin_cache import CubinCache
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
 PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
 

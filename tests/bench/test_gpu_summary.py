@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))  # bench/ is no installed package: it is run from the repository's root
-
-from bench import report  # noqa: E402
-from bench.gpu import report as gpu_report  # noqa: E402
-from bench.gpu import summary  # noqa: E402
+from bench import report
+from bench.gpu import report as gpu_report
+from bench.gpu import summary
 
 
 def sweep_sample(variant: str, rows: int, kernel: float) -> gpu_report.Sweep:

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # bench/ is no installed package
 
 from bench.kernels.issue_model import digit_of, warp_cycles
 from bench.kernels.machine_code import Code, Instruction

@@ -14,18 +14,16 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))  # bench/ is no installed package: it is run from the repository's root
-
 pytest.importorskip("matplotlib", reason="the bench draws with matplotlib, the [bench] extra")
 
-from bench import harness, plot, queue_overhead, report, scheduling  # noqa: E402
-from bench.kernels import speed  # noqa: E402
-from bench.servers import connections, key_sizes, latency, throughput  # noqa: E402
+from bench import harness, plot, queue_overhead, report, scheduling
+from bench.kernels import speed
+from bench.servers import connections, key_sizes, latency, throughput
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+ROOT = Path(__file__).resolve().parents[2]
 MEASUREMENTS: dict[str, Callable[[harness.Bench, Callable[[str, int], None]], report.Result]] = {
     "connections": lambda bench, advance: connections.measure(bench, rounds=2, connections=3, advance=advance),
     "key-sizes": lambda bench, advance: key_sizes.measure(

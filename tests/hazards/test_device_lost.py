@@ -11,10 +11,10 @@ import pytest
 from limb_arrays import limbs, numbers
 from rsa_keys import private_key
 
+from bench.gpu.host_device import HostDevice, HostKernels
 from gpu_provider import BackendError, BatchingProvider, Key, ProviderConfig
 from gpu_provider.backends.cuda.backend import CudaBackend
 from gpu_provider.backends.cuda.device import DeviceError
-from gpu_provider.backends.cuda.host_device import HostDevice, HostKernels
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

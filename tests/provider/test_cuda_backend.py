@@ -18,9 +18,9 @@ from batches import PATIENT, batch_of, results
 from rsa_keys import private_der, private_key, program_key
 from tls_peers import converse, finish, pause, server_context
 
+from bench.gpu.host_device import HostDevice, HostKernels
 from gpu_provider import BackendError, BatchingProvider, Key, ProviderConfig, tls
 from gpu_provider.backends.cuda.backend import CudaBackend
-from gpu_provider.backends.cuda.host_device import HostDevice, HostKernels
 from gpu_provider.backends.cuda.kernels import KernelChoice
 from gpu_provider.client import Client
 from gpu_provider.kernels.warp import Kernel, Operation
@@ -354,6 +354,22 @@ def test_nothing_is_opened_before_the_provider_is_started() -> None:
     assert not opened
     with provider:
         assert "open" in opened
+
+
+class IdleKernels(HostKernels):
+    def run(self, kernel: Kernel, arguments: NDArray[np.void]) -> None:
+        pass
+
+
+def test_results_that_take_more_room_than_the_operands_have_it(client: Client) -> None:
+    """With one exponent and one modulus for all rows, the operands of 1,027 rows fit where 1,024 results do."""
+    backend = CudaBackend(HostDevice(IdleKernels()), workers=1)
+    backend.open(client)
+    bases, outputs = np.ones((1027, 512), np.uint8), np.ones((1027, 512), np.uint8)
+    with backend._worker() as worker:
+        assert worker.modexp(bases, bases[:1, :8], bases[:1], outputs)
+    assert not outputs.any()
+    backend.close()
 
 
 class SeeingKernels(HostKernels):

@@ -15,6 +15,7 @@ import pytest
 from limb_arrays import limbs, numbers
 from rsa_keys import private_key, program_key
 
+from bench.gpu.host_device import HostArray, HostDevice, HostKernels
 from gpu_provider import (
     BackendError,
     BatchingProvider,
@@ -25,7 +26,6 @@ from gpu_provider import (
 )
 from gpu_provider.backends.cuda.backend import CudaBackend
 from gpu_provider.backends.cuda.device import DeviceError, DeviceMemoryError
-from gpu_provider.backends.cuda.host_device import HostArray, HostDevice, HostKernels
 from gpu_provider.library import device_arrays
 
 if TYPE_CHECKING:

@@ -16,11 +16,11 @@ from batches import batch_of, results
 from limb_arrays import limbs, numbers
 from rsa_keys import private_key, program_key
 
+from bench.gpu.host_device import HostDevice, HostKernels
 from gpu_provider import BatchingProvider, ProviderConfig
 from gpu_provider.backends.base import Batch
 from gpu_provider.backends.cuda.backend import CudaBackend
 from gpu_provider.backends.cuda.device import DeviceError
-from gpu_provider.backends.cuda.host_device import HostDevice, HostKernels
 from gpu_provider.client import Client
 from gpu_provider.kernels.warp import Kernel, Operation
 from gpu_provider.library import keys

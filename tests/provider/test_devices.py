@@ -10,10 +10,10 @@ import pytest
 from rsa_keys import private_key
 from terminator_process import COMMAND, TIMEOUT, environment, run_command
 
+from bench.gpu.host_device import HostDevice
 from gpu_provider.backends.cuda import devices
 from gpu_provider.backends.cuda.device import DeviceError
-from gpu_provider.backends.cuda.devices import Device
-from gpu_provider.backends.cuda.host_device import HostDevice
+from gpu_provider.backends.cuda.devices import Gpu
 from gpu_provider.commands import cli, rates
 from gpu_provider.commands import devices as devices_command
 from gpu_provider.errors import BackendError
@@ -142,7 +142,7 @@ class TestWithDevices:
 
     @pytest.fixture
     def compiled(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
-        gpus = [Device(index, f"GPU {index}", 9, 0, 4, 1 << 30, f"0000:0{index}:00.0") for index in (0, 1)]
+        gpus = [Gpu(index, f"GPU {index}", 9, 0, 4, 1 << 30, f"0000:0{index}:00.0") for index in (0, 1)]
         wanted: list[str] = []
         monkeypatch.setenv("GPU_PROVIDER_KERNEL_CACHE", str(tmp_path))
         monkeypatch.setattr(devices_command, "find_devices", lambda: gpus)
@@ -171,7 +171,7 @@ class TestWithDevices:
     def test_one_that_fails_is_named_and_the_others_are_measured(
         self, compiled: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        def device(found: Device, *_: object) -> HostDevice:
+        def device(found: Gpu, *_: object) -> HostDevice:
             def before(call: str) -> None:
                 if found.index == 0 and call == "launch":
                     raise DeviceError("device GPU 0: launching: no")

@@ -11,9 +11,9 @@ import pytest
 from prometheus_client import generate_latest
 from rsa_keys import private_key
 
+from bench.gpu.host_device import HostDevice
 from gpu_provider import BatchingProvider, ProviderConfig
 from gpu_provider.backends.cuda.backend import CudaBackend
-from gpu_provider.backends.cuda.host_device import HostDevice
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -1,8 +1,8 @@
 """RSA private operations in batches on a device: a GPU, or the processor in place of one.
 
 Several batches are in flight, each with a stream of its own, so that the copies of one overlap with the arithmetic of
-another. Their threads sleep in the meantime. What a device fails is never delivered: it raises, the provider has
-OpenSSL compute the batch, and tries the device again later, from nothing: device, kernels, memory, keys.
+another. Their threads sleep meanwhile. A device's failed call raises and delivers nothing: the provider has OpenSSL
+compute the batch, and tries the device again later, from scratch: device, kernels, memory, keys.
 """
 
 from __future__ import annotations
@@ -43,35 +43,35 @@ _CLOSE_SECONDS = 10.0
 _SAMPLES = 2
 _THREADS_PER_ROW = 8
 
-# Seconds for a batch that does not fill the device, and for one that does, until batches have been measured: an H100 by
-# the estimates of bench/kernels/check_cubins.py, by size class; then for a unit of modexp().
+# Until batches have been measured, by size class: seconds for a batch that does not fill the device, and for one that
+# does, on an H100 as bench/kernels/check_cubins.py estimates it. Then seconds for a unit of modexp().
 _FIRST_GUESSES = ((0.0024, 0.0028), (0.0055, 0.0058), (0.0055, 0.0058), (0.0089, 0.01), (0.0089, 0.01))
 _FIRST_GUESS_MODEXP = 1e-10
 
 
 class _State:
-    """All that is on a device, from when it is opened until it is closed or has failed."""
+    """All that is on a device, from its opening until it is closed or fails."""
 
     def __init__(self, device: Device, client: Client, workers: int, choice: KernelChoice | None) -> None:
-        """``choice``: of the state before."""
+        """``choice``: the one of the state before."""
         self.users = 0
         self.ended = False
-        """No more users; the last one discards it."""
+        """It takes no new users, and the last one discards it."""
         kernels = device.open()
         if choice is None or choice.kernels != kernels:
             choice = KernelChoice(kernels, device.parallel_threads)
         self.choice = choice
         self.keys = DeviceKeys(device, client, choice.radix_bits, choice.record_bytes)
-        self.workers: SimpleQueue[DeviceWorker] = SimpleQueue()
-        """The provider's, while they are free."""
+        self.free_workers: SimpleQueue[DeviceWorker] = SimpleQueue()
+        """For the provider's batches."""
         self.array_worker = DeviceWorker(device, self.keys, choice)
-        """Of the callers' arrays."""
+        """For the callers' arrays."""
         self.all_workers = [*(DeviceWorker(device, self.keys, choice) for _ in range(workers)), self.array_worker]
         for worker in self.all_workers[:workers]:
-            self.workers.put(worker)
+            self.free_workers.put(worker)
 
     def remove_gone(self) -> None:
-        """Wipes all that is here of keys that have left the provider, in each worker between its batches. Raises
+        """Wipes everything of keys that have left the provider, in each worker between its batches. Raises
         DeviceError."""
         with self.keys.remove_gone() as handles:
             if len(handles):
@@ -80,7 +80,7 @@ class _State:
                         worker.forget(handles)
 
     def wipe(self) -> None:
-        """Everything secret on it that can be wiped, while nobody uses it."""
+        """Wipes everything secret on it, as far as that works, while nobody uses it."""
         parts: list[DeviceWorker | DeviceKeys] = [*self.all_workers, self.keys]
         for part in parts:
             with contextlib.suppress(DeviceError):
@@ -98,11 +98,11 @@ def _sampled(worker: DeviceWorker, operand: NDArray[np.uint8] | DeviceRows, rows
 class CudaBackend:
     """One device. Constant time, blinded, and every result verified with e, by the kernel itself.
 
-    Keys are copied to the device when their first request comes, and wiped there when they have left the provider. Keys
-    that the kernels do not take (more than two primes, no factors, e above 64 bits, primes of too unequal length) are
-    left to OpenSSL.
+    Keys are copied to the device with their first request, and wiped there when they have left the provider. Keys that
+    the kernels don't support (more than two primes, no factors, e above 64 bits, primes of too unequal length) are left
+    to OpenSSL.
 
-    Nothing of a device is touched before :meth:`open`, so that a program may fork until then.
+    No device is touched before :meth:`open`, so a program may fork until then.
     """
 
     pipelined = True
@@ -116,8 +116,8 @@ class CudaBackend:
         workers: int = 3,
         measured: int = 0,
     ) -> None:
-        """``workers``: batches in flight. ``measured``: rows of the largest batch that is timed, without any key, when
-        the device is opened, to find the fastest kernels and what they cost; 0: a rule and a guess instead."""
+        """``workers``: batches in flight, at most. ``measured``: rows of the largest batch that is timed at the
+        opening, to find the fastest kernels and what they cost; 0 for a rule and a guess instead."""
         self.name = name
         self.workers = workers
         self._device = device
@@ -125,10 +125,10 @@ class CudaBackend:
         self._measured = measured
         self._choice: KernelChoice | None = None
         self.measurements: dict[int, list[tuple[int, float]]] = {}
-        """What open() has measured: by bytes of the kernels' rows, rows of a batch and the seconds that it took."""
+        """What open() measured: by bytes of the kernels' rows, the rows of a batch and the seconds that it took."""
         self._client: Client | None = None
         self._state: _State | None = None
-        self._lock = threading.Lock()  # of the state's change, never held while a batch is computed
+        self._lock = threading.Lock()  # for changes of the state; never held while a batch is computed
         self._removals: SimpleQueue[bool] = SimpleQueue()
         self._remover: threading.Thread | None = None
 
@@ -167,8 +167,8 @@ class CudaBackend:
         moduli: NDArray[np.uint8],
         outputs: NDArray[np.uint8],
     ) -> None:
-        """As the protocol has it. There is no public exponent to check a result with: of each call two rows, drawn at
-        random, are computed again on libcrypto. That finds a device that is broken, not a fault in a single row."""
+        """``Backend.modexp``. There is no public exponent to check a result with, so libcrypto computes two random rows
+        of each call again. That finds a broken device, not a fault in a single row."""
         with self._worker() as worker:
             if worker.modexp(bases, exponents, moduli, outputs):
                 rows = [secrets.randbelow(len(bases)) for _ in range(_SAMPLES)]
@@ -195,7 +195,7 @@ class CudaBackend:
 
     @property
     def device(self) -> Device:
-        """Whose arrays these are."""
+        """The device that has these arrays."""
         return self._device
 
     def private_rows(
@@ -239,16 +239,17 @@ class CudaBackend:
             worker.write(rows, array)
 
     def distrust(self) -> None:
-        """A result of this device is wrong: its next call rebuilds the state."""
+        """Tells the backend that a result of this device is wrong: its next call rebuilds the state."""
         with contextlib.suppress(DeviceError), self._in_use():
             raise DeviceError(f"device {self._device.name}: a result is wrong")
 
     def keys_removed(self) -> None:
-        """Some keys have left the provider's table: theirs on the device are wiped soon. Returns at once."""
+        """Tells the backend that keys have left the provider's table. They are wiped on the device soon; this returns
+        at once."""
         self._removals.put(True)
 
     def close(self) -> None:
-        """What a caller's array still uses is wiped and given back when that call ends."""
+        """What a call for a caller's array still uses is wiped and given back when that call ends."""
         self._removals.put(False)
         if self._remover is not None:
             self._remover.join(_CLOSE_SECONDS)
@@ -266,16 +267,16 @@ class CudaBackend:
     @contextlib.contextmanager
     def _worker(self) -> Iterator[DeviceWorker]:
         with self._in_use() as state:
-            worker = state.workers.get()
+            worker = state.free_workers.get()
             try:
                 with worker.lock:
                     yield worker
             finally:
-                state.workers.put(worker)
+                state.free_workers.put(worker)
 
     @contextlib.contextmanager
     def _array_worker(self) -> Iterator[DeviceWorker]:
-        """The worker of the callers' arrays, one call at a time; beside those of the provider's batches."""
+        """The worker for the callers' arrays, for one call at a time."""
         with self._in_use() as state, state.array_worker.lock:
             yield state.array_worker
 

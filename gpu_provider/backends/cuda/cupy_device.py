@@ -1,14 +1,14 @@
 """An NVIDIA GPU behind the device interface, through CuPy's bindings of the CUDA runtime and driver.
 
-Memory, streams and launches are ours alone: CuPy's pools, which may keep what is freed, have no part in it. CuPy is
-imported when a device is opened, not before.
+Memory, streams and launches are ours alone, without CuPy's pools, which may keep what is freed. CuPy is imported when a
+device is opened, not before.
 
 A kernel that faults (an illegal address), memory that fails (ECC) or a GPU that falls off the bus leaves an error that
-every later call in this process returns: CUDA's manual has the process restarted. Destroying the process's context on
-that GPU might do too, but it is everybody's: it would take the arrays of the application and of other libraries, and
-what CuPy keeps (memory pools, modules) would point nowhere. So nothing is reset. The device stays out of use, and each
-time that it is tried again it is asked whether it works. What could not be wiped is out of reach, also of this process,
-until the driver takes the memory back when the process ends.
+every later call in this process returns: CUDA's manual says to restart the process. Destroying the process's context on
+that GPU might help too, but the context is everybody's: the arrays of the application and of other libraries would go
+with it, and what CuPy keeps (memory pools, modules) would point nowhere. So nothing is reset. The device stays out of
+use, and each new try begins by asking it whether it works. What could not be wiped is out of reach, even of this
+process, until the driver takes the memory back when the process ends.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from gpu_provider.backends.cuda.device import CudaArray
-    from gpu_provider.backends.cuda.devices import Device
+    from gpu_provider.backends.cuda.devices import Gpu
     from gpu_provider.kernels.cubin_cache import CubinCache
     from gpu_provider.kernels.cubins import Arithmetic, Unit
 
-__all__ = ["CupyDevice", "allow_table", "pair_bytes", "record_bytes"]
+__all__ = ["CupyDevice", "pair_bytes", "record_bytes"]
 
 _log = logging.getLogger(__name__)
 _WARP = 32
@@ -83,16 +83,6 @@ def _kernel(index: int, unit: Unit, entry: str) -> Kernel:
     )
 
 
-def allow_table(driver: Any, function: int, table_bytes: int) -> None:
-    """Allows a kernel its window table in shared memory. ``driver``: CuPy's, whose errors this raises.
-
-    All that a multiprocessor has is to be shared memory, so that as many blocks as possible run at a time: the driver
-    might leave part of it to the L1 cache. And so for every kernel: a multiprocessor has to be idle to change that.
-    """
-    driver.funcSetAttribute(function, driver.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, table_bytes)
-    driver.funcSetAttribute(function, driver.CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT, _ALL_PERCENT)
-
-
 def _error(device: str, call: str, error: Exception) -> DeviceError:
     return DeviceError(f"device {device}: {call}: {error}")
 
@@ -106,12 +96,12 @@ def _allocation_error(device: str, call: str, error: Exception) -> DeviceError:
 class CupyDevice:
     """One GPU."""
 
-    def __init__(self, device: Device, cache: CubinCache, arithmetic: Arithmetic | None = None) -> None:
-        """``arithmetic``: None: by what the GPU is good at."""
-        self.name = f"{device.name} ({device.index})"
-        self.parallel_threads = device.multiprocessors * _WARPS_PER_PROCESSOR * _WARP
-        self.pci_bus_id = device.pci_bus_id
-        self._device = device
+    def __init__(self, gpu: Gpu, cache: CubinCache, arithmetic: Arithmetic | None = None) -> None:
+        """``arithmetic``: None for the one that the GPU is good at."""
+        self.name = f"{gpu.name} ({gpu.index})"
+        self.parallel_threads = gpu.multiprocessors * _WARPS_PER_PROCESSOR * _WARP
+        self.pci_bus_id = gpu.pci_bus_id
+        self._gpu = gpu
         self._cache = cache
         self._arithmetic = arithmetic
         self._cupy: Any = None
@@ -127,30 +117,39 @@ class CupyDevice:
         self._streams: list[_CupyStream] = []
 
     def open(self) -> Sequence[Kernel]:
+        self.open_without_kernels()
+        architecture = cubins.architecture_for(self._gpu.major, self._gpu.minor)
+        own = f"sm_{self._gpu.major}{self._gpu.minor}"
+        arithmetic = self._arithmetic or cubins.arithmetics(own)[0]
+        compiled = cubins.load_cubins(cubins.units([arithmetic]), architecture, self._cache, loaded=self._tell)
+        return [kernel for unit, cubin in compiled.items() for kernel in self.load(unit, cubin)]
+
+    def open_without_kernels(self) -> None:
+        """The first part of :meth:`open`."""
         self._import()
         self.close()
         self._check_that_it_works()
-        architecture = cubins.architecture_for(self._device.major, self._device.minor)
-        own = f"sm_{self._device.major}{self._device.minor}"
-        arithmetic = self._arithmetic or cubins.arithmetics(own)[0]
-        compiled = cubins.load_cubins(cubins.units([arithmetic]), architecture, self._cache, loaded=self._tell)
+
+    def load(self, unit: Unit, cubin: bytes) -> list[Kernel]:
+        """Loads kernels beside those that are loaded. Raises DeviceError."""
         try:
-            return [
-                self._load(module, unit, entry)
-                for unit, cubin in compiled.items()
-                for module in [self._module(cubin)]
-                for entry in unit.entries
-            ]
+            module = self._driver.moduleLoadData(cubin)
+            self._modules.append(module)
+            return [self._load(module, unit, entry) for entry in unit.entries]
         except RuntimeError as error:
             raise _error(self.name, "loading the kernels", error) from None
         except (AttributeError, TypeError) as error:
             version = self._cupy.__version__
             raise DeviceError(f"device {self.name}: CuPy {version} is not one that this works with: {error}") from None
 
+    def function(self, kernel: Kernel) -> int:
+        """The driver's handle of a loaded kernel."""
+        return self._functions[kernel.index]
+
     def close(self) -> None:
         if self._runtime is None:
             return
-        self._attempt(self._runtime.setDevice, self._device.index)
+        self._attempt(self._runtime.setDevice, self._gpu.index)
         for stream in self._streams:
             self._attempt(stream.destroy)
         for address in self._memory:
@@ -211,8 +210,8 @@ class CupyDevice:
         # question which device the thread has is answered at once; other code on the thread may have changed it.
         self._import()
         try:
-            if not (hasattr(self._thread, "used") and self._runtime.getDevice() == self._device.index):
-                self._runtime.setDevice(self._device.index)
+            if not (hasattr(self._thread, "used") and self._runtime.getDevice() == self._gpu.index):
+                self._runtime.setDevice(self._gpu.index)
                 self._thread.used = True
         except RuntimeError as error:
             raise _error(self.name, "choosing the device", error) from None
@@ -223,12 +222,12 @@ class CupyDevice:
             attributes = self._runtime.pointerGetAttributes(address)
         except RuntimeError:  # memory that CUDA does not know
             return False
-        return bool(attributes.devicePointer and attributes.device == self._device.index)
+        return bool(attributes.devicePointer and attributes.device == self._gpu.index)
 
     def new_array(self, rows: int, limbs: int) -> CudaArray:
         cupy = self._cupy
         try:
-            with cupy.cuda.Device(self._device.index):
+            with cupy.cuda.Device(self._gpu.index):
                 array: CudaArray = cupy.empty((rows, limbs), np.uint64)
         except cupy.cuda.memory.OutOfMemoryError as error:
             raise DeviceMemoryError(f"device {self.name}: an array of {rows} rows: {error}") from None
@@ -239,7 +238,7 @@ class CupyDevice:
     def settle(self, stream: int | None) -> None:
         # CuPy gives memory that was freed to the next array of the same stream, where earlier work may still use it.
         try:
-            with self._cupy.cuda.Device(self._device.index):
+            with self._cupy.cuda.Device(self._gpu.index):
                 self._cupy.cuda.get_current_stream().synchronize()
                 if stream is not None:
                     self._runtime.streamSynchronize(stream)
@@ -253,7 +252,7 @@ class CupyDevice:
 
     def _check_that_it_works(self) -> None:
         try:
-            self._runtime.setDevice(self._device.index)
+            self._runtime.setDevice(self._gpu.index)
             self._runtime.deviceSynchronize()
         except RuntimeError as error:
             if not self._told:
@@ -266,14 +265,14 @@ class CupyDevice:
             raise _error(self.name, "it does not work in this process", error) from None
         self._told = False
 
-    def _module(self, cubin: bytes) -> int:
-        module: int = self._driver.moduleLoadData(cubin)
-        self._modules.append(module)
-        return module
-
     def _load(self, module: int, unit: Unit, entry: str) -> Kernel:
-        function = self._driver.moduleGetFunction(module, entry)
-        allow_table(self._driver, function, unit.table_bytes)
+        driver = self._driver
+        function = driver.moduleGetFunction(module, entry)
+        # The kernel's window table is in shared memory. All that a multiprocessor has is to be that, so that as many
+        # blocks as possible run at a time: the driver might leave part of it to the L1 cache. And so for every kernel,
+        # because a multiprocessor has to be idle to change it.
+        driver.funcSetAttribute(function, driver.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, unit.table_bytes)
+        driver.funcSetAttribute(function, driver.CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT, _ALL_PERCENT)
         self._functions.append(function)
         return _kernel(len(self._functions) - 1, unit, entry)
 
@@ -324,14 +323,14 @@ class _CupyStream:
         self._driver = driver
         self._functions = functions
         try:
-            self._stream = runtime.streamCreateWithFlags(runtime.streamNonBlocking)
+            self.handle: int = runtime.streamCreateWithFlags(runtime.streamNonBlocking)
         except RuntimeError as error:
             raise _error(device, "making a stream", error) from None
         self._events: list[_CupyEvent] = []
         try:
             self._last = self.event()
         except DeviceError:
-            runtime.streamDestroy(self._stream)
+            runtime.streamDestroy(self.handle)
             raise
         self._parameters = np.zeros(1, np.uint64)
         self._parameters_address = self._parameters.ctypes.data
@@ -339,34 +338,34 @@ class _CupyStream:
     def upload(self, to: int, data: NDArray[np.uint8]) -> None:
         runtime = self._runtime
         try:
-            runtime.memcpyAsync(to, data.ctypes.data, data.size, runtime.memcpyHostToDevice, self._stream)
+            runtime.memcpyAsync(to, data.ctypes.data, data.size, runtime.memcpyHostToDevice, self.handle)
         except RuntimeError as error:
             raise _error(self._device, "copying to the device", error) from None
 
     def download(self, to: NDArray[np.uint8], source: int) -> None:
         runtime = self._runtime
         try:
-            runtime.memcpyAsync(to.ctypes.data, source, to.size, runtime.memcpyDeviceToHost, self._stream)
+            runtime.memcpyAsync(to.ctypes.data, source, to.size, runtime.memcpyDeviceToHost, self.handle)
         except RuntimeError as error:
             raise _error(self._device, "copying from the device", error) from None
 
     def copy(self, to: int, source: int, size: int) -> None:
         runtime = self._runtime
         try:
-            runtime.memcpyAsync(to, source, size, runtime.memcpyDeviceToDevice, self._stream)
+            runtime.memcpyAsync(to, source, size, runtime.memcpyDeviceToDevice, self.handle)
         except RuntimeError as error:
             raise _error(self._device, "copying on the device", error) from None
 
     def copy_rows(self, to: tuple[int, int], source: tuple[int, int], size: int, rows: int) -> None:
         runtime = self._runtime
         try:
-            runtime.memcpy2DAsync(*to, *source, size, rows, runtime.memcpyDeviceToDevice, self._stream)
+            runtime.memcpy2DAsync(*to, *source, size, rows, runtime.memcpyDeviceToDevice, self.handle)
         except RuntimeError as error:
             raise _error(self._device, "copying rows on the device", error) from None
 
     def clear(self, address: int, size: int) -> None:
         try:
-            self._runtime.memsetAsync(address, 0, size, self._stream)
+            self._runtime.memsetAsync(address, 0, size, self.handle)
         except RuntimeError as error:
             raise _error(self._device, "clearing memory", error) from None
 
@@ -378,13 +377,13 @@ class _CupyStream:
         function = self._functions[kernel.index]
         try:
             self._driver.launchKernel(
-                *(function, blocks, 1, 1, _WARP, 1, 1, kernel.table_bytes, self._stream, self._parameters_address, 0)
+                *(function, blocks, 1, 1, _WARP, 1, 1, kernel.table_bytes, self.handle, self._parameters_address, 0)
             )
         except RuntimeError as error:
             raise _error(self._device, f"launching {kernel.name}", error) from None
 
     def event(self) -> _CupyEvent:
-        event = _CupyEvent(self._device, self._runtime, self._stream)
+        event = _CupyEvent(self._device, self._runtime, self.handle)
         self._events.append(event)
         return event
 
@@ -397,4 +396,4 @@ class _CupyStream:
             for event in self._events:
                 event.destroy()
         finally:
-            self._runtime.streamDestroy(self._stream)
+            self._runtime.streamDestroy(self.handle)

@@ -1,7 +1,7 @@
 """What the CUDA backend asks of a device: memory, streams, copies and launches, and nothing that knows of RSA.
 
-Two implementations: ``cupy_device.py``, a GPU, and ``host_device.py``, the same kernels on the processor. A device
-address is an int, and so is what a kernel's arguments hold (``kernels/launch.h``).
+``cupy_device.py`` is a GPU; tests and bench have a device that runs the same kernels on the processor. A device's
+address is an int, as in a kernel's arguments.
 """
 
 from __future__ import annotations
@@ -68,13 +68,13 @@ class DeviceError(BackendError):
 
 
 class DeviceMemoryError(DeviceError):
-    """The device, or the host, has no memory of the kind that was asked for. The device works on."""
+    """The device or the host has no such memory left. The device keeps working."""
 
 
 @runtime_checkable
 class CudaArray(Protocol):
-    """An array in a device's memory, of whichever library: CuPy, Numba, PyTorch (the CUDA Array Interface of Numba's
-    manual, version 3)."""
+    """An array in a device's memory, of any library (CuPy, Numba, PyTorch): version 3 of the CUDA Array Interface, as
+    Numba's manual has it."""
 
     @property
     def __cuda_array_interface__(self) -> dict[str, Any]: ...
@@ -82,7 +82,7 @@ class CudaArray(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class DeviceRows:
-    """Numbers in a device's memory that belongs to the caller: 64-bit limbs, the least significant first."""
+    """Numbers in the caller's array on a device: 64-bit limbs, the least significant first."""
 
     address: int
     rows: int
@@ -90,11 +90,11 @@ class DeviceRows:
     pitch: int
     """Bytes from one row to the next."""
     owner: CudaArray
-    """Kept alive as long as somebody knows the address."""
+    """Keeps the memory alive as long as somebody knows the address."""
 
     @property
     def bytes(self) -> int:
-        """Of a row's limbs."""
+        """The size of a row's limbs, without what follows them up to the pitch."""
         return 8 * self.limbs
 
     def part(self, start: int, stop: int) -> DeviceRows:
@@ -104,10 +104,10 @@ class DeviceRows:
 
 
 class Event(Protocol):
-    """A place in the work of a stream. One thread at a time. Raises DeviceError like the stream."""
+    """A place in the work of a stream, for one thread at a time. Raises DeviceError like the stream."""
 
     def record(self) -> None:
-        """Puts it behind the work that the stream was given so far."""
+        """Puts the event behind all work that the stream has been given so far."""
         ...
 
     def wait(self) -> None:
@@ -116,10 +116,9 @@ class Event(Protocol):
 
 
 class Stream(Protocol):
-    """Work that a device does in the order in which it was given. One thread at a time; calls return at once.
+    """Work that a device does in the order in which it was given. For one thread at a time; calls return at once.
 
-    What is copied must stay as it is until the copy is done. Every method raises DeviceError, also for work that was
-    given before.
+    What is copied must not change until the copy is done. Every method raises DeviceError, also for earlier work.
     """
 
     def upload(self, to: int, data: NDArray[np.uint8]) -> None:
@@ -131,12 +130,12 @@ class Stream(Protocol):
         ...
 
     def copy(self, to: int, source: int, size: int) -> None:
-        """From the device's memory to the device's memory."""
+        """Copies within the device's memory."""
         ...
 
     def copy_rows(self, to: tuple[int, int], source: tuple[int, int], size: int, rows: int) -> None:
-        """The same for ``rows`` rows of ``size`` bytes each. ``to``, ``source``: where the first one begins, and how
-        many bytes after it the next one does."""
+        """Copies ``rows`` rows of ``size`` bytes each. ``to``, ``source``: where the first one begins, and how many
+        bytes after it the next one does."""
         ...
 
     def clear(self, address: int, size: int) -> None:
@@ -148,40 +147,40 @@ class Stream(Protocol):
         ...
 
     def event(self) -> Event:
-        """A new one, which lives as long as the stream."""
+        """A new event, which lives as long as the stream."""
         ...
 
     def wait(self) -> None:
-        """Sleeps like an event, until all work is done that it was given."""
+        """Sleeps like an event until all its work is done."""
         ...
 
 
 class Device(Protocol):
-    """One device. Any thread, but :meth:`open` and :meth:`close` by one at a time, with no other call running."""
+    """One device, for any thread; but :meth:`open` and :meth:`close` by one at a time, while no other call runs."""
 
     @property
     def name(self) -> str:
-        """For messages and logs."""
+        """What messages and logs call it."""
         ...
 
     @property
     def pci_bus_id(self) -> str | None:
-        """By which NVML knows it; None if it is no GPU."""
+        """NVML's name for it; None if it is no GPU."""
         ...
 
     @property
     def parallel_threads(self) -> int:
-        """How many threads it runs at full speed: what a batch must have to keep it busy."""
+        """How many threads it runs at full speed: as many as a batch must have to keep it busy."""
         ...
 
     def open(self) -> Sequence[Kernel]:
-        """Makes it usable. If it was open, it starts over: nothing that was allocated before is left. It is then
-        the device of the calling thread. Returns its kernels, of one radix. Raises DeviceError, or another BackendError
-        that says what is missing."""
+        """Makes it usable, and the device of the calling thread. If it was open, it starts over: nothing that was
+        allocated before is left. Returns its kernels, of one radix. Raises DeviceError, or another BackendError that
+        says what is missing."""
         ...
 
     def close(self) -> None:
-        """Gives back all that is left, also of a device that has failed. Raises nothing."""
+        """Gives back everything that is left, even of a device that has failed. Raises nothing."""
         ...
 
     def allocate(self, size: int) -> int:
@@ -189,7 +188,7 @@ class Device(Protocol):
         ...
 
     def free(self, address: int) -> None:
-        """No work that uses it may be left."""
+        """Frees memory that no work uses any more."""
         ...
 
     def allocate_pinned(self, size: int) -> NDArray[np.uint8]:
@@ -197,11 +196,11 @@ class Device(Protocol):
         ...
 
     def free_pinned(self, array: NDArray[np.uint8]) -> None:
-        """Of :meth:`allocate_pinned`; no work that uses it may be left."""
+        """Frees memory of :meth:`allocate_pinned` that no work uses any more."""
         ...
 
     def stream(self) -> Stream:
-        """A new one, which lives until the device is closed or opened again."""
+        """A new stream, which lives until the device is closed or opened again."""
         ...
 
     def use(self) -> None:
@@ -219,6 +218,6 @@ class Device(Protocol):
         ...
 
     def settle(self, stream: int | None) -> None:
-        """Sleeps until all is done that the calling thread has given to its own stream, and what is in ``stream``, by
-        its number in the CUDA Array Interface. Raises DeviceError."""
+        """Sleeps until everything is done in the calling thread's own stream and in ``stream``, a number of the CUDA
+        Array Interface. Raises DeviceError."""
         ...

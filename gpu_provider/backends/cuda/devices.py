@@ -8,46 +8,44 @@ from typing import Any
 from gpu_provider.errors import BackendError
 from gpu_provider.kernels.nvrtc import import_cupy
 
-__all__ = ["Device", "find_devices"]
+__all__ = ["Gpu", "find_devices"]
 
 
 @dataclass(frozen=True, slots=True)
-class Device:
-    """One GPU."""
+class Gpu:
+    """One GPU, of compute capability ``major.minor``."""
 
     index: int
     """CUDA's number for it."""
     name: str
     major: int
-    """Of the compute capability, as ``minor``."""
     minor: int
     multiprocessors: int
-    memory: int
-    """Bytes."""
+    memory_bytes: int
     pci_bus_id: str
     """Such as ``0000:3b:00.0``."""
 
 
-def find_devices() -> list[Device]:
-    """At least one device. Raises BackendError that says why there is none. Starts CUDA in this process: no fork after
-    it."""
+def find_devices() -> list[Gpu]:
+    """At least one GPU. Raises BackendError, which says why there is none. Starts CUDA in this process, which must not
+    fork after that."""
     runtime = import_cupy().cuda.runtime
     try:
-        return [_device(index, runtime) for index in range(runtime.getDeviceCount())]
+        return [_gpu(index, runtime) for index in range(runtime.getDeviceCount())]
     except runtime.CUDARuntimeError as error:
         if runtime.driverGetVersion() == 0:
             raise BackendError("there is no NVIDIA driver on this machine, or none in this container") from None
         raise BackendError(f"CUDA lists no device: {error}") from None
 
 
-def _device(index: int, runtime: Any) -> Device:
+def _gpu(index: int, runtime: Any) -> Gpu:
     properties = runtime.getDeviceProperties(index)
-    return Device(
+    return Gpu(
         index=index,
         name=properties["name"].decode(),
         major=properties["major"],
         minor=properties["minor"],
         multiprocessors=properties["multiProcessorCount"],
-        memory=properties["totalGlobalMem"],
+        memory_bytes=properties["totalGlobalMem"],
         pci_bus_id=runtime.deviceGetPCIBusId(index),
     )

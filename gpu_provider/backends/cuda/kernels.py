@@ -25,8 +25,8 @@ class KernelChoice:
 
     Kernels with few threads per row do the least work together; those with many are done with a row sooner, as long as
     all of their threads run at the same time. So the number of rows decides, and what counts is not one batch alone:
-    three batches in flight of 1,400 rows fill a device like one of 4,200. The kernel that is fastest for a single batch
-    of all the rows in flight is the one with the highest throughput for these batches.
+    three batches of 1,400 rows in flight fill a device like one of 4,200. The kernel that is fastest for a single batch
+    of all the rows in flight has the highest throughput for these batches.
     """
 
     def __init__(self, kernels: Sequence[Kernel], parallel_threads: int) -> None:
@@ -40,9 +40,9 @@ class KernelChoice:
         private = [kernel for kernel in kernels if kernel.operation is Operation.PRIVATE]
         self.radix_bits = kernels[0].radix_bits
         self.record_bytes = {kernel.class_bytes: kernel.record_bytes for kernel in private}
-        """Of a key's constants, by bytes of the kernel's rows."""
+        """By bytes of the kernel's rows: the size of a key's constants."""
         self.pair_bytes = {kernel.class_bytes: kernel.pair_bytes for kernel in private}
-        """Of a blinding pair, likewise."""
+        """Likewise: the size of a blinding pair."""
         self._rows_in_flight = 0
         self._lock = threading.Lock()
 
@@ -52,13 +52,13 @@ class KernelChoice:
         largest: int,
         clock: Callable[[], float] = time.perf_counter,
     ) -> dict[int, list[tuple[int, float]]]:
-        """Finds the fastest kernel for each width and batches of 1, 2, 4, … rows up to ``largest``, by which
-        :meth:`choose` goes from then on. ``compute(kernel, rows)`` returns when such a batch is done. Returns, by
-        width, the rows and the seconds that they took at best.
+        """Finds the fastest kernel for each width and batches of 1, 2, 4, … rows up to ``largest``; :meth:`choose` uses
+        them from then on. ``compute(kernel, rows)`` returns when such a batch is done. Returns, by width, the rows and
+        the seconds that they took at best.
 
-        An idle GPU has a low clock, and takes some tens of milliseconds under load to raise it; so it is kept busy
-        before anything is timed. Then the batches are timed once from the largest to the smallest and once the other
-        way, so that what remains of the rise does not make some sizes look slower than others.
+        An idle GPU has a low clock, and raises it after some tens of milliseconds under load, so it is kept busy before
+        anything is timed. Then the batches are timed once from the largest to the smallest and once the other way, so
+        that what remains of the rise does not make some sizes look slower than others.
         """
         sizes = [1 << bits for bits in range(largest.bit_length())]
         kernels = [kernel for width in sorted(self.record_bytes) for kernel in self._by_use[Operation.PRIVATE, width]]
@@ -79,7 +79,7 @@ class KernelChoice:
 
     @contextlib.contextmanager
     def in_flight(self, rows: int) -> Iterator[int]:
-        """While a batch of so many rows is on the device. The block gets the rows of all batches that are, this one
+        """While a batch of so many rows is on the device. The block gets the rows of all batches on it, this one
         included."""
         with self._lock:
             self._rows_in_flight += rows
@@ -91,14 +91,14 @@ class KernelChoice:
                 self._rows_in_flight -= rows
 
     def width(self, operation: Operation, number_bytes: int) -> int | None:
-        """The bytes of the narrowest kernel's rows that take such a number; None if there is no such kernel."""
+        """Bytes of a row of the narrowest kernel that takes such numbers; None if there is no such kernel."""
         widths = [width for kind, width in self._by_use if kind is operation and width >= number_bytes]
         return min(widths, default=None)
 
     def choose(self, operation: Operation, width: int, rows: int) -> Kernel:
-        """The kernel for a batch that has so many rows together with all others in flight. It is the one that was
-        measured to be the fastest for the next power of two. Where nothing was measured, it is the one with the most
-        threads per row that can all run at the same time, or else the one with the fewest."""
+        """The kernel for a batch that has so many rows together with all others in flight: the one that was the fastest
+        for the next power of two. Where nothing was measured, it is the one with the most threads per row that can all
+        run at the same time, or else the one with the fewest."""
         kernels = self._by_use[operation, width]
         measured = self._measured.get((width, (rows - 1).bit_length()))
         if measured is not None and operation is Operation.PRIVATE:

@@ -28,7 +28,7 @@ _FIRST_RECORDS = 16
 
 
 class _Memory:
-    """The memory of one table. A table that has grown leaves it behind for the batches that still read it."""
+    """The memory of one table. A table that grows leaves it behind for the batches that still read it."""
 
     def __init__(self, address: int, records: int) -> None:
         self.address = address
@@ -46,18 +46,18 @@ class _Table:
         self.left_behind: list[_Memory] = []
         self.unused: list[int] = []
         self.records: dict[int, int] = {}
-        """Record by key handle; GP_NO_RECORD for a key that the kernels do not take."""
+        """Record by key handle; GP_NO_RECORD for a key that the kernels don't support."""
 
 
 class DeviceKeys:
-    """Any thread, but those that work on the tables wait for one another, and for the device.
+    """For any thread. Those that change the tables wait for one another, and for the device.
 
-    A key's numbers go from OpenSSL's memory to the device by way of pinned memory that is wiped at once; none of them
-    is ever an object of Python.
+    A key's numbers go from OpenSSL's memory to the device through pinned memory that is wiped at once; none of them is
+    ever a Python object.
     """
 
     def __init__(self, device: Device, client: Client, radix_bits: int, record_bytes: Mapping[int, int]) -> None:
-        """``record_bytes``: by bytes of the kernels' rows, which make a table's class."""
+        """``record_bytes``: by bytes of the kernels' rows, which are a table's class."""
         self._device = device
         self._client = client
         self._radix_bits = radix_bits
@@ -82,7 +82,7 @@ class DeviceKeys:
 
     @contextlib.contextmanager
     def in_use(self, class_bytes: int) -> Iterator[int]:
-        """The address of a class's records, which stay there meanwhile."""
+        """The address of a class's records, which stay there in the meantime."""
         table = self._tables[class_bytes]
         with self._lock:
             memory = table.memory
@@ -101,9 +101,8 @@ class DeviceKeys:
 
     @contextlib.contextmanager
     def remove_gone(self) -> Iterator[NDArray[np.uint64]]:
-        """Wipes the records of keys that have left the provider's key table, whose handles the block gets: other keys
-        are given these records once it has ended, and nothing else may remain then that goes by them. Raises
-        DeviceError."""
+        """Wipes the records of keys that have left the provider's key table. The block gets their handles, and forgets
+        whatever else belongs to these records: other keys are given them when it has ended. Raises DeviceError."""
         removed: list[tuple[_Table, int]] = []
         with self._lock:
             handles = np.fromiter((handle for table in self._tables.values() for handle in table.records), np.uint64)
@@ -123,7 +122,7 @@ class DeviceKeys:
                     table.unused.append(number)
 
     def close(self) -> None:
-        """Wipes every record, while no batch is under way. Raises DeviceError."""
+        """Wipes every record, while no batch is in flight. Raises DeviceError."""
         with self._lock:
             self._record.fill(0)
             for table in self._tables.values():

@@ -3,8 +3,8 @@
 A block that its key no longer needs is wiped before another key gets it. No two rows in flight share a pair, because a
 worker has one batch at a time and each row of a key another pair of its block.
 
-Pairs are replaced behind a batch rather than before one (``gp_stage_worn``): once a pair has been used up, all the worn
-ones of the worker are made in one launch, which no batch of this worker needs again for a while.
+Pairs are renewed behind a batch rather than before one (``gp_stage_worn``): once a pair has been used up, all the worn
+ones of the worker are made in one launch, and no batch of this worker needs another for a while.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ _FIRST_PAIRS = 1024
 
 
 class DevicePairs:
-    """The worker's thread only."""
+    """For the worker's thread."""
 
     def __init__(self, device: Device, stream: Stream, pair_bytes: int) -> None:
         self._device = device
         self._stream = stream
         self._pair_bytes = pair_bytes
         self.address = 0
-        """Of the first pair; changes as pairs are added."""
+        """Where the first pair is; changes as pairs are added."""
         self._owner = np.empty(0, np.uint64)
         self._first, self._count, self._wanted, self._prime_bits = (np.empty(0, np.uint32) for _ in range(4))
         self._e = np.empty(0, np.uint64)
@@ -45,7 +45,7 @@ class DevicePairs:
         """For ``gp_stage``."""
 
     def make_room(self, records: int) -> None:
-        """For as many records; the new ones have no pairs yet."""
+        """Makes room for as many records; the new ones have no pairs yet."""
         more = records - len(self._owner)
         if more > 0:
             self._owner, self._e = (np.append(array, np.zeros(more, np.uint64)) for array in (self._owner, self._e))
@@ -56,7 +56,7 @@ class DevicePairs:
             self._describe()
 
     def extend(self, record: int, handle: int, wanted: int) -> None:
-        """A block of at least ``wanted`` pairs, all to be made, for the key in a record. Raises DeviceError."""
+        """Gives the key in a record a block of at least ``wanted`` pairs, all still to be made. Raises DeviceError."""
         size = 1 << (wanted - 1).bit_length()
         spare = self._spare.get(size)
         first = spare.pop() if spare else self._take(size)

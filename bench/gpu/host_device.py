@@ -1,7 +1,7 @@
-"""The processor in place of a GPU: the same kernels, built for the host, behind the same device interface.
+"""The processor in place of a GPU: the same kernels, built for the host, behind the CUDA backend's device interface.
 
-For tests, and for trying things out where there is no GPU. It is slow. Every stream has a thread, so that batches are
-really in flight at the same time, and copies really happen later.
+For tests and benches where there is no GPU. It is slow. Every stream has a thread, so batches are really in flight at
+the same time, and copies really happen later.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ _ALIGNMENT = 16
 
 
 class HostKernels:
-    """The kernels' host build, in one radix."""
+    """The kernels' host build."""
 
-    def __init__(self, radix_bits: int = 52) -> None:
-        """``radix_bits``: 52 or 32. Raises DeviceError where the processor can't run them."""
-        self.kernels = [kernel for kernel in warp.host_kernels() if kernel.radix_bits == radix_bits]
+    def __init__(self, radix_bits: int | None = 52) -> None:
+        """``radix_bits``: 52, 32, or None for both. Raises DeviceError where the processor can't run them."""
+        self.kernels = [kernel for kernel in warp.host_kernels() if radix_bits in {kernel.radix_bits, None}]
         if not self.kernels:
             raise DeviceError("this processor lacks AVX2 or FMA, which the host build of the kernels needs")
 
     def run(self, kernel: Kernel, arguments: NDArray[np.void]) -> None:
-        """Computes all rows, on this thread."""
+        """Computes all rows on this thread."""
         try:
             warp.launch(kernel, arguments.ctypes.data)
         except MemoryError as error:
@@ -47,7 +47,7 @@ class HostKernels:
 
 
 def _nothing(call: str) -> None:
-    """What happens before a call, unless a test wants something else."""
+    """Happens before a call, unless a test wants something else."""
 
 
 class HostArray:
@@ -75,13 +75,14 @@ class HostDevice:
         limit: int = 1 << 30,
         before: Callable[[str], None] = _nothing,
     ) -> None:
-        """``kernels``: None: in radix 2^52. ``limit``: bytes that can be allocated on the device. ``before(call)`` runs
-        before each call of the device or of one of its streams, on the caller's thread, and may raise or wait."""
+        """``kernels``: None for those in radix 2^52. ``limit``: bytes that can be allocated on the device.
+        ``before(call)`` runs before each call of the device or of one of its streams, on the caller's thread, and may
+        raise or wait."""
         self.name = name
         self.memory: dict[int, NDArray[np.uint8]] = {}
-        """What is allocated on the device, by address."""
+        """The device's memory, by address."""
         self.pinned: dict[int, NDArray[np.uint8]] = {}
-        """What is pinned, by address."""
+        """The pinned memory, by address."""
         self._kernels = kernels or HostKernels()
         self.limit = limit
         self._before = before
@@ -219,7 +220,7 @@ class _HostStream:
             raise self._error
 
     def end(self) -> None:
-        """After the work that it has."""
+        """Ends the stream when its work is done."""
         self._ended = True
         self._work.put(None)
         self._thread.join()
