@@ -82,7 +82,6 @@ def test_build_info_names_the_version_and_openssl() -> None:
     assert labels[1][0].isdigit()
 
 
-@pytest.mark.gpu_provider(queue_depth=3)
 @pytest.mark.parametrize("results", [1, 150])
 def test_who_gets_a_result_sees_it_counted(results: int) -> None:
     """Hazard: small batches are computed outside of Python, and more of them than there is room for records."""
@@ -97,6 +96,7 @@ def test_who_gets_a_result_sees_it_counted(results: int) -> None:
             assert values["gpu_provider_queue_seconds_count", ("2048",)] == turn * results
 
 
+@pytest.mark.gpu_provider(queue_depth=3)
 def test_a_full_queue_shows(held_provider: BatchingProvider, held_backend: HeldBackend) -> None:
     key = held_provider.load_key(private_key(2048))
     futures = fill_queue(held_provider, key)
