@@ -1,7 +1,7 @@
 """Batches of RSA private operations and modular exponentiations on the CPU, eight at a time where it has AVX-512 IFMA.
 
-``DESIGN.md`` here describes the arithmetic; ``kernels.h`` the C interface that this wraps. Every call releases the GIL
-and may be made from any number of threads at once. Secrets are computed on in constant time.
+``DESIGN.md`` describes the arithmetic, ``kernels.h`` the C interface that this wraps. Every call releases the GIL and
+may be made from any number of threads at once. Computation on secrets takes constant time.
 """
 
 from __future__ import annotations
@@ -19,48 +19,49 @@ if TYPE_CHECKING:
     from _cffi_backend import FFI
     from numpy.typing import NDArray
 
-__all__ = ["Isa", "PrivateKey", "UnsupportedError", "functions_address", "isa", "isa_width", "modexp", "private_op"]
+__all__ = ["Isa", "PrivateKey", "UnsupportedError", "functions_address", "isa", "lanes", "modexp", "private_op"]
 
 
 class Isa(enum.IntEnum):
-    """How the arithmetic is laid out on the processor."""
+    """The instruction set that the kernels use."""
 
     BEST = lib.GPK_ISA_BEST
     """The fastest that this processor has."""
     PORTABLE = lib.GPK_ISA_PORTABLE
-    """One operation at a time, on any processor."""
+    """Any processor, one operation at a time."""
     IFMA = lib.GPK_ISA_IFMA
-    """Eight operations at a time, with AVX-512 IFMA."""
+    """AVX-512 IFMA, eight operations at a time."""
 
 
 class UnsupportedError(ValueError):
-    """A key, a size or an ISA that the kernels do not take here: leave it to libcrypto."""
+    """The kernels don't support this key, size or ISA here: leave it to libcrypto."""
 
 
 def isa(wanted: Isa = Isa.BEST) -> Isa:
-    """The ISA that ``wanted`` stands for on this processor. Raises UnsupportedError if it lacks it."""
+    """The ISA that ``wanted`` means on this processor. Raises UnsupportedError if the processor lacks it."""
     found = Isa(lib.gpk_resolve_isa(wanted))
     if found is Isa.BEST:
         raise UnsupportedError(f"this processor lacks what {wanted.name} needs; use Isa.BEST")
     return found
 
 
-def isa_width(wanted: Isa = Isa.BEST) -> int:
-    """Private operations that are computed together: a batch of one costs as much as a batch of this many."""
-    return int(lib.gpk_isa_width(isa(wanted)))
+def lanes(wanted: Isa = Isa.BEST) -> int:
+    """The lanes of the ISA's vectors: a batch of one private operation costs as much as a batch of this many."""
+    return int(lib.gpk_lanes(isa(wanted)))
 
 
 def functions_address(wanted: Isa = Isa.BEST) -> int:
-    """The address of ``struct gpk_functions`` of ``kernels.h``: the kernels for C code that is not linked with them."""
+    """The address of a ``struct gpk_functions`` (``kernels.h``), for C code that is not linked with the kernels."""
     return int(ffi.cast("uintptr_t", lib.gpk_functions_of(isa(wanted))))
 
 
 class PrivateKey:
-    """The constants that the kernels need of one RSA key (RFC 8017, 3.2: with p, q, dP, dQ and qInv).
+    """What the kernels need of one RSA key (RFC 8017, 3.2: with p, q, dP, dQ and qInv).
 
-    The numbers are not proved to belong together: a key whose parts do not fit fails the check of every operation. The
-    constants are in locked memory if the limit on locked memory allows, out of core dumps, and wiped when the object
-    goes. Raises UnsupportedError for sizes that the kernels do not take, ValueError for numbers that are no RSA key.
+    The numbers are not checked against one another: if they don't belong together, the check of every operation fails.
+    Memory is locked where the limit on locked memory allows, left out of core dumps, and wiped when the object is
+    destroyed. Raises UnsupportedError for sizes that the kernels don't support, ValueError for numbers that are no RSA
+    key.
     """
 
     def __init__(self, *, n: int, e: int, p: int, q: int, dp: int, dq: int, qinv: int) -> None:
@@ -84,11 +85,11 @@ class PrivateKey:
         if status != lib.GPK_OK:
             raise ValueError("these numbers are no RSA key: n, p, q and e must be odd, e at least 3, qinv below p")
         self.pointer = ffi.gc(key[0], lib.gpk_key_free)
-        """``gpk_key *``, as long as this object lives."""
+        """``gpk_key *``, valid as long as this object lives."""
 
     @property
     def locked(self) -> bool:
-        """Whether the constants are in locked memory, which is never written to swap space."""
+        """Whether the memory is locked, so that it is never written to swap space."""
         return bool(lib.gpk_key_is_locked(self.pointer))
 
 
@@ -132,9 +133,9 @@ def modexp(
     """``outputs[i] = bases[i] ** exponents[i] % moduli[i]`` for odd moduli.
 
     ``bases``, ``moduli`` and ``outputs``: C-contiguous uint8 [n, bytes], at most 512 bytes; ``exponents``: uint8
-    [n, exponent_bytes]; least significant byte first. ``exponent_bits`` is how long every exponent counts, and public;
-    the width of the rows if not given. Bits above it are not looked at. ``ok``: uint8 [n], 1, or 0 with a row of zeros
-    for a modulus that is even or below 3. A base may be larger than its modulus.
+    [n, exponent_bytes]; least significant byte first. Of every exponent the low ``exponent_bits`` count, by default all
+    of its row; that length is public. ``ok``: uint8 [n], set to 1, or to 0 with a row of zeros for a modulus that is
+    even or below 3. A base may be larger than its modulus.
     """
     count, stride = bases.shape
     if not (bases.shape == moduli.shape == outputs.shape and len(exponents) == len(ok) == count):
@@ -168,9 +169,9 @@ def _rows(array: NDArray[np.uint8]) -> FFI.CData:
 
 
 def address(kind: str, array: Any) -> FFI.CData:
-    """The address of a C-contiguous array, which it keeps alive, as an array of C's type ``kind``."""
-    # Of the array, not of array.data: CPython 3.11 crashes when it collects a memoryview that has a user in a cycle of
-    # garbage.
+    """A C array of type ``kind`` that shares the memory of a C-contiguous array, and keeps it alive."""
+    # From the array, not from array.data: CPython 3.11 crashes when it collects a memoryview that is still in use in a
+    # garbage cycle.
     return ffi.from_buffer(kind, array)
 
 

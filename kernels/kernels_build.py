@@ -14,7 +14,7 @@ CDEF = """
 
 enum gpk_isa { GPK_ISA_BEST, GPK_ISA_PORTABLE, GPK_ISA_IFMA };
 enum gpk_isa gpk_resolve_isa(enum gpk_isa isa);
-uint32_t gpk_isa_width(enum gpk_isa isa);
+uint32_t gpk_lanes(enum gpk_isa isa);
 
 typedef struct gpk_key gpk_key;
 enum gpk_status { GPK_OK, GPK_UNSUPPORTED, GPK_INVALID, GPK_NO_MEMORY, GPK_NO_ISA };

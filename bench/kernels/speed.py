@@ -70,7 +70,7 @@ def compare(
     bench: Bench, result: Result, sizes: Sizes, advance: Callable[[str, int], None], *, rounds: int, seconds: float
 ) -> None:
     library: Any = openssl.dlopen("libcrypto.so.3")
-    width = kernels.isa_width()
+    width = kernels.lanes()
     limit = mad52_rate(bench) if kernels.isa() is kernels.Isa.IFMA else None
     if limit is None:
         result.notes.append("no AVX-512 IFMA: the portable code is measured, whose limit is another")

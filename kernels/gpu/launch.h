@@ -1,9 +1,9 @@
 /* What is launched: the arguments of the multi-thread kernels, the same for a device and for a processor, and how the
  * memory that they name is laid out. Plain data; every pointer is the device's (or the host's, for the host build).
  *
- * A row is one operation. Rows of numbers are little-endian bytes, as many as the kernel's class has: 256, 384 or 512. Keys
- * and moduli of other sizes go into the next class: they are rare, and a class is dear to compile for many devices.
- * All memory is aligned to 16 bytes. Rows that only fill the last warp repeat the last row, and store nothing.
+ * A row is one operation. Rows of numbers are little-endian bytes, as many as the kernel's class has: 256, 384 or 512.
+ * Keys and moduli of other sizes go into the next class: they are rare, and a class is dear to compile for many
+ * devices. All memory is aligned to 16 bytes. Rows that only fill the last warp repeat the last row, and store nothing.
  * Constant time, but for `exponent_bits`, the public exponents, and the verdicts.
  */
 #ifndef GPK_GPU_LAUNCH_H
@@ -26,8 +26,8 @@ struct gpk_private_launch {
     uint8_t *ok;
 };
 
-/* Fills pairs: row i makes the pair pair_of_row[i] of the key record_of_row[i] from inputs[i], random bytes. outputs and
- * ok are not used. The same structure, so that a caller has one. */
+/* Fills pairs: row i makes the pair pair_of_row[i] of the key record_of_row[i] from inputs[i], random bytes. outputs
+ * and ok are not used. The same structure, so that a caller has one. */
 
 /* outputs[i] = bases[i]^exponents[i] mod the modulus (gpk_thread_modulus) that modulus_of_row names. Only the low
  * exponent_bits of an exponent count; its row has exponent_stride bytes, a multiple of 4. */
@@ -77,10 +77,11 @@ template <int BITS, int N> struct ModulusLayout {
     static constexpr int modulus = 0, one = N, r2 = 2 * N, k0 = 3 * N, limbs = 3 * N + 4;
 };
 
-/* The kernels: X(BITS, class in bytes, limbs per thread L, threads per row, window). Two numbers of threads to a class: more
- * limbs in each for throughput, fewer for latency. All of a class and radix have the same N (of RSA: L times half the
- * threads), so that they share records. A window of 3 costs 6 % more products than one of 4, and half the table: where a
- * scheduler's registers hold two warps, the shared memory of an H100 holds the tables of two warps as well, not of one. */
+/* The kernels: X(BITS, class in bytes, limbs per thread L, threads per row, window). Two numbers of threads to a class:
+ * more limbs in each for throughput, fewer for latency. All of a class and radix have the same N (of RSA: L times half
+ * the threads), so that they share records. A window of 3 costs 6 % more products than one of 4, and half the table:
+ * where a scheduler's registers hold two warps, the shared memory of an H100 holds the tables of two warps as well, not
+ * of one. */
 #define GPK_PRIVATE_KERNELS(X) \
     X(32, 256, 8, 8, 4)        \
     X(32, 256, 4, 16, 4)       \

@@ -1,14 +1,14 @@
-/* The warp lane: one element for each of a warp's 32 threads. On a device a lane is the thread's own register; on a
- * processor it holds the elements of all 32 threads, and what threads exchange is a permutation: the layers above
- * compile for both.
+/* Vectors across a warp: an element for each of its 32 threads. On a device a thread's element is a register of its
+ * own; on a processor a vector holds all 32, and exchanges among threads are permutations. The layers above compile for
+ * both.
  *
- * It is also their check: a secret (Word32, Word64, Real, Mask) is no number, no condition and no index, and what is
- * public for each thread (its place, its row) is of a type of its own, Public. A secret used as a branch or an
- * address does not compile (tests/kernels/test_types.py). A mask or a convergence error of a device it cannot show: every
- * exchange is among all 32 threads, which must be converged (tests/kernels/test_ptx.py).
+ * The types also check those layers: a secret (Word32, Word64, Real, Mask) is no number, condition or index, and what
+ * is public of each thread (its place, its row) has a type of its own, Public. A secret that is used as a condition or
+ * an address does not compile (tests/kernels/test_types.py). They can't show a device's errors of masks or convergence:
+ * every exchange is among all 32 threads, which must be converged (tests/kernels/test_ptx.py).
  *
- * Threads work in groups of T (a power of two up to 32) that are neighbours: one number or one row per group.
- * Constant time: no branch, and no address but those made of Public.
+ * Threads work in groups of T neighbours, a power of two up to 32: one number or one row per group.
+ * Constant time: no branches, and no addresses but those made of Public.
  */
 #ifndef GPK_GPU_WARP_H
 #define GPK_GPU_WARP_H
@@ -39,7 +39,7 @@ typedef double SlotReal;
     }
 constexpr int PARTS = 1;
 #else
-/* Every element takes 64 bits, a word of 32 too: products need no widening. */
+/* Every element takes 64 bits, even one of 32, so that products need no widening. */
 typedef uint64_t Slot64 __attribute__((vector_size(32)));
 typedef Slot64 Slot32;
 typedef double SlotReal __attribute__((vector_size(32)));
@@ -49,7 +49,7 @@ constexpr int PER_PART = 4, PARTS = WARP / PER_PART;
         constexpr int k = number; \
         __VA_ARGS__;              \
     }
-/* Not a loop: the parts are to become registers before the compiler looks at loops. */
+/* Not a loop, so that the parts become registers before the compiler looks at loops. */
 #define GPK_EACH_PART(...)       \
     GPK_ONE_PART(0, __VA_ARGS__) \
     GPK_ONE_PART(1, __VA_ARGS__) \
@@ -61,22 +61,22 @@ constexpr int PER_PART = 4, PARTS = WARP / PER_PART;
     GPK_ONE_PART(7, __VA_ARGS__)
 #endif
 
-/* The way into a lane: for this file, and for no layer above. */
+/* Access to a vector's elements, for this file and carry_chain.h: the layers above have none. */
 struct Inside {
-    template <class Lane> static GPK_INLINE auto &of(Lane &lane) { return lane.part; }
+    template <class V> static GPK_INLINE auto &of(V &vector) { return vector.part; }
 #ifndef __CUDACC__
-    template <class Lane> static GPK_INLINE auto get(const Lane &lane, int i)
+    template <class V> static GPK_INLINE auto get(const V &vector, int i)
     {
-        return lane.part[i / PER_PART][i % PER_PART];
+        return vector.part[i / PER_PART][i % PER_PART];
     }
-    template <class Lane, class E> static GPK_INLINE void set(Lane &lane, int i, E x)
+    template <class V, class E> static GPK_INLINE void set(V &vector, int i, E x)
     {
-        lane.part[i / PER_PART][i % PER_PART] = x;
+        vector.part[i / PER_PART][i % PER_PART] = x;
     }
 #endif
 };
 
-/* Yes or no for each thread, secret: all ones or zero. */
+/* A secret yes or no for each thread: all ones or zero. */
 class Mask {
   public:
     static GPK_INLINE Mask all() { return ~none(); }
@@ -102,7 +102,7 @@ class Mask {
     Slot32 part[PARTS];
 };
 
-/* 32 bits for each thread; all operations are modulo 2^32. */
+/* 32 bits for each thread. All operations are modulo 2^32. */
 class Word32 {
   public:
     using Bit = Mask;
@@ -129,7 +129,7 @@ class Word32 {
     Slot32 part[PARTS];
 };
 
-/* 64 bits for each thread; all operations are modulo 2^64. */
+/* 64 bits for each thread. All operations are modulo 2^64. */
 class Word64 {
   public:
     using Bit = Mask;
@@ -160,7 +160,7 @@ class Word64 {
         GPK_EACH_PART(a.part[k] ^= b.part[k])
         return a;
     }
-    /* count is public and the same for all threads, as is that of <<. */
+    /* count is public and the same for all threads. */
     friend GPK_INLINE Word64 operator>>(Word64 a, int count)
     {
         GPK_EACH_PART(a.part[k] >>= count)
@@ -177,7 +177,7 @@ class Word64 {
     Slot64 part[PARTS];
 };
 
-/* A double for each thread, rounded toward zero. On a processor the mode must be set: RoundTowardZero. */
+/* A double for each thread, rounded toward zero. On a processor RoundTowardZero must have set the mode. */
 class Real {
   public:
     using Bit = Mask;
@@ -199,7 +199,7 @@ class Real {
     SlotReal part[PARTS];
 };
 
-/* Every element is x, which is public. */
+/* x, which is public, in every element. */
 template <class V, class E> GPK_INLINE V splat(E x)
 {
     V r;
@@ -225,7 +225,7 @@ template <> struct Splat<Real> {
 
 namespace {
 
-/* A public number of each thread, from 0 to 2^32 - 1: its place, its row, where something lies. */
+/* A public number for each thread, from 0 to 2^32 - 1: its place, its row, an index. */
 class Public {
   public:
     /* 0 to 31 */
@@ -254,7 +254,7 @@ class Public {
         return b;
     }
 
-    /* element by element of memory that is public */
+    /* from[index], which is public */
     static GPK_INLINE Public load(const uint32_t *from, Public index)
     {
         return index.each([from](uint32_t e) { return from[e]; });
@@ -281,7 +281,7 @@ class Public {
     uint32_t element[ELEMENTS];
 };
 
-/* Some threads, by what is public. */
+/* A public yes or no for each thread. */
 class Where {
   public:
     static GPK_INLINE Where less(Public a, uint32_t b)
@@ -307,7 +307,7 @@ class Where {
     Slot32 part[PARTS];
 };
 
-/* Choices. On a device by masks that the compiler cannot see through: of a selection it might make a branch. */
+/* Hides a mask from a device's compiler, which might make a branch of a choice by a mask that it knows. */
 GPK_INLINE Mask opaque(Mask mask)
 {
 #ifdef __CUDACC__
@@ -370,7 +370,7 @@ GPK_INLINE Real blend(Mask bit, Real if_clear, Real if_set)
     return real_of_bits(blend(bit, bits_of_real(if_clear), bits_of_real(if_set)));
 }
 
-/* a where the threads are, zero elsewhere */
+/* a in these threads, zero in the others. */
 template <class V> GPK_INLINE V keep(Where where, V a)
 {
     Mask mask;
@@ -378,7 +378,7 @@ template <class V> GPK_INLINE V keep(Where where, V a)
     return blend(mask, Splat<V>::of(0), a);
 }
 
-/* The bit of each element at a position that is public and the same for all threads. */
+/* Each element's bit at a position that is public and the same for all threads. */
 GPK_INLINE Mask bit_of(Word64 a, int position)
 {
     Mask r;
@@ -406,7 +406,8 @@ GPK_INLINE Word64 shift_right(Word64 low, Word64 high, Public count)
     Inside::of(low)[0] = Inside::of(low)[0] >> bits | Inside::of(high)[0] << 1 << (63 - bits);
 #else
     for (int i = 0; i < WARP; i++)
-        Inside::set(low, i, Inside::get(low, i) >> count.element[i] | Inside::get(high, i) << 1 << (63 - count.element[i]));
+        Inside::set(low, i,
+                    Inside::get(low, i) >> count.element[i] | Inside::get(high, i) << 1 << (63 - count.element[i]));
 #endif
     return low;
 }
@@ -445,7 +446,7 @@ GPK_INLINE Word64 join(Word32 low, Word32 high)
 /* 1 where the mask is set, else 0 */
 GPK_INLINE Word32 one_where(Mask mask) { return blend(mask, Splat<Word32>::of(0), Splat<Word32>::of(1)); }
 
-/* The low half of a b. */
+/* a b mod 2^32. */
 GPK_INLINE Word32 multiply_low(Word32 a, Word32 b)
 {
     Word32 r;
@@ -473,7 +474,7 @@ GPK_INLINE Real fma_toward_zero(Real a, Real b, Real c)
     GPK_EACH_PART(Inside::of(r)[k] = (SlotReal)_mm256_fmadd_pd((__m256d)Inside::of(a)[k], (__m256d)Inside::of(b)[k],
                                                                (__m256d)Inside::of(c)[k]))
 #else
-    for (int i = 0; i < WARP; i++) /* the C library's is exact, and heeds the rounding mode */
+    for (int i = 0; i < WARP; i++) /* the C library's is exact, and obeys the rounding mode */
         Inside::set(r, i, fma(Inside::get(a, i), Inside::get(b, i), Inside::get(c, i)));
 #endif
     return r;
@@ -481,7 +482,7 @@ GPK_INLINE Real fma_toward_zero(Real a, Real b, Real c)
 
 /* Exchanges among the T threads of each group. */
 
-/* The element of the group's thread `source`, which is public and the same for all groups. */
+/* The element of the group's thread `source`, a number that is public and the same for all groups. */
 template <int T, class V> GPK_INLINE V from_thread(V a, int source)
 {
     V r;
@@ -538,8 +539,8 @@ template <int T, class V> GPK_INLINE V from_half(V a, int upper)
     return r;
 }
 
-/* The carry into each thread, 0 or 1, if a thread makes a carry where `generates` and hands one on where
- * `propagates`, never both: ((G << 1) + P) ^ P over the group's bits. No carry comes into the first thread. */
+/* The carry into each thread, 0 or 1, when threads generate a carry where `generates` is set and pass one on where
+ * `propagates` is, never both: ((G << 1) + P) ^ P over the group's bits. No carry enters the first thread. */
 template <int T> GPK_INLINE Word32 carry_into(Mask generates, Mask propagates)
 {
     Word32 r;
@@ -559,7 +560,7 @@ template <int T> GPK_INLINE Word32 carry_into(Mask generates, Mask propagates)
     return r;
 }
 
-/* Whether all threads of the group have it, in each of them. */
+/* Whether the mask is set in all of the group's threads. */
 template <int T> GPK_INLINE Mask all_of(Mask mask)
 {
 #ifdef __CUDACC__
@@ -578,8 +579,8 @@ template <int T> GPK_INLINE Mask all_of(Mask mask)
     return mask;
 }
 
-/* The same address, which the compiler does not know again: or it would load but once what is needed at the beginning and
- * at the end, and spill it in between. */
+/* The same address, hidden from a device's compiler. Otherwise it would load only once what is needed at the beginning
+ * and at the end, and spill it in between. */
 template <class E> GPK_INLINE E *once_more(E *memory)
 {
 #ifdef __CUDACC__
@@ -588,7 +589,7 @@ template <class E> GPK_INLINE E *once_more(E *memory)
     return memory;
 }
 
-/* The same number, likewise: or what is computed of it for addresses would take a register each from the beginning to the
+/* The same number, likewise hidden. Otherwise every address computed from it would take a register from beginning to
  * end. */
 GPK_INLINE Public once_more(Public number)
 {
@@ -598,11 +599,17 @@ GPK_INLINE Public once_more(Public number)
     return number;
 }
 
-/* Memory, by public indices in elements. A thread left out by `where` does not touch memory. */
+/* Memory, by public indices. A thread that is not in `where` does not touch it. */
 struct Memory {
-    static GPK_INLINE Word32 load(const uint32_t *from, Public index, Where where) { return any<Word32>(from, index, where); }
-    static GPK_INLINE Word64 load(const uint64_t *from, Public index, Where where) { return any<Word64>(from, index, where); }
-    static GPK_INLINE Real load(const double *from, Public index, Where where) { return any<Real>(from, index, where); }
+    static GPK_INLINE Word32 load(const uint32_t *from, Public index, Where where)
+    {
+        return as<Word32>(from, index, where);
+    }
+    static GPK_INLINE Word64 load(const uint64_t *from, Public index, Where where)
+    {
+        return as<Word64>(from, index, where);
+    }
+    static GPK_INLINE Real load(const double *from, Public index, Where where) { return as<Real>(from, index, where); }
     template <class E> static GPK_INLINE auto load(const E *from, Public index)
     {
         return load(from, index, Where::less(Public::same(0), 1));
@@ -620,13 +627,13 @@ struct Memory {
 #endif
     }
 
-    /* A verdict that is to be public: 1 or 0. */
+    /* Stores a verdict, 1 or 0, which becomes public. */
     static GPK_INLINE void store(uint8_t *to, Public index, Mask a, Where where)
     {
         store<uint8_t>(to, index, one_where(a), where);
     }
 
-    /* What one thread stored, the others of the warp may now load. */
+    /* Lets the warp's threads load what the others have stored. */
     static GPK_INLINE void synchronize()
     {
 #ifdef __CUDACC__
@@ -635,7 +642,7 @@ struct Memory {
     }
 
   private:
-    template <class V, class E> static GPK_INLINE V any(const E *from, Public index, Where where)
+    template <class V, class E> static GPK_INLINE V as(const E *from, Public index, Where where)
     {
         V r;
 #ifdef __CUDACC__
@@ -650,8 +657,8 @@ struct Memory {
     }
 };
 
-/* A warp's table, each entry of which is a lane: in memory the elements of the 32 threads lie side by side, so that on a
- * device each thread uses a column of its own, and its banks do not conflict. Indexed and advanced as a V *. */
+/* A warp's table, whose entries are vectors. In memory the elements of the 32 threads are side by side, so that on a
+ * device each thread has a column of its own, and banks do not conflict. Indexed and advanced like a V *. */
 #ifdef __CUDACC__
 template <class V> class WarpTable {
   public:
@@ -663,7 +670,7 @@ template <class V> class WarpTable {
         GPK_INLINE operator V() const
         {
             V r;
-            /* volatile: or the compiler would load what fits into registers ahead of a loop of scans, and spill it. */
+            /* volatile: otherwise the compiler would load entries ahead of a loop of scans, and spill them. */
             Inside::of(r)[0] = *(volatile const Element *)at;
             return r;
         }

@@ -1,4 +1,4 @@
-/* What the host build's files, one for each radix, give to threads.cpp. */
+/* The host build's kernels: each radix has a file that lists its own, and threads.cpp finds them here. */
 #ifndef GPK_HOST_KERNEL_LIST_H
 #define GPK_HOST_KERNEL_LIST_H
 

@@ -1,5 +1,5 @@
-/* Key and modulus records of the multi-thread kernels: launch.h says how they are laid out. Numbers are computed in limbs of
- * 52 bits, by doubling, as in key.cpp, and then written in the radix of the kernel. */
+/* Fills key and modulus records of the multi-thread kernels, in the layout of launch.h. Numbers are computed in limbs
+ * of 52 bits, by doubling, as in key.cpp, and then written in the radix of the kernel. */
 #include "host/threads.h"
 
 #include <string.h>
@@ -42,12 +42,13 @@ template <int BITS, int LIMBS> struct Numbers {
 
         if constexpr (BITS == 52) {
             for (int i = 0; i < LIMBS; i++)
-                to[i] = (Limb)(int64_t)x[i]; /* of an unsigned number, many processors convert by a branch on its sign */
+                to[i] = (Limb)(int64_t)x[i]; /* signed: many processors convert unsigned numbers with a branch */
         } else {
             uint8_t bytes[MAX_BYTES];
             limbs_to_bytes(bytes, 4 * LIMBS, x, work);
             for (int i = 0; i < LIMBS; i++)
-                to[i] = bytes[4 * i] | (Limb)bytes[4 * i + 1] << 8 | (Limb)bytes[4 * i + 2] << 16 | (Limb)bytes[4 * i + 3] << 24;
+                to[i] = bytes[4 * i] | (Limb)bytes[4 * i + 1] << 8 | (Limb)bytes[4 * i + 2] << 16
+                        | (Limb)bytes[4 * i + 3] << 24;
             wipe(bytes, sizeof(bytes));
         }
     }
@@ -60,7 +61,7 @@ template <int BITS, int LIMBS> struct Numbers {
     ~Numbers() { wipe(x, sizeof(x)); }
 };
 
-/* Radix 2^52 asks for moduli below R / 16. */
+/* In radix 2^52 moduli must be below R / 16. */
 constexpr int slack(int radix_bits) { return radix_bits == 52 ? 4 : 0; }
 
 /* The low `words` words of a little-endian number. */
@@ -106,12 +107,13 @@ template <int BITS, int N> struct KeyRecord {
             borrow = d >> 31;
             byte = (uint8_t)d;
         }
-        write_words(exponents + Layout::exponent((int)HalfExponent::inverse), bytes, sizeof(bytes), Layout::exponent_words);
+        write_words(exponents + Layout::exponent((int)HalfExponent::inverting), bytes, sizeof(bytes),
+                    Layout::exponent_words);
         wipe(bytes, sizeof(bytes));
     }
 
-    static enum gpk_status write(int class_bytes, uint32_t *record, gpk_number n, gpk_number e, gpk_number p, gpk_number q,
-                                 gpk_number dp, gpk_number dq, gpk_number qinv)
+    static enum gpk_status write(int class_bytes, uint32_t *record, gpk_number n, gpk_number e, gpk_number p,
+                                 gpk_number q, gpk_number dp, gpk_number dq, gpk_number qinv)
     {
         const int p_bits = bits_of(p), q_bits = bits_of(q), n_bits = bits_of(n);
         const int prime_bits = p_bits > q_bits ? p_bits : q_bits;
@@ -184,8 +186,8 @@ template <int BITS, int LIMBS> enum gpk_status write_modulus(int class_bytes, vo
 
 } // namespace
 
-enum gpk_status gpk_thread_record(int radix_bits, int class_bytes, void *record, gpk_number n, gpk_number e, gpk_number p,
-                                  gpk_number q, gpk_number dp, gpk_number dq, gpk_number qinv)
+enum gpk_status gpk_thread_record(int radix_bits, int class_bytes, void *record, gpk_number n, gpk_number e,
+                                  gpk_number p, gpk_number q, gpk_number dp, gpk_number dq, gpk_number qinv)
 {
     enum gpk_status status = GPK_UNSUPPORTED;
 

@@ -1,5 +1,5 @@
-/* The host build of the multi-thread kernels: the table entry of one, and the loop over a launch's warps. For the files of
- * one radix each, compiled with WARP_ARGS of setup.py. */
+/* The host build of the multi-thread kernels: how a kernel is listed, and the loop over a launch's warps. For the files
+ * of one radix each, which are compiled with WARP_ARGS of setup.py. */
 #ifndef GPK_HOST_RUN_WARPS_H
 #define GPK_HOST_RUN_WARPS_H
 
@@ -12,7 +12,7 @@ namespace gpk {
 
 namespace {
 
-/* The rounding mode of the multiply-adds, for as long as this lives. */
+/* Sets the rounding mode of the multiply-adds, as long as it lives. */
 class RoundTowardZero {
   public:
     RoundTowardZero() : before(fegetround()) { fesetround(FE_TOWARDZERO); }

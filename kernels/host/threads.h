@@ -33,17 +33,17 @@ struct gpk_thread_kernel {
     int pair_bytes;   /* of a blinding pair; 0 for GPK_MODEXP */
 };
 
-/* The kernels that this host build has, fewer than a device's; NULL behind the last. None where an x86-64 processor lacks
- * AVX2 or FMA. */
+/* The kernels that this host build has, fewer than a device's; NULL behind the last. None where an x86-64 processor
+ * lacks AVX2 or FMA. */
 const struct gpk_thread_kernel *gpk_thread_kernel_at(int index);
 
 /* Runs kernel `index` over all rows: launch is a gpk_private_launch or a gpk_modexp_launch, whose memory
  * must fit the kernel; nothing is checked. The thread's rounding mode is as before when it returns. */
 enum gpk_status gpk_thread_run(int index, const void *launch);
 
-/* Fills the record that kernels of this radix and class read, record_bytes long, of a key: any odd e of at most 64 bits, n
- * of at most 8 class_bytes bits, primes of at most 4 class_bytes (radix 2^32) or up to 52 N - 4 bits, where N is the limbs
- * (radix 2^52). Constant time but for the numbers' sizes; the record is as secret as the key. */
+/* Fills the record that kernels of this radix and class read, record_bytes long, of a key: any odd e of at most 64
+ * bits, n of at most 8 class_bytes bits, primes of at most 4 class_bytes (radix 2^32) or up to 52 N - 4 bits, where N
+ * is the limbs (radix 2^52). Constant time but for the numbers' sizes; the record is as secret as the key. */
 enum gpk_status gpk_thread_record(int radix_bits, int class_bytes, void *record, struct gpk_number n,
                                   struct gpk_number e, struct gpk_number p, struct gpk_number q, struct gpk_number dp,
                                   struct gpk_number dq, struct gpk_number qinv);

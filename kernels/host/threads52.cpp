@@ -1,4 +1,5 @@
-/* Radix 2^52 of the multi-thread kernels on a processor: of each class the kernel for throughput, and one for latency. */
+/* Radix 2^52 of the multi-thread kernels on a processor: of each class the kernel for throughput, and one for
+ * latency. */
 #include "host/run_warps.h"
 
 namespace gpk {

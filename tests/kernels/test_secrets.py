@@ -117,7 +117,7 @@ def test_vectors_never_reach_an_address_or_a_flag_in_the_ifma_code() -> None:
     """Secrets live in vector registers there. These are the instructions by which one could come out other than by a
     store, or choose an address: to a general register, to the flags, gathers and scatters, and loads under a mask."""
     if platform.machine() != "x86_64":
-        pytest.skip("the IFMA lane exists on x86-64 alone")
+        pytest.skip("the IFMA code exists on x86-64 alone")
     instructions = instructions_of("batch_ifma.cpp", "private_ifma", "modexp_ifma")
     assert sum(text.startswith("vpmadd52") for text in instructions) > 5000
     ways_out = re.compile(

@@ -1,5 +1,5 @@
 /* Runs a private operation and an exponentiation with everything secret marked undefined: valgrind then reports
- * every branch and every address that depends on it. Over the portable lane, which is the same source as the others.
+ * every branch and every address that depends on it. Uses the portable vector, under the same source as the others.
  * usage: valgrind kernel_secrets [leak]: numbers of the key on stdin (hex: n e p q dp dq qinv); exit status 3 if a
  * result is wrong.
  */

@@ -39,7 +39,7 @@ const HostKernel &pair_maker(const gpk_thread_kernel &of)
 
 void run(const HostKernel &kernel, const void *launch)
 {
-    const int wider = kernel.about.radix_bits == 32 ? 2 : 1; /* elements of 32 bits take 64 here */
+    const int wider = kernel.about.radix_bits == 32 ? 2 : 1; /* limbs of 32 bits take 64 here */
     void *table = aligned_alloc(64, (size_t)(wider * kernel.about.table_bytes));
 
     CHECK(table != NULL);
