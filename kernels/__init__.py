@@ -6,6 +6,7 @@ may be made from any number of threads at once. Computation on secrets takes con
 
 from __future__ import annotations
 
+import contextlib
 import enum
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,7 @@ import numpy as np
 from gpu_provider.kernels._kernels import ffi, lib
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from _cffi_backend import FFI
     from numpy.typing import NDArray
@@ -65,16 +66,9 @@ class PrivateKey:
     """
 
     def __init__(self, *, n: int, e: int, p: int, q: int, dp: int, dq: int, qinv: int) -> None:
-        numbers, buffers = [], []
-        for number in (n, e, p, q, dp, dq, qinv):
-            size = max(1, (number.bit_length() + 7) // 8)
-            buffers.append(ffi.new("uint8_t[]", size))
-            ffi.buffer(buffers[-1])[:] = number.to_bytes(size, "little")
-            numbers.append({"bytes": buffers[-1], "size": size})
         key = ffi.new("gpk_key **")
-        status = lib.gpk_key_new(key, *numbers)
-        for buffer in buffers:
-            ffi.memmove(buffer, bytes(len(buffer)), len(buffer))
+        with c_numbers(n, e, p, q, dp, dq, qinv) as numbers:
+            status = lib.gpk_key_new(key, *numbers)
         if status == lib.GPK_NO_MEMORY:
             raise MemoryError("no memory for a key's constants")
         if status == lib.GPK_UNSUPPORTED:
@@ -114,7 +108,7 @@ def private_op(
             f"{len(keys)} keys, inputs {inputs.shape}, outputs {outputs.shape} and {len(ok)} verdicts differ"
         )
     _check(
-        lib.gpk_private(isa, count, pointers, _rows(inputs), _filled(outputs), stride, _filled(ok)),
+        lib.gpk_private(isa, count, pointers, _rows(inputs), filled(outputs), stride, filled(ok)),
         isa,
         stride,
     )
@@ -153,9 +147,9 @@ def modexp(
             width,
             bits,
             _rows(moduli),
-            _filled(outputs),
+            filled(outputs),
             stride,
-            _filled(ok),
+            filled(ok),
         ),
         isa,
         stride,
@@ -168,6 +162,19 @@ def _rows(array: NDArray[np.uint8]) -> FFI.CData:
     return address("uint8_t[]", array)
 
 
+@contextlib.contextmanager
+def c_numbers(*values: int) -> Iterator[list[dict[str, object]]]:
+    """The values as ``struct gpk_number``. Their bytes are wiped at the end."""
+    buffers = [ffi.new("uint8_t[]", max(1, (value.bit_length() + 7) // 8)) for value in values]
+    try:
+        for value, buffer in zip(values, buffers, strict=True):
+            ffi.buffer(buffer)[:] = value.to_bytes(len(buffer), "little")
+        yield [{"bytes": buffer, "size": len(buffer)} for buffer in buffers]
+    finally:
+        for buffer in buffers:
+            ffi.memmove(buffer, bytes(len(buffer)), len(buffer))
+
+
 def address(kind: str, array: Any) -> FFI.CData:
     """A C array of type ``kind`` that shares the memory of a C-contiguous array, and keeps it alive."""
     # From the array, not from array.data: CPython 3.11 crashes when it collects a memoryview that is still in use in a
@@ -175,7 +182,8 @@ def address(kind: str, array: Any) -> FFI.CData:
     return ffi.from_buffer(kind, array)
 
 
-def _filled(array: NDArray[np.uint8]) -> FFI.CData:
+def filled(array: NDArray[np.uint8]) -> FFI.CData:
+    """The same of rows of bytes that a call fills. Raises TypeError if the array is read-only."""
     if not array.flags.writeable:
         raise TypeError("an array that is to be filled is read-only")
     return _rows(array)

@@ -15,6 +15,8 @@
 extern "C" {
 #endif
 
+/* ---- Python calls what follows: kernels_build.py reads it ---- */
+
 #define GPK_MIN_BITS 1024
 #define GPK_MAX_BITS 4096
 
@@ -81,6 +83,8 @@ struct gpk_functions {
                                   uint8_t *outputs, uint32_t stride, uint8_t *ok);
 };
 const struct gpk_functions *gpk_functions_of(enum gpk_isa isa);
+
+/* ---- end of what Python calls ---- */
 
 #ifdef __cplusplus
 }

@@ -31,9 +31,7 @@ extern "C" __global__ void GPK_BOUNDS gpk_make_pairs(gpk_private_launch launch)
     make_pairs_warp<RADIX, CLASS, LIMBS, THREADS, WINDOW>(launch, blockIdx.x, table);
 }
 
-#if GPK_CUDA_MODEXP
 extern "C" __global__ void GPK_BOUNDS gpk_modexp(gpk_modexp_launch launch)
 {
     modexp_warp<RADIX, CLASS, LIMBS, THREADS, WINDOW>(launch, blockIdx.x, table);
 }
-#endif

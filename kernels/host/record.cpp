@@ -186,16 +186,26 @@ template <int BITS, int LIMBS> enum gpk_status write_modulus(int class_bytes, vo
 
 } // namespace
 
+const struct gpk_unit *gpk_unit_at(int index)
+{
+#define UNIT(bits, bytes, l, threads, window, host) unit_of<bits, bytes, l, threads, window>(),
+    static constexpr gpk_unit units[] = {GPK_UNITS(UNIT)};
+#undef UNIT
+
+    return index >= 0 && index < (int)(sizeof(units) / sizeof(units[0])) ? &units[index] : NULL;
+}
+
 enum gpk_status gpk_thread_record(int radix_bits, int class_bytes, void *record, gpk_number n, gpk_number e,
                                   gpk_number p, gpk_number q, gpk_number dp, gpk_number dq, gpk_number qinv)
 {
+    uint32_t *words = static_cast<uint32_t *>(record);
     enum gpk_status status = GPK_UNSUPPORTED;
 
-#define TRY(bits, bytes, l, threads, window)                                                                                \
-    if (radix_bits == bits && class_bytes == bytes)                                                                         \
-        status = KeyRecord<bits, l * threads / 2>::write(bytes, static_cast<uint32_t *>(record), n, e, p, q, dp, dq, qinv); \
+#define TRY(bits, bytes, l, threads, window, host)  \
+    if (radix_bits == bits && class_bytes == bytes) \
+        status = KeyRecord<bits, l * threads / 2>::write(bytes, words, n, e, p, q, dp, dq, qinv); \
     else
-    GPK_PRIVATE_KERNELS(TRY) {}
+    GPK_UNITS(TRY) {}
 #undef TRY
     wipe_stack();
     return status;
@@ -203,10 +213,10 @@ enum gpk_status gpk_thread_record(int radix_bits, int class_bytes, void *record,
 
 enum gpk_status gpk_thread_modulus(int radix_bits, int class_bytes, void *record, gpk_number modulus)
 {
-#define TRY(bits, bytes, l, threads, window)        \
+#define TRY(bits, bytes, l, threads, window, host)  \
     if (radix_bits == bits && class_bytes == bytes) \
         return write_modulus<bits, l * threads>(bytes, record, modulus);
-    GPK_MODEXP_KERNELS(TRY)
+    GPK_UNITS(TRY)
 #undef TRY
     return GPK_UNSUPPORTED;
 }

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 import pytest
 from kernel_oracle import Numbers
 
-from gpu_provider.kernels import _kernels, warp
+from bench.gpu.host_device import host_kernels
+from gpu_provider.kernels import _kernels
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -66,7 +67,7 @@ def test_nor_in_the_multi_thread_kernels(tmp_path: Path) -> None:
     """The source that a GPU runs, in both radices, from a key's record to the result."""
     if shutil.which("valgrind") is None or not Path("/usr/include/valgrind/memcheck.h").exists():
         pytest.skip("valgrind and its header are not installed")
-    if not warp.host_kernels():
+    if not host_kernels():
         pytest.skip("this processor lacks AVX2 or FMA")
     options = ["-DGPK_CHECK_SECRETS", *setup_arguments("WARP_ARGS")]
     program = build("thread_secrets", tmp_path, *options, with_files=("host/record.cpp", "cpu/memory.cpp"))
