@@ -16,7 +16,7 @@
 namespace gpk {
 
 /* The window of the private exponents. Four costs more products than five, but its table half as many loads:
- * DESIGN.md has the measurements. */
+ * bench/kernels/ATTEMPTS.md has the measurements. */
 constexpr int PRIVATE_WINDOW = 4;
 
 struct PrimeConstants {

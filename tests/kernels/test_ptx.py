@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 from kernel_oracle import Numbers, integers, prime, rows
-from ptx_machine import WARP, FaultError, Machine
+from ptx_machine import WARP, Machine
+from ptx_parser import FaultError
 from ptx_units import run
 
 from gpu_provider.kernels import cubins

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from gpu_provider.kernels.units import Unit
+    from gpu_provider.kernels.cubins import Unit
 
 
 compiler: Any = None
