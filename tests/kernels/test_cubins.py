@@ -1,4 +1,4 @@
-"""The CUDA kernels' compilation, without a GPU; the whole matrix of architectures is `make cubins`."""
+"""The CUDA kernels' compilation, without a GPU. `make cubins` compiles them for all architectures."""
 
 from __future__ import annotations
 

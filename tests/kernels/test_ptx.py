@@ -90,7 +90,7 @@ def test_exponentiations(unit: Unit) -> None:
 
 @every_unit
 def test_private_operations(unit: Unit) -> None:
-    """Small primes: every step of the operation, in a fraction of the time."""
+    """Small primes take every step of the operation, in a fraction of the time."""
     keys = [
         Numbers.from_primes(prime(bits, e), prime(bits, e, seed=1), e) for bits, e in ((40, 65537), (36, 3), (40, 17))
     ]
@@ -108,7 +108,7 @@ def test_private_operations(unit: Unit) -> None:
 
 
 def test_a_buffer_that_is_too_short_is_seen() -> None:
-    """Or the tests above would prove less than they say."""
+    """Otherwise the tests above would prove less than they claim."""
     launch = Launch(UNITS[0], [Numbers.from_primes(prime(64, 3), prime(64, 3, seed=1), 3)], [0])
     launch.pairs = launch.pairs[:, :-4].copy()
     with pytest.raises(FaultError, match="in no buffer"):

@@ -48,7 +48,7 @@ def key_on_stdin(bits: int) -> str:
 
 
 def memcheck(program: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """With the smallest key: its exponents are half as long as the largest ones of its class, the code is theirs."""
+    """Uses the smallest key: its exponents are half as long as its class's largest, and the code is the same."""
     command = ["valgrind", "--quiet", "--error-exitcode=99", program, *arguments]
     return subprocess.run(command, input=key_on_stdin(1024), check=False, capture_output=True, text=True, timeout=200)
 
@@ -76,7 +76,7 @@ def test_nor_in_the_multi_thread_kernels(tmp_path: Path) -> None:
 
 
 def test_no_fault_lets_a_wrong_result_out(tmp_path: Path) -> None:
-    """One bit of one product flipped, all over the operation: 199 runs. A few faults hit what is not used."""
+    """Each of 199 runs flips one bit of one product, all over the operation. A few faults hit what is not used."""
     program = build("kernel_faults", tmp_path)
     key = key_on_stdin(2048)
     result = subprocess.run([program], input=key, check=True, capture_output=True, text=True, timeout=100)
@@ -87,7 +87,7 @@ def test_no_fault_lets_a_wrong_result_out(tmp_path: Path) -> None:
 
 
 def instructions_of(source: str, *functions: str) -> list[str]:
-    """What the installed kernels have of one source: its local functions, and these, which others call."""
+    """The installed kernels' instructions of one source: its local functions, and these, which others call."""
     if shutil.which("objdump") is None or shutil.which("readelf") is None:
         pytest.skip("objdump and readelf are not installed")
 
@@ -115,8 +115,8 @@ def instructions_of(source: str, *functions: str) -> list[str]:
 
 
 def test_vectors_never_reach_an_address_or_a_flag_in_the_ifma_code() -> None:
-    """Secrets live in vector registers there. These are the instructions by which one could come out other than by a
-    store, or choose an address: to a general register, to the flags, gathers and scatters, and loads under a mask."""
+    """Secrets are in vector registers there. Other than by a store, one could get out or choose an address only by these
+    instructions: moves to a general register or to the flags, gathers, scatters, and loads under a mask."""
     if platform.machine() != "x86_64":
         pytest.skip("the IFMA code exists on x86-64 alone")
     instructions = instructions_of("batch_ifma.cpp", "private_ifma", "modexp_ifma")

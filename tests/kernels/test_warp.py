@@ -49,7 +49,7 @@ def run(kernel: Kernel, **fields: int | np.ndarray) -> None:
 
 
 class Launch:
-    """Keys with their records, and a pair for each row; what a device's memory would hold."""
+    """What a device's memory would hold: keys' records, and a pair for each row."""
 
     def __init__(self, kernel: Kernel, keys: list[Numbers], rows_of: list[int], seed: int = 1) -> None:
         self.kernel, self.keys = kernel, keys
@@ -123,7 +123,7 @@ def test_primes_of_unequal_length(kernel: Kernel, longer: int, shorter: int) -> 
 
 @pytest.mark.parametrize("kernel", SMALL, ids=named)
 def test_moduli_just_below_the_radix(kernel: Kernel) -> None:
-    """Radix 2^32 has no spare bit in this class: primes and n with long runs of ones, which carries run through."""
+    """Radix 2^32 has no spare bit in this class. These primes and n have long runs of ones, for carries to run through."""
     p, q = 2**1024 - 105, 2**1024 - 179
     key = Numbers.from_primes(p, q, 65537)
     Launch(kernel, [key], [0] * 6).check([key.n - 1, p, q, key.n - p, 2**2000 - 1, key.n - 2])
@@ -140,7 +140,7 @@ def test_short_private_exponents(kernel: Kernel) -> None:
 @pytest.mark.parametrize("kernel", SMALL, ids=named)
 @pytest.mark.parametrize("part", ["p", "q", "dp", "dq", "qinv"])
 def test_a_corrupted_key_is_caught(kernel: Kernel, part: str) -> None:
-    """One wrong result would give the factors away (Boneh, DeMillo, Lipton): nothing of it may come out."""
+    """One wrong result would reveal the factors (Boneh, DeMillo, Lipton): nothing of it may come out."""
     good = Numbers.of(2048)
     bad = replace(good, **{part: getattr(good, part) ^ 1 << 77})
     outputs, ok = Launch(kernel, [bad, good], [0, 1]).run([12345, 12345])
@@ -243,15 +243,15 @@ def test_edge_moduli_and_bases(kernel: Kernel) -> None:
 @pytest.mark.parametrize("kernel", MODEXP, ids=named)
 @pytest.mark.parametrize("bits", [1, 3, 4, 5, 31, 32, 33, 64, 225])
 def test_exponent_length(kernel: Kernel, bits: int) -> None:
-    """Only that many bits count, whatever stands above them."""
+    """Only this many bits count, whatever the bits above them."""
     exponent, modulus = (1 << 230) - 1, (1 << 8 * kernel.class_bytes) - 105
     assert mod_exp(kernel, [3], [exponent], [modulus], bits) == [pow(3, exponent % (1 << bits), modulus)]
 
 
 @pytest.mark.parametrize("kernel", MODEXP, ids=named)
 def test_squares_of_the_largest_limbs(kernel: Kernel) -> None:
-    """What counts twice in a square is added apart, or doubled beforehand: there it may overflow first. The bases are
-    chosen by what the kernel squares, which is their Montgomery form."""
+    """What counts twice in a square is added separately, or doubled beforehand, which may overflow first. The bases are
+    chosen by their Montgomery form, which is what the kernel squares."""
     bits, source = 8 * kernel.class_bytes, random.Random(5)  # noqa: S311
     limbs = (kernel.record_bytes // (8 if kernel.radix_bits == 52 else 4) - 4) // 3
     full = (1 << kernel.radix_bits) - 1

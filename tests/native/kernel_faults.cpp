@@ -1,7 +1,7 @@
-/* Whatever multiplication goes wrong in a private operation, on either half or in the blinding, the row's check sees
- * it.
+/* Whichever multiplication of a private operation goes wrong, in either half or in the blinding, the row's check
+ * notices.
  *
- * A vector that flips one bit of one product: products all over the operation, in a run for each. usage:
+ * A vector type here flips one bit of one product: each run another product, all over the operation. usage:
  * kernel_faults: numbers of the key on stdin (hex: n e p q dp dq qinv), prints "PRODUCTS CAUGHT HARMLESS". Fails if
  * a wrong result comes out, or anything with a bad verdict.
  */
@@ -110,7 +110,7 @@ int main(void)
                 return 3;
             memcpy(right, row, sizeof(right));
         } else if (ok) {
-            /* It hit what was not used: an entry of the table that no digit names. */
+            /* It hit an entry of the table that no digit names. */
             if (memcmp(right, row, sizeof(right)) != 0)
                 return 4;
             harmless++;

@@ -1,7 +1,7 @@
-/* libFuzzer's target for the host build of the multi-thread kernels: what a device is given, with every buffer of exactly
- * the size that launch.h says, window tables too. A byte too many, which the address sanitizer sees here, would take a GPU
- * away from its process. Keys and moduli of every class, mixed in a launch; launches that do not fill their last warp; pairs
- * that are used again. The oracle is libcrypto. See `make fuzz`.
+/* libFuzzer's target for the host build of the multi-thread kernels: what a device is given, with every buffer of
+ * exactly the size that launch.h states, window tables included. The address sanitizer finds an access beyond one,
+ * which would cost a process its GPU. Keys and moduli of every class are mixed in a launch, launches need not fill
+ * their last warp, and pairs are used again. The oracle is libcrypto. See `make fuzz`.
  */
 #include "fuzz_input.h"
 #include "host/kernel_list.h"
@@ -103,7 +103,8 @@ void fuzz_private(Input &input)
     std::vector<uint32_t> record_of_row, pair_of_row;
     Bytes inputs(count * (size_t)stride), outputs(inputs.size()), pairs(count * (size_t)unit.pair_bytes), ok(count);
     Bytes randoms(inputs.size());
-    gpk_private_launch launch = {count, 0, 0, NULL, NULL, records.data(), pairs.data(), NULL, outputs.data(), ok.data()};
+    gpk_private_launch launch = {count, 0, 0, NULL, NULL, records.data(), pairs.data(),
+                                 NULL,  outputs.data(), ok.data()};
     const bool noise = input.byte() % 4 != 0;
     for (uint32_t i = 0; i < count; i++) {
         const uint32_t record = input.byte() % (uint32_t)keys.size();
@@ -137,7 +138,8 @@ void fuzz_private(Input &input)
         run(kernel, &launch);
         CHECK(inputs == before && records == records_before);
         for (uint32_t i = 0; i < count; i++)
-            check_private_row(keys[record_of_row[i]], &inputs[i * (size_t)stride], &outputs[i * (size_t)stride], stride, ok[i]);
+            check_private_row(keys[record_of_row[i]], &inputs[i * (size_t)stride], &outputs[i * (size_t)stride], stride,
+                              ok[i]);
     }
 }
 
@@ -178,12 +180,13 @@ void fuzz_modexp(Input &input)
     std::vector<uint32_t> modulus_of_row;
     for (uint32_t i = 0; i < count; i++)
         modulus_of_row.push_back(input.byte() % distinct);
-    const gpk_modexp_launch launch = {count, exponent_bits, one_exponent ? 0 : exponent_stride, 0, modulus_of_row.data(),
-                                      records.data(), bases.data(), exponents.data(), outputs.data()};
+    const gpk_modexp_launch launch = {
+        count, exponent_bits, one_exponent ? 0 : exponent_stride, 0, modulus_of_row.data(), records.data(),
+        bases.data(), exponents.data(), outputs.data()};
     run(kernel, &launch);
     for (uint32_t i = 0; i < count; i++)
-        check_power(&bases[i * (size_t)stride], &exponents[i * (size_t)launch.exponent_stride], exponent_stride, exponent_bits,
-                    &moduli[modulus_of_row[i] * (size_t)stride], &outputs[i * (size_t)stride], stride, 1);
+        check_power(&bases[i * (size_t)stride], &exponents[i * (size_t)launch.exponent_stride], exponent_stride,
+                    exponent_bits, &moduli[modulus_of_row[i] * (size_t)stride], &outputs[i * (size_t)stride], stride, 1);
 }
 
 } // namespace
