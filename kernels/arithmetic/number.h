@@ -2,8 +2,8 @@
 #ifndef GPK_ARITHMETIC_NUMBER_H
 #define GPK_ARITHMETIC_NUMBER_H
 
-#include "kernels.h"
 #include "arithmetic/limbs.h"
+#include "kernels.h"
 
 namespace gpk {
 namespace {

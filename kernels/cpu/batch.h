@@ -7,11 +7,11 @@
 #ifndef GPK_CPU_BATCH_H
 #define GPK_CPU_BATCH_H
 
-#include "cpu/batches.h"
-#include "cpu/rows.h"
 #include "arithmetic/limbs.h"
+#include "cpu/batches.h"
 #include "cpu/memory.h"
 #include "cpu/modexp.h"
+#include "cpu/rows.h"
 
 namespace gpk {
 

@@ -1,8 +1,8 @@
 /* The C interface of the kernels for the CPU, and the choice of an ISA. */
 #include "kernels.h"
 
-#include "cpu/batches.h"
 #include "arithmetic/limbs.h"
+#include "cpu/batches.h"
 #include "cpu/memory.h"
 
 using namespace gpk;

@@ -4,8 +4,8 @@
 #include <string.h>
 
 #include "arithmetic/limbs.h"
-#include "cpu/memory.h"
 #include "arithmetic/number.h"
+#include "cpu/memory.h"
 
 using namespace gpk;
 

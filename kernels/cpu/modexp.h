@@ -8,8 +8,8 @@
 #define GPK_CPU_MODEXP_H
 
 #include "arithmetic/exponentiation.h"
-#include "cpu/gather.h"
 #include "arithmetic/limbs.h"
+#include "cpu/gather.h"
 #include "cpu/montgomery52.h"
 
 namespace gpk {

@@ -3,12 +3,12 @@
 #ifndef GPK_CPU_ROWS_H
 #define GPK_CPU_ROWS_H
 
+#include "arithmetic/rsa.h"
 #include "cpu/gather.h"
 #include "cpu/key.h"
 #include "cpu/memory.h"
 #include "cpu/montgomery52.h"
 #include "cpu/vector_pair.h"
-#include "arithmetic/rsa.h"
 
 namespace gpk {
 

@@ -8,7 +8,7 @@
 #ifndef GPK_GPU_CARRY_CHAIN_H
 #define GPK_GPU_CARRY_CHAIN_H
 
-#include "gpu/warp.h"
+#include "gpu/elements.h"
 
 namespace gpk {
 namespace {

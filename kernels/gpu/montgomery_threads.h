@@ -11,7 +11,7 @@
 #ifndef GPK_GPU_MONTGOMERY_THREADS_H
 #define GPK_GPU_MONTGOMERY_THREADS_H
 
-#include "gpu/warp.h"
+#include "gpu/elements.h"
 
 namespace gpk {
 namespace {

@@ -3,9 +3,10 @@
 #ifndef GPK_GPU_ROWS_H
 #define GPK_GPU_ROWS_H
 
-#include "gpu/launch.h"
-#include "gpu/montgomery_threads.h"
 #include "arithmetic/rsa.h"
+#include "gpu/launch.h"
+#include "gpu/memory.h"
+#include "gpu/montgomery_threads.h"
 #include "gpu/threads32.h"
 #include "gpu/threads52.h"
 

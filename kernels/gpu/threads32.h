@@ -17,6 +17,7 @@
 #define GPK_GPU_THREADS32_H
 
 #include "gpu/carry_chain.h"
+#include "gpu/exchange.h"
 
 namespace gpk {
 namespace {

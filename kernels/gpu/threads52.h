@@ -21,7 +21,7 @@
 #ifndef GPK_GPU_THREADS52_H
 #define GPK_GPU_THREADS52_H
 
-#include "gpu/warp.h"
+#include "gpu/exchange.h"
 
 namespace gpk {
 namespace {

@@ -5,9 +5,9 @@
 #include <string.h>
 
 #include "arithmetic/limbs.h"
-#include "cpu/memory.h"
 #include "arithmetic/number.h"
 #include "arithmetic/rsa.h"
+#include "cpu/memory.h"
 
 using namespace gpk;
 

@@ -7,8 +7,8 @@
 #ifndef GPK_HOST_THREADS_H
 #define GPK_HOST_THREADS_H
 
-#include "kernels.h"
 #include "gpu/launch.h"
+#include "kernels.h"
 
 #ifdef __cplusplus
 extern "C" {

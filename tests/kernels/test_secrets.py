@@ -115,7 +115,7 @@ def instructions_of(source: str, *functions: str) -> list[str]:
 
 
 def test_vectors_never_reach_an_address_or_a_flag_in_the_ifma_code() -> None:
-    """Secrets are in vector registers there. Other than by a store, one could get out or choose an address only by these
+    """Secrets are in vector registers there. Other than by a store, one could leave or choose an address only by these
     instructions: moves to a general register or to the flags, gathers, scatters, and loads under a mask."""
     if platform.machine() != "x86_64":
         pytest.skip("the IFMA code exists on x86-64 alone")

@@ -123,7 +123,7 @@ def test_primes_of_unequal_length(kernel: Kernel, longer: int, shorter: int) -> 
 
 @pytest.mark.parametrize("kernel", SMALL, ids=named)
 def test_moduli_just_below_the_radix(kernel: Kernel) -> None:
-    """Radix 2^32 has no spare bit in this class. These primes and n have long runs of ones, for carries to run through."""
+    """Radix 2^32 has no spare bit in this class. In these primes and n carries run through many ones."""
     p, q = 2**1024 - 105, 2**1024 - 179
     key = Numbers.from_primes(p, q, 65537)
     Launch(kernel, [key], [0] * 6).check([key.n - 1, p, q, key.n - p, 2**2000 - 1, key.n - 2])

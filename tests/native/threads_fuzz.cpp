@@ -186,7 +186,8 @@ void fuzz_modexp(Input &input)
     run(kernel, &launch);
     for (uint32_t i = 0; i < count; i++)
         check_power(&bases[i * (size_t)stride], &exponents[i * (size_t)launch.exponent_stride], exponent_stride,
-                    exponent_bits, &moduli[modulus_of_row[i] * (size_t)stride], &outputs[i * (size_t)stride], stride, 1);
+                    exponent_bits, &moduli[modulus_of_row[i] * (size_t)stride], &outputs[i * (size_t)stride], stride,
+                    1);
 }
 
 } // namespace
