@@ -32,7 +32,7 @@ test: .venv/ready-test
 	@echo "running the tests"
 	@$(BIN)/pytest -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
-# Random batches on every lane of the kernels; the number is that of the fastest lane.
+# Random batches on every ISA of the kernels; the number of cases is that of the fastest ISA.
 test-long: .venv/ready-test
 	@$(BIN)/python tests/support/kernel_cases.py --cases $(LONG_CASES)
 

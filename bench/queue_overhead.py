@@ -16,7 +16,7 @@ from gpu_provider.backends.base import Batch
 from gpu_provider.backends.cuda.backend import CudaBackend
 from gpu_provider.client import CLASSES, Client
 from gpu_provider.costs import CostCurve, CostCurves
-from gpu_provider.kernels.warp import Kernel
+from gpu_provider.kernels.launch import Kernel
 from gpu_provider.native import ffi, lib
 
 from .gpu.host_device import HostDevice

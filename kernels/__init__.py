@@ -1,11 +1,12 @@
 """Batches of RSA private operations and modular exponentiations on the CPU, eight at a time where it has AVX-512 IFMA.
 
-``DESIGN.md`` here describes the arithmetic; ``kernels.h`` the C interface that this wraps. Every call releases the GIL
-and may be made from any number of threads at once. Secrets are computed on in constant time.
+``DESIGN.md`` describes the arithmetic, ``kernels.h`` the C interface that this wraps. Every call releases the GIL and
+may be made from any number of threads at once. Computation on secrets takes constant time.
 """
 
 from __future__ import annotations
 
+import contextlib
 import enum
 from typing import TYPE_CHECKING, Any
 
@@ -14,66 +15,60 @@ import numpy as np
 from gpu_provider.kernels._kernels import ffi, lib
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from _cffi_backend import FFI
     from numpy.typing import NDArray
 
-__all__ = ["Isa", "PrivateKey", "UnsupportedError", "functions_address", "isa", "isa_width", "modexp", "private_op"]
+__all__ = ["Isa", "PrivateKey", "UnsupportedError", "functions_address", "isa", "lanes", "modexp", "private_op"]
 
 
 class Isa(enum.IntEnum):
-    """How the arithmetic is laid out on the processor."""
+    """The instruction set that the kernels use."""
 
     BEST = lib.GPK_ISA_BEST
     """The fastest that this processor has."""
     PORTABLE = lib.GPK_ISA_PORTABLE
-    """One operation at a time, on any processor."""
+    """Any processor, one operation at a time."""
     IFMA = lib.GPK_ISA_IFMA
-    """Eight operations at a time, with AVX-512 IFMA."""
+    """AVX-512 IFMA, eight operations at a time."""
 
 
 class UnsupportedError(ValueError):
-    """A key, a size or an ISA that the kernels do not take here: leave it to libcrypto."""
+    """The kernels don't support this key, size or ISA here: leave it to libcrypto."""
 
 
 def isa(wanted: Isa = Isa.BEST) -> Isa:
-    """The ISA that ``wanted`` stands for on this processor. Raises UnsupportedError if it lacks it."""
+    """The ISA that ``wanted`` means on this processor. Raises UnsupportedError if the processor lacks it."""
     found = Isa(lib.gpk_resolve_isa(wanted))
     if found is Isa.BEST:
         raise UnsupportedError(f"this processor lacks what {wanted.name} needs; use Isa.BEST")
     return found
 
 
-def isa_width(wanted: Isa = Isa.BEST) -> int:
-    """Private operations that are computed together: a batch of one costs as much as a batch of this many."""
-    return int(lib.gpk_isa_width(isa(wanted)))
+def lanes(wanted: Isa = Isa.BEST) -> int:
+    """The lanes of the ISA's vectors: a batch of one private operation costs as much as a batch of this many."""
+    return int(lib.gpk_lanes(isa(wanted)))
 
 
 def functions_address(wanted: Isa = Isa.BEST) -> int:
-    """The address of ``struct gpk_functions`` of ``kernels.h``: the kernels for C code that is not linked with them."""
+    """The address of a ``struct gpk_functions`` (``kernels.h``), for C code that is not linked with the kernels."""
     return int(ffi.cast("uintptr_t", lib.gpk_functions_of(isa(wanted))))
 
 
 class PrivateKey:
-    """The constants that the kernels need of one RSA key (RFC 8017, 3.2: with p, q, dP, dQ and qInv).
+    """What the kernels need of one RSA key (RFC 8017, 3.2: with p, q, dP, dQ and qInv).
 
-    The numbers are not proved to belong together: a key whose parts do not fit fails the check of every operation. The
-    constants are in locked memory if the limit on locked memory allows, out of core dumps, and wiped when the object
-    goes. Raises UnsupportedError for sizes that the kernels do not take, ValueError for numbers that are no RSA key.
+    The numbers are not checked against one another: if they don't belong together, the check of every operation fails.
+    Memory is locked where the limit on locked memory allows, left out of core dumps, and wiped when the object is
+    destroyed. Raises UnsupportedError for sizes that the kernels don't support, ValueError for numbers that are no RSA
+    key.
     """
 
     def __init__(self, *, n: int, e: int, p: int, q: int, dp: int, dq: int, qinv: int) -> None:
-        numbers, buffers = [], []
-        for number in (n, e, p, q, dp, dq, qinv):
-            size = max(1, (number.bit_length() + 7) // 8)
-            buffers.append(ffi.new("uint8_t[]", size))
-            ffi.buffer(buffers[-1])[:] = number.to_bytes(size, "little")
-            numbers.append({"bytes": buffers[-1], "size": size})
         key = ffi.new("gpk_key **")
-        status = lib.gpk_key_new(key, *numbers)
-        for buffer in buffers:
-            ffi.memmove(buffer, bytes(len(buffer)), len(buffer))
+        with c_numbers(n, e, p, q, dp, dq, qinv) as numbers:
+            status = lib.gpk_key_new(key, *numbers)
         if status == lib.GPK_NO_MEMORY:
             raise MemoryError("no memory for a key's constants")
         if status == lib.GPK_UNSUPPORTED:
@@ -84,11 +79,11 @@ class PrivateKey:
         if status != lib.GPK_OK:
             raise ValueError("these numbers are no RSA key: n, p, q and e must be odd, e at least 3, qinv below p")
         self.pointer = ffi.gc(key[0], lib.gpk_key_free)
-        """``gpk_key *``, as long as this object lives."""
+        """``gpk_key *``, valid as long as this object lives."""
 
     @property
     def locked(self) -> bool:
-        """Whether the constants are in locked memory, which is never written to swap space."""
+        """Whether the memory is locked, so that it is never written to swap space."""
         return bool(lib.gpk_key_is_locked(self.pointer))
 
 
@@ -113,7 +108,7 @@ def private_op(
             f"{len(keys)} keys, inputs {inputs.shape}, outputs {outputs.shape} and {len(ok)} verdicts differ"
         )
     _check(
-        lib.gpk_private(isa, count, pointers, _rows(inputs), _filled(outputs), stride, _filled(ok)),
+        lib.gpk_private(isa, count, pointers, _rows(inputs), filled(outputs), stride, filled(ok)),
         isa,
         stride,
     )
@@ -132,9 +127,9 @@ def modexp(
     """``outputs[i] = bases[i] ** exponents[i] % moduli[i]`` for odd moduli.
 
     ``bases``, ``moduli`` and ``outputs``: C-contiguous uint8 [n, bytes], at most 512 bytes; ``exponents``: uint8
-    [n, exponent_bytes]; least significant byte first. ``exponent_bits`` is how long every exponent counts, and public;
-    the width of the rows if not given. Bits above it are not looked at. ``ok``: uint8 [n], 1, or 0 with a row of zeros
-    for a modulus that is even or below 3. A base may be larger than its modulus.
+    [n, exponent_bytes]; least significant byte first. Of every exponent the low ``exponent_bits`` count, by default all
+    of its row; that length is public. ``ok``: uint8 [n], set to 1, or to 0 with a row of zeros for a modulus that is
+    even or below 3. A base may be larger than its modulus.
     """
     count, stride = bases.shape
     if not (bases.shape == moduli.shape == outputs.shape and len(exponents) == len(ok) == count):
@@ -152,9 +147,9 @@ def modexp(
             width,
             bits,
             _rows(moduli),
-            _filled(outputs),
+            filled(outputs),
             stride,
-            _filled(ok),
+            filled(ok),
         ),
         isa,
         stride,
@@ -167,14 +162,28 @@ def _rows(array: NDArray[np.uint8]) -> FFI.CData:
     return address("uint8_t[]", array)
 
 
+@contextlib.contextmanager
+def c_numbers(*values: int) -> Iterator[list[dict[str, object]]]:
+    """The values as ``struct gpk_number``. Their bytes are wiped at the end."""
+    buffers = [ffi.new("uint8_t[]", max(1, (value.bit_length() + 7) // 8)) for value in values]
+    try:
+        for value, buffer in zip(values, buffers, strict=True):
+            ffi.buffer(buffer)[:] = value.to_bytes(len(buffer), "little")
+        yield [{"bytes": buffer, "size": len(buffer)} for buffer in buffers]
+    finally:
+        for buffer in buffers:
+            ffi.memmove(buffer, bytes(len(buffer)), len(buffer))
+
+
 def address(kind: str, array: Any) -> FFI.CData:
-    """The address of a C-contiguous array, which it keeps alive, as an array of C's type ``kind``."""
-    # Of the array, not of array.data: CPython 3.11 crashes when it collects a memoryview that has a user in a cycle of
-    # garbage.
+    """A C array of type ``kind`` that shares the memory of a C-contiguous array, and keeps it alive."""
+    # From the array, not from array.data: CPython 3.11 crashes when it collects a memoryview that is still in use in a
+    # garbage cycle.
     return ffi.from_buffer(kind, array)
 
 
-def _filled(array: NDArray[np.uint8]) -> FFI.CData:
+def filled(array: NDArray[np.uint8]) -> FFI.CData:
+    """The same of rows of bytes that a call fills. Raises TypeError if the array is read-only."""
     if not array.flags.writeable:
         raise TypeError("an array that is to be filled is read-only")
     return _rows(array)

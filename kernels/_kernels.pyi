@@ -1,19 +1,21 @@
-# What kernels_build.py declares, for the type checker.
+# What the extension has, for the type checker.
 from _cffi_backend import FFI
 
 ffi: FFI
 
-class _ThreadKernel:
-    name: FFI.CData
-    operation: int
+class _Unit:
     radix_bits: int
     class_bytes: int
+    limbs: int
     threads: int
     window: int
-    rows: int
-    table_bytes: int
-    record_bytes: int
+    key_bytes: int
     pair_bytes: int
+    modulus_bytes: int
+
+class _HostKernel:
+    operation: int
+    unit: _Unit
 
 class _Lib:
     GPK_MIN_BITS: int
@@ -31,7 +33,7 @@ class _Lib:
     GPK_MODEXP: int
 
     def gpk_resolve_isa(self, isa: int, /) -> int: ...
-    def gpk_isa_width(self, isa: int, /) -> int: ...
+    def gpk_lanes(self, isa: int, /) -> int: ...
     def gpk_functions_of(self, isa: int, /) -> FFI.CData: ...
     def gpk_key_new(self, key: FFI.CData, /, *numbers: dict[str, object]) -> int: ...
     def gpk_key_free(self, key: FFI.CData, /) -> None: ...
@@ -61,13 +63,15 @@ class _Lib:
         ok: FFI.CData,
         /,
     ) -> int: ...
-    def gpk_thread_kernel_at(self, index: int, /) -> _ThreadKernel | None: ...
-    def gpk_thread_run(self, index: int, launch: FFI.CData, /) -> int: ...
+    # Null, and so false, after the last.
+    def gpk_unit_at(self, index: int, /) -> _Unit: ...
     def gpk_thread_record(
         self, radix_bits: int, class_bytes: int, record: FFI.CData, /, *numbers: dict[str, object]
     ) -> int: ...
     def gpk_thread_modulus(
         self, radix_bits: int, class_bytes: int, record: FFI.CData, modulus: dict[str, object], /
     ) -> int: ...
+    def gpk_host_kernel_at(self, index: int, /) -> _HostKernel: ...
+    def gpk_host_run(self, index: int, launch: FFI.CData, /) -> int: ...
 
 lib: _Lib

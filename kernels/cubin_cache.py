@@ -1,5 +1,5 @@
-"""Compiled kernels on disk. A cubin is code that runs with the keys, so the cache takes nothing that another user could
-have written there."""
+"""Compiled kernels on disk. A cubin is code that runs with the keys, so the cache uses nothing that another user could
+have written."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ class UnsafeCacheError(OSError):
 
 
 def default_directory(environ: Mapping[str, str]) -> Path:
-    """``$XDG_CACHE_HOME/gpu-provider/cubins``, with ``~/.cache`` for a variable that is not set or not absolute (XDG
-    Base Directory Specification). Raises BackendError if there is no home either."""
+    """``$XDG_CACHE_HOME/gpu-provider/cubins``, or under ``~/.cache`` if the variable is unset or not absolute (XDG Base
+    Directory Specification). Raises BackendError if there is no home either."""
     for base in (Path(environ.get("XDG_CACHE_HOME", "")), Path(environ.get("HOME", "")) / ".cache"):
         if base.is_absolute():
             return base / "gpu-provider" / "cubins"
@@ -35,19 +35,19 @@ def default_directory(environ: Mapping[str, str]) -> Path:
 
 
 class CubinCache:
-    """Cubins by name in one directory, made with mode 0700 when the first is written.
+    """Cubins by name in one directory, which is created with mode 0700 when the first is written.
 
-    A directory that is there already may be readable by others (a container image's, filled by root), but must belong
-    to this user or root. Any number of processes and threads may read and write at once: a file appears whole, and of
-    two writers of one name the last one stays. A file that is not what was written under its name counts as absent.
+    An existing directory may be readable by others (a container image's, filled by root), but must belong to this user
+    or root. Any number of processes and threads may read and write at once: a file appears whole, and the last of two
+    writers of one name wins. A file that is not what was written under its name counts as absent.
     """
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
 
     def read(self, name: str) -> bytes | None:
-        """The cubin, or None if it is not there or damaged. Raises UnsafeCacheError, or OSError if a file that is there
-        can't be read."""
+        """The cubin, or None if it is missing or damaged. Raises UnsafeCacheError, or OSError if an existing file can't
+        be read."""
         try:
             self._check_owner(self.directory.stat())
             descriptor = os.open(self.directory / name, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
@@ -60,7 +60,7 @@ class CubinCache:
         return cubin if content == _sealed(name, cubin) else None
 
     def write(self, name: str, cubin: bytes) -> None:
-        """Raises OSError, UnsafeCacheError among them."""
+        """Writes a cubin. Raises OSError, including UnsafeCacheError."""
         self.directory.parent.mkdir(parents=True, exist_ok=True)
         self.directory.mkdir(mode=0o700, exist_ok=True)
         self._check_owner(self.directory.stat())
@@ -84,5 +84,5 @@ class CubinCache:
 
 
 def _sealed(name: str, cubin: bytes) -> bytes:
-    """What the file holds: the digest finds a damaged file, and one that was renamed."""
+    """The file's contents. The digest reveals a file that was damaged or renamed."""
     return _MAGIC + hashlib.sha256(name.encode() + b"\n" + cubin).digest() + cubin

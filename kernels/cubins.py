@@ -1,7 +1,7 @@
-"""The CUDA kernels as machine code: which there are for an architecture, compiled or from the cache.
+"""The CUDA kernels as machine code, compiled or from the cache.
 
-A unit is compiled in a process of its own: NVRTC compiles one program at a time in a process, whatever the number of
-threads, and needs some hundred megabytes that are free again afterwards.
+Each unit is compiled in a process of its own: NVRTC compiles only one program at a time in a process, and needs some
+hundred megabytes, which the process's end frees.
 """
 
 from __future__ import annotations
@@ -11,18 +11,21 @@ import enum
 import hashlib
 import logging
 import os
-import re
 import subprocess
 import sys
 from dataclasses import dataclass
+from itertools import count, takewhile
 from typing import TYPE_CHECKING
 
 from gpu_provider.errors import BackendError
 from gpu_provider.kernels import nvrtc
+from gpu_provider.kernels._kernels import lib
+from gpu_provider.kernels.launch import Kernel, Operation
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
+    from gpu_provider.kernels._kernels import _Unit
     from gpu_provider.kernels.cubin_cache import CubinCache
 
 __all__ = ["Arithmetic", "Unit", "architecture_for", "arithmetics", "cached_cubins", "load_cubins", "units"]
@@ -30,10 +33,10 @@ __all__ = ["Arithmetic", "Unit", "architecture_for", "arithmetics", "cached_cubi
 _log = logging.getLogger(__name__)
 
 SOURCE = "gpu/kernels.cu"
-# -default-device: what is not marked is the device's, so that the headers are the same for every compiler.
+# -default-device: every unmarked function is a device function, so that the headers are the same for every compiler.
 _OPTIONS = ("--std=c++17", "-default-device")
-_RSA, _MODEXP = ("gpk_private", "gpk_make_pairs"), ("gpk_modexp",)
 _COMPILE_SECONDS = 600.0
+_WARP = 32
 
 
 class Arithmetic(enum.StrEnum):
@@ -53,7 +56,7 @@ class Arithmetic(enum.StrEnum):
         return 8 if self is Arithmetic.FP64 else 4
 
 
-# By the estimates of bench/kernels/check_cubins.py. A multiprocessor of an A100 has half the FP64 units of an H100's.
+# Chosen by bench/kernels/check_cubins.py's estimates. An A100's multiprocessor has half the FP64 units of an H100's.
 _ARITHMETICS = {
     "sm_80": (Arithmetic.INT32, Arithmetic.FP64),
     "sm_90": (Arithmetic.FP64, Arithmetic.INT32),
@@ -65,36 +68,54 @@ _ARITHMETICS = {
 
 @dataclass(frozen=True, order=True, slots=True)
 class Unit:
-    """Kernels that are compiled together; their entries have the same names in every unit."""
+    """Kernels that are compiled together, one for each operation."""
 
     arithmetic: Arithmetic
     bytes: int
-    """Of a row: of the longest modulus that it takes."""
+    """Width of a row, and of the longest modulus that it takes."""
     threads: int
-    """That work on one row."""
+    """How many work on one row."""
     limbs: int
-    """In each thread."""
+    """How many are in each thread."""
     window: int
     """Bits of an exponent's digit."""
-    entries: tuple[str, ...]
-    """Names of the kernels."""
+    key_bytes: int
+    """Size of a key's record."""
+    pair_bytes: int
+    """Size of a blinding pair."""
+    modulus_bytes: int
+    """Size of a modulus's record."""
+
+    @classmethod
+    def of(cls, about: _Unit, window: int | None = None) -> Unit:
+        """``about``: ``struct gpk_unit``. ``window``: in place of its own."""
+        return cls(
+            Arithmetic.FP64 if about.radix_bits == Arithmetic.FP64.radix_bits else Arithmetic.INT32,
+            about.class_bytes,
+            about.threads,
+            about.limbs,
+            window or about.window,
+            about.key_bytes,
+            about.pair_bytes,
+            about.modulus_bytes,
+        )
 
     def __str__(self) -> str:
         return f"{self.arithmetic}-{8 * self.bytes}-t{self.threads}-w{self.window}"
 
     @property
     def rows(self) -> int:
-        """That a warp works on."""
-        return 32 // self.threads
+        """How many a warp computes."""
+        return _WARP // self.threads
 
     @property
     def table_bytes(self) -> int:
         """Dynamic shared memory that a warp needs."""
-        return (self.limbs << self.window) * 32 * self.arithmetic.limb_bytes
+        return (self.limbs << self.window) * _WARP * self.arithmetic.limb_bytes
 
     @property
     def options(self) -> tuple[str, ...]:
-        """NVRTC's."""
+        """What NVRTC is told."""
         return (
             *_OPTIONS,
             f"-DGPK_CUDA_RADIX={self.arithmetic.radix_bits}",
@@ -102,37 +123,40 @@ class Unit:
             f"-DGPK_CUDA_LIMBS={self.limbs}",
             f"-DGPK_CUDA_THREADS={self.threads}",
             f"-DGPK_CUDA_WINDOW={self.window}",
-            f"-DGPK_CUDA_MODEXP={int('gpk_modexp' in self.entries)}",
+        )
+
+    def kernel(self, operation: Operation, index: int) -> Kernel:
+        modexp = operation is Operation.MODEXP
+        return Kernel(
+            index=index,
+            name=f"{operation.entry} of {self}",
+            operation=operation,
+            radix_bits=self.arithmetic.radix_bits,
+            class_bytes=self.bytes,
+            threads=self.threads,
+            window=self.window,
+            rows=self.rows,
+            table_bytes=self.table_bytes,
+            record_bytes=self.modulus_bytes if modexp else self.key_bytes,
+            pair_bytes=0 if modexp else self.pair_bytes,
         )
 
 
 def arithmetics(architecture: str) -> tuple[Arithmetic, ...]:
-    """What is compiled for an architecture such as "sm_90" unless something else is asked for, the preferred first. A
-    device prefers by its own architecture, which need not be that of its code (:func:`architecture_for`)."""
+    """What is compiled by default for an architecture such as "sm_90", the preferred one first. Ask for the device's
+    own architecture, which need not be that of its code (:func:`architecture_for`)."""
     return _ARITHMETICS.get(architecture, (Arithmetic.INT32,))
 
 
 def units(wanted: Iterable[Arithmetic], window: int | None = None) -> list[Unit]:
-    """All units of these arithmetics, as ``launch.h`` lists them. ``window``: of all of them, in place of their own."""
-    text = (nvrtc.DIRECTORY / "gpu/launch.h").read_text(encoding="utf-8")
-    by_radix = {arithmetic.radix_bits: arithmetic for arithmetic in wanted}
-    modexp = _listed(text, "GPK_MODEXP_KERNELS")
-    return [
-        Unit(by_radix[radix], size, threads, limbs, window or own, _RSA + _MODEXP * (kernel in modexp))
-        for kernel in _listed(text, "GPK_PRIVATE_KERNELS")
-        for radix, size, limbs, threads, own in [kernel]
-        if radix in by_radix
-    ]
-
-
-def _listed(text: str, macro: str) -> list[tuple[int, ...]]:
-    (body,) = re.findall(rf"#define {macro}\(X\)(.*?)\n\n", text, re.DOTALL)
-    return [tuple(map(int, numbers)) for numbers in re.findall(r"X\((\d+), (\d+), (\d+), (\d+), (\d+)\)", body)]
+    """All units of these arithmetics. ``window``: of all of them, in place of their own."""
+    listed = [Unit.of(about, window) for about in takewhile(bool, map(lib.gpk_unit_at, count()))]
+    return [unit for unit in listed if unit.arithmetic in set(wanted)]
 
 
 def architecture_for(major: int, minor: int) -> str:
-    """The architecture to compile for, for a device of this compute capability: machine code runs on later devices of
-    the same major version too. Raises CompileError if NVRTC knows none, CompilerMissingError."""
+    """The architecture to compile for, for a device of this compute capability: machine code also runs on later devices
+    of the same major version. Raises CompileError if NVRTC supports none, CompilerMissingError."""
     known = {int(name.removeprefix("sm_")) for name in nvrtc.architectures()}
     fitting = [number for number in known if 10 * major <= number <= 10 * major + minor]
     if not fitting:
@@ -151,10 +175,12 @@ def load_cubins(
     loaded: Callable[[Unit, bool], None] = lambda _unit, _cached: None,
     cache_failed: Callable[[OSError], None] | None = None,
 ) -> dict[Unit, bytes]:
-    """The units' machine code, from the cache, or compiled (as many at a time as there are processors) and put there.
+    """The units' machine code, from the cache, or compiled and put there. As many compile at a time as there are
+    processors.
 
-    ``loaded(unit, cached)`` is called in this thread as each becomes ready. A cache that can't be used is no reason to
-    fail, unless ``cache_failed`` raises; by default a warning is logged. Raises CompileError, CompilerMissingError.
+    Calls ``loaded(unit, cached)`` in this thread as each becomes ready. If the cache can't be used, calls
+    ``cache_failed`` once, by default to log a warning, and goes on unless it raises. Raises CompileError,
+    CompilerMissingError.
     """
     report = _once(cache_failed or _warn)
     names = _cache_names(wanted, architecture)
@@ -182,13 +208,13 @@ def load_cubins(
 
 
 def cached_cubins(wanted: Iterable[Unit], architecture: str, cache: CubinCache) -> dict[Unit, bytes]:
-    """Those of the units that the cache has. Raises OSError if it can't be used, CompilerMissingError."""
+    """The units that the cache has. Raises OSError if it can't be used, CompilerMissingError."""
     found = {unit: cache.read(name) for unit, name in _cache_names(wanted, architecture).items()}
     return {unit: cubin for unit, cubin in found.items() if cubin is not None}
 
 
 def _cache_names(wanted: Iterable[Unit], architecture: str) -> dict[Unit, str]:
-    """Names made from all that the machine code depends on."""
+    """Names that contain a hash of everything that the machine code depends on."""
     files = [part for file in nvrtc.source_files(SOURCE).items() for part in file]
     names = {}
     for unit in wanted:
@@ -201,7 +227,7 @@ def _cache_names(wanted: Iterable[Unit], architecture: str) -> dict[Unit, str]:
 
 
 def _warn(error: OSError) -> None:
-    _log.warning("the cache of compiled kernels can't be used, they are compiled at each start: %s", error)
+    _log.warning("the cache of compiled kernels can't be used, so they are compiled at each start: %s", error)
 
 
 def _once(report: Callable[[OSError], None]) -> Callable[[OSError], None]:
@@ -218,7 +244,7 @@ def _once(report: Callable[[OSError], None]) -> Callable[[OSError], None]:
 
 def _compile_apart(unit: Unit, architecture: str) -> bytes:
     try:
-        done = subprocess.run(  # noqa: S603 - this program itself, with names from this file
+        done = subprocess.run(  # noqa: S603 - this module itself, with our own names
             [sys.executable, "-P", "-m", __name__, architecture, str(unit)],
             stdin=subprocess.DEVNULL,
             capture_output=True,
@@ -234,7 +260,7 @@ def _compile_apart(unit: Unit, architecture: str) -> bytes:
 
 
 def _main() -> int:
-    """``python -m gpu_provider.kernels.cubins ARCHITECTURE UNIT``: the machine code to standard output."""
+    """``python -m gpu_provider.kernels.cubins ARCHITECTURE UNIT`` writes the machine code to standard output."""
     architecture, name = sys.argv[1:]
     (unit,) = (unit for unit in units(Arithmetic, int(name.rpartition("-w")[2])) if str(unit) == name)
     try:

@@ -33,12 +33,12 @@ class CompilerMissingError(BackendError):
 
 
 class CompileError(BackendError):
-    """NVRTC does not know the architecture, or does not take the source."""
+    """NVRTC does not support the architecture, or rejects the source."""
 
 
 def import_cupy() -> Any:
-    """CuPy, which is optional and takes half a second. Raises CompilerMissingError, and BackendError if it is installed
-    but broken, or not made for this NumPy."""
+    """CuPy, which is optional and takes half a second to import. Raises CompilerMissingError if it is not installed,
+    BackendError if it is broken or does not support this NumPy."""
     try:
         import cupy  # noqa: PLC0415
     except ImportError as error:
@@ -52,7 +52,7 @@ def import_cupy() -> Any:
 def _nvrtc() -> ModuleType:
     nvrtc: ModuleType = import_cupy().cuda.nvrtc
     try:
-        nvrtc.getVersion()  # loads the library, which CuPy looks for only now
+        nvrtc.getVersion()  # CuPy looks for the library only now
     except RuntimeError as error:
         reason = str(error).partition("\n")[0]
         raise CompilerMissingError(f"CuPy finds no NVRTC ({reason}): {_EXTRAS}") from None
@@ -60,17 +60,18 @@ def _nvrtc() -> ModuleType:
 
 
 def version() -> str:
-    """NVRTC's, such as "13.2". Raises CompilerMissingError."""
+    """NVRTC's version, such as "13.2". Raises CompilerMissingError."""
     return ".".join(map(str, _nvrtc().getVersion()))
 
 
 def architectures() -> tuple[str, ...]:
-    """What NVRTC compiles for, ascending, such as "sm_90". Raises CompilerMissingError."""
+    """The architectures that NVRTC supports, such as "sm_90", in ascending order. Raises CompilerMissingError."""
     return tuple(f"sm_{number}" for number in sorted(_nvrtc().getSupportedArchs()))
 
 
 def source_files(name: str) -> dict[str, str]:
-    """A file of this directory and all that it includes, by name: ``name`` first, then in the order of inclusion."""
+    """The text of a file of this directory and of all that it includes, by name: ``name`` first, then in the order of
+    inclusion."""
     files: dict[str, str] = {}
 
     def add(name: str) -> None:
@@ -84,10 +85,8 @@ def source_files(name: str) -> dict[str, str]:
 
 
 def compile_cubin(files: Mapping[str, str], options: tuple[str, ...], architecture: str) -> bytes:
-    """Machine code of the first file; the others are what it includes. Raises CompileError, CompilerMissingError.
-
-    NVRTC compiles one program at a time in a process, whatever the number of threads.
-    """
+    """The machine code of the first file, which includes the others. NVRTC compiles only one program at a time in a
+    process. Raises CompileError, CompilerMissingError."""
     nvrtc = _nvrtc()
     if architecture not in architectures():
         _refuse(architecture)
@@ -112,7 +111,8 @@ def _refuse(architecture: str) -> NoReturn:
 
 
 def _whole(cubin: bytes) -> bytes:
-    """CuPy takes the last byte off, as if it ended a string. It is the highest of a small number: zero."""
+    """Restores the last byte, which CuPy cuts off as if it ended a string. It is the highest byte of a small number:
+    zero."""
     program_headers, size, count = (
         int.from_bytes(cubin[at : at + length], "little") for at, length in ((32, 8), (54, 2), (56, 2))
     )

@@ -7,9 +7,8 @@ import numpy as np
 from cryptography.hazmat.primitives.asymmetric import rsa
 from numpy.typing import NDArray
 
-from gpu_provider.backends.cuda.device import MODEXP_LAUNCH, PRIVATE_LAUNCH
-from gpu_provider.kernels import cubins, warp
-from gpu_provider.kernels.warp import Operation
+from gpu_provider.kernels import cubins
+from gpu_provider.kernels.launch import MODEXP_LAUNCH, PRIVATE_LAUNCH, Operation, key_record, modulus_record
 
 from .launcher import Launcher, Variant
 
@@ -30,7 +29,7 @@ def _records(
     records = np.zeros((len(keys), record_bytes), np.uint8)
     for record, key in zip(records, keys, strict=True):
         public = key.public_numbers
-        warp.key_record(
+        key_record(
             record, arithmetic.radix_bits, class_bytes,
             n=public.n, e=public.e, p=key.p, q=key.q, dp=key.dmp1, dq=key.dmq1, qinv=key.iqmp,
         )  # fmt: skip
@@ -116,7 +115,7 @@ def modexp(
     kernel = launcher.kernels[variant, Operation.MODEXP]
     records = np.zeros((len(distinct), kernel.record_bytes), np.uint8)
     for record, modulus in zip(records, distinct, strict=True):
-        warp.modulus_record(record, variant.arithmetic.radix_bits, variant.class_bytes, modulus)
+        modulus_record(record, variant.arithmetic.radix_bits, variant.class_bytes, modulus)
     outputs = launcher.host_array((len(bases), variant.class_bytes), np.uint8)
     place = {modulus: index for index, modulus in enumerate(distinct)}
     arguments = np.zeros(1, MODEXP_LAUNCH)

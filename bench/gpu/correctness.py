@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 from gpu_provider import kernels
-from gpu_provider.kernels.warp import Operation
+from gpu_provider.kernels.launch import Operation
 
 from .batches import PrivateBatch, modexp, private_keys, to_numbers, to_rows
 from .launcher import Launcher, Variant

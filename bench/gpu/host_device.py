@@ -9,24 +9,42 @@ from __future__ import annotations
 import ctypes
 import threading
 import weakref
+from itertools import count, takewhile
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from gpu_provider.backends.cuda.device import DeviceError, DeviceMemoryError
-from gpu_provider.kernels import warp
+from gpu_provider.kernels._kernels import ffi, lib
+from gpu_provider.kernels.cubins import Unit
+from gpu_provider.kernels.launch import Operation
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from numpy.typing import NDArray
 
-    from gpu_provider.kernels.warp import Kernel
+    from gpu_provider.kernels.launch import Kernel
 
-__all__ = ["HostArray", "HostDevice", "HostKernels"]
+__all__ = ["HostArray", "HostDevice", "HostKernels", "host_kernels", "run_on_host"]
 
 _ALIGNMENT = 16
+
+
+def host_kernels() -> list[Kernel]:
+    """The kernels of the host build: none where an x86-64 processor lacks AVX2 or FMA."""
+    listed = takewhile(bool, map(lib.gpk_host_kernel_at, count()))
+    return [Unit.of(about.unit).kernel(Operation(about.operation), index) for index, about in enumerate(listed)]
+
+
+def run_on_host(kernel: Kernel, arguments: int) -> None:
+    """Computes all rows. ``arguments``: the address of the kernel's launch structure, in which nothing is checked.
+
+    Releases the GIL, and may be called from any number of threads at once, as long as no two share a blinding pair.
+    """
+    if lib.gpk_host_run(kernel.index, ffi.cast("void *", arguments)) != lib.GPK_OK:
+        raise MemoryError("no memory for the kernels' workspace")
 
 
 class HostKernels:
@@ -34,14 +52,14 @@ class HostKernels:
 
     def __init__(self, radix_bits: int | None = 52) -> None:
         """``radix_bits``: 52, 32, or None for both. Raises DeviceError where the processor can't run them."""
-        self.kernels = [kernel for kernel in warp.host_kernels() if radix_bits in {kernel.radix_bits, None}]
+        self.kernels = [kernel for kernel in host_kernels() if radix_bits in {kernel.radix_bits, None}]
         if not self.kernels:
             raise DeviceError("this processor lacks AVX2 or FMA, which the host build of the kernels needs")
 
     def run(self, kernel: Kernel, arguments: NDArray[np.void]) -> None:
         """Computes all rows on this thread."""
         try:
-            warp.launch(kernel, arguments.ctypes.data)
+            run_on_host(kernel, arguments.ctypes.data)
         except MemoryError as error:
             raise DeviceMemoryError(str(error)) from None
 

@@ -15,7 +15,7 @@ from gpu_provider.backends.cuda.device import Device, DeviceError, Stream
 from gpu_provider.errors import BackendError
 from gpu_provider.kernels import cubins, nvrtc
 from gpu_provider.kernels.cubin_cache import CubinCache
-from gpu_provider.kernels.warp import Kernel, Operation
+from gpu_provider.kernels.launch import Kernel, Operation
 
 from .host_device import HostDevice, HostKernels
 

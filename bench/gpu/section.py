@@ -16,7 +16,7 @@ from gpu_provider.backends.cuda.kernels import KernelChoice
 from gpu_provider.errors import BackendError
 from gpu_provider.kernels import cubins, nvrtc
 from gpu_provider.kernels.cubin_cache import CubinCache
-from gpu_provider.kernels.warp import Operation
+from gpu_provider.kernels.launch import Operation
 
 from ..kernels.units import all_units
 from . import backend, correctness, in_flight, machine, pipes, smoke, sweep

@@ -1,9 +1,9 @@
 """``python -m bench.kernels.check_cubins``: compiles every CUDA kernel for every architecture, checks the code.
 
-Needs neither a GPU nor a driver. Fails on local memory, which is where spilled registers go, on exchanges between
-threads where a warp may have parted, and on counts that are not those of the table in the repository; ``--update``
-rewrites it, with estimates of what a private operation costs. The table is of one version of NVRTC: with another,
-everything but the counts is checked, and the estimates shown are of what that version compiled.
+It needs neither a GPU nor a driver. It fails on local memory, where spilled registers go, on exchanges among threads
+where a warp may have diverged, and on counts that differ from the repository's table. ``--update`` rewrites the table,
+with estimates of what a private operation costs. The table belongs to one version of NVRTC: with another, everything
+but the counts is checked, and the estimates shown are those of what that version compiled.
 """
 
 import argparse

@@ -70,7 +70,7 @@ def compare(
     bench: Bench, result: Result, sizes: Sizes, advance: Callable[[str, int], None], *, rounds: int, seconds: float
 ) -> None:
     library: Any = openssl.dlopen("libcrypto.so.3")
-    width = kernels.isa_width()
+    lanes = kernels.lanes()
     limit = mad52_rate(bench) if kernels.isa() is kernels.Isa.IFMA else None
     if limit is None:
         result.notes.append("no AVX-512 IFMA: the portable code is measured, whose limit is another")
@@ -94,7 +94,7 @@ def compare(
             sample["kernels"] = rate((ours, sizes.batch), seconds)
             if limit:
                 sample["mad52"] = (before + limit()) / 2
-                sample["limit"] = sample["mad52"] / instructions * width
+                sample["limit"] = sample["mad52"] / instructions * lanes
             result.samples.append(sample)
         rows(result, subject, with_limit=limit is not None)
     for subject in ("RSA-2048", "RSA-4096"):

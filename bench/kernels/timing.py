@@ -109,7 +109,7 @@ def main() -> None:
     arguments = parser.parse_args()
     os.sched_setaffinity(0, {arguments.core})
     results = {}
-    for name, operation in operations(arguments.bits, kernels.isa_width()).items():
+    for name, operation in operations(arguments.bits, kernels.lanes()).items():
         results[name] = measure(operation, arguments.samples)
         largest = max(abs(t) for t in results[name].values())
         by_percentile = "  ".join(f"{percentile}%: {t:+.2f}" for percentile, t in results[name].items())

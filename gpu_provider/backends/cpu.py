@@ -63,7 +63,7 @@ class CpuBackend:
         arithmetic. ``smallest``: the smallest group that the kernels compute; None: as measured."""
         self.workers = threads or len(os.sched_getaffinity(0))
         self.isa = kernels.isa(isa)
-        self._width = kernels.isa_width(self.isa)
+        self._width = kernels.lanes(self.isa)
         self._smallest = smallest
         self._smallest_modexp: dict[int, int] = {}
         self._client: Client | None = None

@@ -1,9 +1,9 @@
-/* What every header of the kernels needs of the language: forced inlining, unrolled loops, and the lanes' common
- * part. */
+/* What all of the kernels' headers need of the language: forced inlining, unrolled loops, and what every vector type
+ * shares. A vector's elements are its lanes. */
 #ifndef GPK_ARITHMETIC_COMPILER_H
 #define GPK_ARITHMETIC_COMPILER_H
 
-#ifdef __CUDACC_RTC__ /* NVRTC has no headers of its own; -default-device makes every function one of the device */
+#ifdef __CUDACC_RTC__ /* NVRTC has no standard headers; -default-device makes every function a device function */
 typedef unsigned char uint8_t;
 typedef signed int int32_t;
 typedef unsigned int uint32_t;
@@ -13,10 +13,10 @@ typedef unsigned long long uint64_t;
 #include <stdint.h>
 #endif
 
-/* GPK_INLINE: always. GPK_NOINLINE: one copy on a processor; a device has no call, so that arrays stay in registers.
- * GPK_FUNCTION: as the compiler likes on a processor, always on a device.
- * GPK_UNROLL: before a loop over a number's limbs: a device keeps them in registers, which have no index.
- * GPK_LOOP: before one that a device must not unroll.
+/* GPK_INLINE: always inlined. GPK_NOINLINE: only on a device, where arrays must stay in registers.
+ * GPK_FUNCTION: inlined at the compiler's choice on a processor, always on a device.
+ * GPK_UNROLL: unrolls a loop over a number's limbs on a device, where they are in registers, which can't be indexed.
+ * GPK_LOOP: keeps a device from unrolling a loop.
  * GPK_EACH: the body of an unrolled loop, with its counter as a constant: unroll<0, 4>(GPK_EACH(i) { ... }). */
 #ifdef __CUDACC__
 #define GPK_INLINE __device__ __forceinline__
@@ -50,7 +50,7 @@ template <int FROM, int TO, class Body> GPK_INLINE void unroll(Body &&body)
     }
 }
 
-/* of a number that is not zero */
+/* x must not be zero. */
 GPK_INLINE int leading_zeros(uint64_t x)
 {
 #ifdef __CUDACC__
@@ -60,11 +60,11 @@ GPK_INLINE int leading_zeros(uint64_t x)
 #endif
 }
 
-/* Splat<V>::of(x): every element is x. */
+/* Splat<V>::of(x): x in every lane. */
 template <class V> struct Splat;
 
-/* Picks the entry of table[0], table[STRIDE], ... whose number stands in BITS bits of a word from `position` on,
- * element by element. Constant time: a tree of 2^BITS - 1 blends that reads every entry. */
+/* Picks, lane by lane, the entry of table[0], table[STRIDE], ... whose index is the BITS bits of a word that start at
+ * `position`. Constant time: a tree of 2^BITS - 1 blends that reads every entry. */
 template <int BITS, class V> class Selector {
   public:
     template <class Word> GPK_INLINE Selector(Word word, int position)
@@ -72,7 +72,7 @@ template <int BITS, class V> class Selector {
         unroll<0, BITS>(GPK_EACH(i) { bits[i] = bit_of(word, position + i); });
     }
 
-    /* table: const V *, or what is indexed and advanced as one. */
+    /* table: const V *, or anything that is indexed and advanced like one. */
     template <int STRIDE = 1, class Table> GPK_INLINE V pick(Table table) const { return tree<BITS, STRIDE>(table); }
 
   private:

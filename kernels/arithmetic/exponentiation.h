@@ -1,10 +1,9 @@
-/* Exponentiation with a fixed window and a whole-table scan, over any Montgomery arithmetic (it does not know the
- * radix).
+/* Exponentiation with a fixed window and a whole-table scan, over any Montgomery arithmetic, whatever its radix.
  *
  * Left to right, WINDOW bits at a time (Menezes, van Oorschot, Vanstone, Handbook of Applied Cryptography, 14.82):
- * the same sequence of squarings and multiplications for every exponent of the same number of digits; a
- * multiplication by the entry 0 (one) is not left out. Each look-up reads the whole table. Constant time but for the
- * number of digits.
+ * the same sequence of squarings and multiplications for every exponent of the same number of digits; the
+ * multiplication by entry 0, which is one, is not skipped. Each look-up reads the whole table. Constant time, except in
+ * the number of digits.
  *
  * Cost for d digits: 2^WINDOW - 2 products for the table, (d - 1) WINDOW squarings, d - 1 products, d scans.
  */
@@ -15,14 +14,14 @@
 
 namespace gpk {
 
-/* How an exponent is stored: digits of WINDOW bits, least significant first, as many whole ones as a word of 64
- * holds. */
+/* How an exponent is stored: digits of WINDOW bits, least significant first, as many as fit into each 64-bit word. */
 template <int WINDOW> struct Digits {
     static constexpr int per_word = 64 / WINDOW;
     static constexpr int count(int bits) { return (bits + WINDOW - 1) / WINDOW; }
     static constexpr int words(int bits) { return (count(bits) + per_word - 1) / per_word; }
 
-    /* The low `bits` bits of little-endian bytes, readable up to 2 bytes beyond. Constant time but for bits. */
+    /* Packs the low `bits` bits of little-endian bytes, which must be readable 2 bytes beyond. Constant time, except in
+     * bits. */
     static void pack(uint64_t *to, const uint8_t *bytes, int bits)
     {
         for (int i = 0; i < words(bits); i++)
@@ -37,12 +36,12 @@ template <int WINDOW> struct Digits {
     }
 };
 
-/* An exponent for each element of a lane, as Digits stores it. */
+/* An exponent in each lane, as Digits stores it. */
 template <class V> class PackedExponent {
   public:
     explicit PackedExponent(const V *words) : words(words) {}
 
-    /* What picks the entry that a digit names. */
+    /* The selector of the table entry that a digit names. */
     template <int WINDOW, class = V> GPK_INLINE Selector<WINDOW, V> select(int digit) const
     {
         constexpr int PER_WORD = Digits<WINDOW>::per_word;
@@ -53,7 +52,7 @@ template <class V> class PackedExponent {
     const V *words;
 };
 
-/* The scan of a whole table for one entry, a limb with each call: aside of the squarings. */
+/* Scans the whole table for one entry, a limb with each call: the aside of the squarings. */
 template <int WINDOW, int N, class V, class Table> class TableScan {
   public:
     GPK_INLINE TableScan(V *entry, Table table, Selector<WINDOW, V> selector)
@@ -85,18 +84,18 @@ template <int WINDOW, int N, class V, class Table> class TableScan {
     GPK_INLINE void scan(int i) { entry[i] = selector.pick(table + (i << WINDOW)); }
 };
 
-/* result = base^exponent in Montgomery form, a product. base and one: Montgomery form, operands.
- * exponent: PackedExponent, or what has its select(). table: limbs 2^WINDOW elements of scratch, V * or what is indexed
- * and advanced as one. result may be base. */
-template <int WINDOW, class Arithmetic, class Exponent, class Table, class V = typename Arithmetic::Lane>
-GPK_FUNCTION void exponentiate(Arithmetic &arithmetic, V *result, const V *base, const V *one,
+/* result = base^exponent, all in Montgomery form; result is bounded like a product. base and one are operands.
+ * exponent: PackedExponent, or anything with its select(). table: scratch for limbs 2^WINDOW vectors, V * or anything
+ * that is indexed and advanced like one. result may be base. */
+template <int WINDOW, class Arithmetic, class Exponent, class Table, class V = typename Arithmetic::Vector>
+GPK_FUNCTION void mont_exp(Arithmetic &arithmetic, V *result, const V *base, const V *one,
                                const Exponent &exponent, int digits, Table table)
 {
     constexpr int N = Arithmetic::limbs, ENTRIES = 1 << WINDOW;
     using Scan = TableScan<WINDOW, N, V, Table>;
     V factor[N];
 
-    /* Entry by entry along each limb, so that the scan reads memory in order. */
+    /* For each limb, all entries side by side, so that the scan reads memory in order. */
     GPK_UNROLL
     for (int i = 0; i < N; i++) {
         table[i * ENTRIES] = one[i];
@@ -125,16 +124,17 @@ GPK_FUNCTION void exponentiate(Arithmetic &arithmetic, V *result, const V *base,
     }
 }
 
-/* number = number^exponent mod the modulus, canonical, for a number below R. one, r2: R and R^2 mod the modulus. */
-template <int WINDOW, class Arithmetic, class Exponent, class Table, class V = typename Arithmetic::Lane>
-GPK_FUNCTION void raise(Arithmetic &arithmetic, V *number, const V *one, const V *r2, const Exponent &exponent,
+/* number = number^exponent mod the modulus, canonical, outside of Montgomery form, for a number below R. one, r2: R and
+ * R^2 mod the modulus. */
+template <int WINDOW, class Arithmetic, class Exponent, class Table, class V = typename Arithmetic::Vector>
+GPK_FUNCTION void mod_exp(Arithmetic &arithmetic, V *number, const V *one, const V *r2, const Exponent &exponent,
                         int digits, Table table)
 {
     constexpr int N = Arithmetic::limbs;
     V unit[N];
 
     arithmetic.multiply(number, number, r2);
-    exponentiate<WINDOW>(arithmetic, number, number, one, exponent, digits, table);
+    mont_exp<WINDOW>(arithmetic, number, number, one, exponent, digits, table);
     Arithmetic::set_unit(unit);
     arithmetic.multiply(number, number, unit);
     arithmetic.reduce(number, number);

@@ -1,5 +1,5 @@
-/* Numbers of one key or row, before they are dealt out to lanes: limbs of 52 bits in 64-bit words, least significant
- * first. Constant time but for the sizes. Used once per key or row, so plain rather than fast. */
+/* Numbers of one key or row, before they go into lanes: limbs of 52 bits in 64-bit words, least significant first.
+ * Constant time, except in the sizes. Used once per key or row, so simple rather than fast. */
 #ifndef GPK_ARITHMETIC_LIMBS_H
 #define GPK_ARITHMETIC_LIMBS_H
 
@@ -15,12 +15,12 @@ constexpr int MAX_BYTES = 512;
 
 constexpr int limbs_to_bytes(int limbs) { return limbs * 52 / 8; }
 
-/* Bytes beyond the limbs are ignored: the caller has seen that they are zero, or checks. size <= MAX_BYTES. */
+/* Ignores bytes beyond the limbs: callers check that they are zero. size <= MAX_BYTES. */
 inline void limbs_from_bytes(uint64_t *to, int limbs, const uint8_t *bytes, int size)
 {
     uint8_t padded[MAX_LIMBS * 52 / 8 + 16] = {0};
 
-    if (size > 0) /* bytes may be NULL otherwise, which memcpy must not be given */
+    if (size > 0) /* otherwise bytes may be NULL, which memcpy must not get */
         memcpy(padded, bytes, (size_t)size);
     for (int i = 0; i < limbs; i++) {
         uint64_t word;
@@ -32,7 +32,7 @@ inline void limbs_from_bytes(uint64_t *to, int limbs, const uint8_t *bytes, int 
     }
 }
 
-/* limbs below 2^52; size bytes are written, zeros above the limbs. */
+/* Writes `size` bytes, with zeros above the limbs, which must be below 2^52. */
 inline void limbs_to_bytes(uint8_t *bytes, int size, const uint64_t *from, int limbs)
 {
     for (int i = 0; i < size; i++) {
@@ -73,7 +73,7 @@ inline void limbs_double(uint64_t *x, const uint64_t *m, int limbs)
         x[i] = difference[i] ^ (keep & (difference[i] ^ x[i]));
 }
 
-/* bits of a public number */
+/* The length of a public number in bits. */
 inline int limbs_bits(const uint64_t *x, int limbs)
 {
     for (int i = limbs - 1; i >= 0; i--)

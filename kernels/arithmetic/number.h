@@ -1,9 +1,9 @@
-/* The numbers of a key as they come in: little-endian bytes. Constant time but for their sizes. */
+/* A key's numbers as they come in: little-endian bytes. Constant time, except in their sizes. */
 #ifndef GPK_ARITHMETIC_NUMBER_H
 #define GPK_ARITHMETIC_NUMBER_H
 
-#include "kernels.h"
 #include "arithmetic/limbs.h"
+#include "kernels.h"
 
 namespace gpk {
 namespace {

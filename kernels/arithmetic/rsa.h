@@ -8,21 +8,21 @@
  *   s^e mod n = c                           or the row fails: Boneh, DeMillo, Lipton, "On the importance of checking
  *                                           cryptographic protocols for faults", 1997
  *
- * Where the numbers of a row lie is not known here. Rows says it: LaneRows (cpu/rows.h) has one number in an element
- * of a lane, mod p and mod q as a pair of lanes; ThreadRows (gpu/rows.h) has it across threads, mod p in the lower
- * half of them and mod q in the upper. It gives
- *   Half, Full, WINDOW                      the arithmetics mod (p, q) and mod n; the window of the exponentiation
+ * Rows knows where a row's numbers are. VectorRows (cpu/rows.h) keeps a number in one lane of its vectors, mod p and
+ * mod q in a pair of vectors; ThreadRows (gpu/rows.h) spreads it over threads, mod p over the lower half of them and
+ * mod q over the upper. Rows provides
+ *   Half, Full, WINDOW                      the arithmetic mod (p, q) and mod n; the window of the exponentiation
  *   load(Half &), load(Full &)              their moduli
  *   load(to, HalfNumber), load(to, FullNumber)
- *   load_input, load_factor, load_inverse, store_factor, store_inverse, settle: a row's numbers
+ *   load_input, load_blinding, load_unblinding, store_blinding, store_unblinding, settle: the rows' own numbers
  *   exponent(HalfExponent), digits(), table()
  *   any_e(), e_has(position)                the public exponents' bits: of any row, of each row
- *   halves, second, join                    what passes between the rings
+ *   halves, second, join                    exchanges between the rings
  *
  * Unit of cost: a product modulo a prime (one modulo n is 4 units). For 1024-bit primes and e = 65537: exponentiations
- * 2 x 1,290 products, reduction of the input 4, Garner 8, blinding 8, its refresh 8, check 76, of which squarings
- * cost three quarters on a CPU's lanes.
- * All is constant time but for sizes, e and the row's verdict.
+ * 2 x 1,290 products, reduction of the input 4, Garner 8, blinding 8, its refresh 8, check 76, of which squarings cost
+ * three quarters on a CPU.
+ * Constant time, except in sizes, e and the rows' verdicts.
  */
 #ifndef GPK_ARITHMETIC_RSA_H
 #define GPK_ARITHMETIC_RSA_H
@@ -31,7 +31,7 @@
 
 namespace gpk {
 
-/* Constants of a key: of each prime m with R, and of n with R_n = R^2; q = the second prime. */
+/* Constants of a key: those of each prime m, with R, and those of n, with R_n = R^2. */
 enum class HalfNumber {
     modulus,
     one, /* R mod m */
@@ -48,25 +48,27 @@ enum class FullNumber {
 };
 enum class HalfExponent {
     private_exponent, /* dP, dQ */
-    inverse,     /* p - 2, q - 2: Fermat's inverse, in constant time */
+    inverting,        /* p - 2, q - 2: Fermat's inverse, in constant time */
 };
 
 template <class Rows> class RsaPrivate {
   public:
     Rows rows;
 
-    template <class... Arguments> explicit GPK_FUNCTION RsaPrivate(const Arguments &...arguments) : rows(arguments...) {}
+    template <class... Arguments> explicit GPK_FUNCTION RsaPrivate(const Arguments &...arguments) : rows(arguments...)
+    {
+    }
 
-    /* The rows' outputs and verdicts, from their inputs below R_n (canonical: below n, or the row fails). Each row's
-     * blinding pair is squared. */
+    /* Computes the rows' outputs and verdicts. Inputs are below R_n; a row whose input is not below n fails. Squares
+     * each row's blinding pair. */
     GPK_FUNCTION void private_operation()
     {
         rows.load(full);
         rows.load_input(number);
-        rows.load_factor(constant);
+        rows.load_blinding(constant);
         full.multiply(number, number, constant);
         crt(HalfExponent::private_exponent);
-        rows.load_inverse(constant);
+        rows.load_unblinding(constant);
         full.multiply(number, number, constant);
         full.reduce(number, number);
 
@@ -76,42 +78,43 @@ template <class Rows> class RsaPrivate {
         full.reduce(power, power);
         rows.settle(number, power);
 
-        rows.load_factor(number);
+        rows.load_blinding(number);
         full.square(number, number);
-        rows.store_factor(number);
-        rows.load_inverse(number);
+        rows.store_blinding(number);
+        rows.load_unblinding(number);
         full.square(number, number);
-        rows.store_inverse(number);
+        rows.store_unblinding(number);
     }
 
-    /* Each row's pair, (r^-e, r) in Montgomery form, from a random input r below R_n. */
+    /* Makes each row's pair, (r^-e, r) in Montgomery form, from a random input r below R_n. */
     GPK_FUNCTION void make_pair()
     {
         rows.load(full);
         rows.load_input(number);
         rows.load(constant, FullNumber::r2);
         full.multiply(base, number, constant);
-        rows.store_inverse(base);
+        rows.store_unblinding(base);
 
-        crt(HalfExponent::inverse);
+        crt(HalfExponent::inverting);
         rows.load(constant, FullNumber::r2);
         full.multiply(base, number, constant);
         raise_to_e(base);
-        rows.store_factor(power);
+        rows.store_blinding(power);
     }
 
   private:
     using Half = typename Rows::Half;
     using Full = typename Rows::Full;
-    using Two = typename Half::Lane; /* (mod p, mod q) */
-    using V = typename Full::Lane;
+    using Two = typename Half::Vector; /* (mod p, mod q) */
+    using V = typename Full::Vector;
 
     Half half;
     Full full;
     Two x[Half::limbs], y[Half::limbs], factor[Half::limbs];
     V number[Full::limbs], constant[Full::limbs], base[Full::limbs], power[Full::limbs], chosen[Full::limbs];
 
-    /* number = number^d mod n with the exponents named, an operand; number below R_n. */
+    /* number = number^d mod n, where d is the exponent that these are the halves of. number is below R_n, and the
+     * result an operand. */
     GPK_FUNCTION void crt(HalfExponent exponents)
     {
         rows.load(half);
@@ -123,13 +126,13 @@ template <class Rows> class RsaPrivate {
         half.add(x, x, y);
 
         rows.load(y, HalfNumber::one);
-        exponentiate<Rows::WINDOW>(half, x, x, y, rows.exponent(exponents), rows.digits(), rows.table());
+        mont_exp<Rows::WINDOW>(half, x, x, y, rows.exponent(exponents), rows.digits(), rows.table());
 
-        /* (sp qinv mod p, sq): a factor out of Montgomery form takes the product out of it */
+        /* (sp qinv mod p, sq): a factor outside of Montgomery form takes the product out of it */
         rows.load(factor, HalfNumber::qinv);
         half.multiply(x, x, factor);
         half.reduce(x, x);
-        /* (sq qinv mod p, not used) */
+        /* (sq qinv mod p, unused) */
         Rows::second(y, x);
         rows.load(factor, HalfNumber::qinv_r);
         half.multiply(y, y, factor);
@@ -143,7 +146,7 @@ template <class Rows> class RsaPrivate {
         full.add(number, number, base);
     }
 
-    /* power = base^(e - 1) times last, a product, by squaring and multiplying; e is public. */
+    /* power = base^(e - 1) last, a product, by squaring and multiplying; e is public. */
     GPK_FUNCTION void raise_to_e(const V *last)
     {
         const uint64_t any = rows.any_e();

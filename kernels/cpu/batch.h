@@ -1,34 +1,34 @@
-/* Batches over one lane: rows are sorted into size classes and groups of the lane's width, the last one padded.
+/* Batches over one vector type: rows are sorted by size class, into groups with a row for each lane.
  *
- * A padded group costs as much as a full one: its spare elements repeat the group's first row, and are dropped. The
- * workspace holds everything secret that is in flight, and is wiped behind each size class: it is zero between
- * calls.
+ * The last group of a class is padded and costs as much as a full one: its spare lanes repeat the group's first row,
+ * and their results are dropped. The workspace holds the secrets of the computation and is wiped after each size class,
+ * so it is zero between calls.
  */
 #ifndef GPK_CPU_BATCH_H
 #define GPK_CPU_BATCH_H
 
-#include "cpu/batches.h"
-#include "cpu/rows.h"
 #include "arithmetic/limbs.h"
+#include "cpu/batches.h"
 #include "cpu/memory.h"
 #include "cpu/modexp.h"
+#include "cpu/rows.h"
 
 namespace gpk {
 
 namespace {
 
-template <int N, class V> using LaneRsa = RsaPrivate<LaneRows<N, V>>;
+template <int N, class V> using VectorRsa = RsaPrivate<VectorRows<N, V>>;
 
-/* Makes pairs for the key until one can be taken; NULL if memory or randomness ran out. */
-template <int N, class V> BlindingPair *make_and_take(LaneRsa<N, V> *rsa, gpk_key *key)
+/* Makes pairs for the key until it can take one; NULL if memory or randomness ran out. */
+template <int N, class V> BlindingPair *make_and_take(VectorRsa<N, V> *rsa, gpk_key *key)
 {
-    constexpr int width = V::width;
+    constexpr int lanes = V::lanes;
     BlindingPair *pair;
 
     while ((pair = take_pair(key)) == NULL) {
         BlindingPair *vacant[PAIRS];
-        gpk_key *keys[width];
-        typename LaneRows<N, V>::Row random[width];
+        gpk_key *keys[lanes];
+        typename VectorRows<N, V>::Row random[lanes];
         const int count = take_vacant(key, vacant);
 
         if (count == 0)
@@ -36,13 +36,13 @@ template <int N, class V> BlindingPair *make_and_take(LaneRsa<N, V> *rsa, gpk_ke
         for (gpk_key *&row_key : keys)
             row_key = key;
         rsa->rows.set_keys(keys);
-        for (int done = 0; done < count; done += width) {
-            BlindingPair *pairs[width];
+        for (int done = 0; done < count; done += lanes) {
+            BlindingPair *pairs[lanes];
             if (!random_bytes(random, sizeof(random)))
                 return NULL;
-            for (int i = 0; i < width; i++)
+            for (int i = 0; i < lanes; i++)
                 pairs[i] = vacant[done + i < count ? done + i : done];
-            /* A pair that fills several elements is written several times: the last is as good as the first. */
+            /* A pair that several lanes make is written several times: the last is as good as the first. */
             for (auto &row : random)
                 for (uint64_t &limb : row)
                     limb &= LIMB_MASK;
@@ -54,18 +54,18 @@ template <int N, class V> BlindingPair *make_and_take(LaneRsa<N, V> *rsa, gpk_ke
     return pair;
 }
 
-/* Rows `indices[0 .. count - 1]`, all of keys with N limbs. */
+/* Computes rows `indices[0 .. count - 1]`, whose keys have N limbs. */
 template <int N, class V>
-void private_group(LaneRsa<N, V> *rsa, const PrivateBatch &batch, const uint32_t *indices, int count)
+void private_group(VectorRsa<N, V> *rsa, const PrivateBatch &batch, const uint32_t *indices, int count)
 {
-    constexpr int width = V::width, capacity = limbs_to_bytes(2 * N);
-    typename LaneRows<N, V>::Row rows[width];
-    gpk_key *keys[width];
-    BlindingPair *pairs[width];
-    uint8_t ok[width];
+    constexpr int lanes = V::lanes, capacity = limbs_to_bytes(2 * N);
+    typename VectorRows<N, V>::Row rows[lanes];
+    gpk_key *keys[lanes];
+    BlindingPair *pairs[lanes];
+    uint8_t ok[lanes];
     const int size = (int)batch.stride < capacity ? (int)batch.stride : capacity;
 
-    for (int i = 0; i < width; i++) {
+    for (int i = 0; i < lanes; i++) {
         const uint32_t row = indices[i < count ? i : 0];
         keys[i] = batch.keys[row];
         pairs[i] = i < count ? make_and_take(rsa, keys[i]) : pairs[0];
@@ -86,7 +86,7 @@ void private_group(LaneRsa<N, V> *rsa, const PrivateBatch &batch, const uint32_t
     }
 }
 
-/* The row's bytes above the class's capacity must be zero, and the row wide enough for the key. */
+/* Whether the row's bytes above the class's capacity are zero, and the row is wide enough for the key. */
 inline int row_fits(const PrivateBatch &batch, uint32_t index, int limbs)
 {
     const uint8_t *row = batch.inputs + (size_t)index * batch.stride;
@@ -99,8 +99,8 @@ inline int row_fits(const PrivateBatch &batch, uint32_t index, int limbs)
 
 template <int N, class V> void private_class(void *workspace, const PrivateBatch &batch)
 {
-    LaneRsa<N, V> *rsa = static_cast<LaneRsa<N, V> *>(workspace);
-    uint32_t indices[V::width];
+    VectorRsa<N, V> *rsa = static_cast<VectorRsa<N, V> *>(workspace);
+    uint32_t indices[V::lanes];
     int count = 0, used = 0;
 
     static_assert(sizeof(*rsa) <= WORKSPACE_SIZE, "the workspace is large enough");
@@ -109,7 +109,7 @@ template <int N, class V> void private_class(void *workspace, const PrivateBatch
             continue;
         indices[count++] = i;
         used = 1;
-        if (count == V::width) {
+        if (count == V::lanes) {
             private_group(rsa, batch, indices, count);
             count = 0;
         }
@@ -131,16 +131,16 @@ template <class V> void private_batch(void *workspace, const PrivateBatch &batch
     private_class<40, V>(workspace, batch);
 }
 
-/* Up to L::width rows from `first` on. */
-template <int N, class L>
-void modexp_group(Modexp<N, L> *modexp, const ModexpBatch &batch, uint32_t first, uint32_t count)
+/* Up to V::lanes rows from `first` on. */
+template <int N, class V>
+void modexp_group(Modexp<N, V> *modexp, const ModexpBatch &batch, uint32_t first, uint32_t count)
 {
-    constexpr uint32_t width = L::width;
-    typename Modexp<N, L>::Row rows[width], moduli[width];
-    uint8_t exponents[width][MAX_BYTES + 16];
-    const uint8_t *exponent_rows[width];
+    constexpr uint32_t lanes = V::lanes;
+    typename Modexp<N, V>::Row rows[lanes], moduli[lanes];
+    uint8_t exponents[lanes][MAX_BYTES + 16];
+    const uint8_t *exponent_rows[lanes];
 
-    for (uint32_t i = 0; i < width; i++) {
+    for (uint32_t i = 0; i < lanes; i++) {
         const size_t row = first + (i < count ? i : 0);
         limbs_from_bytes(rows[i], N, batch.bases + row * batch.stride, (int)batch.stride);
         limbs_from_bytes(moduli[i], N, batch.moduli + row * batch.stride, (int)batch.stride);
@@ -164,38 +164,38 @@ void modexp_group(Modexp<N, L> *modexp, const ModexpBatch &batch, uint32_t first
     }
 }
 
-/* Pairs of lanes while more rows are left than one lane holds: two streams hide the multiplier's latency. */
+/* Pairs of vectors while more rows are left than one vector holds: two streams hide the multiplier's latency. */
 template <int N, class V> void modexp_class(void *workspace, const ModexpBatch &batch)
 {
     auto *one = static_cast<Modexp<N, V> *>(workspace);
     uint32_t row = 0;
 
-    if constexpr (V::width > 1) {
-        constexpr uint32_t width = 2 * V::width;
-        auto *two = reinterpret_cast<Modexp<N, Pair<V>> *>(one + 1);
+    if constexpr (V::lanes > 1) {
+        constexpr uint32_t lanes = 2 * V::lanes;
+        auto *two = reinterpret_cast<Modexp<N, VectorPair<V>> *>(one + 1);
         static_assert(sizeof(*one) + sizeof(*two) <= WORKSPACE_SIZE, "the workspace is large enough");
 
-        while (batch.count - row > V::width) {
-            const uint32_t left = batch.count - row, count = left < width ? left : width;
+        while (batch.count - row > V::lanes) {
+            const uint32_t left = batch.count - row, count = left < lanes ? left : lanes;
             modexp_group(two, batch, row, count);
             row += count;
         }
     }
     while (row < batch.count) {
-        const uint32_t left = batch.count - row, count = left < V::width ? left : V::width;
+        const uint32_t left = batch.count - row, count = left < V::lanes ? left : V::lanes;
         modexp_group(one, batch, row, count);
         row += count;
     }
-    if (V::width < batch.count)
-        wipe(workspace, sizeof(*one) + sizeof(Modexp<N, Pair<V>>));
+    if (V::lanes < batch.count)
+        wipe(workspace, sizeof(*one) + sizeof(Modexp<N, VectorPair<V>>));
     else
         wipe(workspace, sizeof(*one));
 }
 
-/* Three size classes, for the Diffie-Hellman groups of RFC 7919; what lies between costs what the next one costs. */
+/* Three size classes, for the Diffie-Hellman groups of RFC 7919; a size between two costs what the larger one costs. */
 template <class V> void modexp_batch(void *workspace, const ModexpBatch &batch)
 {
-    const uint32_t bits = 8 * batch.stride + 4; /* of 16 times the largest modulus */
+    const uint32_t bits = 8 * batch.stride + 4; /* R is at least 16 times the modulus */
 
     if (bits <= 52 * 40)
         modexp_class<40, V>(workspace, batch);

@@ -1,4 +1,4 @@
-/* The batches of each lane, one translation unit each. */
+/* The batches, in a translation unit for each ISA. */
 #ifndef GPK_CPU_BATCHES_H
 #define GPK_CPU_BATCHES_H
 

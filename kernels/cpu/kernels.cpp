@@ -1,8 +1,8 @@
-/* The C entries: the choice of an ISA. */
+/* The C interface of the kernels for the CPU, and the choice of an ISA. */
 #include "kernels.h"
 
-#include "cpu/batches.h"
 #include "arithmetic/limbs.h"
+#include "cpu/batches.h"
 #include "cpu/memory.h"
 
 using namespace gpk;
@@ -10,7 +10,7 @@ using namespace gpk;
 static int have_ifma(void)
 {
 #if defined(__x86_64__)
-    /* Also asks whether the system saves the registers. */
+    /* This also checks that the system saves the registers. */
     return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq")
            && __builtin_cpu_supports("avx512ifma");
 #else
@@ -27,7 +27,7 @@ enum gpk_isa gpk_resolve_isa(enum gpk_isa isa)
     return isa == GPK_ISA_PORTABLE || isa == best ? isa : GPK_ISA_BEST;
 }
 
-uint32_t gpk_isa_width(enum gpk_isa isa) { return gpk_resolve_isa(isa) == GPK_ISA_IFMA ? 8 : 1; }
+uint32_t gpk_lanes(enum gpk_isa isa) { return gpk_resolve_isa(isa) == GPK_ISA_IFMA ? 8 : 1; }
 
 enum gpk_status gpk_private(enum gpk_isa isa, uint32_t count, gpk_key *const *keys, const uint8_t *inputs,
                             uint8_t *outputs, uint32_t stride, uint8_t *ok)

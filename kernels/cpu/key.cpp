@@ -1,15 +1,15 @@
-/* Key constants and the pool of blinding pairs. */
+/* A key's constants and its pool of blinding pairs. */
 #include "cpu/key.h"
 
 #include <string.h>
 
 #include "arithmetic/limbs.h"
-#include "cpu/memory.h"
 #include "arithmetic/number.h"
+#include "cpu/memory.h"
 
 using namespace gpk;
 
-/* Limbs of a prime, by size class. The numbers of a key must stay below R / 16 and R_n / 16. */
+/* The size classes, by the limbs of a prime. A key's numbers must stay below R / 16 and R_n / 16. */
 static const int classes[] = {20, 25, 30, 35, 40};
 
 static int class_of(int modulus_bits, int prime_bits)
@@ -52,11 +52,11 @@ static void set_prime(PrimeConstants *prime, gpk_number modulus, gpk_number expo
         borrow = d >> 63;
         number[i] = d & LIMB_MASK;
     }
-    pack_exponent(prime->inverse, number, limbs, digit_bits);
+    pack_exponent(prime->inverting, number, limbs, digit_bits);
     wipe(number, sizeof(number));
 }
 
-/* One mapping holds the structure and, behind it, its numbers. */
+/* One mapping holds the structure and, after it, its numbers. */
 static gpk_key *allocate(int limbs, int words)
 {
     const size_t numbers = (size_t)(2 * (4 * limbs + 2 * words) + 2 * limbs + 4 * 2 * limbs);
@@ -81,7 +81,7 @@ static gpk_key *allocate(int limbs, int words)
         prime.r2 = take(limbs);
         prime.r3 = take(limbs);
         prime.exponent = take(words);
-        prime.inverse = take(words);
+        prime.inverting = take(words);
     }
     key->qinv = take(limbs);
     key->qinv_r = take(limbs);
@@ -152,7 +152,7 @@ void gpk_key_free(gpk_key *key)
         key->blocks = block->next;
         secret_free(block, block->size);
     }
-    /* The mutex is not destroyed: a child may have been forked while it was held, and it owns nothing. */
+    /* The mutex is not destroyed: a child may have been forked while it was held, and it owns no resources. */
     secret_free(key, key->size);
 }
 
@@ -189,11 +189,11 @@ static int add_block(gpk_key *key)
         return 0;
     block->size = size;
     block->next = key->blocks;
-    __atomic_store_n(&key->blocks, block, __ATOMIC_RELEASE); /* a child forked here finds a whole list to free */
+    __atomic_store_n(&key->blocks, block, __ATOMIC_RELEASE); /* so that a child forked here can free the list */
     uint64_t *at = reinterpret_cast<uint64_t *>(block + 1);
     for (BlindingPair &pair : block->pairs) {
-        pair.factor = at;
-        pair.inverse = at + limbs;
+        pair.blinding = at;
+        pair.unblinding = at + limbs;
         at += 2 * limbs;
         pair.next = key->vacant;
         key->vacant = &pair;

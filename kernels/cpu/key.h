@@ -1,5 +1,4 @@
-/* What the kernels keep of an RSA key: constants computed once, and the pool of blinding pairs. The same for every
- * lane.
+/* What the kernels keep of an RSA key, for every ISA: constants, computed once, and the pool of blinding pairs.
  *
  * Numbers are limbs of 52 bits (limbs.h). N is the limbs of a prime's class, 2 N those of the modulus; R = 2^(52 N)
  * and R_n = 2^(104 N).
@@ -17,30 +16,30 @@
 namespace gpk {
 
 /* The window of the private exponents. Four costs more products than five, but its table half as many loads:
- * DESIGN.md has the measurements. */
+ * bench/kernels/ATTEMPTS.md has the measurements. */
 constexpr int PRIVATE_WINDOW = 4;
 
 struct PrimeConstants {
-    uint64_t *modulus;  /* [N] */
-    uint64_t *one;      /* [N] R mod modulus */
-    uint64_t *r2, *r3;  /* [N] R^2, R^3 mod modulus */
-    uint64_t *exponent; /* digits of dP or dQ */
-    uint64_t *inverse;  /* digits of modulus - 2: the exponent that inverts */
+    uint64_t *modulus;   /* [N] */
+    uint64_t *one;       /* [N] R mod modulus */
+    uint64_t *r2, *r3;   /* [N] R^2, R^3 mod modulus */
+    uint64_t *exponent;  /* digits of dP or dQ */
+    uint64_t *inverting; /* digits of modulus - 2: the exponent that inverts */
     uint64_t k0;
 };
 
-/* (r^-e, r) mod n in Montgomery form: the factor blinds the input, the inverse takes that out of the result. A pair is used
- * by one operation at a time and squared after each use, as OpenSSL does (Kocher, "Timing attacks on implementations of
- * Diffie-Hellman, RSA, DSS, and other systems", 1996). */
+/* Factors mod n, in Montgomery form. A pair is used by one operation at a time and squared after each use, as OpenSSL
+ * does (Kocher, "Timing attacks on implementations of Diffie-Hellman, RSA, DSS, and other systems", 1996). */
 struct BlindingPair {
     BlindingPair *next;
     uint32_t uses;
-    uint64_t *factor, *inverse; /* [2 N] */
+    uint64_t *blinding;   /* [2 N] r^-e, for the input */
+    uint64_t *unblinding; /* [2 N] r, for the result */
 };
 
-/* After so many uses a pair is replaced by one from fresh randomness: at a private operation each, 0.2 % of the work. */
+/* A pair is replaced after this many uses. Making one costs a private operation: 0.2 % of the work. */
 constexpr uint32_t PAIR_USES = 512;
-/* Pairs are made so many at a time. */
+/* How many pairs are made at a time. */
 constexpr int PAIRS = 8;
 
 struct PairBlock {
@@ -69,17 +68,17 @@ struct gpk_key {
 
     pthread_mutex_t mutex; /* of what follows */
     gpk::PairBlock *blocks;
-    gpk::BlindingPair *ready;  /* a stack: the pairs that wait for an operation */
-    gpk::BlindingPair *vacant; /* their numbers are to be made */
+    gpk::BlindingPair *ready;  /* a stack of the pairs that can be used */
+    gpk::BlindingPair *vacant; /* those whose numbers have yet to be made */
 };
 
 namespace gpk {
 
-/* A pair of the key for one operation, or NULL if new ones must be made first. */
+/* Takes a pair for one operation; NULL if new ones must be made first. */
 BlindingPair *take_pair(gpk_key *key);
-/* Back after use; `spoiled` if the operation failed its check, since the pair itself may be wrong. */
+/* Returns it after use; `spoiled` if the operation failed its check, since the pair itself may be wrong. */
 void return_pair(gpk_key *key, BlindingPair *pair, int spoiled);
-/* Up to PAIRS vacant pairs, whose numbers the caller then makes; how many, 0 if there is no memory. */
+/* Takes up to PAIRS vacant pairs, for the caller to make their numbers. Returns how many, 0 if there is no memory. */
 int take_vacant(gpk_key *key, BlindingPair **pairs);
 /* Hands over pairs whose numbers have been made. */
 void add_ready(gpk_key *key, BlindingPair *const *pairs, int count);

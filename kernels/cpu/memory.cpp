@@ -26,7 +26,7 @@ void secret_free(void *memory, size_t size)
     munmap(memory, size);
 }
 
-/* Workspaces wait here between calls, all zero: mapping and locking one costs as much as several operations. */
+/* Zeroed workspaces, kept between calls: mapping and locking one costs as much as several operations. */
 static void *idle[64];
 
 void *take_workspace(void)
@@ -54,7 +54,7 @@ void return_workspace(void *workspace)
 void wipe(void *memory, size_t size)
 {
     memset(memory, 0, size);
-    __asm__ volatile("" : : "r"(memory) : "memory"); /* the compiler may not leave the memset out */
+    __asm__ volatile("" : : "r"(memory) : "memory"); /* keeps the compiler from dropping the memset */
 }
 
 __attribute__((noinline)) void wipe_stack(void)

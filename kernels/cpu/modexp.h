@@ -1,21 +1,22 @@
-/* Modular exponentiation of L::width rows at once, each with its own odd modulus.
+/* Modular exponentiation of V::lanes rows at once, each with its own odd modulus.
  *
- * Per group: R mod m by doubling (scalar), R^2 from it by about 12 squarings, kept while the moduli stay the same.
+ * For each group, R mod m comes from doubling (scalar) and R^2 from about 12 squarings of it; both are kept while the
+ * moduli stay the same.
  * Constant time in bases and exponents; moduli and sizes are public.
  */
 #ifndef GPK_CPU_MODEXP_H
 #define GPK_CPU_MODEXP_H
 
 #include "arithmetic/exponentiation.h"
-#include "cpu/gather.h"
 #include "arithmetic/limbs.h"
+#include "cpu/gather.h"
 #include "cpu/montgomery52.h"
 
 namespace gpk {
 
-template <int N, class L> class Modexp {
+template <int N, class V> class Modexp {
   public:
-    static constexpr int width = L::width;
+    static constexpr int lanes = V::lanes;
     using Row = uint64_t[N];
 
     /* moduli: odd, 3 or more, below R / 16. The object's memory was zero before the first call. */
@@ -25,7 +26,7 @@ template <int N, class L> class Modexp {
             return;
         memcpy(current, moduli, sizeof(current));
         uint64_t row_one[N], k0 = 0;
-        for (int i = 0; i < width; i++) {
+        for (int i = 0; i < lanes; i++) {
             if (i == 0 || memcmp(moduli[i], moduli[i - 1], sizeof(Row)) != 0) {
                 limbs_one(row_one, moduli[i], N, limbs_bits(moduli[i], N));
                 k0 = limbs_k0(moduli[i][0]);
@@ -45,19 +46,19 @@ template <int N, class L> class Modexp {
         }
     }
 
-    /* rows: bases below R in, powers out. exponents: bytes readable up to 2 beyond exponent_bits. */
+    /* rows: in, bases below R; out, powers. exponents: readable 2 bytes beyond exponent_bits. */
     void run(Row *rows, const uint8_t *const *exponents, int exponent_bits)
     {
         uint64_t packed[MAX_WORDS];
 
-        for (int i = 0; i < width; i++) {
+        for (int i = 0; i < lanes; i++) {
             put(number, i, rows[i], N);
             Digits<WINDOW>::pack(packed, exponents[i], exponent_bits);
             put(exponent, i, packed, Digits<WINDOW>::words(exponent_bits));
         }
-        raise<WINDOW>(arithmetic, number, one, r2, PackedExponent<L>(exponent), Digits<WINDOW>::count(exponent_bits),
+        mod_exp<WINDOW>(arithmetic, number, one, r2, PackedExponent<V>(exponent), Digits<WINDOW>::count(exponent_bits),
                       table);
-        for (int i = 0; i < width; i++)
+        for (int i = 0; i < lanes; i++)
             get(rows[i], number, i, N);
     }
 
@@ -65,9 +66,9 @@ template <int N, class L> class Modexp {
     static constexpr int WINDOW = 4; /* as key.h's */
     static constexpr int MAX_WORDS = Digits<WINDOW>::words(8 * MAX_BYTES);
 
-    Montgomery52<N, L> arithmetic;
-    Row current[width];
-    L one[N], r2[N], number[N], exponent[MAX_WORDS], table[N << WINDOW];
+    Montgomery52<N, V> arithmetic;
+    Row current[lanes];
+    V one[N], r2[N], number[N], exponent[MAX_WORDS], table[N << WINDOW];
 };
 
 } // namespace gpk

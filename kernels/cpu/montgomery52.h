@@ -1,10 +1,10 @@
 /* Montgomery arithmetic in radix 2^52 with the one primitive mad52 (lo, hi).
  *
- * A number is N limbs, least significant first, R = 2^(52 N). Only the low 52 bits of a limb count: what a sum carried
- * out of them stays above, since mad52 does not see it, and is masked off where a limb is added or stored.
+ * A number is N limbs, least significant first, R = 2^(52 N). Only the low 52 bits of a limb count: the carries of a
+ * sum stay above them, which mad52 does not see, and are masked off where a limb is added or stored.
  *
  * Bounds ("almost Montgomery", after Walter, "Montgomery exponentiation needs no final subtractions", 1999, and Gueron,
- * ""Efficient software implementations of modular exponentiation", 2012): with m < R / 16, operands below 4 m give a
+ * "Efficient software implementations of modular exponentiation", 2012): with m < R / 16, operands below 4 m give a
  * product below m + 16 m^2 / R < 2 m, so that no loop subtracts, and the sum of two products is an operand again.
  * reduce() gives the canonical value at the end.
  * A column holds at most 4 N + 1 terms below 2^52: below 2^61 for N = 80.
@@ -22,13 +22,13 @@
 
 namespace gpk {
 
-/* No work aside. */
+/* An aside that does nothing. */
 struct Nothing {
     GPK_INLINE void operator()() {}
 };
 
 template <int N, class V> struct Montgomery52 {
-    using Lane = V;
+    using Vector = V;
     static constexpr int limbs = N;
     static constexpr bool takes_asides = true;
     static constexpr uint64_t LIMB = (UINT64_C(1) << 52) - 1;
@@ -36,7 +36,7 @@ template <int N, class V> struct Montgomery52 {
     V modulus[N]; /* odd, below R / 16, limbs below 2^52 */
     V k0;         /* -1 / modulus mod 2^52 */
 
-    /* r = 1, not in Montgomery form. */
+    /* r = 1, outside of Montgomery form. */
     static void set_unit(V *r)
     {
         for (int i = 0; i < N; i++)
@@ -51,8 +51,8 @@ template <int N, class V> struct Montgomery52 {
         reduce_product(r, nothing);
     }
 
-    /* r = a a / R mod modulus, bounds as in multiply. r may be a. Calls aside() now and then: work that depends on
-     * neither number, and fills the gaps in the chain from one limb of the quotient to the next. */
+    /* r = a a / R mod modulus, bounded as in multiply. r may be a. Calls aside() now and then: independent work, which
+     * fills the gaps in the chain from one limb of the quotient to the next. */
     template <class Aside> GPK_NOINLINE void square(V *r, const V *a, Aside &aside)
     {
         form_square(a);
@@ -117,7 +117,7 @@ template <int N, class V> struct Montgomery52 {
     static constexpr Constant<52> CARRY{};
     static constexpr Constant<63> SIGN{};
 
-    /* The block's columns are to fill the registers: DESIGN.md has the measurements. */
+    /* A block's columns should fill the registers: bench/kernels/ATTEMPTS.md has the measurements. */
     static constexpr int ROWS = V::long_blocks ? (N % 8 == 0 ? 8 : 10) : (N % 4 == 0 ? 4 : 5), BLOCKS = N / ROWS;
     static_assert(N % ROWS == 0 && N >= 2 * ROWS, "limbs come in whole blocks");
 
@@ -152,7 +152,7 @@ template <int N, class V> struct Montgomery52 {
         unroll<0, ROWS>(GPK_EACH(i) { columns[i] = Splat<V>::of(0); });
     }
 
-    /* The finished columns of block k go to memory; the upper half moves down. */
+    /* Stores the finished columns of block k, and moves the upper half down. */
     GPK_INLINE void store_block(V *columns, int k)
     {
         unroll<0, ROWS>(GPK_EACH(i) {
@@ -162,7 +162,7 @@ template <int N, class V> struct Montgomery52 {
         clear(columns + ROWS);
     }
 
-    /* The same for a square: twice the columns, and the squares x_i^2 on top. ODD: whether k ROWS is. */
+    /* The same for a square: doubles the columns and adds the squares x_i^2. ODD: whether k ROWS is odd. */
     template <int ODD> GPK_INLINE void store_square_block(const V *x, V *columns, int k)
     {
         unroll<0, ROWS>(GPK_EACH(i) {

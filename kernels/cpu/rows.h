@@ -1,31 +1,31 @@
-/* Rows of RSA operations on a processor's lanes: each row's numbers lie in one element, mod p and mod q in a pair of
- * lanes. What rsa.h asks of Rows. */
+/* Rows of RSA operations in a processor's vectors, as rsa.h asks: each row has a lane of its own, and numbers mod p and
+ * mod q form a pair of vectors. */
 #ifndef GPK_CPU_ROWS_H
 #define GPK_CPU_ROWS_H
 
+#include "arithmetic/rsa.h"
 #include "cpu/gather.h"
 #include "cpu/key.h"
 #include "cpu/memory.h"
 #include "cpu/montgomery52.h"
 #include "cpu/vector_pair.h"
-#include "arithmetic/rsa.h"
 
 namespace gpk {
 
-template <int N, class V> class LaneRows {
+template <int N, class V> class VectorRows {
   public:
-    static constexpr int width = V::width, WINDOW = PRIVATE_WINDOW;
-    using Two = Pair<V>; /* (mod p, mod q) */
+    static constexpr int lanes = V::lanes, WINDOW = PRIVATE_WINDOW;
+    using Two = VectorPair<V>; /* (mod p, mod q) */
     using Half = Montgomery52<N, Two>;
     using Full = Montgomery52<2 * N, V>;
     using Row = uint64_t[2 * N];
 
-    /* One key per row; they are of this size class. */
+    /* One key per row, all of this size class. */
     void set_keys(gpk_key *const *row_keys)
     {
         prime_bits = 0;
         any = 0;
-        for (int i = 0; i < width; i++) {
+        for (int i = 0; i < lanes; i++) {
             keys[i] = row_keys[i];
             any |= keys[i]->e;
             put(&e, i, &keys[i]->e, 1);
@@ -34,8 +34,8 @@ template <int N, class V> class LaneRows {
         }
     }
 
-    /* rows: in, numbers below R_n; out, the results, zero where it failed. row_pairs: one for each row; rows that only fill
-     * the lanes may share another's. ok may be NULL where no operation is to be settled. */
+    /* numbers: in, below R_n; out, the results, zero where the operation failed. row_pairs: one per row; rows that only
+     * fill the vectors may share another's. verdicts may be NULL where none is settled. */
     void set_rows(Row *numbers, BlindingPair *const *row_pairs, uint8_t *verdicts)
     {
         rows = numbers;
@@ -46,16 +46,16 @@ template <int N, class V> class LaneRows {
     void load(Half &half) const
     {
         load(half.modulus, HalfNumber::modulus);
-        for (int i = 0; i < width; i++) {
+        for (int i = 0; i < lanes; i++) {
             put(&half.k0, i, &keys[i]->prime[0].k0, 1);
-            put(&half.k0, width + i, &keys[i]->prime[1].k0, 1);
+            put(&half.k0, lanes + i, &keys[i]->prime[1].k0, 1);
         }
     }
 
     void load(Full &full) const
     {
         load(full.modulus, FullNumber::modulus);
-        for (int i = 0; i < width; i++)
+        for (int i = 0; i < lanes; i++)
             put(&full.k0, i, &keys[i]->n_k0, 1);
     }
 
@@ -96,51 +96,52 @@ template <int N, class V> class LaneRows {
 
     void load_input(V *to) const
     {
-        for (int i = 0; i < width; i++)
+        for (int i = 0; i < lanes; i++)
             put(to, i, rows[i], 2 * N);
     }
 
-    void load_factor(V *to) const
+    void load_blinding(V *to) const
     {
-        for (int i = 0; i < width; i++)
-            put(to, i, pairs[i]->factor, 2 * N);
+        for (int i = 0; i < lanes; i++)
+            put(to, i, pairs[i]->blinding, 2 * N);
     }
 
-    void load_inverse(V *to) const
+    void load_unblinding(V *to) const
     {
-        for (int i = 0; i < width; i++)
-            put(to, i, pairs[i]->inverse, 2 * N);
+        for (int i = 0; i < lanes; i++)
+            put(to, i, pairs[i]->unblinding, 2 * N);
     }
 
-    void store_factor(const V *from) const
+    void store_blinding(const V *from) const
     {
-        for (int i = 0; i < width; i++)
-            get(pairs[i]->factor, from, i, 2 * N);
+        for (int i = 0; i < lanes; i++)
+            get(pairs[i]->blinding, from, i, 2 * N);
     }
 
-    void store_inverse(const V *from) const
+    void store_unblinding(const V *from) const
     {
-        for (int i = 0; i < width; i++)
-            get(pairs[i]->inverse, from, i, 2 * N);
+        for (int i = 0; i < lanes; i++)
+            get(pairs[i]->unblinding, from, i, 2 * N);
     }
 
-    /* Each row's verdict, and its result: number, if power is the row's input again. Both canonical. */
+    /* Sets each row's verdict, and its result: number, if power is the row's input again. Both are canonical. */
     void settle(const V *number, const V *power) const
     {
-        for (int i = 0; i < width; i++)
+        for (int i = 0; i < lanes; i++)
             settle_row(number, power, i);
     }
 
     PackedExponent<Two> exponent(HalfExponent which)
     {
-        const auto constants = which == HalfExponent::inverse ? &PrimeConstants::inverse : &PrimeConstants::exponent;
+        const bool inverting = which == HalfExponent::inverting;
+        const auto constants = inverting ? &PrimeConstants::inverting : &PrimeConstants::exponent;
 
         for (int i = 0; i < Digits<WINDOW>::words(prime_bits); i++)
             exponents[i] = Splat<Two>::of(0);
-        for (int i = 0; i < width; i++) {
+        for (int i = 0; i < lanes; i++) {
             const int words = Digits<WINDOW>::words(keys[i]->prime_bits);
             put(exponents, i, keys[i]->prime[0].*constants, words);
-            put(exponents, width + i, keys[i]->prime[1].*constants, words);
+            put(exponents, lanes + i, keys[i]->prime[1].*constants, words);
         }
         return PackedExponent<Two>(exponents);
     }
@@ -150,7 +151,7 @@ template <int N, class V> class LaneRows {
     uint64_t any_e() const { return any; }
     auto e_has(int position) const { return bit_of(e, position); }
 
-    /* number = low + high R, in both rings */
+    /* number = low + high R; both halves go to both rings. */
     static void halves(Two *low, Two *high, const V *number)
     {
         for (int i = 0; i < N; i++) {
@@ -159,14 +160,14 @@ template <int N, class V> class LaneRows {
         }
     }
 
-    /* What lies in the ring mod q, in both. */
+    /* Copies the ring mod q to both. */
     static void second(Two *to, const Two *from)
     {
         for (int i = 0; i < N; i++)
             to[i] = {from[i].second, from[i].second};
     }
 
-    /* first = a of the ring mod p, second = b of the ring mod q, as integers. */
+    /* first = a in the ring mod p, second = b in the ring mod q, as integers. */
     static void join(V *first, V *second, const Two *a, const Two *b)
     {
         for (int i = 0; i < N; i++) {
@@ -177,7 +178,7 @@ template <int N, class V> class LaneRows {
     }
 
   private:
-    gpk_key *keys[width];
+    gpk_key *keys[lanes];
     Row *rows;
     BlindingPair *const *pairs;
     uint8_t *ok;
@@ -190,21 +191,21 @@ template <int N, class V> class LaneRows {
 
     void gather(Two *to, uint64_t *PrimeConstants::*constants) const
     {
-        for (int i = 0; i < width; i++) {
+        for (int i = 0; i < lanes; i++) {
             put(to, i, keys[i]->prime[0].*constants, N);
-            put(to, width + i, keys[i]->prime[1].*constants, N);
+            put(to, lanes + i, keys[i]->prime[1].*constants, N);
         }
     }
 
     void gather_first(Two *to, uint64_t *gpk_key::*constants) const
     {
-        for (int i = 0; i < width; i++)
+        for (int i = 0; i < lanes; i++)
             put(to, i, keys[i]->*constants, N);
     }
 
     void gather(V *to, uint64_t *gpk_key::*constants) const
     {
-        for (int i = 0; i < width; i++)
+        for (int i = 0; i < lanes; i++)
             put(to, i, keys[i]->*constants, 2 * N);
     }
 

@@ -1,5 +1,5 @@
-/* The AVX-512 IFMA lane: eight 64-bit elements, one per operation of the batch. Every operation is one instruction
- * whose time does not depend on its data. Only for translation units compiled with IFMA_ARGS of setup.py. */
+/* The AVX-512 IFMA vector: eight lanes of 64 bits, one for each operation of the batch. Each operator is one
+ * instruction whose time does not depend on its data. Only for files compiled with IFMA_ARGS of setup.py. */
 #ifndef GPK_CPU_VECTOR_IFMA_H
 #define GPK_CPU_VECTOR_IFMA_H
 
@@ -8,18 +8,18 @@
 #include "arithmetic/compiler.h"
 
 namespace gpk {
-namespace { // an unnamed namespace: no other translation unit may be given this code by the linker
+namespace { // unnamed, so that the linker can't give this code to another translation unit
 
 struct Vec8 {
     __m512i v;
-    static constexpr int width = 8;
+    static constexpr int lanes = 8;
     static constexpr bool long_blocks = true;
     struct Bit {
-        __m512i mask; /* elements all ones or zero: gcc moves mask registers to and fro */
+        __m512i mask; /* lanes all ones or zero: gcc would move mask registers to and fro */
     };
 };
 
-/* c + the low (high) 52 bits of a * b, of whose operands the low 52 bits count (VPMADD52LUQ, VPMADD52HUQ). */
+/* c + the low (high) 52 bits of a * b, whose operands are the low 52 bits of a and b (VPMADD52LUQ, VPMADD52HUQ). */
 GPK_INLINE Vec8 mad52lo(Vec8 c, Vec8 a, Vec8 b) { return {_mm512_madd52lo_epu64(c.v, a.v, b.v)}; }
 GPK_INLINE Vec8 mad52hi(Vec8 c, Vec8 a, Vec8 b) { return {_mm512_madd52hi_epu64(c.v, a.v, b.v)}; }
 
@@ -27,7 +27,7 @@ GPK_INLINE Vec8 operator+(Vec8 a, Vec8 b) { return {_mm512_add_epi64(a.v, b.v)};
 GPK_INLINE Vec8 operator-(Vec8 a, Vec8 b) { return {_mm512_sub_epi64(a.v, b.v)}; }
 GPK_INLINE Vec8 operator&(Vec8 a, Vec8 b) { return {_mm512_and_si512(a.v, b.v)}; }
 
-/* Written without the intrinsic, of which gcc 12 warns wrongly (bug 105593). */
+/* Without the intrinsic, for which gcc 12 warns wrongly (bug 105593). */
 typedef uint64_t Words8 __attribute__((vector_size(64)));
 template <int K> GPK_INLINE Vec8 operator>>(Vec8 a, Constant<K>) { return {(__m512i)((Words8)a.v >> K)}; }
 

@@ -1,8 +1,8 @@
-/* The portable lane: one 64-bit element, on any processor whose 64 by 64 bit multiplication takes constant time.
+/* The portable vector: one lane of 64 bits, on any processor whose 64 by 64 bit multiplication takes constant time.
  *
- * It is also the check of the layers above: an element is no number, no condition and no index, and no operator
- * makes one of it, so that a secret used as a branch or an address does not compile (tests/kernels/test_types.py).
- * The ways out are gather.h's, by memory.
+ * It also checks the layers above: it is no number, condition or index, and no operator makes one of it, so a secret
+ * that is used as a condition or an address does not compile (tests/kernels/test_types.py). The only way out is
+ * gather.h's, through memory.
  */
 #ifndef GPK_CPU_VECTOR_PORTABLE_H
 #define GPK_CPU_VECTOR_PORTABLE_H
@@ -14,7 +14,7 @@ namespace {
 
 class Word {
   public:
-    static constexpr int width = 1;
+    static constexpr int lanes = 1;
     static constexpr bool long_blocks = false;
 
     class Bit {
@@ -64,7 +64,7 @@ class Word {
         return make(if_clear.v ^ (bit.mask & (if_clear.v ^ if_set.v)));
     }
 
-    /* The compiler must not learn that the mask has two values only, or it may make a branch of the blend. */
+    /* A compiler that knew that the mask has only two values might make a branch of the blend. */
     static GPK_INLINE uint64_t opaque(uint64_t x)
     {
         __asm__("" : "+r"(x));

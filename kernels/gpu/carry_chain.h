@@ -1,14 +1,14 @@
-/* Additions of many words whose carries run from one to the next, for words of 32 bits in warp lanes.
+/* Additions of many 32-bit words whose carries run from one to the next.
  *
- * On a device the carry lives in the processor's flag: the calls of a chain must follow one another with nothing
- * between them that could be compiled to an addition with carry. mad and madc name both halves of a product, which the
- * assembler fuses into one instruction (IMAD.WIDE.U32.X). On a processor the carry is a lane.
+ * On a device the carry is the thread's carry flag: the calls of a chain must follow one another with nothing between
+ * them that could be compiled to an addition with carry. mad and madc name both halves of a product, which the
+ * assembler fuses into one instruction (IMAD.WIDE.U32.X). On a processor the carries are a vector.
  * Constant time.
  */
 #ifndef GPK_GPU_CARRY_CHAIN_H
 #define GPK_GPU_CARRY_CHAIN_H
 
-#include "gpu/warp.h"
+#include "gpu/elements.h"
 
 namespace gpk {
 namespace {
@@ -16,7 +16,7 @@ namespace {
 #ifdef __CUDACC__
 class CarryChain {
   public:
-    /* a + b begins a chain; addc continues it. */
+    /* a + b: begins a chain, which addc continues. */
     GPK_INLINE Word32 add(Word32 a, Word32 b)
     {
         asm volatile("add.cc.u32 %0, %0, %1;" : "+r"(Inside::of(a)[0]) : "r"(Inside::of(b)[0]));
@@ -27,7 +27,7 @@ class CarryChain {
         asm volatile("addc.cc.u32 %0, %0, %1;" : "+r"(Inside::of(a)[0]) : "r"(Inside::of(b)[0]));
         return a;
     }
-    /* sum + a b begins a chain; madc continues it. */
+    /* sum + a b: begins a chain, which madc continues. */
     GPK_INLINE Word64 mad(Word64 sum, Word32 a, Word32 b)
     {
         asm volatile("{\n\t.reg .u32 l, h;\n\tmov.b64 {l, h}, %0;\n\t"
@@ -84,7 +84,7 @@ class CarryChain {
 
     GPK_INLINE void clear() { GPK_EACH_PART(carry[k] = Slot64{}) }
 
-    /* of operands whose upper halves are zero */
+    /* The upper halves of a and b must be zero. */
     static GPK_INLINE void multiply(Slot64 &product, const Slot64 &a, const Slot64 &b)
     {
 #ifdef __AVX2__

@@ -1,43 +1,43 @@
-/* Montgomery arithmetic on numbers that lie across T threads of a warp, L limbs in each, in the radix of RADIX: Threads32 or
- * Threads52. The interface is that of Montgomery52, for exponentiation.h and rsa.h.
+/* Montgomery arithmetic on numbers that lie across T threads of a warp, L limbs in each. RADIX: Threads32 or Threads52.
+ * The interface is that of Montgomery52, for exponentiation.h and rsa.h.
  *
  * Limbs are always carried: values are below R = 2^(bits L T), exactly.
  * Bounds ("almost Montgomery", as in montgomery52.h): operands and products are below R, in radix 2^32 for every odd
- * modulus m < R, since a product that reaches R has m taken off once: it is below R + m. Radix 2^52 asks for m < R / 16, and
- * there products of operands below 4 m are below 2 m. reduce() makes any product canonical.
+ * modulus m < R, since a product that reaches R has m taken off once: it is below R + m. Radix 2^52 asks for m < R /
+ * 16, and there products of operands below 4 m are below 2 m. reduce() makes any product canonical.
  *
  * Unit of cost: see the radix. Constant time.
  */
 #ifndef GPK_GPU_MONTGOMERY_THREADS_H
 #define GPK_GPU_MONTGOMERY_THREADS_H
 
-#include "gpu/warp.h"
+#include "gpu/elements.h"
 
 namespace gpk {
 namespace {
 
 template <template <int, int> class RADIX, int L, int T> struct MontgomeryThreads {
     using Radix = RADIX<L, T>;
-    using Lane = typename Radix::Lane;
+    using Vector = typename Radix::Vector;
     static constexpr int limbs = L, threads = T;
     static constexpr bool exact = Radix::bits == 32; /* R may be just above the modulus */
     static constexpr bool takes_asides = false;
 
-    Lane modulus[L];
-    Lane k0; /* -1 / modulus mod the radix, in every thread */
+    Vector modulus[L];
+    Vector k0; /* -1 / modulus mod the radix, in every thread */
 
-    /* r = 1, not in Montgomery form. */
-    static GPK_INLINE void set_unit(Lane *r)
+    /* r = 1, outside of Montgomery form. */
+    static GPK_INLINE void set_unit(Vector *r)
     {
         GPK_UNROLL
         for (int i = 0; i < L; i++)
-            r[i] = Splat<Lane>::of(0);
-        r[0] = keep(Where::less(Public::thread() % T, 1), Splat<Lane>::of(1));
+            r[i] = Splat<Vector>::of(0);
+        r[0] = keep(Where::less(Public::thread() % T, 1), Splat<Vector>::of(1));
     }
 
-    /* r = a b / R mod modulus, below modulus + a b / R. r may be a or b. On a device a function: kernels with a copy for each
-     * call take several times as long to compile. */
-    GPK_INLINE void multiply(Lane *r, const Lane *a, const Lane *b) const
+    /* r = a b / R mod modulus, below modulus + a b / R. r may be a or b. On a device this calls a function: kernels
+     * with a copy for each call take several times as long to compile. */
+    GPK_INLINE void multiply(Vector *r, const Vector *a, const Vector *b) const
     {
 #ifdef __CUDACC__
         Number x, y, m;
@@ -57,8 +57,8 @@ template <template <int, int> class RADIX, int L, int T> struct MontgomeryThread
 #endif
     }
 
-    /* r = a^(2^times) / R^(2^times - 1), as if by multiply; times is public, and at least 1. r may be a. */
-    GPK_INLINE void square(Lane *r, const Lane *a, int times = 1) const
+    /* r = a^(2^times) / R^(2^times - 1), bounded as in multiply. times is public, and at least 1. r may be a. */
+    GPK_INLINE void square(Vector *r, const Vector *a, int times = 1) const
     {
 #ifdef __CUDACC__
         Number x, m;
@@ -81,9 +81,9 @@ template <template <int, int> class RADIX, int L, int T> struct MontgomeryThread
 
     /* r = a mod modulus, canonical, for a product a. r may be a. In radix 2^32 a product is below 2 m if m < R / 4, and
      * otherwise below R <= 4 m. */
-    GPK_NOINLINE void reduce(Lane *r, const Lane *a) const
+    GPK_NOINLINE void reduce(Vector *r, const Vector *a) const
     {
-        Lane complement[L], difference[L];
+        Vector complement[L], difference[L];
 
         GPK_UNROLL
         for (int i = 0; i < L; i++) {
@@ -100,7 +100,7 @@ template <template <int, int> class RADIX, int L, int T> struct MontgomeryThread
     }
 
     /* r = a + b mod modulus, an operand, for a and b below 2 modulus. r may be a or b. */
-    GPK_NOINLINE void add(Lane *r, const Lane *a, const Lane *b) const
+    GPK_NOINLINE void add(Vector *r, const Vector *a, const Vector *b) const
     {
         const Mask reaches = Radix::add(r, a, b, Mask::none());
 
@@ -109,9 +109,9 @@ template <template <int, int> class RADIX, int L, int T> struct MontgomeryThread
     }
 
     /* r = a - b mod modulus, canonical, for canonical a and b. r may be a or b. */
-    GPK_NOINLINE void subtract(Lane *r, const Lane *a, const Lane *b) const
+    GPK_NOINLINE void subtract(Vector *r, const Vector *a, const Vector *b) const
     {
-        Lane term[L];
+        Vector term[L];
 
         GPK_UNROLL
         for (int i = 0; i < L; i++)
@@ -119,24 +119,24 @@ template <template <int, int> class RADIX, int L, int T> struct MontgomeryThread
         const Mask below = ~Radix::add(r, a, term, Mask::all());
         GPK_UNROLL
         for (int i = 0; i < L; i++)
-            term[i] = blend(below, Splat<Lane>::of(0), modulus[i]);
+            term[i] = blend(below, Splat<Vector>::of(0), modulus[i]);
         Radix::add(r, r, term, Mask::none());
     }
 
   private:
-    /* By value, so that arguments and result stay in registers. */
+    /* Passed by value, so that arguments and results stay in registers. */
     struct Number {
-        Lane limb[L];
+        Vector limb[L];
     };
 
 #ifdef __CUDACC__
-    static __device__ __noinline__ Number multiply_apart(Number a, Number b, Number m, Lane k0)
+    static __device__ __noinline__ Number multiply_apart(Number a, Number b, Number m, Vector k0)
     {
         multiply_here(a.limb, a.limb, b.limb, m.limb, k0);
         return a;
     }
 
-    static __device__ __noinline__ Number square_apart(Number a, Number m, Lane k0, int times)
+    static __device__ __noinline__ Number square_apart(Number a, Number m, Vector k0, int times)
     {
         GPK_LOOP
         for (int i = 0; i < times; i++)
@@ -145,7 +145,7 @@ template <template <int, int> class RADIX, int L, int T> struct MontgomeryThread
     }
 #endif
 
-    static GPK_NOINLINE void multiply_here(Lane *r, const Lane *a, const Lane *b, const Lane *m, Lane k0)
+    static GPK_NOINLINE void multiply_here(Vector *r, const Vector *a, const Vector *b, const Vector *m, Vector k0)
     {
         if constexpr (exact)
             subtract_modulus(r, m, Radix::multiply(r, a, b, m, k0));
@@ -153,7 +153,7 @@ template <template <int, int> class RADIX, int L, int T> struct MontgomeryThread
             Radix::multiply(r, a, b, m, k0);
     }
 
-    static GPK_NOINLINE void square_here(Lane *r, const Lane *a, const Lane *m, Lane k0)
+    static GPK_NOINLINE void square_here(Vector *r, const Vector *a, const Vector *m, Vector k0)
     {
         if constexpr (exact)
             subtract_modulus(r, m, Radix::square(r, a, m, k0));
@@ -162,10 +162,10 @@ template <template <int, int> class RADIX, int L, int T> struct MontgomeryThread
     }
 
     /* r + R -= modulus where the mask is set; returns where it still reaches R. */
-    static GPK_NOINLINE Mask subtract_modulus(Lane *r, const Lane *modulus, Mask where)
+    static GPK_NOINLINE Mask subtract_modulus(Vector *r, const Vector *modulus, Mask where)
     {
-        const Lane zero = Splat<Lane>::of(0);
-        Lane complement[L];
+        const Vector zero = Splat<Vector>::of(0);
+        Vector complement[L];
 
         GPK_UNROLL
         for (int i = 0; i < L; i++)

@@ -1,11 +1,12 @@
-/* Rows of RSA operations across the threads of a warp: each row has 2 T threads, of which the lower T compute mod p and the
- * upper T mod q; mod n all of them, with the same number of limbs in each. What rsa.h asks of Rows. */
+/* Rows of RSA operations across the threads of a warp, as rsa.h asks: each row has 2 T threads. The lower T compute mod
+ * p, the upper T mod q, and all of them mod n, always with the same number of limbs in each. */
 #ifndef GPK_GPU_ROWS_H
 #define GPK_GPU_ROWS_H
 
-#include "gpu/launch.h"
-#include "gpu/montgomery_threads.h"
 #include "arithmetic/rsa.h"
+#include "gpu/launch.h"
+#include "gpu/memory.h"
+#include "gpu/montgomery_threads.h"
 #include "gpu/threads32.h"
 #include "gpu/threads52.h"
 
@@ -21,7 +22,7 @@ template <int L, int T> struct RadixOf<52, L, T> {
 };
 template <int BITS, int L, int T> using ThreadArithmetic = typename RadixOf<BITS, L, T>::Type;
 
-/* An exponent in words of 32 bits, of which the low `bits` bits count. Index: where it begins, of each thread. */
+/* An exponent in 32-bit words, of which the low `bits` bits count. begin: the index of each thread's first word. */
 class ThreadExponent {
   public:
     GPK_INLINE ThreadExponent(const uint32_t *words, Public begin, int bits) : words(words), begin(begin), bits(bits) {}
@@ -44,8 +45,7 @@ class ThreadExponent {
     int bits;
 };
 
-/* Numbers of N limbs as rows of little-endian bytes, in words of 32 bits. Thread t of a row's THREADS has the limbs
- * t L to t L + L - 1. */
+/* Numbers as rows of little-endian bytes, in 32-bit words. Of a row's THREADS, t has the limbs t L to t L + L - 1. */
 template <int BITS, int L, int THREADS> struct ByteRows;
 
 template <int L, int THREADS> struct ByteRows<32, L, THREADS> {
@@ -88,7 +88,7 @@ template <int L, int THREADS> struct ByteRows<52, L, THREADS> {
         }
     }
 
-    /* scratch: N limbs of 64 bits for each row of the warp, which its threads exchange there. */
+    /* scratch: N limbs of 64 bits for each row of the warp, through which threads exchange limbs. */
     static GPK_NOINLINE void store(uint32_t *rows, Public row, int words, const Real *from, Where where, void *scratch)
     {
         constexpr int N = L * THREADS, WORDS = (52 * N + 31) / 32, EACH = (WORDS + THREADS - 1) / THREADS;
@@ -106,7 +106,8 @@ template <int L, int THREADS> struct ByteRows<52, L, THREADS> {
             const Public word = thread + (uint32_t)(i * THREADS), limb = word * 32 / 52, shift = word * 32 % 52;
             const Word64 low = Memory::load(limbs, own + limb, Where::less(limb, N));
             const Word64 high = Memory::load(limbs, own + limb + 1, Where::less(limb + 1, N));
-            Memory::store(rows, row * (uint32_t)words + word, low_half(shift_right(low | high << 52, high >> 12, shift)),
+            Memory::store(rows, row * (uint32_t)words + word,
+                          low_half(shift_right(low | high << 52, high >> 12, shift)),
                           where & Where::less(word, (uint32_t)words));
         }
         Memory::synchronize();
@@ -119,11 +120,11 @@ template <int BITS, int CLASS, int L, int PRIME_THREADS, int WINDOW_BITS> class 
     static constexpr int T = PRIME_THREADS, WINDOW = WINDOW_BITS, N = L * T, WORDS = CLASS / 4;
     using Half = ThreadArithmetic<BITS, L, T>;
     using Full = ThreadArithmetic<BITS, L, 2 * T>;
-    using V = typename Half::Lane;
+    using V = typename Half::Vector;
     using Limb = typename V::Element;
     using Layout = RecordLayout<BITS, N>;
     using Bytes = ByteRows<BITS, L, 2 * T>;
-    static constexpr int ROWS = WARP / (2 * T); /* of a warp */
+    static constexpr int ROWS = WARP / (2 * T); /* per warp */
 
     GPK_INLINE ThreadRows(const gpk_private_launch &launch, uint32_t warp, void *table)
         : launch(launch), table_memory(table), place(Public::thread() / (2 * T) + warp * ROWS),
@@ -151,10 +152,10 @@ template <int BITS, int CLASS, int L, int PRIME_THREADS, int WINDOW_BITS> class 
         Bytes::load(to, once_more(reinterpret_cast<const uint32_t *>(launch.inputs)), row(), WORDS);
     }
 
-    GPK_INLINE void load_factor(V *to) const { load_pair(to, 0); }
-    GPK_INLINE void load_inverse(V *to) const { load_pair(to, 2 * N); }
-    GPK_INLINE void store_factor(const V *from) const { store_pair(from, 0); }
-    GPK_INLINE void store_inverse(const V *from) const { store_pair(from, 2 * N); }
+    GPK_INLINE void load_blinding(V *to) const { load_pair(to, 0); }
+    GPK_INLINE void load_unblinding(V *to) const { load_pair(to, 2 * N); }
+    GPK_INLINE void store_blinding(const V *from) const { store_pair(from, 0); }
+    GPK_INLINE void store_unblinding(const V *from) const { store_pair(from, 2 * N); }
 
     GPK_NOINLINE void settle(const V *number, const V *power) const
     {
@@ -219,15 +220,15 @@ template <int BITS, int CLASS, int L, int PRIME_THREADS, int WINDOW_BITS> class 
   private:
     const gpk_private_launch &launch;
     void *table_memory;
-    Public place; /* of the row in the launch; in the last warp there may be places without a row */
-    Public record; /* where it begins, in limbs */
+    Public place;  /* of the row in the launch; the last warp may have places without a row */
+    Public record; /* the index of its first limb */
 
     GPK_INLINE Public row() const { return place.at_most(launch.count - 1); }
     GPK_INLINE Where real_row() const { return Where::less(place, launch.count); }
 
     GPK_INLINE const Limb *limbs() const { return once_more(static_cast<const Limb *>(launch.records)); }
 
-    /* Where the thread's part of the row's pair begins, in limbs. */
+    /* The index of the first limb of the thread's part of the row's pair. */
     GPK_INLINE Public pair() const
     {
         return Public::load(once_more(launch.pair_of_row), row()) * Layout::pair_limbs + Public::thread() % (2 * T) * L;
@@ -262,7 +263,7 @@ template <int BITS, int CLASS, int L, int PRIME_THREADS, int WINDOW_BITS> class 
             Memory::store(static_cast<Limb *>(launch.pairs), begin + (uint32_t)i, from[i], real_row());
     }
 
-    /* Whether a thread's limbs are the same. */
+    /* Whether a thread's limbs are equal, and `difference` zero. */
     static GPK_INLINE Mask equal(const Word32 *a, const Word32 *b, Word32 difference)
     {
         GPK_UNROLL

@@ -5,32 +5,32 @@
  * double precision floating point arithmetic on the GPU", ARITH 2018):
  *   hi = fma(a, b, 2^104)                  whose bits are those of 2^104 plus floor(a b / 2^52)
  *   lo = fma(a, b, (2^104 + 2^52) - hi)    whose bits are those of 2^52 plus a b mod 2^52
- * Columns sum those bits as integers of 64 bits; the bits of 2^104 and 2^52 are taken off beforehand, by the value that a
- * column begins with: until it leaves the thread as the lowest it gets 2 L of each. Their low 52 bits are zero.
- * Each kind of operation has a loop of its own, so that the chains of a limb's four do not wait for one another.
+ * Columns sum those bits as 64-bit integers. The bits of 2^104 and 2^52, whose low 52 bits are zero, are subtracted in
+ * advance, from a column's initial value: it gets 2 L of each before it leaves the thread as the lowest.
+ * Each kind of operation has a loop of its own, so that a limb's four operations do not wait for one another.
  *
- * A square needs every product of two different limbs once, and twice of it: limb i of any thread and limb k of any thread,
- * k > i, meet when the former is handed round, in columns of their own which count twice; limbs of the same place i meet
- * when either is handed round, and count once each time. So every thread always works on its limbs from i on, and none
- * waits for another that has more to do.
+ * A square contains every product of two different limbs twice, and needs to compute it once. Limb i of any thread and
+ * limb k > i of any thread meet when the former is passed round, in separate columns that count twice; limbs with the
+ * same index i meet when either is passed round, and count once each time. So each thread always works on its limbs
+ * from i on, and none waits for another that has more to do.
  *
- * A column holds at most 4 L T + T terms below 2^52, those that count twice as two: below 2^61.
+ * A column holds at most 4 L T + T terms below 2^52, where one that counts twice is two: below 2^61.
  * Cost of a product, per thread: 4 L^2 T multiply-adds, 2 L^2 T subtractions and 4 L^2 T additions of 64 bits, 5 L T
  * exchanges of 32 bits; of a square, (3 L^2 + L) T, half as many, and as many. Constant time.
  */
 #ifndef GPK_GPU_THREADS52_H
 #define GPK_GPU_THREADS52_H
 
-#include "gpu/warp.h"
+#include "gpu/exchange.h"
 
 namespace gpk {
 namespace {
 
 template <int L, int T> struct Threads52 {
-    using Lane = Real;
+    using Vector = Real;
     static constexpr int bits = 52; /* of a limb */
 
-    /* The limb of the low 52 bits, and back. */
+    /* Converts the low 52 bits to a limb, and back. */
     static GPK_INLINE Real real(Word64 a)
     {
         return real_of_bits(low_bits(a) | Splat<Word64>::of(BITS_OF_2_52)) - Splat<Real>::of(TWO_52);
@@ -52,8 +52,8 @@ template <int L, int T> struct Threads52 {
 
     static GPK_INLINE Real complement(Real limb) { return Splat<Real>::of((double)LIMB) - limb; }
 
-    /* r = (a b + q m) / R, with the q that makes the division exact: below m + a b / R, which must be below R. r may be a
-     * or b. */
+    /* r = (a b + q m) / R, with the q that makes the division exact. It is below m + a b / R, which must be below R. r
+     * may be a or b. */
     static GPK_INLINE void multiply(Real *r, const Real *a, const Real *b, const Real *m, Real k0)
     {
         const Word64 k = integer(k0);
@@ -100,14 +100,14 @@ template <int L, int T> struct Threads52 {
     static constexpr uint64_t BITS_OF_2_52 = UINT64_C(0x433) << 52, BITS_OF_2_104 = UINT64_C(0x467) << 52;
     static constexpr double TWO_52 = 4503599627370496.0, TWO_104 = TWO_52 * TWO_52;
 
-    /* What a column has yet to get of the constants when it lies at index i, before a step. */
+    /* How much of the constants a column at index i has yet to get, before a step. */
     static constexpr uint64_t bits_added(int i)
     {
         return 2 * (uint64_t)(i + 1) * BITS_OF_2_52 + 2 * (uint64_t)i * BITS_OF_2_104;
     }
 
-    /* The same in a square, for a column at index k (of L too, the one that begins) before a step whose limb is at i; what counts
-     * twice included. */
+    /* The same in a square, for a column at index k (or L, for a new one) before a step whose limb has index i,
+     * including what counts twice. */
     static constexpr uint64_t bits_squared(int k, int i)
     {
         uint64_t bits = 0;
@@ -123,7 +123,7 @@ template <int L, int T> struct Threads52 {
 
     static GPK_INLINE Word64 low_bits(Word64 a) { return a & Splat<Word64>::of(LIMB); }
 
-    /* column[FROM .. TO - 1] and after += x[FROM .. TO - 1] y, where after is column[TO]. */
+    /* column[FROM .. TO - 1] and `after`, which is column[TO], += x[FROM .. TO - 1] y. */
     template <int FROM, int TO>
     static GPK_NOINLINE void add_products(Word64 *column, Word64 &after, const Real *x, Real y)
     {
@@ -156,7 +156,7 @@ template <int L, int T> struct Threads52 {
         move_down(column, top, m, k0);
     }
 
-    /* The same of a square, b being some thread's a[I]. */
+    /* The same for a square, where b is some thread's a[I]. */
     template <int I>
     static GPK_NOINLINE void square_step(Word64 *column, Word64 *twice, const Real *a, Real b, const Real *m, Word64 k0)
     {
@@ -177,8 +177,8 @@ template <int L, int T> struct Threads52 {
         twice[L - 1] = twice_top;
     }
 
-    /* column = (column + q m) / 2^52, with top as the next one. The quotient's limb is an integer product: a device has those
-     * units to spare, and the next step waits for it. */
+    /* column = (column + q m) / 2^52, with `top` as the new column. The quotient's limb, for which the next step waits,
+     * is an integer product: a device has integer units to spare. */
     static GPK_NOINLINE void move_down(Word64 *column, Word64 top, const Real *m, Word64 k0)
     {
         add_products<0, L>(column, top, m, from_thread<T>(real(multiply_low(column[0], k0)), 0));
@@ -191,13 +191,14 @@ template <int L, int T> struct Threads52 {
         column[0] = column[0] + carry;
     }
 
-    /* r = the columns, carried, mod R; returns where they reach R. */
+    /* r = the columns, carried, mod R. Returns where they reach R. */
     static GPK_NOINLINE Mask normalize(Real *r, Word64 *column)
     {
         const Word64 limb = Splat<Word64>::of(LIMB);
         Word64 carry = Splat<Word64>::of(0), ones = limb;
 
-        /* Each column's carry to the next, all at once; then what is left is a bit, and runs. */
+        /* Adds each column's carry to the next column, all at once; the carries that are left are single bits, and
+         * ripple. */
         Word64 upper = from_previous<T>(column[L - 1] >> 52);
         GPK_UNROLL
         for (int i = 0; i < L; i++) {

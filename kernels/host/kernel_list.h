@@ -1,4 +1,4 @@
-/* What the host build's files, one for each radix, give to threads.cpp. */
+/* The host build's kernels: each radix has a file that compiles its own, and threads.cpp finds them here. */
 #ifndef GPK_HOST_KERNEL_LIST_H
 #define GPK_HOST_KERNEL_LIST_H
 
@@ -7,7 +7,8 @@
 namespace gpk {
 
 struct HostKernel {
-    gpk_thread_kernel about;
+    gpk_host_kernel about;
+    int table_bytes; /* limbs of 32 bits take 64 */
     void (*run)(const void *launch, void *table);
 };
 

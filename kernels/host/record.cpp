@@ -1,13 +1,13 @@
-/* Key and modulus records of the multi-thread kernels: launch.h says how they are laid out. Numbers are computed in limbs of
- * 52 bits, by doubling, as in key.cpp, and then written in the radix of the kernel. */
+/* Fills key and modulus records of the multi-thread kernels, in the layout of launch.h. Numbers are computed in limbs
+ * of 52 bits, by doubling, as in key.cpp, and then written in the radix of the kernel. */
 #include "host/threads.h"
 
 #include <string.h>
 
 #include "arithmetic/limbs.h"
-#include "cpu/memory.h"
 #include "arithmetic/number.h"
 #include "arithmetic/rsa.h"
+#include "cpu/memory.h"
 
 using namespace gpk;
 
@@ -42,12 +42,13 @@ template <int BITS, int LIMBS> struct Numbers {
 
         if constexpr (BITS == 52) {
             for (int i = 0; i < LIMBS; i++)
-                to[i] = (Limb)(int64_t)x[i]; /* of an unsigned number, many processors convert by a branch on its sign */
+                to[i] = (Limb)(int64_t)x[i]; /* signed: many processors convert unsigned numbers with a branch */
         } else {
             uint8_t bytes[MAX_BYTES];
             limbs_to_bytes(bytes, 4 * LIMBS, x, work);
             for (int i = 0; i < LIMBS; i++)
-                to[i] = bytes[4 * i] | (Limb)bytes[4 * i + 1] << 8 | (Limb)bytes[4 * i + 2] << 16 | (Limb)bytes[4 * i + 3] << 24;
+                to[i] = bytes[4 * i] | (Limb)bytes[4 * i + 1] << 8 | (Limb)bytes[4 * i + 2] << 16
+                        | (Limb)bytes[4 * i + 3] << 24;
             wipe(bytes, sizeof(bytes));
         }
     }
@@ -60,7 +61,7 @@ template <int BITS, int LIMBS> struct Numbers {
     ~Numbers() { wipe(x, sizeof(x)); }
 };
 
-/* Radix 2^52 asks for moduli below R / 16. */
+/* In radix 2^52 moduli must be below R / 16. */
 constexpr int slack(int radix_bits) { return radix_bits == 52 ? 4 : 0; }
 
 /* The low `words` words of a little-endian number. */
@@ -106,12 +107,13 @@ template <int BITS, int N> struct KeyRecord {
             borrow = d >> 31;
             byte = (uint8_t)d;
         }
-        write_words(exponents + Layout::exponent((int)HalfExponent::inverse), bytes, sizeof(bytes), Layout::exponent_words);
+        write_words(exponents + Layout::exponent((int)HalfExponent::inverting), bytes, sizeof(bytes),
+                    Layout::exponent_words);
         wipe(bytes, sizeof(bytes));
     }
 
-    static enum gpk_status write(int class_bytes, uint32_t *record, gpk_number n, gpk_number e, gpk_number p, gpk_number q,
-                                 gpk_number dp, gpk_number dq, gpk_number qinv)
+    static enum gpk_status write(int class_bytes, uint32_t *record, gpk_number n, gpk_number e, gpk_number p,
+                                 gpk_number q, gpk_number dp, gpk_number dq, gpk_number qinv)
     {
         const int p_bits = bits_of(p), q_bits = bits_of(q), n_bits = bits_of(n);
         const int prime_bits = p_bits > q_bits ? p_bits : q_bits;
@@ -184,16 +186,26 @@ template <int BITS, int LIMBS> enum gpk_status write_modulus(int class_bytes, vo
 
 } // namespace
 
-enum gpk_status gpk_thread_record(int radix_bits, int class_bytes, void *record, gpk_number n, gpk_number e, gpk_number p,
-                                  gpk_number q, gpk_number dp, gpk_number dq, gpk_number qinv)
+const struct gpk_unit *gpk_unit_at(int index)
 {
+#define UNIT(bits, bytes, l, threads, window, host) unit_of<bits, bytes, l, threads, window>(),
+    static constexpr gpk_unit units[] = {GPK_UNITS(UNIT)};
+#undef UNIT
+
+    return index >= 0 && index < (int)(sizeof(units) / sizeof(units[0])) ? &units[index] : NULL;
+}
+
+enum gpk_status gpk_thread_record(int radix_bits, int class_bytes, void *record, gpk_number n, gpk_number e,
+                                  gpk_number p, gpk_number q, gpk_number dp, gpk_number dq, gpk_number qinv)
+{
+    uint32_t *words = static_cast<uint32_t *>(record);
     enum gpk_status status = GPK_UNSUPPORTED;
 
-#define TRY(bits, bytes, l, threads, window)                                                                                \
-    if (radix_bits == bits && class_bytes == bytes)                                                                         \
-        status = KeyRecord<bits, l * threads / 2>::write(bytes, static_cast<uint32_t *>(record), n, e, p, q, dp, dq, qinv); \
+#define TRY(bits, bytes, l, threads, window, host)  \
+    if (radix_bits == bits && class_bytes == bytes) \
+        status = KeyRecord<bits, l * threads / 2>::write(bytes, words, n, e, p, q, dp, dq, qinv); \
     else
-    GPK_PRIVATE_KERNELS(TRY) {}
+    GPK_UNITS(TRY) {}
 #undef TRY
     wipe_stack();
     return status;
@@ -201,10 +213,10 @@ enum gpk_status gpk_thread_record(int radix_bits, int class_bytes, void *record,
 
 enum gpk_status gpk_thread_modulus(int radix_bits, int class_bytes, void *record, gpk_number modulus)
 {
-#define TRY(bits, bytes, l, threads, window)        \
+#define TRY(bits, bytes, l, threads, window, host)  \
     if (radix_bits == bits && class_bytes == bytes) \
         return write_modulus<bits, l * threads>(bytes, record, modulus);
-    GPK_MODEXP_KERNELS(TRY)
+    GPK_UNITS(TRY)
 #undef TRY
     return GPK_UNSUPPORTED;
 }

@@ -1,5 +1,5 @@
-/* The host build of the multi-thread kernels: the table entry of one, and the loop over a launch's warps. For the files of
- * one radix each, compiled with WARP_ARGS of setup.py. */
+/* The host build of the multi-thread kernels: the loop over a launch's warps, and the list of kernels. For the files
+ * of one radix each, which are compiled with WARP_ARGS of setup.py. */
 #ifndef GPK_HOST_RUN_WARPS_H
 #define GPK_HOST_RUN_WARPS_H
 
@@ -12,7 +12,7 @@ namespace gpk {
 
 namespace {
 
-/* The rounding mode of the multiply-adds, for as long as this lives. */
+/* Sets the rounding mode of the multiply-adds, as long as it lives. */
 class RoundTowardZero {
   public:
     RoundTowardZero() : before(fegetround()) { fesetround(FE_TOWARDZERO); }
@@ -32,38 +32,40 @@ void run_warps(const void *memory, void *table)
         WARP_OF(launch, warp, table);
 }
 
-template <int BITS, int CLASS, int L, int THREADS, int WINDOW>
-constexpr HostKernel host_private(const char *name, gpk_operation operation)
-{
-    using Layout = RecordLayout<BITS, L * THREADS / 2>;
-    constexpr int LIMB = (int)sizeof(typename Layout::Limb);
+/* The kernels of one radix, of the units that the host build has. */
+template <int BITS> class HostList {
+  public:
+    constexpr HostList()
+    {
+#define GPK_ADD(bits, bytes, l, threads, window, host) \
+    if constexpr (bits == BITS && host)                \
+        add<bytes, l, threads, window>();
+        GPK_UNITS(GPK_ADD)
+#undef GPK_ADD
+    }
 
-    return {{name, operation, BITS, CLASS, THREADS, WINDOW, WARP / THREADS, table_bytes<BITS, L, WINDOW>(),
-             4 * Layout::words, LIMB * Layout::pair_limbs},
-            operation == GPK_MAKE_PAIRS
-                ? run_warps<gpk_private_launch, make_pairs_warp<BITS, CLASS, L, THREADS, WINDOW>, WARP / THREADS>
-                : run_warps<gpk_private_launch, private_warp<BITS, CLASS, L, THREADS, WINDOW>, WARP / THREADS>};
-}
+    HostKernels all() const { return {kernels, count}; }
 
-template <int BITS, int CLASS, int L, int THREADS, int WINDOW> constexpr HostKernel host_modexp(const char *name)
-{
-    using Layout = ModulusLayout<BITS, L * THREADS>;
-    constexpr int LIMB = (int)sizeof(typename Layout::Limb);
+  private:
+    HostKernel kernels[16] = {};
+    int count = 0;
 
-    return {{name, GPK_MODEXP, BITS, CLASS, THREADS, WINDOW, WARP / THREADS, table_bytes<BITS, L, WINDOW>(),
-             LIMB * Layout::limbs, 0},
-            run_warps<gpk_modexp_launch, modexp_warp<BITS, CLASS, L, THREADS, WINDOW>, WARP / THREADS>};
-}
+    template <int CLASS, int L, int THREADS, int WINDOW> constexpr void add()
+    {
+        constexpr int ROWS = WARP / THREADS, TABLE = table_bytes<BITS, L, WINDOW>() * (BITS == 32 ? 2 : 1);
+        constexpr gpk_unit unit = unit_of<BITS, CLASS, L, THREADS, WINDOW>();
 
-#define GPK_HOST_NAME(operation, bits, bytes, threads, window) \
-    "gpk_" operation "_r" #bits "_" #bytes "_t" #threads "_w" #window
-#define GPK_HOST_PRIVATE(bits, bytes, l, threads, window)                                                             \
-    host_private<bits, bytes, l, threads, window>(GPK_HOST_NAME("private", bits, bytes, threads, window),             \
-                                                  GPK_PRIVATE_OPERATION),                                             \
-        host_private<bits, bytes, l, threads, window>(GPK_HOST_NAME("make_pairs", bits, bytes, threads, window),      \
-                                                      GPK_MAKE_PAIRS),
-#define GPK_HOST_MODEXP(bits, bytes, l, threads, window) \
-    host_modexp<bits, bytes, l, threads, window>(GPK_HOST_NAME("modexp", bits, bytes, threads, window)),
+        kernels[count++] = {{GPK_PRIVATE_OPERATION, unit},
+                            TABLE,
+                            run_warps<gpk_private_launch, private_warp<BITS, CLASS, L, THREADS, WINDOW>, ROWS>};
+        kernels[count++] = {{GPK_MAKE_PAIRS, unit},
+                            TABLE,
+                            run_warps<gpk_private_launch, make_pairs_warp<BITS, CLASS, L, THREADS, WINDOW>, ROWS>};
+        kernels[count++] = {{GPK_MODEXP, unit},
+                            TABLE,
+                            run_warps<gpk_modexp_launch, modexp_warp<BITS, CLASS, L, THREADS, WINDOW>, ROWS>};
+    }
+};
 
 } // namespace
 

@@ -1,4 +1,4 @@
-/* The C entries of the multi-thread kernels' host build. */
+/* The C interface of the multi-thread kernels' host build. */
 #include "host/threads.h"
 
 #include <initializer_list>
@@ -29,14 +29,14 @@ static const HostKernel *find(int index)
     return NULL;
 }
 
-const struct gpk_thread_kernel *gpk_thread_kernel_at(int index)
+const struct gpk_host_kernel *gpk_host_kernel_at(int index)
 {
     const HostKernel *kernel = find(index);
 
     return kernel == NULL ? NULL : &kernel->about;
 }
 
-/* Numbers lie there while a warp is computed: 14 limbs of 32 elements each take 4 KiB. */
+/* A warp's numbers are on the stack while it is computed: 14 limbs for each of 32 threads take 4 KiB. */
 static __attribute__((noinline)) void wipe_deep_stack(void)
 {
     uint8_t below[192 * 1024];
@@ -44,7 +44,7 @@ static __attribute__((noinline)) void wipe_deep_stack(void)
     wipe(below, sizeof(below));
 }
 
-enum gpk_status gpk_thread_run(int index, const void *launch)
+enum gpk_status gpk_host_run(int index, const void *launch)
 {
     const HostKernel *kernel = find(index);
 
@@ -54,7 +54,7 @@ enum gpk_status gpk_thread_run(int index, const void *launch)
     if (table == NULL)
         return GPK_NO_MEMORY;
     kernel->run(launch, table);
-    wipe(table, 2 * (size_t)kernel->about.table_bytes); /* elements of 32 bits take 64 here */
+    wipe(table, (size_t)kernel->table_bytes);
     return_workspace(table);
     wipe_deep_stack();
     return GPK_OK;

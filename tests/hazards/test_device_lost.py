@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from gpu_provider.kernels.warp import Kernel
+    from gpu_provider.kernels.launch import Kernel
 
 CALLS = ["use", "upload", "download", "clear", "launch", "record", "wait", "allocate", "allocate_pinned"]
 

@@ -1,4 +1,4 @@
-"""The CUDA kernels' compilation, without a GPU; the whole matrix of architectures is `make cubins`."""
+"""The CUDA kernels' compilation, without a GPU. `make cubins` compiles them for all architectures."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 ARCHITECTURE = "sm_90"
-UNIT = cubins.Unit(Arithmetic.INT32, 256, 16, 4, 4, ("gpk_private", "gpk_make_pairs"))
+UNIT = next(unit for unit in cubins.units([Arithmetic.INT32]) if (unit.bytes, unit.threads) == (256, 16))
 
 
 @pytest.fixture

@@ -53,7 +53,7 @@ def test_exponents(isa: kernels.Isa) -> None:
 
 @pytest.mark.parametrize("bits", [1, 2, 3, 4, 5, 7, 8, 60, 61, 64, 65, 225])
 def test_exponent_length(bits: int, isa: kernels.Isa) -> None:
-    """Only that many bits count, whatever stands above them."""
+    """Only this many bits count, whatever the bits above them."""
     modulus, exponent = prime(2048), (1 << 232) - 1
     outputs, _ok = modexp([3], [exponent], [modulus], 256, isa, exponent_bits=bits)
     assert outputs == [pow(3, exponent % (1 << bits), modulus)]

@@ -10,14 +10,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 from kernel_oracle import Numbers, integers, prime, rows
-from ptx_machine import WARP, FaultError, Machine
+from ptx_machine import WARP, Machine
+from ptx_parser import FaultError
 from ptx_units import run
 
-from gpu_provider.backends.cuda.cupy_device import pair_bytes, record_bytes
-from gpu_provider.backends.cuda.device import MODEXP_LAUNCH, PRIVATE_LAUNCH
-from gpu_provider.kernels import cubins, warp
+from gpu_provider.kernels import cubins
 from gpu_provider.kernels.cubins import Arithmetic, Unit
-from gpu_provider.kernels.warp import Operation
+from gpu_provider.kernels.launch import MODEXP_LAUNCH, PRIVATE_LAUNCH, Operation, key_record, modulus_record
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -37,24 +36,23 @@ class Launch:
 
     def __init__(self, unit: Unit, keys: list[Numbers], key_of_row: list[int]) -> None:
         self.unit, self.keys = unit, keys
-        limbs = unit.limbs * unit.threads // 2
-        self.records = np.zeros((len(keys), record_bytes(unit.arithmetic, Operation.PRIVATE, limbs)), np.uint8)
+        self.records = np.zeros((len(keys), unit.key_bytes), np.uint8)
         for record, key in zip(self.records, keys, strict=True):
             numbers = {"n": key.n, "e": key.e, "p": key.p, "q": key.q, "dp": key.dp, "dq": key.dq, "qinv": key.qinv}
-            warp.key_record(record, unit.arithmetic.radix_bits, unit.bytes, **numbers)
+            key_record(record, unit.arithmetic.radix_bits, unit.bytes, **numbers)
         self.count = len(key_of_row)
         self.key_of_row = readonly(np.array(key_of_row, np.uint32))
         self.pair_of_row = readonly(np.arange(self.count, dtype=np.uint32)[::-1].copy())
-        self.pairs = np.zeros((self.count, pair_bytes(unit.arithmetic, limbs)), np.uint8)
+        self.pairs = np.zeros((self.count, unit.pair_bytes), np.uint8)
         noise = np.random.default_rng(5).integers(0, 256, (self.count, unit.bytes), np.uint8)
-        self._run("gpk_make_pairs", readonly(noise))
+        self._run(Operation.MAKE_PAIRS, readonly(noise))
 
     def private_op(self, inputs: list[int]) -> tuple[list[int], list[int]]:
         outputs, ok = np.full((self.count, self.unit.bytes), 0xA5, np.uint8), np.full(self.count, 7, np.uint8)
-        self._run("gpk_private", readonly(rows(inputs, self.unit.bytes)), outputs, ok)
+        self._run(Operation.PRIVATE, readonly(rows(inputs, self.unit.bytes)), outputs, ok)
         return integers(outputs), ok.tolist()
 
-    def _run(self, entry: str, inputs: NDArray[np.uint8], *results: NDArray[np.uint8]) -> None:
+    def _run(self, operation: Operation, inputs: NDArray[np.uint8], *results: NDArray[np.uint8]) -> None:
         read = self.key_of_row, self.pair_of_row, readonly(self.records)
         launch = np.zeros(1, PRIVATE_LAUNCH)
         exponent_bits = max(max(key.p, key.q).bit_length() for key in self.keys)
@@ -62,7 +60,7 @@ class Launch:
         addresses = [array.ctypes.data for array in (*read, self.pairs, inputs, *results)]
         launch[0] = (self.count, exponent_bits, any_e, *addresses, *(2 - len(results)) * [0])
         warps = -(-self.count // self.unit.rows)
-        run(self.unit, entry, launch.tobytes(), warps, [*read, self.pairs, inputs, *results])
+        run(self.unit, operation.entry, launch.tobytes(), warps, [*read, self.pairs, inputs, *results])
 
 
 @every_unit
@@ -70,10 +68,9 @@ def test_exponentiations(unit: Unit) -> None:
     source = random.Random(7)  # noqa: S311 (test data)
     bits = 8 * unit.bytes
     moduli = [2**bits - 1, source.getrandbits(bits) | 1 | 1 << bits - 1, source.getrandbits(700) | 1, 3]
-    limbs = unit.limbs * unit.threads
-    records = np.zeros((len(moduli), record_bytes(unit.arithmetic, Operation.MODEXP, limbs)), np.uint8)
+    records = np.zeros((len(moduli), unit.modulus_bytes), np.uint8)
     for record, modulus in zip(records, moduli, strict=True):
-        warp.modulus_record(record, unit.arithmetic.radix_bits, unit.bytes, modulus)
+        modulus_record(record, unit.arithmetic.radix_bits, unit.bytes, modulus)
     count = 4 * unit.rows - 1
     modulus_of_row = [i % len(moduli) for i in range(count)]
     edges = [2**bits - 2, 2**bits - 1, 0, 1]
@@ -84,14 +81,16 @@ def test_exponentiations(unit: Unit) -> None:
     outputs = np.full((count, unit.bytes), 0xA5, np.uint8)
     launch = np.zeros(1, MODEXP_LAUNCH)
     launch[0] = (count, 18, 4, 0, *(array.ctypes.data for array in (*arrays, outputs)))
-    run(unit, "gpk_modexp", launch.tobytes(), 5, [*map(readonly, arrays), outputs])  # the last warp has no row
+    run(
+        unit, Operation.MODEXP.entry, launch.tobytes(), 5, [*map(readonly, arrays), outputs]
+    )  # the last warp has no row
     expected = [pow(base, power, moduli[i]) for base, power, i in zip(bases, powers, modulus_of_row, strict=True)]
     assert integers(outputs) == expected
 
 
 @every_unit
 def test_private_operations(unit: Unit) -> None:
-    """Small primes: every step of the operation, in a fraction of the time."""
+    """Small primes take every step of the operation, in a fraction of the time."""
     keys = [
         Numbers.from_primes(prime(bits, e), prime(bits, e, seed=1), e) for bits, e in ((40, 65537), (36, 3), (40, 17))
     ]
@@ -109,7 +108,7 @@ def test_private_operations(unit: Unit) -> None:
 
 
 def test_a_buffer_that_is_too_short_is_seen() -> None:
-    """Or the tests above would prove less than they say."""
+    """Otherwise the tests above would prove less than they claim."""
     launch = Launch(UNITS[0], [Numbers.from_primes(prime(64, 3), prime(64, 3, seed=1), 3)], [0])
     launch.pairs = launch.pairs[:, :-4].copy()
     with pytest.raises(FaultError, match="in no buffer"):

@@ -33,7 +33,7 @@ def check(keys: list[Numbers], inputs: list[int], isa: kernels.Isa, stride: int 
 
 
 def edges(key: Numbers) -> list[int]:
-    """Zero in every ring, both ends, multiples of one prime only, around each prime, limbs and words of ones."""
+    """Zero in every ring, both ends, multiples of one prime only, neighbours of each prime, limbs and words of ones."""
     ones = (1 << key.n.bit_length() - 1) - 1
     return [
         0,
@@ -86,7 +86,7 @@ def test_primes_of_unequal_length(longer: int, shorter: int, isa: kernels.Isa) -
 
 
 def test_short_private_exponent(isa: kernels.Isa) -> None:
-    """dP shorter than p: it counts as long as p all the same. p = (e dP + 1) / 2 with a long e."""
+    """A dP that is shorter than p still counts as long as p. p = (e dP + 1) / 2 with a long e."""
     e, source = 2**61 - 1, random.Random(5)  # noqa: S311
     while True:
         dp = source.getrandbits(964) | 1 << 963 | 1
@@ -129,7 +129,7 @@ def test_random_keys_and_inputs(isa: kernels.Isa) -> None:
 
 @pytest.mark.parametrize("part", ["p", "q", "dp", "dq", "qinv"])
 def test_a_corrupted_key_is_caught(part: str, isa: kernels.Isa) -> None:
-    """One wrong result would give the factors away (Boneh, DeMillo, Lipton): nothing of it may come out."""
+    """One wrong result would reveal the factors (Boneh, DeMillo, Lipton): nothing of it may come out."""
     good = Numbers.of(2048)
     bad = replace(good, **{part: getattr(good, part) ^ 1 << 77})
     outputs, ok = private_op([bad.load(), good.load()], [12345, 12345], 256, isa)

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 import pytest
 from kernel_oracle import Numbers
 
-from gpu_provider.kernels import _kernels, warp
+from bench.gpu.host_device import host_kernels
+from gpu_provider.kernels import _kernels
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -47,7 +48,7 @@ def key_on_stdin(bits: int) -> str:
 
 
 def memcheck(program: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """With the smallest key: its exponents are half as long as the largest ones of its class, the code is theirs."""
+    """Uses the smallest key: its exponents are half as long as its class's largest, and the code is the same."""
     command = ["valgrind", "--quiet", "--error-exitcode=99", program, *arguments]
     return subprocess.run(command, input=key_on_stdin(1024), check=False, capture_output=True, text=True, timeout=200)
 
@@ -66,7 +67,7 @@ def test_nor_in_the_multi_thread_kernels(tmp_path: Path) -> None:
     """The source that a GPU runs, in both radices, from a key's record to the result."""
     if shutil.which("valgrind") is None or not Path("/usr/include/valgrind/memcheck.h").exists():
         pytest.skip("valgrind and its header are not installed")
-    if not warp.host_kernels():
+    if not host_kernels():
         pytest.skip("this processor lacks AVX2 or FMA")
     options = ["-DGPK_CHECK_SECRETS", *setup_arguments("WARP_ARGS")]
     program = build("thread_secrets", tmp_path, *options, with_files=("host/record.cpp", "cpu/memory.cpp"))
@@ -75,7 +76,7 @@ def test_nor_in_the_multi_thread_kernels(tmp_path: Path) -> None:
 
 
 def test_no_fault_lets_a_wrong_result_out(tmp_path: Path) -> None:
-    """One bit of one product flipped, all over the operation: 199 runs. A few faults hit what is not used."""
+    """Each of 199 runs flips one bit of one product, all over the operation. A few faults hit what is not used."""
     program = build("kernel_faults", tmp_path)
     key = key_on_stdin(2048)
     result = subprocess.run([program], input=key, check=True, capture_output=True, text=True, timeout=100)
@@ -86,7 +87,7 @@ def test_no_fault_lets_a_wrong_result_out(tmp_path: Path) -> None:
 
 
 def instructions_of(source: str, *functions: str) -> list[str]:
-    """What the installed kernels have of one source: its local functions, and these, which others call."""
+    """The installed kernels' instructions of one source: its local functions, and these, which others call."""
     if shutil.which("objdump") is None or shutil.which("readelf") is None:
         pytest.skip("objdump and readelf are not installed")
 
@@ -114,10 +115,10 @@ def instructions_of(source: str, *functions: str) -> list[str]:
 
 
 def test_vectors_never_reach_an_address_or_a_flag_in_the_ifma_code() -> None:
-    """Secrets live in vector registers there. These are the instructions by which one could come out other than by a
-    store, or choose an address: to a general register, to the flags, gathers and scatters, and loads under a mask."""
+    """Secrets are in vector registers there. Other than by a store, one could leave or choose an address only by these
+    instructions: moves to a general register or to the flags, gathers, scatters, and loads under a mask."""
     if platform.machine() != "x86_64":
-        pytest.skip("the IFMA lane exists on x86-64 alone")
+        pytest.skip("the IFMA code exists on x86-64 alone")
     instructions = instructions_of("batch_ifma.cpp", "private_ifma", "modexp_ifma")
     assert sum(text.startswith("vpmadd52") for text in instructions) > 5000
     ways_out = re.compile(

@@ -25,6 +25,8 @@ template long use<Word>(Word, Word::Bit, long *);
 
 WARP_PROGRAM = """
 #include "gpu/carry_chain.h"
+#include "gpu/exchange.h"
+#include "gpu/memory.h"
 using namespace gpk;
 long use(Word32 word, Word64 secret, Real real, Mask bit, Public place, Where where, const uint32_t *table)
 {{

@@ -1,5 +1,5 @@
-/* What the fuzzers of the kernels share: how they read the fuzzer's bytes, keys whose parts need not belong together, and
- * libcrypto's answers. */
+/* What the fuzzers of the kernels share: how they read the fuzzer's bytes, keys whose parts need not belong together,
+ * and libcrypto's answers. */
 #ifndef FUZZ_INPUT_H
 #define FUZZ_INPUT_H
 
@@ -56,7 +56,7 @@ bool is_zero(const uint8_t *bytes, size_t size)
     return std::all_of(bytes, bytes + size, [](uint8_t byte) { return byte == 0; });
 }
 
-/* What the fuzzer says, read from its front; zeros when it has said all. */
+/* The fuzzer's bytes, read from the front; zeros after the last. */
 class Input {
   public:
     Input(const uint8_t *data, size_t size) : data(data), left(size) {}
@@ -73,7 +73,7 @@ class Input {
 
     template <class T, size_t COUNT> T one_of(const T (&choices)[COUNT]) { return choices[byte() % COUNT]; }
 
-    /* Random-looking bytes from two of the fuzzer's, or a pattern that carries, or its own bytes. */
+    /* Random-looking bytes made from two of the fuzzer's, a pattern that carries, or the fuzzer's own bytes. */
     void fill(uint8_t *to, size_t size)
     {
         const uint8_t kind = byte(), pattern = byte();
@@ -99,7 +99,7 @@ class Input {
     size_t left;
 };
 
-/* The index-th prime of so many bits, its two highest set: the same in every run. */
+/* The index-th prime of this many bits, with its two highest set: the same in every run. */
 const BIGNUM *prime(int bits, uint8_t index)
 {
     static std::map<std::pair<int, uint8_t>, Number> made;
@@ -133,13 +133,14 @@ struct KeyParts {
         return found;
     }
 
-    /* A key as a key generator makes them, but for two primes that may be one, of these lengths. */
+    /* A key as a key generator makes it, with primes of these lengths, which may be the same prime. */
     template <size_t COUNT> KeyParts(Input &input, const int (&lengths)[COUNT])
     {
         static const uint64_t exponents[] = {65537, 65537, 3, 17, UINT64_C(0x100000001), UINT64_MAX, 1, 4};
         const int p_bits = input.one_of(lengths);
         const int q_bits = input.byte() % 4 != 0 ? p_bits : input.one_of(lengths);
-        const BIGNUM *p = prime(p_bits, input.byte() % 2), *q = prime(q_bits, input.byte() % 4 != 0 ? 2 : input.byte() % 2);
+        const BIGNUM *p = prime(p_bits, input.byte() % 2);
+        const BIGNUM *q = prime(q_bits, input.byte() % 4 != 0 ? 2 : input.byte() % 2);
         Number e = number(input.one_of(exponents)), n = number(), p1(BN_dup(p)), q1(BN_dup(q));
 
         sound = BN_cmp(p, q) != 0 && p_bits >= 64 && q_bits >= 64 && !BN_is_one(e.get());
@@ -186,7 +187,7 @@ struct KeyParts {
     int bits(Part part) const { return BN_num_bits(number(parts[part].data(), parts[part].size()).get()); }
 };
 
-/* One that is interesting for the key: at the ends, multiples of a prime, or anything that fits into the row. */
+/* A row that is interesting for the key: at the ends, multiples of a prime, or anything that fits. */
 void make_row(Input &input, const KeyParts &key, uint8_t *row, uint32_t stride)
 {
     static const enum KeyParts::Part parts[] = {KeyParts::N, KeyParts::P, KeyParts::Q, KeyParts::QINV};

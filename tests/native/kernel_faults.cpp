@@ -1,7 +1,7 @@
-/* Whatever multiplication goes wrong in a private operation, on either half or in the blinding, the row's check sees
- * it.
+/* Whichever multiplication of a private operation goes wrong, in either half or in the blinding, the row's check
+ * notices.
  *
- * A lane that flips one bit of one product. Chosen products all over the operation, one run for each. usage:
+ * A vector type here flips one bit of one product: each run another product, all over the operation. usage:
  * kernel_faults: numbers of the key on stdin (hex: n e p q dp dq qinv), prints "PRODUCTS CAUGHT HARMLESS". Fails if
  * a wrong result comes out, or anything with a bad verdict.
  */
@@ -20,7 +20,7 @@ namespace {
 
 struct Faulty {
     Word word;
-    static constexpr int width = 1;
+    static constexpr int lanes = 1;
     static constexpr bool long_blocks = false;
     using Bit = Word::Bit;
 };
@@ -83,8 +83,8 @@ static gpk_key *read_key(uint64_t *n, int limbs)
 int main(void)
 {
     constexpr int N = 20;
-    using Rsa = LaneRsa<N, Faulty>;
-    using Row = LaneRows<N, Faulty>::Row;
+    using Rsa = VectorRsa<N, Faulty>;
+    using Row = VectorRows<N, Faulty>::Row;
     uint64_t n[2 * N];
     gpk_key *keys[1] = {read_key(n, 2 * N)};
     Rsa *rsa = static_cast<Rsa *>(calloc(1, sizeof(Rsa)));
@@ -110,7 +110,7 @@ int main(void)
                 return 3;
             memcpy(right, row, sizeof(right));
         } else if (ok) {
-            /* It hit what was not used: an entry of the table that no digit names. */
+            /* It hit an entry of the table that no digit names. */
             if (memcmp(right, row, sizeof(right)) != 0)
                 return 4;
             harmless++;

@@ -1,5 +1,5 @@
-/* Runs a private operation and an exponentiation with everything secret marked undefined: valgrind then reports
- * every branch and every address that depends on it. Over the portable lane, which is the same source as the others.
+/* Runs a private operation and an exponentiation with everything secret marked undefined, so that valgrind reports
+ * every branch and every address that depends on it. Uses the portable vector; the source above it is the same for all.
  * usage: valgrind kernel_secrets [leak]: numbers of the key on stdin (hex: n e p q dp dq qinv); exit status 3 if a
  * result is wrong.
  */
@@ -32,7 +32,8 @@ int main(int argc, char **argv)
         VALGRIND_MAKE_MEM_UNDEFINED(bytes[i], numbers[i].size - 1);
     VALGRIND_MAKE_MEM_DEFINED(bytes[P], 1); /* odd */
     VALGRIND_MAKE_MEM_DEFINED(bytes[Q], 1);
-    if (gpk_key_new(&key, numbers[N], numbers[E], numbers[P], numbers[Q], numbers[DP], numbers[DQ], numbers[QINV]) != GPK_OK)
+    if (gpk_key_new(&key, numbers[N], numbers[E], numbers[P], numbers[Q], numbers[DP], numbers[DQ], numbers[QINV])
+        != GPK_OK)
         return 2;
     if (leak) { /* shows that the check sees something */
         if (bytes[DP][5] == 17)
@@ -49,7 +50,8 @@ int main(int argc, char **argv)
     for (uint8_t &byte : exponent)
         byte = 0xc5;
     VALGRIND_MAKE_MEM_UNDEFINED(exponent, sizeof(exponent));
-    modexp_class<40, Word>(workspace, ModexpBatch{1, 256, sizeof(exponent), 225, input[0], exponent, bytes[N], output[0], ok});
+    modexp_class<40, Word>(workspace,
+                           ModexpBatch{1, 256, sizeof(exponent), 225, input[0], exponent, bytes[N], output[0], ok});
     secret_free(workspace, WORKSPACE_SIZE);
     return ok[0] ? 0 : 3;
 }

@@ -21,7 +21,7 @@ struct Key {
     BIGNUM *numbers[7]; /* n e p q dp dq qinv */
     gpk_key *loaded;
 
-    /* wrong: one bit of dP is not what it should be. */
+    /* wrong: flips one bit of dP. */
     explicit Key(unsigned bits, bool wrong = false)
     {
         static const char *const names[] = {
@@ -90,7 +90,8 @@ void powers(enum gpk_isa isa, uint32_t count)
 {
     for (uint32_t stride : {256U, 384U, 512U}) {
         const std::vector<uint8_t> exponents(count, 5);
-        std::vector<uint8_t> bases(count * (size_t)stride), moduli(bases.size(), 0xff), outputs(bases.size()), ok(count);
+        std::vector<uint8_t> bases(count * (size_t)stride), moduli(bases.size(), 0xff), outputs(bases.size());
+        std::vector<uint8_t> ok(count);
 
         for (uint32_t i = 0; i < count; i++)
             bases[i * (size_t)stride] = 3;
@@ -111,8 +112,8 @@ template <class Work> void on_threads(Work work)
         thread.join();
 }
 
-/* The child has the locks as they were, and not the threads that would let them go: of the keys that it was forked
- * with it may free each, and use none. Everything else works there. */
+/* The child has the locks as they were, but not the threads that would release them: it may free the keys that it was
+ * forked with, and use none of them. Everything else works there. */
 void free_in_a_child(const std::vector<Key *> &keys)
 {
     const pid_t child = fork();
@@ -147,7 +148,7 @@ int main(void)
         powers(GPK_ISA_PORTABLE, 2);
     });
 
-    /* More uses than its pairs have. */
+    /* More operations than the key's pairs have uses. */
     on_threads([&](int thread) {
         for (int round = 0; round < 64; round++) {
             if (thread == 0 && round % 8 == 0)

@@ -1,6 +1,6 @@
-/* The multi-thread kernels on the processor, with everything secret marked undefined: as kernel_secrets.cpp, whose input it
- * takes. One kernel of each radix: radix 2^32, then 2^52. valgrind does not round toward zero, so that the results of
- * radix 2^52 are wrong in it; the path through the code is the same.
+/* The multi-thread kernels on the processor, with everything secret marked undefined, like kernel_secrets.cpp, with the
+ * same input. Runs a kernel in radix 2^32, then one in radix 2^52. valgrind does not round toward zero, so the results
+ * in radix 2^52 are wrong; the path through the code is the same.
  * usage: valgrind thread_secrets: exit status 3 if a result of radix 2^32 is wrong.
  */
 #include <initializer_list>

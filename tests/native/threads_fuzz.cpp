@@ -1,7 +1,7 @@
-/* libFuzzer's target for the host build of the multi-thread kernels: what a device is given, with every buffer of exactly
- * the size that launch.h says, window tables too. A byte too many, which the address sanitizer sees here, would take a GPU
- * away from its process. Keys and moduli of every class, mixed in a launch; launches that do not fill their last warp; pairs
- * that are used again. The oracle is libcrypto. See `make fuzz`.
+/* libFuzzer's target for the host build of the multi-thread kernels: what a device is given, with every buffer of
+ * exactly the size that launch.h states, window tables included. The address sanitizer finds an access beyond one,
+ * which would cost a process its GPU. Keys and moduli of every class are mixed in a launch, launches need not fill
+ * their last warp, and pairs are used again. The oracle is libcrypto. See `make fuzz`.
  */
 #include "fuzz_input.h"
 #include "host/kernel_list.h"
@@ -25,13 +25,13 @@ const HostKernel &pick_kernel(Input &input, gpk_operation operation)
 }
 
 /* The one that makes pairs for a kernel of private operations. */
-const HostKernel &pair_maker(const gpk_thread_kernel &of)
+const HostKernel &pair_maker(const gpk_unit &of)
 {
     for (const HostKernels &kernels : {host_kernels32(), host_kernels52()})
         for (int i = 0; i < kernels.count; i++) {
-            const gpk_thread_kernel &about = kernels.first[i].about;
-            if (about.operation == GPK_MAKE_PAIRS && about.radix_bits == of.radix_bits
-                && about.class_bytes == of.class_bytes && about.threads == of.threads)
+            const gpk_unit &unit = kernels.first[i].about.unit;
+            if (kernels.first[i].about.operation == GPK_MAKE_PAIRS && unit.radix_bits == of.radix_bits
+                && unit.class_bytes == of.class_bytes && unit.threads == of.threads)
                 return kernels.first[i];
         }
     abort();
@@ -39,8 +39,7 @@ const HostKernel &pair_maker(const gpk_thread_kernel &of)
 
 void run(const HostKernel &kernel, const void *launch)
 {
-    const int wider = kernel.about.radix_bits == 32 ? 2 : 1; /* elements of 32 bits take 64 here */
-    void *table = aligned_alloc(64, (size_t)(wider * kernel.about.table_bytes));
+    void *table = aligned_alloc(64, (size_t)kernel.table_bytes);
 
     CHECK(table != NULL);
     kernel.run(launch, table);
@@ -48,30 +47,30 @@ void run(const HostKernel &kernel, const void *launch)
 }
 
 /* Up to three warps, the last of them not always full. */
-uint32_t pick_rows(Input &input, const gpk_thread_kernel &about)
+uint32_t pick_rows(Input &input, const gpk_unit &unit)
 {
-    return 1 + input.byte() % (uint32_t)(3 * about.rows);
+    return 1 + input.byte() % (uint32_t)(3 * 32 / unit.threads);
 }
 
-int longest_prime(const gpk_thread_kernel &about)
+int longest_prime(const gpk_unit &unit)
 {
-    if (about.radix_bits == 32)
-        return 4 * about.class_bytes;
-    return about.class_bytes == 256 ? 1036 : about.class_bytes == 384 ? 1660 : 2076;
+    if (unit.radix_bits == 32)
+        return 4 * unit.class_bytes;
+    return unit.class_bytes == 256 ? 1036 : unit.class_bytes == 384 ? 1660 : 2076;
 }
 
 struct Key : KeyParts {
     Bytes record;
 
     /* As for the other kernels: of sound keys all is promised, of others that nothing is written outside. */
-    Key(Input &input, const gpk_thread_kernel &about) : KeyParts(input, LENGTHS), record((size_t)about.record_bytes)
+    Key(Input &input, const gpk_unit &unit) : KeyParts(input, LENGTHS), record((size_t)unit.key_bytes)
     {
         const enum gpk_status status =
-            gpk_thread_record(about.radix_bits, about.class_bytes, record.data(), given(N), given(E), given(P), given(Q),
+            gpk_thread_record(unit.radix_bits, unit.class_bytes, record.data(), given(N), given(E), given(P), given(Q),
                               given(DP), given(DQ), given(QINV));
         CHECK(status == GPK_OK || status == GPK_INVALID || status == GPK_UNSUPPORTED);
         if (sound) {
-            const bool supported = bits(N) <= 8 * about.class_bytes && longest() <= longest_prime(about);
+            const bool supported = bits(N) <= 8 * unit.class_bytes && longest() <= longest_prime(unit);
             CHECK(status == (supported ? GPK_OK : GPK_UNSUPPORTED));
         }
         if (status != GPK_OK)
@@ -85,13 +84,13 @@ struct Key : KeyParts {
 void fuzz_private(Input &input)
 {
     const HostKernel &kernel = pick_kernel(input, GPK_PRIVATE_OPERATION);
-    const gpk_thread_kernel &about = kernel.about;
-    const uint32_t count = pick_rows(input, about), stride = (uint32_t)about.class_bytes;
+    const gpk_unit &unit = kernel.about.unit;
+    const uint32_t count = pick_rows(input, unit), stride = (uint32_t)unit.class_bytes;
     std::vector<Key> keys;
     Bytes records;
 
     for (int left = 1 + input.byte() % 3; left > 0; left--) {
-        Key key(input, about);
+        Key key(input, unit);
         if (!key.record.empty()) {
             records.insert(records.end(), key.record.begin(), key.record.end());
             keys.push_back(std::move(key));
@@ -102,9 +101,10 @@ void fuzz_private(Input &input)
     records.shrink_to_fit();
 
     std::vector<uint32_t> record_of_row, pair_of_row;
-    Bytes inputs(count * (size_t)stride), outputs(inputs.size()), pairs(count * (size_t)about.pair_bytes), ok(count);
+    Bytes inputs(count * (size_t)stride), outputs(inputs.size()), pairs(count * (size_t)unit.pair_bytes), ok(count);
     Bytes randoms(inputs.size());
-    gpk_private_launch launch = {count, 0, 0, NULL, NULL, records.data(), pairs.data(), NULL, outputs.data(), ok.data()};
+    gpk_private_launch launch = {count, 0, 0, NULL, NULL, records.data(), pairs.data(),
+                                 NULL,  outputs.data(), ok.data()};
     const bool noise = input.byte() % 4 != 0;
     for (uint32_t i = 0; i < count; i++) {
         const uint32_t record = input.byte() % (uint32_t)keys.size();
@@ -123,7 +123,7 @@ void fuzz_private(Input &input)
     launch.record_of_row = record_of_row.data();
     launch.pair_of_row = pair_of_row.data();
     launch.inputs = randoms.data();
-    const HostKernel &maker = pair_maker(about);
+    const HostKernel &maker = pair_maker(unit);
     run(maker, &launch);
 
     launch.inputs = inputs.data();
@@ -138,15 +138,16 @@ void fuzz_private(Input &input)
         run(kernel, &launch);
         CHECK(inputs == before && records == records_before);
         for (uint32_t i = 0; i < count; i++)
-            check_private_row(keys[record_of_row[i]], &inputs[i * (size_t)stride], &outputs[i * (size_t)stride], stride, ok[i]);
+            check_private_row(keys[record_of_row[i]], &inputs[i * (size_t)stride], &outputs[i * (size_t)stride], stride,
+                              ok[i]);
     }
 }
 
 void fuzz_modexp(Input &input)
 {
     const HostKernel &kernel = pick_kernel(input, GPK_MODEXP);
-    const gpk_thread_kernel &about = kernel.about;
-    const uint32_t count = pick_rows(input, about), stride = (uint32_t)about.class_bytes;
+    const gpk_unit &unit = kernel.about.unit;
+    const uint32_t count = pick_rows(input, unit), stride = (uint32_t)unit.class_bytes;
     const uint32_t exponent_stride = 4 * (1 + input.byte() % (input.byte() % 16 == 0 ? 128U : 8U));
     const uint32_t exponent_bits = 8 * exponent_stride - input.below(8 * exponent_stride);
     const bool one_exponent = input.byte() % 2;
@@ -154,13 +155,13 @@ void fuzz_modexp(Input &input)
     uint32_t distinct = 0;
 
     for (int left = 1 + input.byte() % 3; left > 0; left--) {
-        Bytes modulus = input.fill(stride), record((size_t)about.record_bytes);
+        Bytes modulus = input.fill(stride), record((size_t)unit.modulus_bytes);
         if (input.byte() % 2)
             std::fill(modulus.begin() + input.below(stride), modulus.end(), 0);
         if (input.byte() % 8 != 0)
             modulus[0] |= 1;
         const enum gpk_status status =
-            gpk_thread_modulus(about.radix_bits, about.class_bytes, record.data(), {modulus.data(), modulus.size()});
+            gpk_thread_modulus(unit.radix_bits, unit.class_bytes, record.data(), {modulus.data(), modulus.size()});
         const Number m = number(modulus.data(), modulus.size());
         CHECK(status == (BN_is_odd(m.get()) && !BN_is_one(m.get()) ? GPK_OK : GPK_INVALID));
         if (status == GPK_OK) {
@@ -179,12 +180,14 @@ void fuzz_modexp(Input &input)
     std::vector<uint32_t> modulus_of_row;
     for (uint32_t i = 0; i < count; i++)
         modulus_of_row.push_back(input.byte() % distinct);
-    const gpk_modexp_launch launch = {count, exponent_bits, one_exponent ? 0 : exponent_stride, 0, modulus_of_row.data(),
-                                      records.data(), bases.data(), exponents.data(), outputs.data()};
+    const gpk_modexp_launch launch = {
+        count, exponent_bits, one_exponent ? 0 : exponent_stride, 0, modulus_of_row.data(), records.data(),
+        bases.data(), exponents.data(), outputs.data()};
     run(kernel, &launch);
     for (uint32_t i = 0; i < count; i++)
-        check_power(&bases[i * (size_t)stride], &exponents[i * (size_t)launch.exponent_stride], exponent_stride, exponent_bits,
-                    &moduli[modulus_of_row[i] * (size_t)stride], &outputs[i * (size_t)stride], stride, 1);
+        check_power(&bases[i * (size_t)stride], &exponents[i * (size_t)launch.exponent_stride], exponent_stride,
+                    exponent_bits, &moduli[modulus_of_row[i] * (size_t)stride], &outputs[i * (size_t)stride], stride,
+                    1);
 }
 
 } // namespace

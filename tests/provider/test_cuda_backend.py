@@ -23,7 +23,7 @@ from gpu_provider import BackendError, BatchingProvider, Key, ProviderConfig, tl
 from gpu_provider.backends.cuda.backend import CudaBackend
 from gpu_provider.backends.cuda.kernels import KernelChoice
 from gpu_provider.client import Client
-from gpu_provider.kernels.warp import Kernel, Operation
+from gpu_provider.kernels.launch import Kernel, Operation
 from gpu_provider.library import keys
 
 if TYPE_CHECKING:

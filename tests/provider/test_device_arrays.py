@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from gpu_provider import Key
-    from gpu_provider.kernels.warp import Kernel
+    from gpu_provider.kernels.launch import Kernel
 
 MODULUS = (1 << 2048) - 1942289
 ODD = 0xB5

@@ -9,9 +9,10 @@ from contextlib import ExitStack
 
 import pytest
 
+from bench.gpu.host_device import host_kernels
 from gpu_provider.backends.cuda.kernels import KernelChoice
 from gpu_provider.costs import CostCurve
-from gpu_provider.kernels.warp import Kernel, Operation, host_kernels
+from gpu_provider.kernels.launch import Kernel, Operation
 
 WIDTHS = (256, 384, 512)
 LARGEST = 4096

@@ -22,7 +22,7 @@ from gpu_provider.backends.base import Batch
 from gpu_provider.backends.cuda.backend import CudaBackend
 from gpu_provider.backends.cuda.device import DeviceError
 from gpu_provider.client import Client
-from gpu_provider.kernels.warp import Kernel, Operation
+from gpu_provider.kernels.launch import Kernel, Operation
 from gpu_provider.library import keys
 from gpu_provider.native import lib
 

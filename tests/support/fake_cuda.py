@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import ptx_units
 
-from gpu_provider.backends.cuda import cupy_device
-from gpu_provider.backends.cuda.device import MODEXP_LAUNCH, PRIVATE_LAUNCH
+from bench.gpu.host_device import host_kernels, run_on_host
 from gpu_provider.backends.cuda.devices import Gpu
-from gpu_provider.kernels import cubins, warp
+from gpu_provider.kernels import cubins
 from gpu_provider.kernels.cubins import Arithmetic
+from gpu_provider.kernels.launch import MODEXP_LAUNCH, PRIVATE_LAUNCH, Operation
 
 if TYPE_CHECKING:
     import pytest
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 GPU = Gpu(
     index=1, name="Test GPU", major=9, minor=0, multiprocessors=4, memory_bytes=1 << 30, pci_bus_id="0000:3b:00.0"
 )
-HOST = {(kernel.operation, kernel.radix_bits, kernel.class_bytes): kernel for kernel in warp.host_kernels()}
+HOST = {(kernel.operation, kernel.radix_bits, kernel.class_bytes): kernel for kernel in host_kernels()}
 
 
 class CudaError(RuntimeError):
@@ -227,8 +227,8 @@ class Cuda:
             size = MODEXP_LAUNCH.itemsize if name == "gpk_modexp" else PRIVATE_LAUNCH.itemsize
             ptx_units.run(found, name, ctypes.string_at(address, size), blocks, list(self.memory.values()))
         else:
-            operation = cupy_device._OPERATIONS[name]
-            warp.launch(HOST[operation, found.arithmetic.radix_bits, found.bytes], address)
+            (operation,) = (one for one in Operation if one.entry == name)
+            run_on_host(HOST[operation, found.arithmetic.radix_bits, found.bytes], address)
 
 
 def install(monkeypatch: pytest.MonkeyPatch) -> Cuda:

@@ -23,8 +23,8 @@ import numpy as np
 
 from gpu_provider.backends.cuda.device import DeviceError, DeviceMemoryError
 from gpu_provider.kernels import cubins
+from gpu_provider.kernels.launch import Operation
 from gpu_provider.kernels.nvrtc import import_cupy
-from gpu_provider.kernels.warp import Kernel, Operation
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -35,52 +35,15 @@ if TYPE_CHECKING:
     from gpu_provider.backends.cuda.devices import Gpu
     from gpu_provider.kernels.cubin_cache import CubinCache
     from gpu_provider.kernels.cubins import Arithmetic, Unit
+    from gpu_provider.kernels.launch import Kernel
 
-__all__ = ["CupyDevice", "pair_bytes", "record_bytes"]
+__all__ = ["CupyDevice"]
 
 _log = logging.getLogger(__name__)
 _WARP = 32
 _WARPS_PER_PROCESSOR = 4
 _OUT_OF_MEMORY = 2  # cudaErrorMemoryAllocation
 _ALL_PERCENT = 100
-_OPERATIONS = {
-    "gpk_private": Operation.PRIVATE,
-    "gpk_make_pairs": Operation.MAKE_PAIRS,
-    "gpk_modexp": Operation.MODEXP,
-}
-
-
-def record_bytes(arithmetic: Arithmetic, operation: Operation, limbs: int) -> int:
-    """Of ``RecordLayout`` in ``kernels/launch.h``, with so many limbs in a prime, or for MODEXP of ``ModulusLayout``
-    with so many in a modulus."""
-    if operation is Operation.MODEXP:
-        return (3 * limbs + 4) * arithmetic.limb_bytes
-    exponent_words = arithmetic.radix_bits * limbs // 32 + 1
-    words = (20 * limbs + 4) * arithmetic.limb_bytes // 4 + 4 * exponent_words + 2
-    return (words + 3) // 4 * 16
-
-
-def pair_bytes(arithmetic: Arithmetic, limbs: int) -> int:
-    """Of a blinding pair, with so many limbs in a prime."""
-    return 4 * limbs * arithmetic.limb_bytes
-
-
-def _kernel(index: int, unit: Unit, entry: str) -> Kernel:
-    operation = _OPERATIONS[entry]
-    limbs = unit.limbs * unit.threads // (1 if operation is Operation.MODEXP else 2)
-    return Kernel(
-        index=index,
-        name=f"{entry} of {unit}",
-        operation=operation,
-        radix_bits=unit.arithmetic.radix_bits,
-        class_bytes=unit.bytes,
-        threads=unit.threads,
-        window=unit.window,
-        rows=unit.rows,
-        table_bytes=unit.table_bytes,
-        record_bytes=record_bytes(unit.arithmetic, operation, limbs),
-        pair_bytes=0 if operation is Operation.MODEXP else pair_bytes(unit.arithmetic, limbs),
-    )
 
 
 def _error(device: str, call: str, error: Exception) -> DeviceError:
@@ -135,7 +98,7 @@ class CupyDevice:
         try:
             module = self._driver.moduleLoadData(cubin)
             self._modules.append(module)
-            return [self._load(module, unit, entry) for entry in unit.entries]
+            return [self._load(module, unit, operation) for operation in Operation]
         except RuntimeError as error:
             raise _error(self.name, "loading the kernels", error) from None
         except (AttributeError, TypeError) as error:
@@ -265,16 +228,16 @@ class CupyDevice:
             raise _error(self.name, "it does not work in this process", error) from None
         self._told = False
 
-    def _load(self, module: int, unit: Unit, entry: str) -> Kernel:
+    def _load(self, module: int, unit: Unit, operation: Operation) -> Kernel:
         driver = self._driver
-        function = driver.moduleGetFunction(module, entry)
+        function = driver.moduleGetFunction(module, operation.entry)
         # The kernel's window table is in shared memory. All that a multiprocessor has is to be that, so that as many
         # blocks as possible run at a time: the driver might leave part of it to the L1 cache. And so for every kernel,
         # because a multiprocessor has to be idle to change it.
         driver.funcSetAttribute(function, driver.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, unit.table_bytes)
         driver.funcSetAttribute(function, driver.CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT, _ALL_PERCENT)
         self._functions.append(function)
-        return _kernel(len(self._functions) - 1, unit, entry)
+        return unit.kernel(operation, len(self._functions) - 1)
 
     def _tell(self, unit: Unit, cached: bool) -> None:
         if not cached:

@@ -9,20 +9,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
-import numpy as np
-
 from gpu_provider.errors import BackendError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    import numpy as np
     from numpy.typing import NDArray
 
-    from gpu_provider.kernels.warp import Kernel
+    from gpu_provider.kernels.launch import Kernel
 
 __all__ = [
-    "MODEXP_LAUNCH",
-    "PRIVATE_LAUNCH",
     "CudaArray",
     "Device",
     "DeviceError",
@@ -31,36 +28,6 @@ __all__ = [
     "Event",
     "Stream",
 ]
-
-PRIVATE_LAUNCH = np.dtype(
-    [
-        ("count", np.uint32),
-        ("exponent_bits", np.uint32),
-        ("any_e", np.uint64),
-        ("record_of_row", np.uint64),
-        ("pair_of_row", np.uint64),
-        ("records", np.uint64),
-        ("pairs", np.uint64),
-        ("inputs", np.uint64),
-        ("outputs", np.uint64),
-        ("ok", np.uint64),
-    ]
-)
-"""``struct gpk_private_launch``."""
-MODEXP_LAUNCH = np.dtype(
-    [
-        ("count", np.uint32),
-        ("exponent_bits", np.uint32),
-        ("exponent_stride", np.uint32),
-        ("unused", np.uint32),
-        ("modulus_of_row", np.uint64),
-        ("moduli", np.uint64),
-        ("bases", np.uint64),
-        ("exponents", np.uint64),
-        ("outputs", np.uint64),
-    ]
-)
-"""``struct gpk_modexp_launch``."""
 
 
 class DeviceError(BackendError):
@@ -143,7 +110,8 @@ class Stream(Protocol):
         ...
 
     def launch(self, kernel: Kernel, arguments: NDArray[np.void]) -> None:
-        """``arguments``: one element of PRIVATE_LAUNCH or MODEXP_LAUNCH, which may change once this has returned."""
+        """``arguments``: one element of ``PRIVATE_LAUNCH`` or ``MODEXP_LAUNCH`` (``kernels/launch.py``), which may
+        change once this has returned."""
         ...
 
     def event(self) -> Event:

@@ -7,12 +7,12 @@ import threading
 import time
 from typing import TYPE_CHECKING
 
-from gpu_provider.kernels.warp import Operation
+from gpu_provider.kernels.launch import Operation
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from gpu_provider.kernels.warp import Kernel
+    from gpu_provider.kernels.launch import Kernel
 
 __all__ = ["KernelChoice"]
 

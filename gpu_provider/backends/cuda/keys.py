@@ -10,7 +10,7 @@ import numpy as np
 
 from gpu_provider.client import u8, u64
 from gpu_provider.errors import BackendError
-from gpu_provider.kernels import warp
+from gpu_provider.kernels.launch import key_record_address
 from gpu_provider.native import ffi, lib
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ class DeviceKeys:
         self._device = device
         self._client = client
         self._radix_bits = radix_bits
-        self._fill = ffi.cast("gp_key_record_writer *", warp.key_record_address())
+        self._fill = ffi.cast("gp_key_record_writer *", key_record_address())
         self._tables = {class_bytes: _Table(class_bytes, size) for class_bytes, size in record_bytes.items()}
         self._stream = device.stream()
         self._record = device.allocate_pinned(max(record_bytes.values()))

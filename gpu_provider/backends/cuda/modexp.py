@@ -6,11 +6,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from gpu_provider.backends.cuda.device import MODEXP_LAUNCH
 from gpu_provider.backends.cuda.staging import INDEX_BYTES
 from gpu_provider.client import MAX_BYTES
-from gpu_provider.kernels import warp
-from gpu_provider.kernels.warp import Operation
+from gpu_provider.kernels.launch import MODEXP_LAUNCH, Operation, modulus_record
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -18,7 +16,7 @@ if TYPE_CHECKING:
     from gpu_provider.backends.cuda.device import DeviceRows
     from gpu_provider.backends.cuda.kernels import KernelChoice
     from gpu_provider.backends.cuda.staging import Staging
-    from gpu_provider.kernels.warp import Kernel
+    from gpu_provider.kernels.launch import Kernel
 
 __all__ = ["DeviceModexp"]
 
@@ -92,7 +90,7 @@ class DeviceModexp:
         (results,) = staging.down.lay_out(count * width)
         index.host.view(np.uint32)[:] = modulus_of_row
         for record, modulus in zip(records.host.reshape(len(distinct), kernel.record_bytes), distinct, strict=True):
-            warp.modulus_record(record, kernel.radix_bits, width, int.from_bytes(modulus.tobytes(), "little"))
+            modulus_record(record, kernel.radix_bits, width, int.from_bytes(modulus.tobytes(), "little"))
         launch = np.zeros(1, MODEXP_LAUNCH)
         launch[0] = (
             *(count, 8 * exponent_bytes, exponent_width if exponent_rows > 1 else 0, 0),

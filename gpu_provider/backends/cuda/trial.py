@@ -7,10 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from gpu_provider.backends.cuda.device import PRIVATE_LAUNCH
 from gpu_provider.backends.cuda.staging import INDEX_BYTES, Arena
-from gpu_provider.kernels import warp
-from gpu_provider.kernels.warp import Operation
+from gpu_provider.kernels.launch import PRIVATE_LAUNCH, Operation, key_record
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -18,7 +16,7 @@ if TYPE_CHECKING:
     from gpu_provider.backends.cuda.device import Device
     from gpu_provider.backends.cuda.kernels import KernelChoice
     from gpu_provider.backends.cuda.staging import Part
-    from gpu_provider.kernels.warp import Kernel
+    from gpu_provider.kernels.launch import Kernel
 
 __all__ = ["Trial"]
 
@@ -93,4 +91,4 @@ class Trial:
 
 def _fill_record(record: NDArray[np.uint8], radix_bits: int, width: int) -> None:
     p, q, dp, dq = (secrets.randbits(4 * width) | 3 << (4 * width - 2) | 1 for _ in range(4))
-    warp.key_record(record, radix_bits, width, n=p * q, e=_E, p=p, q=q, dp=dp, dq=dq, qinv=secrets.randbelow(p))
+    key_record(record, radix_bits, width, n=p * q, e=_E, p=p, q=q, dp=dp, dq=dq, qinv=secrets.randbelow(p))

@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from gpu_provider.backends.cuda.device import PRIVATE_LAUNCH, DeviceError, DeviceMemoryError
+from gpu_provider.backends.cuda.device import DeviceError, DeviceMemoryError
 from gpu_provider.backends.cuda.modexp import DeviceModexp
 from gpu_provider.backends.cuda.pairs import DevicePairs
 from gpu_provider.backends.cuda.staging import INDEX_BYTES, Staging
 from gpu_provider.client import MAX_BYTES, u8, u64
-from gpu_provider.kernels.warp import Operation
+from gpu_provider.kernels.launch import PRIVATE_LAUNCH, Operation
 from gpu_provider.native import ffi, lib
 
 if TYPE_CHECKING:

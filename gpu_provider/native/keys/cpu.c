@@ -90,13 +90,13 @@ void gp_cpu_prepare(gp_cpu *cpu, gp_key *key)
     if (kernels == NULL || atomic_load(&key->preparation) != UNTRIED || ASYNC_get_current_job() != NULL
         || !atomic_compare_exchange_strong(&key->preparation, &untried, BEING_PREPARED))
         return;
-    kernel_key = *smallest <= kernels->width ? new_kernel_key(kernels, key) : NULL;
+    kernel_key = *smallest <= kernels->lanes ? new_kernel_key(kernels, key) : NULL;
     /* The first operation also makes the blinding pairs, and tells whether the numbers belong together. */
     if (kernel_key != NULL
         && kernels->private_op(kernels->isa, 1, &kernel_key, input, output, key->bytes, &ok) == GPK_OK && ok
         && *smallest == 0)
         *smallest = measure_smallest(kernels, key, kernel_key);
-    if (kernel_key != NULL && (!ok || *smallest > kernels->width)) {
+    if (kernel_key != NULL && (!ok || *smallest > kernels->lanes)) {
         kernels->key_free(kernel_key);
         kernel_key = NULL;
     }
@@ -148,7 +148,7 @@ static uint32_t compute_chunk(gp_cpu *cpu, uint32_t count, const gp_key_handle *
     for (uint32_t row = 0, length, ours; row < count; row += length) {
         length = run_length(kernel_keys + row, count - row);
         ours = kernel_keys[row] != NULL
-                   ? kernel_rows(cpu, GP_CLASS_OF(stride), kernels->width, length)
+                   ? kernel_rows(cpu, GP_CLASS_OF(stride), kernels->lanes, length)
                    : 0;
         if (ours > 0)
             kernels->private_op(kernels->isa, ours, kernel_keys + row, inputs + (size_t)row * stride,
