@@ -25,7 +25,7 @@ from gpu_provider.tls.terminator.shortage import SHORTAGES
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from gpu_provider.tls.terminator.server import Server
+    from gpu_provider.tls.terminator.shared import Shared
 
 __all__ = ["RESET_ON_CLOSE", "Connecting", "attempt_delay"]
 
@@ -46,16 +46,16 @@ class Connecting:
     """One session's attempts. ``connected(socket, events)`` or ``failed(errno)`` is called once, unless :meth:`stop` is
     called first."""
 
-    __slots__ = ("_attempts", "_connected", "_error", "_failed", "_left", "_server", "_share")
+    __slots__ = ("_attempts", "_connected", "_error", "_failed", "_left", "_shared", "_share")
 
     def __init__(
-        self, server: Server, connected: Callable[[socket.socket, int], None], failed: Callable[[int], None]
+        self, shared: Shared, connected: Callable[[socket.socket, int], None], failed: Callable[[int], None]
     ) -> None:
-        self._server = server
+        self._shared = shared
         self._connected = connected
         self._failed = failed
-        self._left = deque(server.upstream)  # these, even if the name is resolved again meanwhile
-        self._share = server.connect_timeout / len(self._left)
+        self._left = deque(shared.upstream)  # these, even if the name is resolved again meanwhile
+        self._share = shared.connect_timeout / len(self._left)
         self._attempts: deque[tuple[socket.socket, float]] = deque()
         """The oldest first, each with the time when it began."""
         self._error = errno.EHOSTUNREACH
@@ -69,10 +69,10 @@ class Connecting:
         self._begin_next()
 
     def stop(self) -> None:
-        self._server.attempts.stop(self)
+        self._shared.attempts.stop(self)
         self._left.clear()
         while self._attempts:
-            self._server.poller.discard(self._attempts.popleft()[0])
+            self._shared.poller.discard(self._attempts.popleft()[0])
 
     def expire(self) -> None:
         """There was no answer for :func:`attempt_delay` seconds."""
@@ -80,9 +80,9 @@ class Connecting:
             return
         if len(self._attempts) == _MOST_ATTEMPTS:
             if monotonic() - self._attempts[0][1] < self._share:
-                self._server.attempts.start(self)
+                self._shared.attempts.start(self)
                 return
-            self._server.poller.discard(self._attempts.popleft()[0])
+            self._shared.poller.discard(self._attempts.popleft()[0])
             self._error = errno.ETIMEDOUT
         self._begin_next()
 
@@ -96,13 +96,13 @@ class Connecting:
                 if self._attempts and self._error in SHORTAGES:
                     # The attempt that is under way may fail, and leave its descriptor to this address.
                     self._left.appendleft(Resolved(family, address))
-                    self._server.attempts.start(self)
+                    self._shared.attempts.start(self)
                     return
                 continue
             self._attempts.append((attempt, monotonic()))
-            self._server.poller.add(attempt, functools.partial(self._on_event, attempt))
+            self._shared.poller.add(attempt, functools.partial(self._on_event, attempt))
             if self._left:
-                self._server.attempts.start(self)
+                self._shared.attempts.start(self)
             return
         if not self._attempts:
             self.stop()
@@ -114,7 +114,7 @@ class Connecting:
             return
         self._attempts = deque(one for one in self._attempts if one[0] is not attempt)
         if error:
-            self._server.poller.discard(attempt)
+            self._shared.poller.discard(attempt)
             self._error = error
             self._begin_next()
         else:

@@ -26,7 +26,7 @@ from gpu_provider import tls
 from gpu_provider.tls.terminator.poller import GONE, PEER_ENDED, READABLE, WRITABLE
 
 if TYPE_CHECKING:
-    from gpu_provider.tls.terminator.server import Server
+    from gpu_provider.tls.terminator.shared import Shared
     from gpu_provider.tls.terminator.session import Session
 
 __all__ = ["Relay"]
@@ -43,14 +43,14 @@ class Relay:
 
     __slots__ = (
         "_client_ended", "_client_readable", "_close_notify_due", "_for_client", "_for_upstream",
-        "_over", "_server", "_session", "_tls", "_upstream", "_upstream_end_seen", "_upstream_ended",
+        "_over", "_shared", "_session", "_tls", "_upstream", "_upstream_end_seen", "_upstream_ended",
         "_upstream_readable", "_upstream_refuses", "_upstream_was_reset",
     )  # fmt: skip
 
-    def __init__(self, session: Session, upstream: socket.socket, server: Server, first: bytes) -> None:
+    def __init__(self, session: Session, upstream: socket.socket, shared: Shared, first: bytes) -> None:
         """``first`` goes to the upstream before the client's bytes."""
         self._session = session
-        self._server = server
+        self._shared = shared
         self._tls = session.connection
         self._upstream = upstream
         self._over = False
@@ -113,7 +113,7 @@ class Relay:
     # ---- client to upstream ----
 
     def _to_upstream(self) -> None:
-        buffer = self._server.buffer
+        buffer = self._shared.buffer
         for _ in range(_ROUNDS):
             if self._for_upstream:
                 sent = self._send_upstream(self._for_upstream)
@@ -132,7 +132,7 @@ class Relay:
                 if failure is not None and not isinstance(failure, tls.SysCallError):
                     self._client_failed(failure)  # nothing is owed to one that broke the protocol
                 return
-        self._server.poller.again(self._again_to_upstream)
+        self._shared.poller.again(self._again_to_upstream)
 
     def _again_to_upstream(self) -> None:
         if not self._over:
@@ -155,7 +155,7 @@ class Relay:
             self._client_failed(error)
             return 0
         self._session.moved()
-        self._server.metrics.bytes_to_upstream += count
+        self._shared.metrics.bytes_to_upstream += count
         if connection.want_read():
             self._client_readable = False
         return count
@@ -176,7 +176,7 @@ class Relay:
                 self._both_ended()
             else:
                 self._upstream_readable = self._upstream_end_seen = True
-                self._server.poller.again(self._again_to_client)
+                self._shared.poller.again(self._again_to_client)
             return len(data)
 
     def _client_is_done(self) -> None:
@@ -205,7 +205,7 @@ class Relay:
     # ---- upstream to client ----
 
     def _to_client(self) -> None:
-        buffer = self._server.buffer
+        buffer = self._shared.buffer
         for _ in range(_ROUNDS):
             if self._for_client:
                 sent = self._send_client(self._for_client)
@@ -223,7 +223,7 @@ class Relay:
             if sent < count:
                 self._for_client = memoryview(bytes(buffer[sent:count]))
                 return
-        self._server.poller.again(self._again_to_client)
+        self._shared.poller.again(self._again_to_client)
 
     def _again_to_client(self) -> None:
         if not self._over:
@@ -247,7 +247,7 @@ class Relay:
             self._send_close_notify()
             return 0
         self._session.moved()
-        self._server.metrics.bytes_to_client += count
+        self._shared.metrics.bytes_to_client += count
         if count < len(buffer) and not self._upstream_end_seen:
             self._upstream_readable = False
         return count
