@@ -1,20 +1,29 @@
-"""Settings: frozen, validated, and the same rules for every program of the project.
+"""Classes of settings, and where their values come from.
 
-A settings class derives from :class:`Settings` and gives each field its bounds and its meaning with
-``Annotated[type, msgspec.Meta(ge=…, description="…")]``. The description completes the sentence "it must be …".
-:func:`load_config` fills such a class from command line flags, over ``GPU_PROVIDER_*`` environment variables, over a
-TOML file, over the defaults.
+A settings class derives from :class:`Settings` and describes each field in its annotation::
+
+    queue_depth: Annotated[
+        int,
+        Meta(ge=1, le=65536, description="a number of requests from 1 to 65536"),
+        Shown("batches", "N", "requests that can wait at a time"),
+    ] = 4096
+
+``Meta`` bounds the value; its description completes the sentence "it must be …". ``Shown`` is what users read of the
+setting: the command line's help and the README's tables are both made from it. :func:`load_config` fills such a class
+from command line flags, over ``GPU_PROVIDER_*`` environment variables, over a TOML file, over the defaults.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import logging
 import re
 import tomllib
+import types
 import typing
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 from msgspec import Meta
@@ -22,79 +31,64 @@ from msgspec import Meta
 from gpu_provider.errors import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
-__all__ = ["ProviderConfig", "Settings", "load_config", "unknown_variables"]
+__all__ = ["Option", "Settings", "Shown", "load_config", "options", "unknown_variables"]
 
 _log = logging.getLogger(__name__)
 _ENVIRONMENT_PREFIX = "GPU_PROVIDER_"
 _MADE_UP = re.compile(r"(\w+_)?(port(_\d+_(tcp|udp)(_(addr|port|proto))?)?|service_host|service_port(_\w+)?)")
-_LATER_BACKENDS = {"service": "leaves the computing to another process"}
-_BACKENDS = ("auto", "cuda", "cpu", "libcrypto")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Shown:
+    """How a setting is shown to users. Words may be in backticks, which the command line leaves out."""
+
+    group: str
+    """The heading of its flag in ``--help``."""
+    value: str
+    """What stands for the flag's value, such as ``SECONDS``; unused where there is a list of choices."""
+    help: str
+    default: str = ""
+    """What its default means, where that is None or empty."""
+
+
+class Option(typing.NamedTuple):
+    """A setting, as the command line and the README show it."""
+
+    name: str
+    type: type
+    """int, float, Path or str; of one value where several can be given."""
+    several: bool
+    choices: tuple[str, ...]
+    """All that it can be; empty: anything of its type."""
+    default: object
+    shown: Shown
+
+
+def options(settings: type[Settings]) -> Iterator[Option]:
+    """The settings of a class whose fields all have a :class:`Shown`."""
+    annotations = _fields(settings)
+    for field in msgspec.structs.fields(settings):
+        plain, (shown,) = _taken_apart(annotations[field.name], Shown)
+        several = typing.get_origin(plain) is tuple
+        if several:
+            plain, _ = _taken_apart(typing.get_args(plain)[0], Shown)
+        choices = typing.get_args(plain) if typing.get_origin(plain) is typing.Literal else ()
+        yield Option(field.name, str if choices else plain, several, choices, field.default, shown)
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Base of the settings classes: checks every field however the instance was made. ConfigError names the field, the
-    value and what is allowed."""
+    """Base of the settings classes. Checks every field, however the instance is made; the ConfigError names the field,
+    its value and what is allowed."""
 
     def __post_init__(self) -> None:
         for name, annotation in _fields(type(self)).items():
             _check(name, getattr(self, name), annotation)
 
 
-class ProviderConfig(Settings, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How a :class:`gpu_provider.BatchingProvider` works."""
-
-    backend: Annotated[str, Meta(description="'auto', 'cuda', 'cpu' or 'libcrypto'")] = "auto"
-    """What computes. "cuda": the NVIDIA GPUs of this machine, all that ``CUDA_VISIBLE_DEVICES`` leaves, and the
-    processor for what it finishes sooner; needs the extra ``gpu-provider[cuda13]`` or ``[cuda12]``. "cpu": our own
-    kernels, which are several times as fast as OpenSSL where the processor has AVX-512 IFMA, and OpenSSL for what it
-    computes sooner (all of it, where there is no IFMA). "libcrypto": OpenSSL alone. "auto": "cuda" if there is a GPU
-    that works here, else "cpu"; the choice is logged once."""
-
-    arithmetic: Annotated[str, Meta(description="'auto', 'fp64' or 'int32'")] = "auto"
-    """How GPUs multiply. "fp64": by floating-point multiply-adds. "int32": by integers. "auto": whichever is
-    the faster on that GPU."""
-
-    kernel_cache: Annotated[Path, Meta(description="a directory")] | None = None
-    """Where the kernels that are compiled for a GPU are kept. None: ``gpu-provider/cubins`` in ``$XDG_CACHE_HOME`` or
-    ``~/.cache``."""
-
-    queue_depth: Annotated[int, Meta(ge=1, le=65536, description="a number of requests from 1 to 65536")] = 4096
-    """Requests that can wait or be computed at a time. When all are in use, further ones get RETRY."""
-
-    max_batch: Annotated[int, Meta(ge=1, le=65536, description="a number of requests from 1 to 65536")] = 4096
-    """Most requests in one batch, however many ``max_delay`` would allow."""
-
-    max_delay: Annotated[float, Meta(gt=0, le=3600, description="seconds, more than 0 and at most 3600")] = 0.010
-    """Seconds that one batch may be expected to take, which bounds how long a request waits for a busy worker. No
-    request ever waits for a batch to fill."""
-
-    threads: Annotated[int, Meta(ge=1, le=1024, description="a number of threads from 1 to 1024")] | None = None
-    """Threads that compute on the processor. None: as many as the process has processor cores."""
-
-    backend_timeout: Annotated[float, Meta(gt=0, le=3600, description="seconds, more than 0 and at most 3600")] = 5.0
-    """Seconds after which a batch is taken away from a backend that does not return, and computed on libcrypto.
-    libcrypto itself, being the last resort, has no timeout."""
-
-    backend_retry: Annotated[float, Meta(gt=0, le=3600, description="seconds, more than 0 and at most 3600")] = 1.0
-    """Seconds that a failed backend stays out of use before it is tried again. Doubles with each failure in a row, up
-    to 64 times this."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.backend in _LATER_BACKENDS:
-            raise ConfigError(
-                f"backend = {self.backend!r}: the backend that {_LATER_BACKENDS[self.backend]} comes with a later "
-                "version; use 'cpu', or 'auto' to have it chosen when it is there"
-            )
-        if self.backend not in _BACKENDS:
-            raise ConfigError(f"backend = {self.backend!r}: it must be 'auto', 'cuda', 'cpu' or 'libcrypto'")
-        if self.arithmetic not in {"auto", "fp64", "int32"}:
-            raise ConfigError(f"arithmetic = {self.arithmetic!r}: it must be 'auto', 'fp64' or 'int32'")
-
-
 SettingsT = TypeVar("SettingsT", bound=Settings)
+T = TypeVar("T")
 
 
 def load_config(
@@ -198,12 +192,21 @@ def _invalid(field: str, value: object, annotation: Any, error: Exception, origi
 
 
 def _description(annotation: Any) -> str | None:
-    """The description of an annotated type, also where it is one side of ``… | None``."""
-    for candidate in (annotation, *typing.get_args(annotation)):
-        for meta in getattr(candidate, "__metadata__", ()):
-            if isinstance(meta, Meta) and meta.description:
-                return meta.description
-    return None
+    _, metas = _taken_apart(annotation, Meta)
+    return next((meta.description for meta in metas if meta.description), None)
+
+
+def _taken_apart(annotation: Any, kind: type[T]) -> tuple[Any, list[T]]:
+    """The type that stands in ``Annotated[… | None, …]``, and what is annotated of this kind, outside and inside."""
+    found: list[T] = []
+    while True:
+        if hasattr(annotation, "__metadata__"):
+            found += [one for one in annotation.__metadata__ if isinstance(one, kind)]
+            annotation = annotation.__origin__
+        elif isinstance(annotation, types.UnionType) or typing.get_origin(annotation) is typing.Union:
+            annotation = typing.get_args(annotation)[0]
+        else:
+            return annotation, found
 
 
 def _read_file(path: str | Path) -> dict[str, Any]:
@@ -235,5 +238,4 @@ def _from_text(text: str, annotation: Any, field: str, variable: str) -> Any:
 
 
 def _is_list(annotation: Any) -> bool:
-    candidates = (annotation, *typing.get_args(annotation))
-    return any(typing.get_origin(candidate) in {list, tuple} for candidate in candidates)
+    return typing.get_origin(_taken_apart(annotation, Meta)[0]) in {list, tuple}
