@@ -1,4 +1,4 @@
-#include "operations.h"
+#include "connection.h"
 
 #include "flood.h"
 #include "outgoing.h"
@@ -6,12 +6,9 @@
 
 #include <errno.h>
 #include <fcntl.h>
-#include <limits.h>
 #include <openssl/err.h>
-#include <openssl/pem.h>
-#include <string.h>
 
-SSL *gp_tls_new(SSL_CTX *ctx, int descriptor)
+SSL *gp_connection_new(SSL_CTX *ctx, int descriptor)
 {
     ERR_clear_error();
     SSL *ssl = SSL_new(ctx);
@@ -99,7 +96,7 @@ static int shut_down(SSL *ssl, struct gp_outgoing *outgoing)
     return result;
 }
 
-uint64_t gp_tls_operate(SSL *ssl, int operation, void *buffer, size_t size)
+uint64_t gp_connection_operate(SSL *ssl, int operation, void *buffer, size_t size)
 {
     struct gp_flood *flood = gp_flood_of(ssl);
     struct gp_outgoing *outgoing = gp_outgoing_of(ssl);
@@ -152,76 +149,11 @@ uint64_t gp_tls_operate(SSL *ssl, int operation, void *buffer, size_t size)
     return (uint64_t)done << 8 | (uint64_t)error;
 }
 
-int gp_tls_cut_off(SSL *ssl)
+int gp_connection_cut_off(SSL *ssl)
 {
     BIO *nothing = BIO_new(BIO_s_null());
     if (nothing == NULL)
         return 0;
     SSL_set_bio(ssl, nothing, nothing);
     return 1;
-}
-
-int gp_tls_use_certificates(SSL_CTX *ctx, OSSL_LIB_CTX *libctx, const char *pem, size_t size)
-{
-    int count = 0;
-    ERR_clear_error();
-    BIO *bio = size <= INT_MAX ? BIO_new_mem_buf(pem, (int)size) : NULL;
-    if (bio == NULL)
-        return -1;
-    for (;;) {
-        X509 *certificate = X509_new_ex(libctx, NULL);
-        if (certificate == NULL || PEM_read_bio_X509(bio, &certificate, NULL, NULL) == NULL) {
-            X509_free(certificate);
-            break;
-        }
-        int added = count == 0 ? SSL_CTX_use_certificate(ctx, certificate) == 1 && SSL_CTX_clear_chain_certs(ctx) == 1
-                               : SSL_CTX_add1_chain_cert(ctx, certificate) == 1;
-        X509_free(certificate);
-        if (!added) {
-            BIO_free(bio);
-            return -1;
-        }
-        count++;
-    }
-    BIO_free(bio);
-    /* The end of the file shows as "no start line"; anything else is a broken certificate in it. */
-    unsigned long error = ERR_peek_last_error();
-    if (count == 0 || ERR_GET_LIB(error) != ERR_LIB_PEM || ERR_GET_REASON(error) != PEM_R_NO_START_LINE)
-        return -1;
-    ERR_clear_error();
-    return count;
-}
-
-struct password {
-    const char *text;
-    int asked;
-};
-
-static int give_password(char *buffer, int size, int writing, void *argument)
-{
-    struct password *password = argument;
-    (void)writing;
-    password->asked = 1;
-    if (password->text == NULL)
-        return -1;
-    size_t length = strlen(password->text);
-    if (length > (size_t)size)
-        return -1;
-    memcpy(buffer, password->text, length);
-    return (int)length;
-}
-
-EVP_PKEY *gp_tls_load_key(OSSL_LIB_CTX *libctx, const char *path, const void *data, size_t size, int der,
-                          const char *password, int *asked)
-{
-    struct password given = {password, 0};
-    EVP_PKEY *key = NULL;
-    ERR_clear_error();
-    BIO *bio = path != NULL ? BIO_new_file(path, "rb") : size <= INT_MAX ? BIO_new_mem_buf(data, (int)size) : NULL;
-    if (bio != NULL)
-        key = der ? d2i_PrivateKey_ex_bio(bio, NULL, libctx, NULL)
-                  : PEM_read_bio_PrivateKey_ex(bio, NULL, give_password, &given, libctx, NULL);
-    BIO_free(bio);
-    *asked = given.asked;
-    return key;
 }

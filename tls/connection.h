@@ -1,19 +1,21 @@
 /* One libssl operation per call from Python, with its error: ERR_clear_error, the operation, SSL_get_error. */
-#ifndef GP_TLS_OPERATIONS_H
-#define GP_TLS_OPERATIONS_H
+#ifndef GP_TLS_CONNECTION_H
+#define GP_TLS_CONNECTION_H
 
 #include <openssl/ssl.h>
 #include <stddef.h>
 #include <stdint.h>
 
-enum gp_operation { GP_HANDSHAKE, GP_READ, GP_WRITE, GP_SHUTDOWN };
+/* ---- Python calls what follows: ssl_build.py reads it ---- */
+
+enum gp_connection_operation { GP_HANDSHAKE, GP_READ, GP_WRITE, GP_SHUTDOWN };
 
 /* Beyond the SSL_ERROR_ values: the peer sent too much that is no application data (flood.h), and the connection is
  * over. */
 #define GP_ERROR_FLOOD 255
 
 /* A new SSL: over the socket `descriptor`, or over two memory BIOs if that is negative. NULL with an error queued. */
-SSL *gp_tls_new(SSL_CTX *ctx, int descriptor);
+SSL *gp_connection_new(SSL_CTX *ctx, int descriptor);
 
 /* Returns done << 8 | the SSL_ERROR_ value or GP_ERROR_FLOOD. done: bytes read or written; for a shutdown 1 once both sides have closed.
  * errno is that of the operation.
@@ -21,18 +23,12 @@ SSL *gp_tls_new(SSL_CTX *ctx, int descriptor);
  * Without SSL_MODE_ASYNC a write goes on, record after record, until the buffer is done or libssl stops, and so does a read
  * that can't block: done and an error may both be set then. A read of very many small records stops earlier, without an
  * error. In that mode both end after one record, since a pause has to leave the caller's arguments as they were. */
-uint64_t gp_tls_operate(SSL *ssl, int operation, void *buffer, size_t size);
+uint64_t gp_connection_operate(SSL *ssl, int operation, void *buffer, size_t size);
 
 /* Cuts the connection off from its peer: reads meet the end, writes go nowhere. The descriptor is not used any more.
  * 1, or 0: out of memory. */
-int gp_tls_cut_off(SSL *ssl);
+int gp_connection_cut_off(SSL *ssl);
 
-/* Adds the PEM certificates in `pem`, the leaf first. Returns how many, or -1 with an error queued. */
-int gp_tls_use_certificates(SSL_CTX *ctx, OSSL_LIB_CTX *libctx, const char *pem, size_t size);
-
-/* Reads a private key: from the file, or from data if path is NULL; PEM, or DER if `der`. password may be NULL.
- * *asked becomes 1 if a password was needed. NULL with an error queued. */
-EVP_PKEY *gp_tls_load_key(OSSL_LIB_CTX *libctx, const char *path, const void *data, size_t size, int der,
-                          const char *password, int *asked);
+/* ---- end of what Python calls ---- */
 
 #endif

@@ -63,7 +63,7 @@ _WANT_READ: int = lib.SSL_ERROR_WANT_READ
 _WANT_ASYNC: int = lib.SSL_ERROR_WANT_ASYNC
 _FATAL = frozenset((lib.SSL_ERROR_SSL, lib.SSL_ERROR_SYSCALL, lib.GP_ERROR_FLOOD))
 _NULL = ffi.NULL
-_operate = lib.gp_tls_operate
+_operate = lib.gp_connection_operate
 _buffer = ffi.buffer
 _from_buffer = ffi.from_buffer
 _release = ffi.release
@@ -105,7 +105,7 @@ class Connection(ConnectionInfo):
 
     def __init__(self, context: "Context", socket: Socket | None = None) -> None:
         self._ssl: Any = None
-        ssl = lib.gp_tls_new(context.pointer, -1 if socket is None else socket.fileno())
+        ssl = lib.gp_connection_new(context.pointer, -1 if socket is None else socket.fileno())
         if ssl == _NULL:
             raise Error(f"no SSL: {why()}")
         self._ssl = ssl
@@ -291,7 +291,7 @@ class Connection(ConnectionInfo):
         assert paused is not None  # noqa: S101  close() looked
         assert home is not None  # noqa: S101  set with it
         self._paused = None
-        if not lib.gp_tls_cut_off(ssl):
+        if not lib.gp_connection_cut_off(ssl):
             raise MemoryError("closing a connection in flight")
         one = drain.Parked(ssl, paused, home, (self._context, self._names))
         if notifier is not None and notifier.ring >= 0:

@@ -118,7 +118,7 @@ class Parked:
         """Resumes the job. It may pause again: woken early, or for its next request."""
         if self._ssl is None:
             return
-        if lib.gp_tls_operate(self._ssl, *self._arguments) & 0xFF == _WANT_ASYNC:
+        if lib.gp_connection_operate(self._ssl, *self._arguments) & 0xFF == _WANT_ASYNC:
             if self._waiting is None and not self._descriptors:
                 self.home.ready.append(self)
             return

@@ -6,6 +6,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
+/* ---- Python calls what follows: ssl_build.py reads it ---- */
+
 /* The DNS names, or without subject alternative names the common names, each ended by a 0; those that hold a 0 are left out.
  * Returns how many bytes they take, or -1: they can't be read, or take more than `capacity`. */
 int64_t gp_leaf_names(const SSL_CTX *ctx, char *names, size_t capacity);
@@ -15,5 +17,7 @@ int gp_leaf_public_key(const SSL_CTX *ctx, unsigned char digest[32]);
 
 /* Unix time; INT64_MIN: can't be read. */
 int64_t gp_leaf_not_after(const SSL_CTX *ctx);
+
+/* ---- end of what Python calls ---- */
 
 #endif

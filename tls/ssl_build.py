@@ -148,63 +148,31 @@ int SSL_get_changed_async_fds(SSL *ssl, int *added, size_t *added_count, int *re
 int SSL_get_async_status(SSL *ssl, int *status);
 """
 
-OURS = """
-#define GP_HANDSHAKE ...
-#define GP_READ ...
-#define GP_WRITE ...
-#define GP_SHUTDOWN ...
-#define GP_ERROR_FLOOD ...
-SSL *gp_tls_new(SSL_CTX *ctx, int descriptor);
-uint64_t gp_tls_operate(SSL *ssl, int operation, void *buffer, size_t size);
-int gp_tls_cut_off(SSL *ssl);
-int gp_tls_use_certificates(SSL_CTX *ctx, OSSL_LIB_CTX *libctx, const char *pem, size_t size);
-EVP_PKEY *gp_tls_load_key(OSSL_LIB_CTX *libctx, const char *path, const void *data, size_t size, int der,
-                          const char *password, int *asked);
+TLS = Path("tls")
+HEADERS = ("connection.h", "credentials.h", "leaf.h", "names.h", "protocols.h", "tickets.h", "wakeup.h")
 
-int64_t gp_leaf_names(const SSL_CTX *ctx, char *names, size_t capacity);
-int gp_leaf_public_key(const SSL_CTX *ctx, unsigned char *digest);
-int64_t gp_leaf_not_after(const SSL_CTX *ctx);
 
-int gp_wakeup_open(void);
-int gp_wakeup_descriptor(int ring);
-void gp_wakeup_close(int ring);
-void gp_wakeup_abandon(int ring);
-size_t gp_wakeup_take(int ring, uint64_t *ids, size_t capacity, int *lost);
-int gp_wakeup_attach(SSL *ssl, int ring, uint64_t id);
-int gp_wakeup_attach_context(SSL_CTX *ctx, int on);
-int gp_wakeup_detach(SSL *ssl);
+def for_python(header: str) -> str:
+    """The declarations between the two comments that mark them."""
+    _, begun, text = (TLS / header).read_text().partition("/* ---- Python calls what follows: ssl_build.py reads it ---- */")
+    declarations, ended, _ = text.partition("/* ---- end of what Python calls ---- */")
+    if not begun or not ended:
+        raise ValueError(f"{header} does not mark what Python calls")
+    return declarations
 
-typedef struct gp_names gp_names;
-typedef struct gp_protocols gp_protocols;
-gp_names *gp_names_new(const char *const *names, SSL_CTX *const *contexts, size_t count);
-void gp_names_free(gp_names *names);
-void gp_names_enable(SSL_CTX *ctx);
-int gp_names_use(SSL *ssl, gp_names *names);
-gp_protocols *gp_protocols_new(const unsigned char *wire, unsigned int size);
-void gp_protocols_free(gp_protocols *protocols);
-void gp_protocols_install(SSL_CTX *ctx, gp_protocols *protocols);
-
-typedef struct gp_tickets gp_tickets;
-gp_tickets *gp_tickets_new(OSSL_LIB_CTX *libctx, uint64_t interval);
-void gp_tickets_free(gp_tickets *tickets);
-int gp_tickets_rotate(gp_tickets *tickets);
-void gp_tickets_after_fork(gp_tickets *tickets);
-int gp_tickets_install(SSL_CTX *ctx, gp_tickets *tickets);
-"""
 
 ffi = FFI()
 ffi.cdef(CRYPTO)
 ffi.cdef("".join(f"#define {name} ...\n" for name in CONSTANTS.split()))
 ffi.cdef(SSL)
-ffi.cdef(OURS)
+ffi.cdef("".join(map(for_python, HEADERS)))
 ffi.set_source(
     "gpu_provider.tls._ssl",
     "#include <openssl/err.h>\n#include <openssl/provider.h>\n#include <openssl/ssl.h>\n#include <openssl/x509v3.h>\n"
-    '#include "leaf.h"\n#include "operations.h"\n#include "selection.h"\n#include "tickets.h"\n'
-    '#include "wakeup.h"\n',
-    sources=sorted(str(path) for path in Path("tls").glob("*.c") if path.name != "_ssl.c"),
+    + "".join(f'#include "{header}"\n' for header in HEADERS),
+    sources=sorted(str(path) for path in TLS.glob("*.c") if path.name != "_ssl.c"),
     include_dirs=["tls"],
-    depends=sorted(str(path) for path in Path("tls").glob("*.h")),
+    depends=sorted(str(path) for path in TLS.glob("*.h")),
     define_macros=[("_GNU_SOURCE", None)],
     libraries=["ssl", "crypto"],
 )

@@ -24,7 +24,7 @@ struct gp_tickets {
     OSSL_LIB_CTX *libctx;
     EVP_CIPHER *cipher;
     uint64_t interval;
-    struct key keys[GP_TICKET_KEYS]; /* the newest first */
+    struct key keys[GP_TICKETS_KEYS]; /* the newest first */
 };
 
 static pthread_once_t once = PTHREAD_ONCE_INIT;
@@ -52,7 +52,7 @@ static int rotate(gp_tickets *tickets)
 
     if (made) {
         new.created = now();
-        memmove(tickets->keys + 1, tickets->keys, (GP_TICKET_KEYS - 1) * sizeof(tickets->keys[0]));
+        memmove(tickets->keys + 1, tickets->keys, (GP_TICKETS_KEYS - 1) * sizeof(tickets->keys[0]));
         tickets->keys[0] = new;
     }
     OPENSSL_cleanse(&new, sizeof(new));
@@ -116,10 +116,10 @@ static int find(gp_tickets *tickets, const unsigned char *name, struct key *key)
     int found = 0;
 
     pthread_mutex_lock(&tickets->lock);
-    for (int i = 0; i < GP_TICKET_KEYS && found == 0; i++) {
+    for (int i = 0; i < GP_TICKETS_KEYS && found == 0; i++) {
         const struct key *one = &tickets->keys[i];
         if (one->created != 0 && memcmp(one->name, name, NAME_SIZE) == 0
-            && now() - one->created < GP_TICKET_KEYS * tickets->interval) {
+            && now() - one->created < GP_TICKETS_KEYS * tickets->interval) {
             *key = *one;
             found = i == 0 ? 1 : 2;
         }

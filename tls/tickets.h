@@ -8,12 +8,14 @@
 #include <openssl/ssl.h>
 #include <stdint.h>
 
-/* A new key encrypts from then on; GP_TICKET_KEYS - 1 earlier ones still decrypt. */
-#define GP_TICKET_KEYS 3
+/* A new key encrypts from then on; GP_TICKETS_KEYS - 1 earlier ones still decrypt. */
+#define GP_TICKETS_KEYS 3
+
+/* ---- Python calls what follows: ssl_build.py reads it ---- */
 
 typedef struct gp_tickets gp_tickets;
 
-/* A key encrypts for `interval` nanoseconds, and decrypts for GP_TICKET_KEYS times as long. libctx must not be freed before
+/* A key encrypts for `interval` nanoseconds, and decrypts for GP_TICKETS_KEYS times as long. libctx must not be freed before
  * the result is. NULL: out of memory, or no randomness, with an error queued. */
 gp_tickets *gp_tickets_new(OSSL_LIB_CTX *libctx, uint64_t interval);
 
@@ -28,6 +30,8 @@ void gp_tickets_after_fork(gp_tickets *tickets);
 
 /* For the SSLs made from ctx from now on. 1, or 0: out of memory. */
 int gp_tickets_install(SSL_CTX *ctx, gp_tickets *tickets);
+
+/* ---- end of what Python calls ---- */
 
 /* Gives a new SSL what was installed in its SSL_CTX, whichever that one is later turned to by the server's name. 1, or 0: out
  * of memory. */

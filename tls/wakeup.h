@@ -12,6 +12,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
+/* ---- Python calls what follows: ssl_build.py reads it ---- */
+
 /* The number of a new ring, or a negative errno value. */
 int gp_wakeup_open(void);
 
@@ -36,5 +38,7 @@ int gp_wakeup_attach_context(SSL_CTX *ctx, int on);
 
 /* No callback for this connection: wait descriptors. 1, or 0 on error. */
 int gp_wakeup_detach(SSL *ssl);
+
+/* ---- end of what Python calls ---- */
 
 #endif
