@@ -34,8 +34,8 @@ class ProviderConfig(Settings, frozen=True, kw_only=True, forbid_unknown_fields=
         ),
     ] = "auto"
     """``cuda`` uses all GPUs that ``CUDA_VISIBLE_DEVICES`` leaves, and needs the extra ``gpu-provider[cuda13]`` or
-    ``[cuda12]``. The kernels of ``cpu`` are several times as fast as OpenSSL where the processor has AVX-512 IFMA; where
-    it has not, OpenSSL computes everything. What ``auto`` has chosen is logged once."""
+    ``[cuda12]``. The kernels of ``cpu`` are several times as fast as OpenSSL if the processor has AVX-512 IFMA; without
+    it, OpenSSL computes everything. The choice of ``auto`` is logged once."""
 
     arithmetic: Annotated[
         str,

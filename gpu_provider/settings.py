@@ -65,6 +65,13 @@ class Option(typing.NamedTuple):
     default: object
     shown: Shown
 
+    @property
+    def default_words(self) -> str:
+        """Empty if there is no default."""
+        if self.shown.default or not self.default:
+            return self.shown.default
+        return f"{self.default:g}" if isinstance(self.default, int | float) else f"`{self.default}`"
+
 
 def options(settings: type[Settings]) -> Iterator[Option]:
     """The settings of a class whose fields all have a :class:`Shown`."""

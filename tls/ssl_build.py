@@ -150,12 +150,14 @@ int SSL_get_async_status(SSL *ssl, int *status);
 
 TLS = Path("tls")
 HEADERS = ("connection.h", "credentials.h", "leaf.h", "names.h", "protocols.h", "tickets.h", "wakeup.h")
+BEGIN = "/* ---- Python calls what follows: ssl_build.py reads it ---- */"
+END = "/* ---- end of what Python calls ---- */"
 
 
 def for_python(header: str) -> str:
     """The declarations between the two comments that mark them."""
-    _, begun, text = (TLS / header).read_text().partition("/* ---- Python calls what follows: ssl_build.py reads it ---- */")
-    declarations, ended, _ = text.partition("/* ---- end of what Python calls ---- */")
+    _, begun, text = (TLS / header).read_text().partition(BEGIN)
+    declarations, ended, _ = text.partition(END)
     if not begun or not ended:
         raise ValueError(f"{header} does not mark what Python calls")
     return declarations

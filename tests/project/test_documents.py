@@ -189,10 +189,9 @@ def test_the_tables_of_settings_say_what_the_command_line_says(title: str) -> No
     for option in options(ProviderConfig if title == "batching provider" else TerminatorConfig):
         if title == "terminator" and option.name in ProviderConfig.__struct_fields__:
             continue
-        default = option.shown.default or (f"{option.default:g}" if option.type in {int, float} else f"`{option.default}`")
         choices = ", ".join(f"`{choice}`" for choice in option.choices)
         meaning = option.shown.help + (f": {choices}" if choices else "")
-        lines.append(f"| `{option.name}` | {default if option.default or option.shown.default else '–'} | {meaning} |")
+        lines.append(f"| `{option.name}` | {option.default_words} | {meaning} |")
     assert "\n".join(lines) in README
 
 

@@ -50,18 +50,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """One flag for each field of TerminatorConfig. Their defaults are the fields', so here every default is None."""
     parser.epilog = _EPILOG
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.register("action", None, _Once)  # for flags without another action
     groups = {name: parser.add_argument_group(name) for name in _GROUPS}
     for option in sorted(options(TerminatorConfig), key=lambda option: _GROUPS.index(option.shown.group)):
         groups[option.shown.group].add_argument(
             f"--{option.name.replace('_', '-')}",
-            action="append" if option.several else None,
+            action="append" if option.several else _Once,
             type=str if option.type is Path else option.type,
             choices=option.choices or None,
             metavar=None if option.choices else option.shown.value,
             help=_help(option),
         )
-    groups["other"].add_argument("--config", metavar="FILE", help="TOML file with these settings")
+    groups["other"].add_argument("--config", action=_Once, metavar="FILE", help="TOML file with these settings")
     groups["other"].add_argument(
         "--check",
         action="store_true",
@@ -70,8 +69,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _help(option: Option) -> str:
-    default = option.shown.default or (f"{option.default:g}" if option.type is float else option.default)
-    return (option.shown.help + (f" (default: {default})" if default else "")).replace("`", "")
+    default = f" (default: {option.default_words})" if option.default_words else ""
+    return f"{option.shown.help}{default}".replace("`", "")
 
 
 def run(args: argparse.Namespace) -> int:

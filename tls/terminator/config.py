@@ -27,8 +27,8 @@ class TerminatorConfig(ProviderConfig, frozen=True, kw_only=True, forbid_unknown
         Shown(
             "addresses",
             "HOST:PORT",
-            "accept TLS connections on this HOST:PORT; `[::1]:443` for IPv6, `:443` for every interface, port 0 for any "
-            "free one. Must be given",
+            "accept TLS connections on this HOST:PORT; `[::1]:443` for IPv6, `:443` for every interface, port 0 for "
+            "any free one. Must be given",
         ),
     ] = ""
 
@@ -95,9 +95,7 @@ class TerminatorConfig(ProviderConfig, frozen=True, kw_only=True, forbid_unknown
 
     idle_timeout: Annotated[
         _SecondsOrNever,
-        Shown(
-            "connections", "SECONDS", "seconds without a byte either way before a connection is closed; 0: never"
-        ),
+        Shown("connections", "SECONDS", "seconds without a byte either way before a connection is closed; 0: never"),
     ] = 600.0
 
     drain_timeout: Annotated[

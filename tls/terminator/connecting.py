@@ -46,7 +46,7 @@ class Connecting:
     """One session's attempts. ``connected(socket, events)`` or ``failed(errno)`` is called once, unless :meth:`stop` is
     called first."""
 
-    __slots__ = ("_attempts", "_connected", "_error", "_failed", "_left", "_shared", "_share")
+    __slots__ = ("_attempts", "_connected", "_error", "_failed", "_left", "_share", "_shared")
 
     def __init__(
         self, shared: Shared, connected: Callable[[socket.socket, int], None], failed: Callable[[int], None]

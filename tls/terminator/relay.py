@@ -26,8 +26,8 @@ from gpu_provider import tls
 from gpu_provider.tls.terminator.poller import GONE, PEER_ENDED, READABLE, WRITABLE
 
 if TYPE_CHECKING:
-    from gpu_provider.tls.terminator.shared import Shared
     from gpu_provider.tls.terminator.session import Session
+    from gpu_provider.tls.terminator.shared import Shared
 
 __all__ = ["Relay"]
 
@@ -42,9 +42,21 @@ class Relay:
     """Relays until both directions have ended, and then ends the session."""
 
     __slots__ = (
-        "_client_ended", "_client_readable", "_close_notify_due", "_for_client", "_for_upstream",
-        "_over", "_shared", "_session", "_tls", "_upstream", "_upstream_end_seen", "_upstream_ended",
-        "_upstream_readable", "_upstream_refuses", "_upstream_was_reset",
+        "_client_ended",
+        "_client_readable",
+        "_close_notify_due",
+        "_for_client",
+        "_for_upstream",
+        "_over",
+        "_session",
+        "_shared",
+        "_tls",
+        "_upstream",
+        "_upstream_end_seen",
+        "_upstream_ended",
+        "_upstream_readable",
+        "_upstream_refuses",
+        "_upstream_was_reset",
     )  # fmt: skip
 
     def __init__(self, session: Session, upstream: socket.socket, shared: Shared, first: bytes) -> None:

@@ -189,7 +189,7 @@ class Session:
         self._deadline.start(self)
 
     def linger(self, result: str, reason: str = "") -> None:
-        """Ends both directions, but lets the client read what was sent to it: close_notify, an alert, or application data."""
+        """Ends both directions, but lets the client read what was sent to it: close_notify, an alert, or data."""
         self._enter(State.LINGER)
         self._result, self._reason = result, reason
         self._progress.seen(self.client)
