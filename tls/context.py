@@ -14,6 +14,7 @@ from gpu_provider.tls import constants, credentials
 from gpu_provider.tls._ssl import ffi, lib
 from gpu_provider.tls.errors import CertificateError, Error, check, why
 from gpu_provider.tls.library_context import default_library_context
+from gpu_provider.tls.server_names import OwnedContext, ServerNames
 from gpu_provider.tls.text import c_string, encoded
 from gpu_provider.tls.tickets import TicketKeys
 
@@ -53,44 +54,6 @@ def alpn_wire(protocols: Sequence[str | bytes]) -> bytes:
     if not names or not all(0 < len(name) <= 255 for name in names):
         raise ValueError(f"ALPN protocols must be names of 1 to 255 bytes, at least one of them, not {protocols!r}")
     return b"".join(bytes((len(name),)) + name for name in names)
-
-
-class _OwnedContext:
-    """An SSL_CTX and what its callbacks point at."""
-
-    __slots__ = ("alive", "library_context", "pointer")
-
-    def __init__(self, pointer: Any, library_context: object) -> None:
-        self.pointer = pointer
-        self.library_context = library_context
-        self.alive: list[object] = []
-
-    def __del__(self) -> None:
-        # Before the tables, and before the library context.
-        lib.SSL_CTX_free(self.pointer)
-
-
-class ServerNames:
-    """A table of contexts by server name. A Context keeps its current one, and a connection the one that it was made
-    with.
-
-    It refers to the SSL_CTXs and not to the Contexts. Those have tables too, so contexts that name themselves or each
-    other would form a cycle, and their private keys would stay in memory until a garbage collection.
-    """
-
-    __slots__ = ("_contexts", "pointer")
-
-    def __init__(self, entries: Sequence[tuple[str, _OwnedContext]]) -> None:
-        texts = [ffi.new("char[]", name.encode()) for name, _ in entries]
-        self._contexts = [context for _, context in entries]
-        table = lib.gp_names_new(
-            ffi.new("char *[]", texts),
-            ffi.new("SSL_CTX *[]", [context.pointer for context in self._contexts]),
-            len(entries),
-        )
-        if table == ffi.NULL:
-            raise MemoryError("server names")
-        self.pointer = ffi.gc(table, lib.gp_names_free)
 
 
 class Context:
@@ -133,7 +96,7 @@ class Context:
         if ctx == ffi.NULL:
             raise Error(f"no SSL_CTX: {why()}")
         self._ctx = ctx
-        self._owned = _OwnedContext(ctx, library_context)
+        self._owned = OwnedContext(ctx, library_context)
         self.server_names: ServerNames | None = None
         self.async_callback: AsyncCallback | None = None
         self.async_callback_arg: Any = None

@@ -1,19 +1,17 @@
 """The asyncio side of a Connection: the protocol of the transport below, and the transport of the protocol above."""
 
 import asyncio
-import errno
 import logging
-import ssl
 import threading
 from collections.abc import Callable
 from typing import Any, NamedTuple, cast
 
+from gpu_provider.tls.aio_errors import as_connection_error, unexpected_end
 from gpu_provider.tls.application import Application
 from gpu_provider.tls.connection import Connection
 from gpu_provider.tls.constants import RECEIVED_SHUTDOWN, SSL_MODE_ASYNC
 from gpu_provider.tls.errors import (
     Error,
-    FloodError,
     SysCallError,
     WantAsyncError,
     WantAsyncJobError,
@@ -152,7 +150,7 @@ class TLSLayer(asyncio.BufferedProtocol):
             if not self._waits_for_job():
                 self._handshake()
             else:
-                self._fail(_unexpected_end())
+                self._fail(unexpected_end())
             return False
         self._read()
         return self.state is State.OPEN
@@ -178,7 +176,7 @@ class TLSLayer(asyncio.BufferedProtocol):
         done, self._done = self._done, None
         self._error = None  # its traceback refers to this object, as the waiter's result does
         if done is not None and not done.done():
-            done.set_exception(error or _unexpected_end())
+            done.set_exception(error or unexpected_end())
         self.app.lose(error)
 
     # ---- the handshake ----
@@ -199,7 +197,7 @@ class TLSLayer(asyncio.BufferedProtocol):
             return
         except Error as error:
             self._flush()  # the alert
-            self._fail(_as_connection_error(error))
+            self._fail(as_connection_error(error))
             return
         finally:
             if self._held and not self._waits_for_job():
@@ -306,7 +304,7 @@ class TLSLayer(asyncio.BufferedProtocol):
                 self._peer_has_closed()  # what it might have sent would be thrown away
             else:
                 self._flush()
-                self._fail(_as_connection_error(error))
+                self._fail(as_connection_error(error))
         return 0
 
     def _peer_has_closed(self) -> None:
@@ -348,7 +346,7 @@ class TLSLayer(asyncio.BufferedProtocol):
         try:
             self._connection.sendall(data)
         except Error as error:
-            self._fail(_as_connection_error(error))
+            self._fail(as_connection_error(error))
             return
         self._flush()
 
@@ -361,7 +359,7 @@ class TLSLayer(asyncio.BufferedProtocol):
         try:
             self._connection.shutdown()
         except Error as error:
-            self._fail(_as_connection_error(error))
+            self._fail(as_connection_error(error))
             return False
         self._flush()
         return True
@@ -453,25 +451,3 @@ class TLSLayer(asyncio.BufferedProtocol):
         if self._ssl_object is not None and name in _AGREED:
             return _AGREED[name](self._ssl_object)
         return self.below.get_extra_info(name, default)
-
-
-def _unexpected_end() -> ConnectionResetError:
-    return ConnectionResetError(errno.ECONNRESET, "the peer ended the connection without close_notify")
-
-
-class SSLError(Error, ssl.SSLError):
-    """An Error that programs written for asyncio catch too: as ``ssl.SSLError``, or as OSError."""
-
-
-class _FloodError(FloodError, SSLError):
-    """The same for a flood."""
-
-
-def _as_connection_error(error: Error) -> Exception:
-    """What asyncio's users expect to catch."""
-    if isinstance(error, SysCallError):
-        failure: Exception = _unexpected_end()
-    else:
-        failure = (_FloodError if isinstance(error, FloodError) else SSLError)(ssl.SSL_ERROR_SSL, str(error))
-    failure.__cause__ = error
-    return failure

@@ -178,14 +178,14 @@ def test_without_a_thread_for_a_reload_the_old_ones_stay(tmp_path):
 
 def test_a_fault_in_the_reload_is_logged_counted_and_harmless(tmp_path):
     (tmp_path / "sitecustomize.py").write_text("""
-import gpu_provider.tls.terminator.serve as serve
-load, calls = serve.load_certificates, []
+import gpu_provider.tls.terminator.lifecycle as lifecycle
+load, calls = lifecycle.load_certificates, []
 def load_or_fail(*arguments):
     calls.append(None)
     if len(calls) == 2:
         raise RuntimeError("made to fail by a test")
     return load(*arguments)
-serve.load_certificates = load_or_fail
+lifecycle.load_certificates = load_or_fail
 """)
     with echo_terminator(tmp_path, settings={"PYTHONPATH": str(tmp_path)}) as terminator:
         terminator.process.send_signal(signal.SIGHUP)
