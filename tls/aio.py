@@ -9,7 +9,7 @@ A program that makes these calls itself, such as an HTTP server, runs unchanged 
 as ``ssl``: see :class:`LoopMixin`.
 
 A protocol sees the same calls in the same order as with asyncio's own TLS, and gets the same answers, except for this
-(``tests/tls/test_aio_contract.py`` holds the two beside each other):
+(``tests/tls/test_aio_contract*.py`` hold the two beside each other):
 
 - *pauses*: handshakes pause in async jobs instead of holding up the loop.
 - *late protocol*: the protocol is made when the handshake is done, not before.
