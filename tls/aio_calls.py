@@ -40,7 +40,7 @@ async def create_server(
     """Serves TLS: ``loop.create_server`` with a Context instead of ``ssl``, and its other options (``sock``,
     ``backlog``, ``reuse_port``, ``start_serving`` …).
 
-    Timeouts in seconds: for a whole handshake, and for the peer's close_notify after ``transport.close()``. Failed
+    The timeouts are seconds for a whole handshake, and for the peer's close_notify after ``transport.close()``. Failed
     handshakes are logged (``gpu_provider.tls.aio``, DEBUG). Raises OSError if the address can't be used.
     """
     layer = _server_layers(protocol_factory, context, handshake_timeout, shutdown_timeout, options)
@@ -123,9 +123,9 @@ async def start_tls(
     handshake_timeout: float = HANDSHAKE_TIMEOUT,
     shutdown_timeout: float = SHUTDOWN_TIMEOUT,
 ) -> TLSTransport:
-    """Goes on with TLS on a connection that is there already (STARTTLS, a proxy's tunnel), as ``loop.start_tls``. The
-    transport may be a TLSTransport itself, which uvloop's own ``start_tls`` refuses. From now on the protocol must use
-    the transport that this returns; its ``connection_made`` is not called again.
+    """Starts TLS on an existing connection (STARTTLS, a proxy's tunnel), as ``loop.start_tls``. The transport may be a
+    TLSTransport itself, which uvloop's own ``start_tls`` refuses. From now on the protocol must use the transport that
+    this returns; its ``connection_made`` is not called again.
 
     Raises as :func:`create_connection` does, and has then closed ``transport``.
     """
@@ -239,7 +239,7 @@ def _client(context: Context, name: str | None) -> Connection:
 
 
 def _waiter(loop: asyncio.AbstractEventLoop) -> asyncio.Future[Connected]:
-    """It may fail after its caller was cancelled: nobody is to hear of that."""
+    """A future for the end of a handshake. If it fails after its caller was cancelled, nobody is told."""
     done: asyncio.Future[Connected] = loop.create_future()
     done.add_done_callback(lambda done: done.cancelled() or done.exception())
     return done

@@ -1,4 +1,4 @@
-"""The exceptions of TLS as asyncio's users expect to catch them."""
+"""The exceptions of TLS in the form that asyncio's users expect."""
 
 import errno
 import ssl
@@ -13,15 +13,15 @@ def unexpected_end() -> ConnectionResetError:
 
 
 class SSLError(Error, ssl.SSLError):
-    """An Error that programs written for asyncio catch too: as ``ssl.SSLError``, or as OSError."""
+    """An Error that programs written for asyncio also catch, as ``ssl.SSLError`` or OSError."""
 
 
 class _FloodError(FloodError, SSLError):
-    """The same for a flood."""
+    """A FloodError for the same programs."""
 
 
 def as_connection_error(error: Error) -> Exception:
-    """What asyncio's users expect to catch."""
+    """The exception that asyncio's users expect for ``error``."""
     if isinstance(error, SysCallError):
         failure: Exception = unexpected_end()
     else:

@@ -10,15 +10,15 @@ __all__ = ["EventLoop", "LoopMixin"]
 
 
 class LoopMixin(asyncio.AbstractEventLoop):
-    """For an event loop class: its ``ssl`` and ``sslcontext`` parameters take a Context too. Python's own contexts work
-    as before.
+    """Makes the ``ssl`` and ``sslcontext`` parameters of an event loop class accept a Context. Python's own contexts
+    work as before.
 
     ::
 
         class Loop(aio.LoopMixin, uvloop.Loop):
             pass
 
-    Everything that asks the loop for TLS then runs over this package without being changed: ``asyncio.start_server``,
+    Everything that asks the loop for TLS then runs over this package unchanged: ``asyncio.start_server``,
     ``StreamWriter.start_tls``, HTTP servers.
     """
 
@@ -68,11 +68,11 @@ class LoopMixin(asyncio.AbstractEventLoop):
 
 
 class EventLoop(LoopMixin, asyncio.SelectorEventLoop):
-    """asyncio's event loop with that."""
+    """asyncio's event loop, which accepts a Context."""
 
 
 def _our_names(options: dict[str, Any]) -> dict[str, Any]:
-    """asyncio's names for the timeouts; None is its word for the default."""
+    """Replaces asyncio's names of the timeouts by ours; for asyncio, None means the default."""
     for name in ("handshake_timeout", "shutdown_timeout"):
         if (value := options.pop(f"ssl_{name}", None)) is not None:
             options[name] = value

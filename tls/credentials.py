@@ -49,7 +49,7 @@ def _use_certificates(ctx: Any, libctx: Any, pem: bytes, what: str) -> None:
 
 def use_privatekey_file(ctx: Any, libctx: Any, path: str, filetype: int, password: str | bytes | None) -> None:
     try:
-        with open(path, "rb") as file:  # only to see that it can be read: OpenSSL reads the key
+        with open(path, "rb") as file:  # only to check that it can be read: OpenSSL reads the key
             file.read(1)
     except OSError as error:
         raise PrivateKeyError(f"private key file {path!r} can't be read: {_cause(error)}") from error

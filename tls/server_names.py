@@ -9,7 +9,7 @@ __all__ = ["OwnedContext", "ServerNames"]
 
 
 class OwnedContext:
-    """An SSL_CTX and what its callbacks point at."""
+    """Owns an SSL_CTX and what its callbacks point to."""
 
     __slots__ = ("alive", "library_context", "pointer")
 
@@ -19,7 +19,7 @@ class OwnedContext:
         self.alive: list[object] = []
 
     def __del__(self) -> None:
-        # Before the tables, and before the library context.
+        # It goes before the tables, and before the library context.
         lib.SSL_CTX_free(self.pointer)
 
 
@@ -27,8 +27,8 @@ class ServerNames:
     """A table of contexts by server name. A Context keeps its current one, and a connection the one that it was made
     with.
 
-    It refers to the SSL_CTXs and not to the Contexts. Those have tables too, so contexts that name themselves or each
-    other would form a cycle, and their private keys would stay in memory until a garbage collection.
+    It refers to the SSL_CTXs and not to the Contexts, because those have tables too: contexts that name themselves or
+    each other would form a cycle, and their private keys would stay in memory until a garbage collection.
     """
 
     __slots__ = ("_contexts", "pointer")

@@ -32,7 +32,6 @@ pytestmark = pytest.mark.filterwarnings("ignore:Overriding the .event_loop_polic
 
 scenario = Scenarios()
 MEBIBYTE = bytes(1 << 20)
-ENDED = ["eof", ("lost", "NoneType"), ("reported", [])]
 
 
 # ---- a connection's life ----

@@ -28,8 +28,6 @@ if TYPE_CHECKING:
 # pytest-asyncio 1.3 has a hook for this instead; older versions have only the fixture.
 pytestmark = pytest.mark.filterwarnings("ignore:Overriding the .event_loop_policy.")
 
-MEBIBYTE = bytes(1 << 20)
-
 
 async def test_handshakes_wait_in_one_batch_while_the_loop_goes_on(
     held_backend: HeldBackend, held_provider: BatchingProvider, serve: Callable[..., Awaitable[Served]]

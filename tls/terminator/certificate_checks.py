@@ -1,4 +1,4 @@
-"""What is surely not meant about certificates, although they can be served."""
+"""Finds what is surely a mistake in certificates, although they can be served."""
 
 from __future__ import annotations
 
@@ -34,7 +34,8 @@ def date(seconds: float) -> str:
 
 
 def file_warnings(path: Path) -> list[str]:
-    """Of one certificate file that OpenSSL takes, the leaf first. That the leaf has expired is for others to say."""
+    """Warnings about a certificate file that OpenSSL accepts, those about the leaf first. Whether the leaf has expired
+    is checked elsewhere."""
     try:
         chain = x509.load_pem_x509_certificates(path.read_bytes())
         return [f"certificate file {str(path)!r}: {warning}" for warning in _chain_warnings(chain)]
@@ -71,7 +72,7 @@ def _may_serve(leaf: x509.Certificate) -> bool:
 
 
 def never_used_warnings(certificates: Sequence[Certificate], used: Iterable[int]) -> list[str]:
-    """``used``: the indices of those that some server name leads to."""
+    """``used`` has the indices of the certificates that some server name leads to."""
     warnings = []
     for index in sorted(set(range(len(certificates))) - set(used)):
         certificate = certificates[index]

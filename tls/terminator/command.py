@@ -1,4 +1,4 @@
-"""``gpu-provider terminator``: its flags, and from flags, environment and file to the settings."""
+"""``gpu-provider terminator``: makes its flags from the settings, and the settings from flags, environment and file."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ Core dumps are switched off, since private keys are in memory. (A system that pi
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """One flag for each field of TerminatorConfig. Their defaults are the fields', so here every default is None."""
+    """Adds one flag for each field of TerminatorConfig. The field has the default, so the flag's is None."""
     parser.epilog = _EPILOG
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     groups = {name: parser.add_argument_group(name) for name in _GROUPS}
@@ -75,7 +75,7 @@ def _help(option: Option) -> str:
 
 def run(args: argparse.Namespace) -> int:
     """Raises ConfigError."""
-    # Before anything is made of the rest: a setting that is missing may be a misspelt one.
+    # Warn before the settings are checked: a missing setting may be a misspelt one.
     _warn(unknown_variables(TerminatorConfig, os.environ))
     config = load(args.config, {field: getattr(args, field, None) for field in TerminatorConfig.__struct_fields__})
     if args.check:
@@ -91,7 +91,7 @@ def _warn(warnings: Iterable[str]) -> None:
 
 
 class _Once(argparse.Action):
-    """A flag with one value. Of two, argparse would take the last and say nothing."""
+    """A flag that may be given once. Given twice, argparse would silently use the last value."""
 
     def __call__(
         self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: object, option: str | None = None

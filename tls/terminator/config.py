@@ -1,4 +1,4 @@
-"""The terminator's settings: the same names as flags, as ``GPU_PROVIDER_*`` variables and in the TOML file."""
+"""The terminator's settings."""
 
 from __future__ import annotations
 
