@@ -81,7 +81,7 @@ class Terminator:
         self._hurry = asyncio.Event()
         self._reloading = asyncio.Lock()
         self._reloads: set[asyncio.Task[None]] = set()
-        # The server alone keeps the certificates, so that a reload lets go of the keys that it replaces.
+        # Only the server keeps the certificates, so that a reload frees the keys that it replaces.
         self._server = server = Server(self._config, self._load_certificates(), self._upstream, self._metrics)
         admin = AdminServer(self._registry, self._is_ready)
         loop.set_exception_handler(self._on_loop_error)
@@ -89,7 +89,7 @@ class Terminator:
         await admin.start(admin_listeners)
         server.limit_connections(_connections_allowed(self._config))
         server.start(listeners)
-        # What start-up made stays until the end: collections need not walk it again and again.
+        # What start-up created stays until the end: garbage collections need not walk it again and again.
         gc.collect()
         gc.freeze()
         _report_certificates(self._metrics.certificates)
@@ -151,7 +151,7 @@ class Terminator:
         self._stopped_at = self._loop.time()
         self._stopping.set()
 
-    # ---- what ends it but for signals ----
+    # ---- failures that end it ----
 
     def _look_for_failure(self) -> None:
         if self._provider.failure is not None:
@@ -160,7 +160,7 @@ class Terminator:
             self._fail("out of memory, and it does not pass")
 
     def _fail(self, reason: str) -> None:
-        """Ends as on a signal: whoever started this process can start it again."""
+        """Ends as on a signal: whoever started this process can restart it."""
         if self._failure is None:
             self._failure = reason
             _log.error("ending, because this process can't go on", reason=reason)
@@ -172,7 +172,7 @@ class Terminator:
         if not isinstance(context.get("exception"), MemoryError):
             loop.default_exception_handler(context)
             return
-        # It belongs to no connection, or to one that can't be told: what it left undone is unknown.
+        # It belongs to no connection, or to an unknown one: what it left undone is unknown.
         self._server.run_out_of_memory()
         self._fail("out of memory")
         ending_for = loop.time() - self._stopped_at
@@ -184,7 +184,7 @@ class Terminator:
     # ---- certificates ----
 
     def _start_reload(self) -> None:
-        if len(self._reloads) > 1:  # the one that waits will read the files as they are then
+        if len(self._reloads) > 1:  # the one that waits will read the files later
             return
         task = self._loop.create_task(self._reload())
         self._reloads.add(task)

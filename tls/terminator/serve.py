@@ -36,8 +36,8 @@ _log = structlog.stdlib.get_logger(__name__)
 
 
 def check(config: TerminatorConfig) -> list[str]:
-    """Everything that can be checked without listening: files, keys, names, and how they fit together. Returns what is
-    surely not meant, although it works. Raises ConfigError for what can't work."""
+    """Checks everything that needs no listening: files, keys, names, and how they fit together. Returns warnings about
+    what works but is surely a mistake. Raises ConfigError for what can't work."""
     with _start_errors():
         return _check(config)
 
@@ -64,7 +64,7 @@ def run(config: TerminatorConfig) -> int:
 
 @contextlib.contextmanager
 def _start_errors() -> Iterator[None]:
-    """Whatever keeps it from starting is told in one line."""
+    """Turns whatever keeps it from starting into a ConfigError of one line."""
     try:
         yield
     except ConfigError:
@@ -77,7 +77,7 @@ def _start_errors() -> Iterator[None]:
 
 def _run(config: TerminatorConfig, signals: SignalHandlers) -> int:
     log = configure_logging(config.log_level)
-    # Private keys are in this process's memory, and do not belong into a file on disk.
+    # Private keys are in this process's memory, and must not end up in a file on disk.
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     raise_descriptor_limit(config.max_connections)
     upstream = _resolve_upstream(config)
@@ -99,7 +99,7 @@ def _run(config: TerminatorConfig, signals: SignalHandlers) -> int:
                 code = EXIT_FAILED
             signals.ignore_all()
             if code == EXIT_FAILED:
-                # Its threads may be in any state: nobody should wait for them.
+                # Its threads may be in any state, so don't wait for them.
                 log.wait_written(_LAST_LINES_SECONDS)
                 os._exit(code)
             return code
@@ -113,7 +113,7 @@ def _resolve_upstream(config: TerminatorConfig) -> tuple[Resolved, ...]:
 
 
 def _loop_factory() -> type[asyncio.AbstractEventLoop] | None:
-    """uvloop's, where it is installed."""
+    """uvloop's loop, if it is installed."""
     try:
         import uvloop  # noqa: PLC0415
     except ImportError:

@@ -1,4 +1,4 @@
-"""The data port: accepts connections, keeps their number under the cap, and knows them all until the last has ended."""
+"""The data port: accepts connections, caps their number, and knows all of them until the last has ended."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ __all__ = ["Server"]
 
 _ACCEPT_BURST = 64
 _BUFFER_SIZE = 65536
-"""Bytes per read. Also what each direction of a connection can hold back at most, when its receiver is slow."""
+"""Bytes per read; also the most that each direction of a connection holds back if its receiver is slow."""
 _SETTLE_SECONDS = 0.25
-"""After SIGTERM, for connections that the system has begun: a round trip to the client and back."""
+"""After SIGTERM, for connections that the system has begun: time for a round trip to the client."""
 
 _RESOLVE_AGAIN_SECONDS = 1.0
 _SHORTAGE_PAUSE_SECONDS = 0.1
@@ -44,7 +44,7 @@ _PROXY_VERSIONS = {"off": 0, "v1": 1, "v2": 2}
 
 
 class Server:
-    """Serves listening sockets on the running loop. ``upstream``: the addresses to relay to, tried in order."""
+    """Serves listening sockets on the running loop. ``upstream`` has the addresses to relay to, tried in order."""
 
     def __init__(
         self,
@@ -83,20 +83,20 @@ class Server:
         self.shortage = Shortage(loop, metrics.shortages)
         self._pause: asyncio.TimerHandle | None = None
         self._last_call = False
-        """The listening sockets are to be closed as soon as nobody waits there."""
+        """Close the listening sockets as soon as nobody waits there."""
         self._resolved_at = loop.time()
         self._resolving: asyncio.Task[None] | None = None
         self.use_certificates(certificates)
 
     def use_certificates(self, certificates: Certificates) -> None:
-        """For connections accepted from now on. Earlier ones keep theirs."""
+        """Uses these for connections accepted from now on. Earlier ones keep theirs."""
         self._shared.context = certificates.context
         self._metrics.certificates = certificates.all
 
     # ---- accepting ----
 
     def limit_connections(self, most: int) -> None:
-        """To this, where ``max_connections`` is more."""
+        """Lowers ``max_connections`` to ``most``."""
         self._max_connections = self._metrics.max_connections = min(most, self._max_connections)
 
     def start(self, listeners: list[socket.socket]) -> None:
@@ -156,7 +156,7 @@ class Server:
             session.abort("out_of_memory")
 
     def _run_short(self, reason: str) -> None:
-        """Something has run out. What is open may give it back; until then nobody else is let in."""
+        """Something has run out. Open connections may give it back; until then no other is accepted."""
         self.shortage.notice(reason, len(self._sessions))
         self._set_accepting(False)
         if self._pause is None:
@@ -170,7 +170,7 @@ class Server:
         self._accept_again()
 
     def _out_of_memory_at(self, descriptor: int) -> None:
-        """A socket's handler had no memory to go on. Its connection has lost that event, and so ends."""
+        """A socket's handler ran out of memory. Its connection has lost that event, so it ends."""
         self.run_out_of_memory()
         for session in self._sessions:
             if session.has(descriptor):
@@ -180,7 +180,7 @@ class Server:
     def _accept_again(self) -> None:
         if self._listeners and self._pause is None and len(self._sessions) < self._max_connections:
             self._set_accepting(True)
-            if self._last_call:  # a socket where nobody waits would not become readable, and so not be closed
+            if self._last_call:  # a socket where nobody waits does not become readable, and would not be closed
                 self._loop.call_soon(self._make_last_call)
 
     # ---- for the sessions ----
@@ -193,7 +193,7 @@ class Server:
         self._look_for_end()
 
     def _upstream_failed(self, error: int) -> None:
-        """No address of the upstream took the connection. Its name may stand for others by now."""
+        """No address of the upstream accepted the connection. Its name may stand for others by now."""
         reason = errno.errorcode.get(error, str(error))
         self._metrics.upstream_failures[reason] += 1
         if error in SHORTAGES:
@@ -213,8 +213,8 @@ class Server:
     # ---- the end ----
 
     def stop_accepting(self) -> None:
-        """Lets nobody in but those whose connections the system has begun, and closes the listening sockets when these
-        were accepted: at once or, with ``max_connections`` open, as soon as there is room."""
+        """Accepts only the connections that the system has begun, and then closes the listening sockets: at once or,
+        with ``max_connections`` open, as soon as there is room."""
         settled = [refuse_newcomers(listener) for listener in self._listeners]
         self._loop.call_later(_SETTLE_SECONDS if all(settled) else 0.0, self._make_last_call)
 
@@ -236,13 +236,13 @@ class Server:
             self._all_ended.set()
 
     async def drain(self, seconds: float, hurry: asyncio.Event) -> bool:
-        """After :meth:`stop_accepting`: waits until every connection has ended. Those that are left after ``seconds``,
-        or when ``hurry`` is set, are cut off; False then."""
+        """Waits, after :meth:`stop_accepting`, until every connection has ended. Those that are left after ``seconds``,
+        or when ``hurry`` is set, are cut off; it then returns False."""
         either = [self._loop.create_task(event.wait()) for event in (self._all_ended, hurry)]
         await asyncio.wait(either, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
         for task in either:
             task.cancel()
-        # One that lingers has got all that it will get.
+        # A client that lingers has got everything.
         left = sum(session.state is not State.LINGER for session in self._sessions) + self._turn_away()
         for session in tuple(self._sessions):
             session.abort()
@@ -251,7 +251,7 @@ class Server:
         return not left
 
     def _turn_away(self) -> int:
-        """Closes the listening sockets that are still open. Returns how many connections waited there."""
+        """Closes the listening sockets that are still open. Returns how many connections were waiting there."""
         waiting = 0
         for listener in tuple(self._listeners):
             with contextlib.suppress(OSError):
@@ -262,7 +262,7 @@ class Server:
         return waiting
 
     def close(self) -> None:
-        """After :meth:`stop_accepting` and :meth:`drain`."""
+        """Call it after :meth:`stop_accepting` and :meth:`drain`."""
         if self._resolving is not None:
             self._resolving.cancel()
         if self._pause is not None:

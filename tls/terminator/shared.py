@@ -1,4 +1,4 @@
-"""What all sessions of one server share. It is all that a session knows of its server."""
+"""What all sessions of one server share, and all that a session knows of its server."""
 
 from __future__ import annotations
 
