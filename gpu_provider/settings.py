@@ -1,4 +1,4 @@
-"""Classes of settings, and where their values come from.
+"""Base of the settings classes, and where the values come from.
 
 A settings class derives from :class:`Settings` and describes each field in its annotation::
 
@@ -42,15 +42,15 @@ _MADE_UP = re.compile(r"(\w+_)?(port(_\d+_(tcp|udp)(_(addr|port|proto))?)?|servi
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Shown:
-    """How a setting is shown to users. Words may be in backticks, which the command line leaves out."""
+    """How users see a setting. The texts may have backticks, which the command line leaves out."""
 
     group: str
     """The heading of its flag in ``--help``."""
     value: str
-    """What stands for the flag's value, such as ``SECONDS``; unused where there is a list of choices."""
+    """The placeholder of the flag's value, such as ``SECONDS``; unused if there are choices."""
     help: str
     default: str = ""
-    """What its default means, where that is None or empty."""
+    """What the default means, if it is None or empty."""
 
 
 class Option(typing.NamedTuple):
@@ -58,10 +58,10 @@ class Option(typing.NamedTuple):
 
     name: str
     type: type
-    """int, float, Path or str; of one value where several can be given."""
+    """int, float, Path or str; if several values can be given, the type of one."""
     several: bool
     choices: tuple[str, ...]
-    """All that it can be; empty: anything of its type."""
+    """All possible values; empty: any of its type."""
     default: object
     shown: Shown
 
@@ -111,7 +111,7 @@ def load_config(
     None means that the flag was not given.
 
     Unknown keys in the file and in ``overrides`` are errors. Unknown environment variables are not, because they may be
-    another program's settings, but one that looks like a misspelt setting is logged as a warning. Raises ConfigError.
+    another program's settings, but a warning is logged for one that looks like a misspelt setting. Raises ConfigError.
     """
     annotations = _fields(settings)
     values: dict[str, Any] = {}
@@ -140,9 +140,9 @@ def load_config(
 
 
 def unknown_variables(settings: type[Settings], environ: Mapping[str, str], likeness: float = 0) -> list[str]:
-    """A warning for each ``GPU_PROVIDER_*`` variable that is no setting, but like one to this degree, from 0 to 1.
-    Variables that container platforms make up from a service's name are passed over: ``GPU_PROVIDER_PORT``,
-    ``GPU_PROVIDER_SERVICE_HOST`` and the like."""
+    """Returns a warning for each ``GPU_PROVIDER_*`` variable that is not a setting but resembles one by at least this
+    much, from 0 to 1. Variables that container platforms make up from a service's name are passed over:
+    ``GPU_PROVIDER_PORT``, ``GPU_PROVIDER_SERVICE_HOST`` and the like."""
     annotations = _fields(settings)
     warnings = []
     for variable in environ:
@@ -204,7 +204,7 @@ def _description(annotation: Any) -> str | None:
 
 
 def _taken_apart(annotation: Any, kind: type[T]) -> tuple[Any, list[T]]:
-    """The type that stands in ``Annotated[… | None, …]``, and what is annotated of this kind, outside and inside."""
+    """The plain type within ``Annotated[… | None, …]``, and all its annotations of this kind."""
     found: list[T] = []
     while True:
         if hasattr(annotation, "__metadata__"):
@@ -235,7 +235,7 @@ def _environment_settings(environ: Mapping[str, str], annotations: Mapping[str, 
 
 
 def _from_text(text: str, annotation: Any, field: str, variable: str) -> Any:
-    """What an environment variable's text means for a field: numbers, booleans and comma-separated lists."""
+    """Converts an environment variable's text to the field's type: a number, a boolean, a comma-separated list."""
     try:
         if _is_list(annotation):
             return _convert([part.strip() for part in text.split(",") if part.strip()], annotation, strict=False)

@@ -40,12 +40,12 @@ SSL *gp_connection_new(SSL_CTX *ctx, int descriptor)
     return ssl;
 }
 
-/* Records and messages that one read looks at before others get their turn, full buffer or not. Records of one byte
- * would otherwise take tens of milliseconds to fill a large one. */
+/* Records and messages that one read handles before others get their turn, even if the buffer is not full. To fill a
+ * large one with records of one byte would take tens of milliseconds. */
 #define READ_AT_ONCE 64
 
-/* After a first record: whether to look for another. Not on a blocking socket, where that could wait for ever with bytes in
- * hand, and not in a job, whose arguments must stay as they were. *blocks is -1 before the first time. */
+/* Whether to look for another record after the first. Not on a blocking socket, where that could wait for ever with
+ * bytes in hand, and not in a job, whose arguments must not change. *blocks is -1 before the first call. */
 static int may_go_on(SSL *ssl, int *blocks)
 {
     if (SSL_get_mode(ssl) & SSL_MODE_ASYNC)
@@ -57,7 +57,7 @@ static int may_go_on(SSL *ssl, int *blocks)
     return !*blocks || SSL_pending(ssl) > 0;
 }
 
-/* Writes on after what is in `done` already. */
+/* Continues to write after the first *done bytes. */
 static int write_records(SSL *ssl, struct gp_outgoing *outgoing, const char *buffer, size_t size, size_t *done)
 {
     struct gp_flood *flood = gp_flood_of(ssl);
@@ -86,7 +86,7 @@ static int write_records(SSL *ssl, struct gp_outgoing *outgoing, const char *buf
     return result;
 }
 
-/* SSL_shutdown, which is not called again when its alert was kept and has been sent since: that would be a read. */
+/* SSL_shutdown; but it is not called again if its alert was kept and has been sent since: a second call would read. */
 static int shut_down(SSL *ssl, struct gp_outgoing *outgoing)
 {
     if (outgoing == NULL)

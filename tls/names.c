@@ -72,7 +72,7 @@ static int select_name(SSL *ssl, int *alert, void *argument)
 
     const struct entry *entry = find(names, name);
     if (entry == NULL) {
-        /* "*.example" stands for exactly one label, and a name that begins with '*' is no name of a host. */
+        /* "*.example" stands for exactly one label, and a name that begins with '*' is not a host name. */
         char *dot = strchr(name, '.');
         if (dot == NULL || dot == name)
             return SSL_TLSEXT_ERR_NOACK;

@@ -1,7 +1,7 @@
-/* A server's choice of the ALPN protocol.
+/* Chooses the ALPN protocol on a server.
  *
- * In C because libssl makes it inside the async job, on its 32 KiB stack, where Python must not run. A table doesn't change once
- * made, and lives as long as its SSL_CTX. */
+ * In C because libssl makes it inside the async job, on its 32 KiB stack, where Python must not run. A table doesn't
+ * change once made, and lives as long as its SSL_CTX. */
 #ifndef GP_TLS_PROTOCOLS_H
 #define GP_TLS_PROTOCOLS_H
 

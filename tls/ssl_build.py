@@ -1,4 +1,7 @@
-"""cffi builder of ``gpu_provider.tls._ssl``: the part of libssl that the TLS API uses, and our C beside it."""
+"""cffi builder of ``gpu_provider.tls._ssl``: the part of libssl that the TLS API uses, and our own C.
+
+OpenSSL's declarations are listed here; ours are read from our headers.
+"""
 
 from pathlib import Path
 

@@ -130,4 +130,4 @@ def _check_protocols(config: TerminatorConfig) -> Iterable[str]:
     for protocol in config.alpn:
         meant = _MEANT_PROTOCOLS.get(protocol.lower(), protocol.lower())
         if meant != protocol and meant in {"h2", "http/1.1", "http/1.0"}:
-            yield f"alpn = {protocol!r}: no client asks for this name; {meant!r} is meant, probably"
+            yield f"alpn = {protocol!r}: no client asks for this name; you probably mean {meant!r}"

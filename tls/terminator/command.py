@@ -30,10 +30,10 @@ separated by commas) or in the TOML file of --config (queue_depth = 4096, cert =
 environment, the environment over the file.
 
 signals:
-  SIGTERM, SIGINT, SIGQUIT  accept no connection but those that the system has begun, let all of them finish for
-                            --drain-timeout seconds, then cut them off; another one, at least a second later, cuts
-                            them off at once
-  SIGHUP                    read the certificate and key files again, for new connections; on any error the old ones
+  SIGTERM, SIGINT, SIGQUIT  accept only the connections that the system has begun, let all of them finish for
+                            --drain-timeout seconds, then cut them off; a second signal, at least a second later,
+                            cuts them off at once
+  SIGHUP                    reload the certificate and key files, for new connections; on any error the old ones
                             stay
   SIGUSR1, SIGUSR2          nothing
 
@@ -64,7 +64,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     groups["other"].add_argument(
         "--check",
         action="store_true",
-        help="only check the settings, certificates, keys and names, and warn of what is surely not meant",
+        help="only check the settings, certificates, keys and names, and warn of what is surely a mistake",
     )
 
 
