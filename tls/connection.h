@@ -6,8 +6,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-/* ---- Python calls what follows: ssl_build.py reads it ---- */
-
+/* cffi: */
 enum gp_connection_operation { GP_HANDSHAKE, GP_READ, GP_WRITE, GP_SHUTDOWN };
 
 /* Beside the SSL_ERROR_ values: the peer sent too much that is not application data (flood.h), and the connection is
@@ -30,7 +29,6 @@ uint64_t gp_connection_operate(SSL *ssl, int operation, void *buffer, size_t siz
 /* Cuts the connection off from its peer: reads meet the end, writes go nowhere. The descriptor is no longer used.
  * Returns 1, or 0: out of memory. */
 int gp_connection_cut_off(SSL *ssl);
-
-/* ---- end of what Python calls ---- */
+/* :cffi */
 
 #endif

@@ -5,8 +5,7 @@
 #include <openssl/ssl.h>
 #include <stddef.h>
 
-/* ---- Python calls what follows: ssl_build.py reads it ---- */
-
+/* cffi: */
 /* Adds the PEM certificates in `pem`, the leaf first. Returns how many, or -1 with an error queued. */
 int gp_credentials_use_certificates(SSL_CTX *ctx, OSSL_LIB_CTX *libctx, const char *pem, size_t size);
 
@@ -14,7 +13,6 @@ int gp_credentials_use_certificates(SSL_CTX *ctx, OSSL_LIB_CTX *libctx, const ch
  * becomes 1 if a password was needed. On failure NULL, with an error queued. */
 EVP_PKEY *gp_credentials_load_key(OSSL_LIB_CTX *libctx, const char *path, const void *data, size_t size, int der,
                           const char *password, int *asked);
-
-/* ---- end of what Python calls ---- */
+/* :cffi */
 
 #endif

@@ -6,8 +6,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-/* ---- Python calls what follows: ssl_build.py reads it ---- */
-
+/* cffi: */
 /* The DNS names or, if there are no subject alternative names, the common names, each ended by a 0. Names that contain
  * a 0 are left out. Returns how many bytes they need, or -1: they can't be read, or need more than `capacity`. */
 int64_t gp_leaf_names(const SSL_CTX *ctx, char *names, size_t capacity);
@@ -17,7 +16,6 @@ int gp_leaf_public_key(const SSL_CTX *ctx, unsigned char digest[32]);
 
 /* Unix time; INT64_MIN: it can't be read. */
 int64_t gp_leaf_not_after(const SSL_CTX *ctx);
-
-/* ---- end of what Python calls ---- */
+/* :cffi */
 
 #endif

@@ -9,8 +9,7 @@
 #include <openssl/ssl.h>
 #include <stddef.h>
 
-/* ---- Python calls what follows: ssl_build.py reads it ---- */
-
+/* cffi: */
 typedef struct gp_names gp_names;
 
 /* names: `count` lower-case strings, "host.example" or "*.example"; contexts[i] belongs to names[i] and must
@@ -24,7 +23,6 @@ void gp_names_enable(SSL_CTX *ctx);
 
 /* Gives a new SSL its table; NULL: none. Returns 1, or 0: out of memory. */
 int gp_names_use(SSL *ssl, gp_names *names);
-
-/* ---- end of what Python calls ---- */
+/* :cffi */
 
 #endif

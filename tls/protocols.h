@@ -7,8 +7,7 @@
 
 #include <openssl/ssl.h>
 
-/* ---- Python calls what follows: ssl_build.py reads it ---- */
-
+/* cffi: */
 typedef struct gp_protocols gp_protocols;
 
 /* wire: ALPN protocols by the server's preference, each with its length before it. NULL: out of memory. */
@@ -17,7 +16,6 @@ void gp_protocols_free(gp_protocols *protocols);
 
 /* Has ctx choose the first of ours that the client offers; none: the alert no_application_protocol (RFC 7301, 3.2). */
 void gp_protocols_install(SSL_CTX *ctx, gp_protocols *protocols);
-
-/* ---- end of what Python calls ---- */
+/* :cffi */
 
 #endif

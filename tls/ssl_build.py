@@ -1,8 +1,9 @@
 """cffi builder of ``gpu_provider.tls._ssl``: the part of libssl that the TLS API uses, and our own C.
 
-OpenSSL's declarations are listed here; ours are read from our headers.
+OpenSSL's declarations are listed here. Ours are read from our headers, between ``/* cffi: */`` and ``/* :cffi */``.
 """
 
+import re
 from pathlib import Path
 
 from cffi import FFI
@@ -13,28 +14,19 @@ typedef struct ossl_provider_st OSSL_PROVIDER;
 typedef struct evp_pkey_st EVP_PKEY;
 typedef struct x509_st X509;
 typedef struct X509_VERIFY_PARAM_st X509_VERIFY_PARAM;
-typedef struct X509_name_st X509_NAME;
-typedef struct X509_VERIFY_PARAM_st X509_VERIFY_PARAM;
 typedef struct bio_st BIO;
 #define ERR_LIB_SSL ...
 #define SSL_R_UNEXPECTED_EOF_WHILE_READING ...
 #define X509_CHECK_FLAG_NO_PARTIAL_WILDCARDS ...
-#define ASYNC_STATUS_UNSUPPORTED ...
-#define ASYNC_STATUS_ERR ...
-#define ASYNC_STATUS_OK ...
-#define ASYNC_STATUS_EAGAIN ...
 
 OSSL_LIB_CTX *OSSL_LIB_CTX_new(void);
-void OSSL_LIB_CTX_free(OSSL_LIB_CTX *libctx);
 OSSL_PROVIDER *OSSL_PROVIDER_load(OSSL_LIB_CTX *libctx, const char *name);
 unsigned long ERR_get_error(void);
 unsigned long ERR_peek_last_error(void);
 void ERR_clear_error(void);
-void ERR_error_string_n(unsigned long error, char *buffer, size_t size);
 const char *ERR_reason_error_string(unsigned long error);
 int ERR_GET_LIB(unsigned long error);
 int ERR_GET_REASON(unsigned long error);
-const char *OpenSSL_version(int type);
 int ASYNC_init_thread(size_t max_size, size_t init_size);
 
 int BIO_write(BIO *bio, const void *data, int size);
@@ -66,7 +58,7 @@ SSL_VERIFY_NONE SSL_VERIFY_PEER SSL_VERIFY_FAIL_IF_NO_PEER_CERT SSL_VERIFY_CLIEN
 SSL_FILETYPE_PEM SSL_FILETYPE_ASN1 SSL_SENT_SHUTDOWN SSL_RECEIVED_SHUTDOWN
 SSL_SESS_CACHE_OFF SSL_SESS_CACHE_CLIENT SSL_SESS_CACHE_SERVER SSL_SESS_CACHE_BOTH
 TLS1_2_VERSION TLS1_3_VERSION
-SSL_ERROR_NONE SSL_ERROR_SSL SSL_ERROR_WANT_READ SSL_ERROR_WANT_WRITE SSL_ERROR_SYSCALL SSL_ERROR_ZERO_RETURN
+SSL_ERROR_SSL SSL_ERROR_WANT_READ SSL_ERROR_WANT_WRITE SSL_ERROR_SYSCALL SSL_ERROR_ZERO_RETURN
 SSL_ERROR_WANT_ASYNC SSL_ERROR_WANT_ASYNC_JOB
 """
 
@@ -107,7 +99,6 @@ int SSL_CTX_set_alpn_protos(SSL_CTX *ctx, const unsigned char *protocols, unsign
 long SSL_CTX_set_mode(SSL_CTX *ctx, long mode);
 uint64_t SSL_CTX_set_options(SSL_CTX *ctx, uint64_t options);
 uint64_t SSL_CTX_clear_options(SSL_CTX *ctx, uint64_t options);
-uint64_t SSL_CTX_get_options(const SSL_CTX *ctx);
 long SSL_CTX_set_session_cache_mode(SSL_CTX *ctx, long mode);
 int SSL_CTX_set_session_id_context(SSL_CTX *ctx, const unsigned char *id, unsigned int size);
 int SSL_CTX_set_num_tickets(SSL_CTX *ctx, size_t count);
@@ -153,24 +144,17 @@ int SSL_get_async_status(SSL *ssl, int *status);
 
 TLS = Path("tls")
 HEADERS = ("connection.h", "credentials.h", "leaf.h", "names.h", "protocols.h", "tickets.h", "wakeup.h")
-BEGIN = "/* ---- Python calls what follows: ssl_build.py reads it ---- */"
-END = "/* ---- end of what Python calls ---- */"
 
 
-def for_python(header: str) -> str:
-    """The declarations between the two comments that mark them."""
-    _, begun, text = (TLS / header).read_text().partition(BEGIN)
-    declarations, ended, _ = text.partition(END)
-    if not begun or not ended:
-        raise ValueError(f"{header} does not mark what Python calls")
-    return declarations
+def declarations(header: str) -> str:
+    return "\n".join(re.findall(r"/\* cffi: \*/\n(.*?)/\* :cffi \*/", (TLS / header).read_text(), re.DOTALL))
 
 
 ffi = FFI()
 ffi.cdef(CRYPTO)
 ffi.cdef("".join(f"#define {name} ...\n" for name in CONSTANTS.split()))
 ffi.cdef(SSL)
-ffi.cdef("".join(map(for_python, HEADERS)))
+ffi.cdef("".join(map(declarations, HEADERS)))
 ffi.set_source(
     "gpu_provider.tls._ssl",
     "#include <openssl/err.h>\n#include <openssl/provider.h>\n#include <openssl/ssl.h>\n#include <openssl/x509v3.h>\n"

@@ -11,8 +11,7 @@
 /* The newest key encrypts; the GP_TICKETS_KEYS - 1 earlier ones still decrypt. */
 #define GP_TICKETS_KEYS 3
 
-/* ---- Python calls what follows: ssl_build.py reads it ---- */
-
+/* cffi: */
 typedef struct gp_tickets gp_tickets;
 
 /* A key encrypts for `interval` nanoseconds, and decrypts for GP_TICKETS_KEYS times as long. libctx must outlive the
@@ -30,8 +29,7 @@ void gp_tickets_after_fork(gp_tickets *tickets);
 
 /* For SSLs made from ctx from now on. Returns 1, or 0: out of memory. */
 int gp_tickets_install(SSL_CTX *ctx, gp_tickets *tickets);
-
-/* ---- end of what Python calls ---- */
+/* :cffi */
 
 /* Gives a new SSL the keys of its SSL_CTX. It keeps them even if the server name switches it to another SSL_CTX.
  * Returns 1, or 0: out of memory. */

@@ -11,8 +11,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-/* ---- Python calls what follows: ssl_build.py reads it ---- */
-
+/* cffi: */
 /* The number of a new ring, or a negative errno value. */
 int gp_wakeup_open(void);
 
@@ -40,7 +39,6 @@ int gp_wakeup_attach_context(SSL_CTX *ctx, int on);
 
 /* Removes this connection's callback: it uses wait descriptors. Returns 1, or 0 on error. */
 int gp_wakeup_detach(SSL *ssl);
-
-/* ---- end of what Python calls ---- */
+/* :cffi */
 
 #endif
