@@ -1,4 +1,4 @@
-"""The layer between two asyncio parts: the protocol of the transport below it, and a Connection for the one above."""
+"""TLSLayer: a Connection between two parts of asyncio, the transport below and the application's protocol above."""
 
 import asyncio
 import logging

@@ -1,4 +1,4 @@
-"""Servers and protocols for the tests of the asyncio face."""
+"""Servers and protocols for the tests of TLS under asyncio."""
 
 from __future__ import annotations
 

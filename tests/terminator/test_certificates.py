@@ -1,4 +1,5 @@
-"""Certificate files of every sort, at the start, with --check and in a reload: served if OpenSSL can, else one line."""
+"""Certificate files of every sort, at the start, with --check and in a reload: OpenSSL serves them, or one line says
+why not."""
 
 import datetime
 import os
@@ -23,7 +24,7 @@ ALTERNATIVE_NAME, ISSUER_NAME = b"\x06\x03\x55\x1d\x11", b"\x06\x03\x55\x1d\x12"
 
 
 def write_certificate(directory, *extensions, change=lambda der: der):
-    """With ``change`` the signature is wrong, which a server does not look at."""
+    """With ``change`` the signature is wrong, which a server does not check."""
     key = private_key(2048)
     name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "common.example")])
     builder = (

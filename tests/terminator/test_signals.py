@@ -117,7 +117,7 @@ def test_many_reloads_at_once_and_an_end_among_them(tmp_path):
 
 
 def test_a_reload_that_hangs_does_not_keep_the_process(tmp_path):
-    """A file on a network file system that does not answer, say."""
+    """For example, a file on a network file system that does not answer."""
     with Upstream(echo) as upstream, patched(tmp_path, upstream, RELOADING_FOR_EVER) as terminator:
         terminator.process.send_signal(signal.SIGHUP)
         while not terminator.other_lines:

@@ -1,4 +1,4 @@
-"""The asyncio face, against Python's own TLS and against itself: what an asyncio.Protocol's author would notice."""
+"""Protocols over our asyncio transport, with Python's own TLS and with ours as the peer."""
 
 from __future__ import annotations
 

@@ -202,7 +202,7 @@ async def the_peer_sends_on_after_close(world: World) -> None:
 
 @scenario()
 async def a_peer_that_does_not_answer_close(world: World) -> None:
-    """Its kernel takes the bytes, but it reads none."""
+    """Its kernel accepts the bytes, but it reads none."""
     link = await world.link(options={"ssl_shutdown_timeout": 0.05})
     link.writer.transport.pause_reading()
     link.transport.write(MEBIBYTE * 16)

@@ -82,7 +82,7 @@ async def test_garbage_a_silent_client_and_one_that_leaves_cost_only_themselves(
 
 
 async def test_a_client_that_is_still_sending_reads_the_alert(serve: Callable[..., Awaitable[Served]]) -> None:
-    """Hazard: a socket that is closed with unread bytes resets its peer, and takes the alert along."""
+    """Hazard: closing a socket with unread bytes resets its peer, which then loses the alert."""
     context = server_context()
     context.set_min_proto_version(tls.TLS1_3_VERSION)
     served = await serve(context)
@@ -156,7 +156,7 @@ async def test_a_handshake_that_finds_no_free_job_goes_on_when_one_is_free(
 async def test_a_handshake_that_finds_no_free_job_just_before_the_last_one_ends_is_not_forgotten(
     held_backend: HeldBackend, held_provider: BatchingProvider
 ) -> None:
-    """The connection that holds the job has been woken already, so no further wake-up comes."""
+    """The connection that holds the job was already woken, so no other wake-up comes."""
 
     def on_a_loop_of_its_own() -> None:
         async def run() -> None:
