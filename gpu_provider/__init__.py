@@ -19,9 +19,10 @@ from gpu_provider.errors import (
 from gpu_provider.status import RETRY, AsyncStatus
 
 if TYPE_CHECKING:
-    from gpu_provider.config import ProviderConfig, load_config
+    from gpu_provider.config import ProviderConfig
     from gpu_provider.library.keys import Key
     from gpu_provider.provider import BatchingProvider, LibraryContext, ProviderStats
+    from gpu_provider.settings import load_config
 
     __version__: str
 
@@ -52,7 +53,7 @@ _LAZY = {
     "LibraryContext": "gpu_provider.provider",
     "ProviderConfig": "gpu_provider.config",
     "ProviderStats": "gpu_provider.provider",
-    "load_config": "gpu_provider.config",
+    "load_config": "gpu_provider.settings",
 }
 
 logging.getLogger(__name__).addHandler(logging.NullHandler())

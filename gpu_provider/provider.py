@@ -18,7 +18,7 @@ from gpu_provider.backends.cpu import CpuBackend
 from gpu_provider.backends.cuda.device import CudaArray
 from gpu_provider.backends.libcrypto import LibcryptoBackend
 from gpu_provider.client import Client, openssl_error
-from gpu_provider.config import ProviderConfig, load_config
+from gpu_provider.config import ProviderConfig
 from gpu_provider.engine.engine import Engine
 from gpu_provider.errors import BackendError, GpuProviderError, InputError, ProviderClosedError
 from gpu_provider.library import keys
@@ -31,6 +31,7 @@ from gpu_provider.library.private_rows import keys_of_rows, private_calls
 from gpu_provider.native import ffi, lib
 from gpu_provider.observe.metrics import ProviderCollector
 from gpu_provider.observe.stats import ProviderStats, Statistics
+from gpu_provider.settings import load_config
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

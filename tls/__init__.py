@@ -1,6 +1,6 @@
-"""TLS over OpenSSL's async jobs, in the manner of pyOpenSSL: many connections wait for one batch of RSA operations.
+"""TLS over OpenSSL's async jobs, with pyOpenSSL's names: many connections wait for one batch of RSA operations.
 
-``Context`` and ``Connection`` are the libssl objects; ``gpu_provider.tls.aio`` has them under asyncio protocols.
+``Context`` and ``Connection`` wrap libssl's objects; ``gpu_provider.tls.aio`` runs asyncio protocols over them.
 """
 
 from gpu_provider.status import AsyncStatus

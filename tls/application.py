@@ -1,4 +1,4 @@
-"""The protocol above the TLS, and how it is called."""
+"""Calls the application's protocol above the TLS."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ __all__ = ["Application"]
 
 
 class Application:
-    """What a protocol raises ends its connection (``failed`` does that) and no other; it is reported as asyncio does,
-    which means not at all for an OSError."""
+    """An exception of the protocol ends its own connection, through ``failed``, and no other. It is reported as asyncio
+    does: an OSError is not reported at all."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, failed: Callable[[BaseException], None]) -> None:
         self._loop = loop
@@ -56,14 +56,16 @@ class Application:
             self._tell("pause_writing")
 
     def resume_writing(self) -> None:
-        """Not if it was not paused: asyncio's streams do not expect that."""
+        """Does nothing unless writing was paused: asyncio's streams don't expect that."""
         if self.connected and self.writing_paused:
             self.writing_paused = False
             self._tell("resume_writing")
 
     def lose(self, error: BaseException | None) -> None:
         protocol, self.protocol, self.buffered = self.protocol, None, None
-        self.transport = self._failed = None  # no cycle keeps the connection until a garbage collection
+        self.transport = self._failed = (
+            None  # break the cycle, which would keep the connection until a garbage collection
+        )
         if self.connected and protocol is not None:
             self.connected = False
             protocol.connection_lost(cast("Exception | None", error))
@@ -91,7 +93,7 @@ class Application:
             return None
 
     def _tell(self, name: str) -> None:
-        """The connection goes on whatever these two raise."""
+        """Whatever ``pause_writing`` or ``resume_writing`` raises, the connection goes on."""
         callback = getattr(self.protocol, name)
         try:
             callback()

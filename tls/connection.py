@@ -2,22 +2,22 @@
 
 On pausing and going on
 -----------------------
-Every operation of a non-blocking TLS connection may stop half way, for one of three kinds of reason, and the remedy is
-always the same: make the same call again, later. What differs is when, and how much of the first call is still alive.
+Every operation of a non-blocking TLS connection may stop half way, for one of three reasons, and the remedy is always
+the same: make the same call again, later. What differs is when, and how much of the first call is still alive.
 
-*WantRead, WantWrite.* The transport has no bytes, or takes none. libssl has put its own state in order and returned;
+*WantRead, WantWrite.* The transport has no bytes, or accepts none. libssl has put its own state in order and returned;
 nothing of the call is left on any stack. The caller may do something else on the connection in between: read while a
 write waits.
 
 *WantAsync.* The operation needs an RSA result that somebody else is computing. libssl ran it in an async job, a fibre
 with a stack of its own, and that stack is frozen in the middle of the operation, with pointers to the caller's
-buffers on it. From that follow all the rules here:
+buffers on it. All the rules here follow from that:
 
 - The job is resumed by making the same call. libssl ignores the arguments of the second call and goes on with those
   of the first. So this class keeps the buffer of a paused read or write itself, checks that the second call asks for
-  the same function and size, and hands over what the first one's buffer received.
+  the same function and size, and hands over what the first call's buffer received.
 - No other operation may start meanwhile: libssl would resume the frozen job and take its result for the new call's.
-  It is an Error that names the paused one. Mode changes wait likewise.
+  Trying is an Error that names the paused operation. Mode changes have to wait too.
 - A job belongs to the thread that started it (OpenSSL's job pools are thread-local), so another thread can't resume it.
 - The job can't be thrown away. SSL_free would leak its stack, and the callback, still to come, would find freed
   memory. So a connection closed in flight is kept, out of reach of its peer, until the job has ended: see drain.py.
@@ -29,8 +29,8 @@ The wake-up (the async callback, or a readable wait descriptor) is a hint that t
 promise. It can come before the first call has even returned WantAsync, and more than once. Resuming too early is
 harmless: the provider's loop looks at its own request and pauses again. So nothing here counts wake-ups.
 
-The callback is libssl's, and libssl wires it up once, at the connection's first operation in async mode; one set
-later would never be called, silently. Here that is an Error.
+libssl wires the callback up once, at the connection's first operation in async mode; one that is set later would
+silently never be called. Here that is an Error.
 """
 
 import logging
@@ -63,7 +63,7 @@ _WANT_READ: int = lib.SSL_ERROR_WANT_READ
 _WANT_ASYNC: int = lib.SSL_ERROR_WANT_ASYNC
 _FATAL = frozenset((lib.SSL_ERROR_SSL, lib.SSL_ERROR_SYSCALL, lib.GP_ERROR_FLOOD))
 _NULL = ffi.NULL
-_operate = lib.gp_tls_operate
+_operate = lib.gp_connection_operate
 _buffer = ffi.buffer
 _from_buffer = ffi.from_buffer
 _release = ffi.release
@@ -71,8 +71,8 @@ _allocate = ffi.new_allocator(should_clear_after_alloc=False)
 
 
 def set_async_job_limit(maximum: int, initial: int = 0) -> None:
-    """ASYNC_init_thread: at most ``maximum`` async jobs for the connections of the calling thread (0: no limit), of
-    which ``initial`` are made at once. Once, before the thread's first async operation."""
+    """ASYNC_init_thread: allows the calling thread's connections at most ``maximum`` async jobs (0: no limit) and makes
+    ``initial`` of them at once. Call it once, before the thread's first async operation."""
     if maximum < 0 or initial < 0:
         raise ValueError(f"the job limits must not be negative: {maximum}, {initial}")
     lib.ERR_clear_error()
@@ -91,8 +91,8 @@ class Connection(ConnectionInfo):
     the peer go in by :meth:`bio_write`, bytes for the peer come out by :meth:`bio_read`.
 
     Names and behaviour are pyOpenSSL's where it has the same thing, except that a client verifies its server unless
-    told otherwise: see :class:`Context`. Use one thread at a time, and the same thread as long as an operation is
-    paused. A paused connection is kept alive until it is resumed or closed: close it.
+    told otherwise: see :class:`Context`. Use it from one thread at a time, and from the same thread as long as an
+    operation is paused. A paused connection is kept alive until it is resumed or closed: close it.
 
     Every operation may raise WantReadError, WantWriteError, WantAsyncError and WantAsyncJobError (see the top of this
     module), ZeroReturnError, SysCallError, CallbackError once, and Error.
@@ -105,7 +105,7 @@ class Connection(ConnectionInfo):
 
     def __init__(self, context: "Context", socket: Socket | None = None) -> None:
         self._ssl: Any = None
-        ssl = lib.gp_tls_new(context.pointer, -1 if socket is None else socket.fileno())
+        ssl = lib.gp_connection_new(context.pointer, -1 if socket is None else socket.fileno())
         if ssl == _NULL:
             raise Error(f"no SSL: {why()}")
         self._ssl = ssl
@@ -136,8 +136,8 @@ class Connection(ConnectionInfo):
     # ---- operations ----
 
     def _run(self, operation: int, buffer: Any = _NULL, size: int = 0) -> int:
-        """One libssl operation, or the rest of a paused one. Returns what it did: bytes, or whether both have shut
-        down."""
+        """Runs one libssl operation, or the rest of a paused one. Returns how many bytes it moved, or whether both
+        sides have shut down."""
         if self._error is not None:
             error, self._error = self._error, None
             raise error
@@ -170,13 +170,13 @@ class Connection(ConnectionInfo):
         if status:
             if not done:
                 raise operation_error(ssl, status)
-            if status in _FATAL:  # after bytes that were read or written: for the next call
+            if status in _FATAL:  # behind bytes that were read or written: the next call raises it
                 self._error = operation_error(ssl, status)
         return done
 
     def decide_verification(self) -> None:
-        """Makes a client verify its server where nothing was chosen, before its first operation. ValueError if that
-        would leave the server's name unchecked."""
+        """Has a client verify its server if nothing else was chosen, before its first operation. Raises ValueError if
+        that would leave the server's name unchecked."""
         context = self._context
         if self.is_server():
             return
@@ -195,13 +195,13 @@ class Connection(ConnectionInfo):
                 )
 
     def want_read(self) -> bool:
-        """Whether the last operation ended because the transport had no more bytes, also if it returned some. If not,
-        a recv that did not fill its buffer is to be called again: more may be here, or an error."""
+        """Whether the last operation ended because the transport had no more bytes, even if it returned some. If not,
+        call a recv that did not fill its buffer again: more may be here, or an error."""
         return self._status == _WANT_READ
 
     @property
     def failure(self) -> Error | None:
-        """What the next call raises at once: an error that was met behind the bytes that the last one returned. No
+        """The error that the next call raises at once. It was met behind the bytes that the last call returned, and no
         further event will tell of it."""
         return self._error
 
@@ -214,7 +214,7 @@ class Connection(ConnectionInfo):
             raise Error(f"this {_NAMES[operation]} was paused on another thread, which alone can resume it")
 
     def do_handshake(self) -> None:
-        """Goes on with the handshake; returns when it is done."""
+        """Continues the handshake; returns when it is done."""
         self._run(_HANDSHAKE)
 
     def recv(self, bufsiz: int) -> bytes:
@@ -226,24 +226,24 @@ class Connection(ConnectionInfo):
         return bytes(_buffer(buffer, self._run(_READ, buffer, bufsiz)))
 
     def recv_into(self, buffer: "WriteableBuffer", nbytes: int | None = None) -> int:
-        """Decrypts into ``buffer`` and returns how many bytes, at least 1. Without ``SSL_MODE_ASYNC``, unless the
-        socket blocks, it fills as much of the buffer as has arrived, but stops after some tens of records
-        (:meth:`want_read` tells that more may be here); else up to one record of 16 KiB. If paused, the bytes go into
-        the buffer of the first call, which must therefore be passed again."""
+        """Decrypts into ``buffer`` and returns how many bytes, at least 1. Without ``SSL_MODE_ASYNC``, and unless the
+        socket blocks, it decrypts what has arrived until the buffer is full, but stops after some tens of records
+        (:meth:`want_read` tells whether more may be here); otherwise up to one record of 16 KiB. If paused, the bytes
+        go into the buffer of the first call, so pass the same one again."""
         view = _from_buffer("char[]", buffer, require_writable=True)
         return self._run_on(_READ, view, len(view) if nbytes is None else min(nbytes, len(view)))
 
     def send(self, data: "ReadableBuffer") -> int:
-        """Encrypts the beginning of ``data`` and returns how many bytes it took, at least 1 (0 of nothing). What is
-        left must be sent next: its first record may be encrypted already. If paused, the data of the first call is
+        """Encrypts the beginning of ``data`` and returns how many bytes it accepted: at least 1 unless ``data`` is
+        empty. Send the rest next: its first record may be encrypted already. If paused, the data of the first call is
         sent; pass the same again."""
         view = _from_buffer(data)
         return self._run_on(_WRITE, view, len(view)) if len(view) else 0
 
     def _run_on(self, operation: int, view: Any, size: int) -> int:
-        """An operation on a caller's buffer, which is let go as soon as libssl has no pointer to it: the caller may
-        want to resize it, and CPython crashes on a memoryview with an export that is collected with an exception's
-        frames."""
+        """Runs an operation on a caller's buffer, which it releases as soon as libssl has no pointer to it. The caller
+        may want to resize it, and CPython crashes when it collects an exported memoryview with an exception's frames.
+        """
         held = self._paused
         try:
             if size < 1:
@@ -258,7 +258,7 @@ class Connection(ConnectionInfo):
                 _release(held[1])
 
     def sendall(self, data: "ReadableBuffer") -> None:
-        """All of ``data``; for memory BIOs and blocking sockets, where nothing is ever half done."""
+        """Sends all of ``data``. For memory BIOs and blocking sockets, where nothing is ever half done."""
         with memoryview(data) as view, view.cast("B") as left:
             sent = 0
             while sent < len(left):
@@ -271,10 +271,10 @@ class Connection(ConnectionInfo):
     def close(self) -> None:
         """Frees the connection at once, without telling the peer (that is :meth:`shutdown`), and closes its socket.
 
-        At any time, also with an operation in flight; then the SSL is kept, cut off from the peer, until its request is
-        done and its job has ended. A loop's connections are finished by the loop; for others the thread that ran the
-        operation does it, in a later call of this package or in :func:`drain_closed_connections`. No callback is made
-        for a closed connection. Closing twice is harmless.
+        It can be called at any time, even with an operation in flight. The SSL is then kept, cut off from the peer,
+        until its request is done and its job has ended. A loop finishes its own connections; others are finished by
+        the thread that ran the operation, in a later call of this package or in :func:`drain_closed_connections`. A
+        closed connection's callback is not called. Closing twice is harmless.
         """
         ssl, self._ssl = self._ssl, None
         if ssl is not None:
@@ -291,7 +291,7 @@ class Connection(ConnectionInfo):
         assert paused is not None  # noqa: S101  close() looked
         assert home is not None  # noqa: S101  set with it
         self._paused = None
-        if not lib.gp_tls_cut_off(ssl):
+        if not lib.gp_connection_cut_off(ssl):
             raise MemoryError("closing a connection in flight")
         one = drain.Parked(ssl, paused, home, (self._context, self._names))
         if notifier is not None and notifier.ring >= 0:
@@ -327,7 +327,7 @@ class Connection(ConnectionInfo):
         return -1 if self._socket is None else self._socket.fileno()
 
     def bio_write(self, data: "ReadableBuffer", nbytes: int | None = None) -> int:
-        """Takes bytes that came from the peer, the first ``nbytes`` or all of ``data``; returns how many."""
+        """Accepts bytes that came from the peer, the first ``nbytes`` or all of ``data``; returns how many."""
         self._need_memory()
         with _from_buffer(data) as view:
             size: int = len(view) if nbytes is None else min(nbytes, len(view))
@@ -336,7 +336,7 @@ class Connection(ConnectionInfo):
         return size
 
     def bio_read(self, bufsiz: int) -> bytes:
-        """1 to ``bufsiz`` bytes to be sent to the peer. WantReadError if there are none."""
+        """1 to ``bufsiz`` bytes to be sent to the peer. Raises WantReadError if there are none."""
         self._need_memory()
         count = min(lib.BIO_ctrl_pending(self._wbio), bufsiz)
         if count == 0:
@@ -345,13 +345,13 @@ class Connection(ConnectionInfo):
         return bytes(_buffer(buffer, lib.BIO_read(self._wbio, buffer, count)))
 
     def bio_pending(self) -> int:
-        """How many bytes :meth:`bio_read` has."""
+        """How many bytes :meth:`bio_read` could return."""
         self._need_memory()
         count: int = lib.BIO_ctrl_pending(self._wbio)
         return count
 
     def bio_shutdown(self) -> None:
-        """The peer will send nothing more."""
+        """Says that the peer will send nothing more."""
         self._need_memory()
         lib.BIO_set_mem_eof_return(self._rbio, 0)
 
@@ -385,13 +385,13 @@ class Connection(ConnectionInfo):
     # ---- asynchronous operation ----
 
     def set_async_callback(self, callback: "AsyncCallback | None") -> None:
-        """SSL_set_async_callback: instead of the one inherited from the context. ``callback(connection, arg)`` is
-        called on the dispatcher thread when the operation can be resumed, or is to be retried
-        (:meth:`get_async_status` tells); it should only schedule that, and is not made for an operation that has
-        ended meanwhile, resumed early. None: wait descriptors. What it raises is logged, and raised as CallbackError
-        from the connection's next call.
+        """SSL_set_async_callback: replaces the callback inherited from the context. ``callback(connection, arg)`` is
+        called on the dispatcher thread when the operation can be resumed or should be retried
+        (:meth:`get_async_status` tells which). It should only schedule that. It is not called for an operation that
+        was resumed early and has ended. What it raises is logged, and the connection's next call raises CallbackError.
+        None: use wait descriptors instead.
 
-        Error after the first operation, when OpenSSL would ignore it.
+        Raises Error after the first operation, when OpenSSL would ignore the callback.
         """
         self._refuse_late()
         if callback is None:
@@ -404,7 +404,7 @@ class Connection(ConnectionInfo):
         self._callback, self._on_ready = callback, None
 
     def set_async_callback_arg(self, arg: Any) -> None:
-        """SSL_set_async_callback_arg: any object. It is read when the callback is made, so it may change at any
+        """SSL_set_async_callback_arg: any object. It is read when the callback is called, so it may change at any
         time."""
         self._pointer()
         self._arg = arg
@@ -425,7 +425,7 @@ class Connection(ConnectionInfo):
             raise Error("the async callback must be set before the first operation: OpenSSL ignores it afterwards")
 
     def wake(self) -> None:
-        """Makes the callback; the notifier calls it."""
+        """Calls the callback. The notifier calls this."""
         notifier = self._notifier
         if self._ssl is None or notifier is None or self._id not in notifier.waiting:
             return

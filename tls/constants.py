@@ -43,7 +43,7 @@ TLS1_2_VERSION: int = lib.TLS1_2_VERSION
 TLS1_3_VERSION: int = lib.TLS1_3_VERSION
 
 SSL_MODE_ASYNC: int = lib.SSL_MODE_ASYNC
-"""Operations run in async jobs: where the provider has to wait, they raise WantAsyncError instead of blocking."""
+"""Operations run in async jobs: if the provider has to wait, they raise WantAsyncError instead of blocking."""
 
 MODE_ENABLE_PARTIAL_WRITE: int = lib.SSL_MODE_ENABLE_PARTIAL_WRITE
 MODE_ACCEPT_MOVING_WRITE_BUFFER: int = lib.SSL_MODE_ACCEPT_MOVING_WRITE_BUFFER

@@ -1,4 +1,4 @@
-"""Context: what connections have in common, an SSL_CTX."""
+"""Context: an SSL_CTX, which connections are made from."""
 
 import logging
 import os
@@ -14,6 +14,7 @@ from gpu_provider.tls import constants, credentials
 from gpu_provider.tls._ssl import ffi, lib
 from gpu_provider.tls.errors import CertificateError, Error, check, why
 from gpu_provider.tls.library_context import default_library_context
+from gpu_provider.tls.server_names import OwnedContext, ServerNames
 from gpu_provider.tls.text import c_string, encoded
 from gpu_provider.tls.tickets import TicketKeys
 
@@ -46,51 +47,14 @@ _SESSION_ID_CONTEXT = b"gpu_provider.tls"
 
 
 def alpn_wire(protocols: Sequence[str | bytes]) -> bytes:
-    """The wire form of a list of ALPN protocols. ValueError for an empty list or name, or one over 255 bytes."""
+    """The wire form of a list of ALPN protocols. Raises ValueError for an empty list, and for a name that is empty or
+    over 255 bytes."""
     if isinstance(protocols, str | bytes):
         raise TypeError(f"ALPN protocols must be a list of names, such as [{protocols!r}], not a single name")
     names = [encoded(name, "ALPN protocol") for name in protocols]
     if not names or not all(0 < len(name) <= 255 for name in names):
         raise ValueError(f"ALPN protocols must be names of 1 to 255 bytes, at least one of them, not {protocols!r}")
     return b"".join(bytes((len(name),)) + name for name in names)
-
-
-class _OwnedContext:
-    """An SSL_CTX and what its callbacks point at."""
-
-    __slots__ = ("alive", "library_context", "pointer")
-
-    def __init__(self, pointer: Any, library_context: object) -> None:
-        self.pointer = pointer
-        self.library_context = library_context
-        self.alive: list[object] = []
-
-    def __del__(self) -> None:
-        # Before the tables, and before the library context.
-        lib.SSL_CTX_free(self.pointer)
-
-
-class ServerNames:
-    """A table of contexts by server name. A Context keeps its current one, and a connection the one that it was made
-    with.
-
-    It refers to the SSL_CTXs and not to the Contexts. Those have tables too, so contexts that name themselves or each
-    other would form a cycle, and their private keys would stay in memory until a garbage collection.
-    """
-
-    __slots__ = ("_contexts", "pointer")
-
-    def __init__(self, entries: Sequence[tuple[str, _OwnedContext]]) -> None:
-        texts = [ffi.new("char[]", name.encode()) for name, _ in entries]
-        self._contexts = [context for _, context in entries]
-        table = lib.gp_names_new(
-            ffi.new("char *[]", texts),
-            ffi.new("SSL_CTX *[]", [context.pointer for context in self._contexts]),
-            len(entries),
-        )
-        if table == ffi.NULL:
-            raise MemoryError("server names")
-        self.pointer = ffi.gc(table, lib.gp_names_free)
 
 
 class Context:
@@ -103,16 +67,15 @@ class Context:
     Set at the start: TLS 1.2 and later, no compression, no renegotiation, session tickets, partial and moving writes,
     and buffers released when idle. ``SSL_MODE_ASYNC`` is off.
 
-    A client verifies its server, as with ``ssl.create_default_context()`` and unlike pyOpenSSL. Unless they were
-    chosen, it trusts the system's authorities and, with ``TLS_CLIENT_METHOD``, offers Python's TLS 1.2 ciphers. It
-    does not begin before :meth:`Connection.set_verify_host` has named the server; the functions of
-    :mod:`gpu_provider.tls.aio` do that. Two things switch this off: ``check_hostname = False`` accepts a trusted
-    certificate of any name, and ``set_verify(VERIFY_NONE)`` any certificate at all. From Python 3.13 on,
-    ``ssl.VERIFY_X509_STRICT`` and ``ssl.VERIFY_X509_PARTIAL_CHAIN`` are set, as ``ssl`` sets them there; many private
-    authorities' certificates fail the first, which :meth:`clear_verify_flags` takes back. A server asks for no
-    certificate unless :meth:`set_verify` says so.
+    A client verifies its server, as with ``ssl.create_default_context()`` and unlike pyOpenSSL. By default it trusts
+    the system's authorities and, with ``TLS_CLIENT_METHOD``, offers Python's TLS 1.2 ciphers. Its handshake can't begin
+    before :meth:`Connection.set_verify_host` has named the server; the functions of :mod:`gpu_provider.tls.aio` do
+    that. Two things switch this off: ``check_hostname = False`` accepts a trusted certificate of any name, and
+    ``set_verify(VERIFY_NONE)`` accepts any certificate at all. From Python 3.13 on, ``ssl.VERIFY_X509_STRICT`` and
+    ``ssl.VERIFY_X509_PARTIAL_CHAIN`` are set, as in ``ssl``; many private authorities' certificates fail the first,
+    which :meth:`clear_verify_flags` removes. A server asks for no certificate unless :meth:`set_verify` says so.
 
-    Set it up on one thread; then any thread may make connections from it. Errors are :class:`Error` with OpenSSL's
+    Set it up on one thread; then any thread may make connections from it. Failures raise :class:`Error` with OpenSSL's
     reasons.
     """
 
@@ -133,7 +96,7 @@ class Context:
         if ctx == ffi.NULL:
             raise Error(f"no SSL_CTX: {why()}")
         self._ctx = ctx
-        self._owned = _OwnedContext(ctx, library_context)
+        self._owned = OwnedContext(ctx, library_context)
         self.server_names: ServerNames | None = None
         self.async_callback: AsyncCallback | None = None
         self.async_callback_arg: Any = None
@@ -153,7 +116,7 @@ class Context:
 
     @property
     def pointer(self) -> Any:
-        """The ``SSL_CTX *``, a cffi object; valid as long as this Context."""
+        """The ``SSL_CTX *``, a cffi object; valid as long as this Context lives."""
         return self._ctx
 
     # ---- versions, ciphers, options ----
@@ -171,16 +134,16 @@ class Context:
         check(lib.SSL_CTX_set_cipher_list(self._ctx, c_string(ciphers, "cipher list")), f"cipher list {ciphers!r}")
 
     def set_ciphersuites(self, ciphersuites: str | bytes) -> None:
-        """The TLS 1.3 cipher suites, with colons between them."""
+        """The TLS 1.3 cipher suites, separated by colons."""
         suites = c_string(ciphersuites, "cipher suites")
         check(lib.SSL_CTX_set_ciphersuites(self._ctx, suites), f"cipher suites {ciphersuites!r}")
 
     def set_groups(self, groups: str | bytes) -> None:
-        """The groups for key exchange by preference, with colons between them."""
+        """The groups for key exchange in order of preference, separated by colons."""
         check(lib.SSL_CTX_set1_groups_list(self._ctx, c_string(groups, "groups")), f"groups {groups!r}")
 
     def set_sigalgs(self, algorithms: str | bytes) -> None:
-        """The signature algorithms by preference, with colons between them: ``RSA-PSS+SHA256:ECDSA+SHA256``."""
+        """The signature algorithms in order of preference, separated by colons: ``RSA-PSS+SHA256:ECDSA+SHA256``."""
         names = c_string(algorithms, "signature algorithms")
         check(lib.SSL_CTX_set1_sigalgs_list(self._ctx, names), f"signature algorithms {algorithms!r}")
 
@@ -205,7 +168,7 @@ class Context:
         return before
 
     def set_session_id_context(self, identity: str | bytes) -> None:
-        """Sessions are resumed only in contexts of the same identity (1 to 32 bytes of any value, such as a hash)."""
+        """Sessions are resumed only in contexts with the same identity (1 to 32 bytes of any value, such as a hash)."""
         data = encoded(identity, "session id context")
         check(lib.SSL_CTX_set_session_id_context(self._ctx, data, len(data)), "session id context")
 
@@ -214,28 +177,30 @@ class Context:
         check(lib.SSL_CTX_set_num_tickets(self._ctx, count), f"{count} tickets")
 
     def set_read_ahead(self, size: int) -> None:
-        """Reads up to ``size`` bytes from a socket at once instead of record by record: fewer system calls.
+        """Reads up to ``size`` bytes from a socket at once instead of record by record, with fewer system calls.
 
-        A readable socket no longer tells everything then: bytes may wait inside. Read until WantReadError.
+        Bytes may then wait inside although the socket is not readable. Read until WantReadError.
         """
         lib.SSL_CTX_set_default_read_buffer_len(self._ctx, size)
         lib.SSL_CTX_set_read_ahead(self._ctx, 1)
 
     def set_ticket_keys(self, keys: TicketKeys) -> None:
-        """Has session tickets encrypted with these keys for connections made from now on, instead of with keys of this
-        context alone. A server that reads its certificates again gives its new context the keys of the old one; give it
-        another :meth:`set_session_id_context` where sessions must not be resumed."""
+        """Encrypts the session tickets of connections made from now on with these keys, instead of with keys of this
+        context alone. A server that reloads its certificates gives its new context the keys of the old one; call
+        :meth:`set_session_id_context` with another identity if sessions must not be resumed."""
         check(lib.gp_tickets_install(self._ctx, keys.pointer), "ticket keys")
         self._owned.alive.append(keys)
 
     # ---- certificates and keys ----
 
     def use_certificate_chain_file(self, path: str | os.PathLike[str]) -> None:
-        """A PEM file: the certificate, then its chain. May be called once per key type (RSA, EC). CertificateError."""
+        """Reads a PEM file: the certificate, then its chain. May be called once per key type (RSA, EC). Raises
+        CertificateError."""
         credentials.use_certificate_chain_file(self._ctx, self._libctx, os.fspath(path))
 
     def use_certificate(self, certificate: str | bytes | x509.Certificate) -> None:
-        """The same from PEM bytes, or one certificate of ``cryptography`` without a chain. CertificateError."""
+        """The same from PEM bytes, or from one certificate of ``cryptography`` without a chain. Raises
+        CertificateError."""
         credentials.use_certificate(self._ctx, self._libctx, certificate)
 
     def use_privatekey_file(
@@ -244,17 +209,17 @@ class Context:
         filetype: int = constants.FILETYPE_PEM,
         password: str | bytes | None = None,
     ) -> None:
-        """An RSA or EC private key, after its certificate. OpenSSL reads the file: no copy of the key in Python's
-        memory. PrivateKeyError if it is missing, encrypted (without its password), of another kind, or not the
-        certificate's."""
+        """Reads an RSA or EC private key, after its certificate. OpenSSL reads the file, so no copy of the key is in
+        Python's memory. Raises PrivateKeyError if the file is missing, encrypted (without its password), of another
+        kind, or not the certificate's."""
         credentials.use_privatekey_file(self._ctx, self._libctx, os.fspath(path), filetype, password)
 
     def use_privatekey(self, key: str | bytes | PrivateKeyTypes, password: str | bytes | None = None) -> None:
-        """The same from PEM or DER bytes, or a key of ``cryptography``. PrivateKeyError."""
+        """The same from PEM or DER bytes, or from a key of ``cryptography``. Raises PrivateKeyError."""
         credentials.use_privatekey(self._ctx, self._libctx, key, password)
 
     def check_privatekey(self) -> None:
-        """PrivateKeyError unless the certificate and the private key set last are there and belong together."""
+        """Raises PrivateKeyError unless the certificate and the private key set last are there and belong together."""
         credentials.check_privatekey(self._ctx)
 
     # ---- the peer's certificate ----
@@ -262,7 +227,7 @@ class Context:
     def load_verify_locations(
         self, cafile: str | os.PathLike[str] | None, capath: str | os.PathLike[str] | None = None
     ) -> None:
-        """The certificates of trusted authorities, instead of the system's: a PEM file, a hashed directory, or both."""
+        """Trusts these authorities instead of the system's: a PEM file of certificates, a hashed directory, or both."""
         file, directory = (ffi.NULL if path is None else os.fsencode(path) for path in (cafile, capath))
         lib.ERR_clear_error()
         check(
@@ -272,17 +237,18 @@ class Context:
         self._trust_chosen = True
 
     def set_default_verify_paths(self) -> None:
-        """Trusts the system's authorities; a client that was told of no others does so by itself."""
+        """Trusts the system's authorities. A client does so by itself unless it was given others."""
         check(lib.SSL_CTX_set_default_verify_paths(self._ctx), "the system's trusted certificates")
         self._trust_chosen = True
 
     def trust_by_default(self) -> None:
-        """Trusts the system's authorities unless others were named; a client's first operation calls it."""
+        """Trusts the system's authorities unless others were given. A client's first operation calls this."""
         if not self._trust_chosen:
             self.set_default_verify_paths()
 
     def load_client_ca(self, cafile: str | os.PathLike[str]) -> None:
-        """The authorities that a server names when it asks for a client's certificate; not trusted by this alone."""
+        """The authorities that a server names when it asks for a client's certificate. This alone does not make them
+        trusted."""
         lib.ERR_clear_error()
         names = lib.SSL_load_client_CA_file(os.fsencode(cafile))
         if names == ffi.NULL:
@@ -290,8 +256,8 @@ class Context:
         lib.SSL_CTX_set_client_CA_list(self._ctx, names)
 
     def set_verify(self, mode: int) -> None:
-        """``VERIFY_NONE``, or ``VERIFY_PEER`` with further bits. There is no Python callback: it would run on the job's
-        small stack."""
+        """``VERIFY_NONE``, or ``VERIFY_PEER`` with further bits. There is no Python callback, because it would run on
+        the job's small stack."""
         lib.SSL_CTX_set_verify(self._ctx, mode, ffi.NULL)
         self.verify_chosen = True
 
@@ -304,8 +270,8 @@ class Context:
         lib.SSL_CTX_set_verify_depth(self._ctx, depth)
 
     def set_verify_flags(self, flags: int) -> int:
-        """Adds flags, such as ``ssl.VERIFY_X509_STRICT`` or ``ssl.VERIFY_CRL_CHECK_LEAF``, to those by which a peer's
-        certificate is verified; returns all that are set."""
+        """Adds flags, such as ``ssl.VERIFY_X509_STRICT`` or ``ssl.VERIFY_CRL_CHECK_LEAF``, to those that control how a
+        peer's certificate is verified; returns all that are set."""
         parameters = lib.SSL_CTX_get0_param(self._ctx)
         check(lib.X509_VERIFY_PARAM_set_flags(parameters, flags), f"verification flags {flags:#x}")
         bits: int = lib.X509_VERIFY_PARAM_get_flags(parameters)
@@ -321,27 +287,30 @@ class Context:
     # ---- choices within the handshake ----
 
     def set_alpn_protos(self, protocols: Sequence[str | bytes]) -> None:
-        """What a client offers, by preference. ValueError for an empty list or name, or one over 255 bytes."""
+        """The ALPN protocols that a client offers, in order of preference. Raises ValueError for an empty list, and for
+        a name that is empty or over 255 bytes."""
         wire = alpn_wire(protocols)
         if lib.SSL_CTX_set_alpn_protos(self._ctx, wire, len(wire)) != 0:  # 0 is success here
             raise MemoryError("ALPN protocols")
 
     def set_alpn_server_protos(self, protocols: Sequence[str | bytes]) -> None:
-        """What a server accepts, by its preference. A client that offers none of them is refused with the alert
-        no_application_protocol; one that offers nothing is served without. ValueError as for the client's."""
+        """The ALPN protocols that a server accepts, in order of preference. A client that offers only others is refused
+        with the alert no_application_protocol; one that offers nothing is served without ALPN. Raises ValueError as
+        :meth:`set_alpn_protos` does."""
         wire = alpn_wire(protocols)
         table = lib.gp_protocols_new(wire, len(wire))
         if table == ffi.NULL:
             raise MemoryError("ALPN protocols")
-        # Kept until the end: a handshake may be looking at an earlier one.
+        # Earlier tables are kept too: a handshake may be reading one.
         self._owned.alive.append(ffi.gc(table, lib.gp_protocols_free))
         lib.gp_protocols_install(self._ctx, table)
 
     def set_sni_contexts(self, names: Mapping[str, "Context"]) -> None:
-        """Other contexts by server name: ``"www.example"`` exactly, else ``"*.example"`` (one label), else this one.
+        """Other contexts by server name: first ``"www.example"`` exactly, then ``"*.example"`` (one label), then this
+        one.
 
-        Names are A-labels; case does not matter. The chosen context gives certificate, key and ALPN; the connection
-        keeps this context's callback, verification and sessions. ValueError for a name that is neither form.
+        Names are A-labels; case does not matter. The chosen context provides certificate, key and ALPN; the connection
+        keeps this context's callback, verification and sessions. Raises ValueError for a name of neither form.
 
         Calling it again replaces the table for connections made from then on.
         """
@@ -358,8 +327,8 @@ class Context:
     # ---- asyncio ----
 
     def wrap_bio(self, *_: object, **__: object) -> NoReturn:
-        """What asyncio calls of a context that was given to an event loop which can't use it. A server's loop keeps the
-        exception to itself, so that it is logged too."""
+        """asyncio calls this of a context that was given to an event loop which can't use it. A server's loop swallows
+        the exception, so it is logged too."""
         text = (
             "asyncio's own TLS can't use a gpu_provider.tls.Context: run on aio.EventLoop, or on a loop made with "
             "aio.LoopMixin, or call the functions of gpu_provider.tls.aio"
@@ -370,8 +339,8 @@ class Context:
     # ---- asynchronous operation ----
 
     def set_async_callback(self, callback: AsyncCallback | None) -> None:
-        """SSL_CTX_set_async_callback: connections made from now on inherit ``callback``, called as
-        ``callback(connection, arg)`` on the dispatcher thread. None: wait descriptors instead."""
+        """SSL_CTX_set_async_callback: connections made from now on inherit ``callback``, which is called as
+        ``callback(connection, arg)`` on the dispatcher thread. None: use wait descriptors instead."""
         if callback is not None and not callable(callback):
             raise TypeError(f"the async callback must be callable, not {callback!r}")
         check(lib.gp_wakeup_attach_context(self._ctx, callback is not None), "async callback")

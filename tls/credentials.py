@@ -40,7 +40,7 @@ def use_certificate(ctx: Any, libctx: Any, certificate: str | bytes | x509.Certi
 def _use_certificates(ctx: Any, libctx: Any, pem: bytes, what: str) -> None:
     if b"-----BEGIN " not in pem:
         raise CertificateError(f"{what}: no PEM certificate in it (it should have a line -----BEGIN CERTIFICATE-----)")
-    if lib.gp_tls_use_certificates(ctx, libctx, pem, len(pem)) < 1:
+    if lib.gp_credentials_use_certificates(ctx, libctx, pem, len(pem)) < 1:
         text = why()
         if "no start line" in text:
             text = "PEM, but no certificate in it; is it the private key?"
@@ -49,7 +49,7 @@ def _use_certificates(ctx: Any, libctx: Any, pem: bytes, what: str) -> None:
 
 def use_privatekey_file(ctx: Any, libctx: Any, path: str, filetype: int, password: str | bytes | None) -> None:
     try:
-        with open(path, "rb") as file:  # only to see that it can be read: OpenSSL reads the key
+        with open(path, "rb") as file:  # only to check that it can be read: OpenSSL reads the key
             file.read(1)
     except OSError as error:
         raise PrivateKeyError(f"private key file {path!r} can't be read: {_cause(error)}") from error
@@ -76,7 +76,7 @@ def _use_key(
 ) -> None:
     asked = ffi.new("int *")
     given = ffi.NULL if password is None else password.encode() if isinstance(password, str) else password
-    key = lib.gp_tls_load_key(libctx, path, data, len(data), der, given, asked)
+    key = lib.gp_credentials_load_key(libctx, path, data, len(data), der, given, asked)
     if key == ffi.NULL:
         text = why("no private key in it")
         if asked[0] and password is None:

@@ -3,10 +3,10 @@
 libssl frees nothing of a job when its SSL is freed: the job and its stack would leak, and the provider's callback,
 still to come, would find a freed SSL. So the SSL is kept here, cut off from its peer, until its job has ended.
 
-A job can be resumed only on the thread that began it. A connection of an event loop is finished by that loop. For any
-other, the first call of this package on that thread after the request is done finishes it; a thread that makes no
-more calls, and wants its memory back before it ends, calls :func:`drain_closed_connections`. What a thread leaves
-behind when it ends is kept forever (one SSL and one job's stack each), which is safe.
+A job can be resumed only on the thread that began it. A connection of an event loop is finished by that loop. Any other
+is finished by the first call of this package on its thread after the request is done. A thread that makes no more
+calls, and wants its memory back before it ends, calls :func:`drain_closed_connections`. What a thread leaves behind
+when it ends is kept forever (one SSL and one job's stack each), which is safe.
 """
 
 import select
@@ -20,10 +20,10 @@ _WANT_ASYNC: int = lib.SSL_ERROR_WANT_ASYNC
 
 
 class Waiter(Protocol):
-    """Something with a paused operation."""
+    """Has a paused operation."""
 
     def wake(self) -> None:
-        """The operation can probably be resumed. Any thread; may come more often than needed."""
+        """Called on any thread when the operation can probably be resumed; maybe more often than needed."""
 
 
 class _Thread(threading.local):
@@ -45,14 +45,15 @@ class Home:
     def drain(self) -> None:
         for descriptor, _ in self.poll.poll(0) if self.by_descriptor else ():
             self.by_descriptor[descriptor].step()
-        # One round: those that can't end yet and have nobody to tell them so are in line again afterwards.
+        # One round: those that can't end yet, and that nobody will wake, are queued again.
         for _ in range(len(self.ready)):
             self.ready.popleft().step()
 
 
 _thread = _Thread()
 parked: set["Parked"] = set()
-"""All that no event loop looks after; empty nearly always, which is what a connection looks at before an operation."""
+"""All that no event loop looks after. It is nearly always empty, which is all that a connection checks before an
+operation."""
 
 
 def current_home() -> Home:
@@ -60,10 +61,10 @@ def current_home() -> Home:
 
 
 def drain_closed_connections() -> int:
-    """Ends what can be ended of this thread's connections that were closed with an operation in flight.
+    """Finishes this thread's connections that were closed with an operation in flight, as far as that is possible now.
 
-    Does not block. Returns how many of this thread still wait for their request. Connections of an event loop are not
-    counted: the loop ends them.
+    Does not block. Returns how many of this thread's connections still wait for their request. Those of an event loop
+    are not counted: the loop finishes them.
     """
     home = _thread.home
     home.drain()
@@ -76,7 +77,7 @@ class Parked:
     __slots__ = ("_arguments", "_descriptors", "_id", "_keep", "_ssl", "_waiting", "home")
 
     def __init__(self, ssl: Any, arguments: tuple[int, Any, int], home: Home, keep: object) -> None:
-        """``keep``: what must live as long as the SSL does: its Context and table of server names."""
+        """``keep`` must live as long as the SSL: its Context and table of server names."""
         self._ssl = ssl
         self._arguments = arguments
         self._keep = keep
@@ -103,7 +104,7 @@ class Parked:
             self.home.ready.append(self)
 
     def abandon(self) -> None:
-        """Nobody will wake this any more: from now on its thread tries it at each call."""
+        """Called when nobody will wake this any more: from now on its thread tries it at each call."""
         self._waiting = None
         parked.add(self)
         self.home.ready.append(self)
@@ -115,14 +116,14 @@ class Parked:
             self.home.ready.append(self)
 
     def step(self) -> None:
-        """Resumes the job. It may pause again: woken early, or for its next request."""
+        """Resumes the job. It may pause again: because it was woken early, or for its next request."""
         if self._ssl is None:
             return
-        if lib.gp_tls_operate(self._ssl, *self._arguments) & 0xFF == _WANT_ASYNC:
+        if lib.gp_connection_operate(self._ssl, *self._arguments) & 0xFF == _WANT_ASYNC:
             if self._waiting is None and not self._descriptors:
                 self.home.ready.append(self)
             return
-        # Before SSL_free closes them.
+        # Unregister them before SSL_free closes them.
         for descriptor in self._descriptors:
             del self.home.by_descriptor[descriptor]
             self.home.poll.unregister(descriptor)

@@ -26,7 +26,7 @@ class Error(GpuProviderError):
 
 
 class WantReadError(Error):
-    """More bytes from the peer are needed: call the same function again when there are some."""
+    """The operation needs more bytes from the peer: call the same function again when there are some."""
 
 
 class WantWriteError(Error):
@@ -48,8 +48,8 @@ class ZeroReturnError(Error):
 
 
 class FloodError(Error):
-    """The peer sent too much that is no application data: key updates, tickets, requests to renegotiate, empty records.
-    The connection is over. tls/flood.h says how much is too much."""
+    """The peer sent too much that is not application data: key updates, tickets, requests to renegotiate, empty
+    records. The connection is over. tls/flood.h says how much is too much."""
 
 
 class SysCallError(Error):
@@ -57,8 +57,8 @@ class SysCallError(Error):
 
 
 class CallbackError(Error):
-    """The connection's async callback raised; that exception is the ``__cause__``. Raised once, from the first call on
-    the connection after it happened, before the call does anything: the same call can simply be made again."""
+    """The connection's async callback raised; that exception is the ``__cause__``. This is raised once, from the next
+    call on the connection, before the call does anything: simply make the same call again."""
 
 
 class CertificateError(Error):
@@ -100,7 +100,7 @@ _FLOOD: int = lib.GP_ERROR_FLOOD
 
 
 def operation_error(ssl: object, error: int) -> Error:
-    """The exception for an SSL_ERROR value; right after the operation, since it reads errno and the error queue."""
+    """The exception for an SSL_ERROR value. Call it right after the operation: it reads errno and the error queue."""
     want = _WANTS.get(error)
     if want is not None:
         return want()

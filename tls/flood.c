@@ -56,7 +56,7 @@ static void count(int writing, int version, int type, const void *bytes, size_t 
         return;
     }
     flood->exceeded = 1;
-    /* There is no call to stop libssl, but it reads nothing more from a peer that has closed. */
+    /* No call stops libssl, but it reads nothing more from a peer that has closed. */
     SSL_set_shutdown(ssl, SSL_get_shutdown(ssl) | SSL_RECEIVED_SHUTDOWN);
 }
 

@@ -1,4 +1,4 @@
-"""What can be set and asked on an SSL without running an operation on it."""
+"""What can be set and read on an SSL without running an operation on it."""
 
 import ipaddress
 from typing import Any, NoReturn
@@ -16,8 +16,8 @@ _buffer = ffi.buffer
 
 
 class Session:
-    """A TLS session to resume, from :meth:`Connection.get_session`. ``verified``: whether the server's certificate was
-    verified, and for which name; a connection that resumes it sees no certificate."""
+    """A TLS session to resume, from :meth:`Connection.get_session`. ``verified`` says whether the server's certificate
+    was verified, and for which name: a connection that resumes the session sees no certificate."""
 
     __slots__ = ("pointer", "verified")
 
@@ -50,11 +50,11 @@ class ConnectionInfo:
     # ---- settings ----
 
     def set_accept_state(self) -> None:
-        """This end is the server."""
+        """Makes this end the server."""
         lib.SSL_set_accept_state(self._pointer())
 
     def set_connect_state(self) -> None:
-        """This end is the client."""
+        """Makes this end the client."""
         lib.SSL_set_connect_state(self._pointer())
 
     def set_verify(self, mode: int) -> None:
@@ -71,8 +71,8 @@ class ConnectionInfo:
         check(lib.SSL_set_tlsext_host_name(self._pointer(), sent), f"server name {name!r}")
 
     def set_verify_host(self, host: str) -> None:
-        """The peer's certificate must be for this host name or IP address. With ``VERIFY_PEER``. ValueError for what
-        is neither."""
+        """Requires, with ``VERIFY_PEER``, that the peer's certificate is for this host name or IP address. Raises
+        ValueError for anything else."""
         ssl = self._pointer()
         parameters = lib.SSL_get0_param(ssl)
         lib.ERR_clear_error()
@@ -101,8 +101,8 @@ class ConnectionInfo:
         return mode
 
     def get_session(self) -> Session | None:
-        """To resume later. In TLS 1.3 after the first recv, which is when the server's tickets are read. OpenSSL
-        resumes no session whose connection was closed without :meth:`Connection.shutdown`."""
+        """The session, to resume it later. With TLS 1.3 call it after the first recv, which reads the server's tickets.
+        OpenSSL does not resume a session whose connection was closed without :meth:`Connection.shutdown`."""
         session = lib.SSL_get1_session(self._pointer())
         return None if session == _NULL else Session(session, self._verified())
 
@@ -113,7 +113,7 @@ class ConnectionInfo:
         return bool(lib.SSL_session_reused(self._pointer()) == 1)
 
     def get_alpn_proto_negotiated(self) -> bytes:
-        """The ALPN protocol, ``b""`` if none."""
+        """The ALPN protocol; ``b""`` if none was agreed."""
         name, size = ffi.new("unsigned char **"), ffi.new("unsigned int *")
         lib.SSL_get0_alpn_selected(self._pointer(), name, size)
         return bytes(_buffer(name[0], size[0])) if size[0] else b""
@@ -141,7 +141,7 @@ class ConnectionInfo:
         return str(ffi.string(lib.SSL_get_version(self._pointer())).decode())
 
     def get_state_string(self) -> str:
-        """Where in the handshake it is, in OpenSSL's words."""
+        """The state of the handshake, in OpenSSL's words."""
         return str(ffi.string(lib.SSL_state_string_long(self._pointer())).decode())
 
     def is_init_finished(self) -> bool:
@@ -181,8 +181,8 @@ class ConnectionInfo:
     # ---- asynchronous operation ----
 
     def get_async_status(self) -> AsyncStatus:
-        """SSL_get_async_status: how the provider took the last asynchronous operation. UNSUPPORTED before the first,
-        and where it was not asynchronous at all."""
+        """SSL_get_async_status: how the provider handled the last asynchronous operation. UNSUPPORTED if there was
+        none, or if it was not asynchronous at all."""
         status = ffi.new("int *")
         if lib.SSL_get_async_status(self._pointer(), status) != 1:
             return AsyncStatus.UNSUPPORTED
@@ -193,8 +193,8 @@ class ConnectionInfo:
         return bool(lib.SSL_waiting_for_async(self._pointer()) == 1)
 
     def get_all_async_fds(self) -> list[int]:
-        """The wait descriptors; readable when the operation can be resumed. Empty with a callback. They belong to
-        OpenSSL."""
+        """The wait descriptors, which become readable when the operation can be resumed. Empty if there is a callback.
+        They belong to OpenSSL."""
         return descriptors_of(self._pointer())
 
     def get_changed_async_fds(self) -> tuple[list[int], list[int]]:
@@ -220,8 +220,9 @@ def ip_address(host: str) -> str | None:
 
 
 def a_labels(host: str) -> bytes:
-    """A host name as certificates and SNI have it: A-labels, without the root's dot. ValueError for what is no host
-    name; among it a leading dot, with which OpenSSL would accept a certificate of any name below."""
+    """A host name as certificates and SNI have it: A-labels, without the root's dot. Raises ValueError for anything
+    that is not a host name, such as one with a leading dot, for which OpenSSL would accept a certificate of any name
+    below it."""
     try:
         name = host.removesuffix(".").encode("idna")
     except UnicodeError as error:

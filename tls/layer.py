@@ -1,19 +1,17 @@
-"""The asyncio side of a Connection: the protocol of the transport below, and the transport of the protocol above."""
+"""TLSLayer: a Connection between two parts of asyncio, the transport below and the application's protocol above."""
 
 import asyncio
-import errno
 import logging
-import ssl
 import threading
 from collections.abc import Callable
 from typing import Any, NamedTuple, cast
 
+from gpu_provider.tls.aio_errors import as_connection_error, unexpected_end
 from gpu_provider.tls.application import Application
 from gpu_provider.tls.connection import Connection
 from gpu_provider.tls.constants import RECEIVED_SHUTDOWN, SSL_MODE_ASYNC
 from gpu_provider.tls.errors import (
     Error,
-    FloodError,
     SysCallError,
     WantAsyncError,
     WantAsyncJobError,
@@ -27,12 +25,13 @@ from gpu_provider.tls.transport import State, TLSTransport
 _BUFFER_SIZE = 256 * 1024
 _HELD_LIMIT = 64 * 1024
 _DISCARD_LIMIT = 256 * 1024
-"""How many bytes may still come in after ``close()``: what was on its way. A peer that sends more is not listening."""
+"""How many bytes may still arrive after ``close()``: those that were on their way. A peer that sends more is not
+listening."""
 _CLOSED_WRITES = 5
-"""After so many writes to a closed transport, further ones are logged (as asyncio does)."""
+"""Writes to a closed transport that are ignored; further ones are logged, as asyncio does."""
 _LINGER_SECONDS = 2.0
 _ROUNDS = 8
-"""Times that one connection may hand bytes up before others get their turn."""
+"""How often one connection may hand bytes up before others get their turn."""
 
 _log = logging.getLogger("gpu_provider.tls.aio")
 
@@ -41,7 +40,7 @@ Connected = tuple[TLSTransport, asyncio.BaseProtocol]
 
 
 class Timeouts(NamedTuple):
-    """In seconds: for a whole handshake, and for the peer's close_notify after ``close()``."""
+    """Seconds for a whole handshake, and for the peer's close_notify after ``close()``."""
 
     handshake: float
     shutdown: float
@@ -56,7 +55,7 @@ _AGREED: dict[str, Callable[[SSLObject], object]] = {
 
 
 class _Scratch(threading.local):
-    """Where bytes pass through, shared by a thread's connections: whoever fills it empties it before returning."""
+    """A buffer that a thread's connections share: whoever fills it empties it before returning."""
 
     def __init__(self) -> None:
         self.buffer = memoryview(bytearray(_BUFFER_SIZE))  # asyncio's own TLS, as transport below, takes slices of it
@@ -80,8 +79,8 @@ class TLSLayer(asyncio.BufferedProtocol):
         done: asyncio.Future[Connected] | None = None,
         upgraded: bool = False,
     ) -> None:
-        """``done``: told of the end of the handshake; None where nobody waits, and failures are logged.
-        ``upgraded``: the protocol has been connected, and goes on with TLS."""
+        """``done`` is told of the end of the handshake; if it is None, nobody waits and failures are logged.
+        ``upgraded``: the protocol was connected before, and goes on with TLS."""
         self._loop = asyncio.get_running_loop()
         self._factory = factory
         self._connection = connection
@@ -94,7 +93,7 @@ class TLSLayer(asyncio.BufferedProtocol):
         self._discarded = 0
         self._closed_writes = 0
         self._starved = False  # of async jobs
-        self._behind = False  # there is input that waits for the loop's next turn
+        self._behind = False  # input waits for the loop's next turn
         self._unread_answers = 0
         self._wrote_eof = False
         self._peer_closed = False
@@ -114,7 +113,7 @@ class TLSLayer(asyncio.BufferedProtocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.below = cast("asyncio.Transport", transport)
-        if self.state is State.CLOSED:  # given up meanwhile
+        if self.state is State.CLOSED:  # by give_up()
             self.below.abort()
             return
         self._timer = self._loop.call_later(self._timeouts.handshake, self._handshake_too_slow)
@@ -125,13 +124,13 @@ class TLSLayer(asyncio.BufferedProtocol):
 
     def buffer_updated(self, nbytes: int) -> None:
         if self.state is State.CLOSED or self._peer_closed:
-            return  # nothing counts behind close_notify, and nobody would read it
+            return  # nobody would read what comes behind close_notify
         self._connection.bio_write(_scratch.buffer, nbytes)
         if self.state is State.HANDSHAKE:
             if not self._waits_for_job():
                 self._handshake()
             else:
-                # Whoever sends on while its handshake waits for a batch must not fill our memory.
+                # A peer that keeps sending while its handshake waits for a batch must not fill our memory.
                 self._held += nbytes
                 if self._held > _HELD_LIMIT:
                     self.below.pause_reading()
@@ -144,7 +143,7 @@ class TLSLayer(asyncio.BufferedProtocol):
         self._read()
 
     def eof_received(self) -> bool:
-        """True: the transport below stays open, for writing or because not all has been read."""
+        """Returns True if the transport below must stay open, for writing or because not all has been read."""
         if self.state is State.CLOSED:
             return False
         self._connection.bio_shutdown()
@@ -152,7 +151,7 @@ class TLSLayer(asyncio.BufferedProtocol):
             if not self._waits_for_job():
                 self._handshake()
             else:
-                self._fail(_unexpected_end())
+                self._fail(unexpected_end())
             return False
         self._read()
         return self.state is State.OPEN
@@ -178,13 +177,14 @@ class TLSLayer(asyncio.BufferedProtocol):
         done, self._done = self._done, None
         self._error = None  # its traceback refers to this object, as the waiter's result does
         if done is not None and not done.done():
-            done.set_exception(error or _unexpected_end())
+            done.set_exception(error or unexpected_end())
         self.app.lose(error)
 
     # ---- the handshake ----
 
     def _handshake(self) -> None:
-        """Goes on with it: at the start, when bytes have come, and when the notifier says that a pause is over."""
+        """Continues the handshake: at the start, when bytes have come, and when the notifier says that a pause is
+        over."""
         if self.state is not State.HANDSHAKE:
             return
         self._starved = False
@@ -199,7 +199,7 @@ class TLSLayer(asyncio.BufferedProtocol):
             return
         except Error as error:
             self._flush()  # the alert
-            self._fail(_as_connection_error(error))
+            self._fail(as_connection_error(error))
             return
         finally:
             if self._held and not self._waits_for_job():
@@ -211,7 +211,7 @@ class TLSLayer(asyncio.BufferedProtocol):
         self._ssl_object = SSLObject(self._connection, self._server_hostname)
         self.state = State.OPEN
         self._connect_app()
-        self._read()  # what came together with the end of the handshake
+        self._read()  # bytes that came with the end of the handshake
 
     def _connect_app(self) -> None:
         app = self.app
@@ -243,7 +243,7 @@ class TLSLayer(asyncio.BufferedProtocol):
     # ---- reading ----
 
     def _read(self) -> None:
-        """Hands decrypted bytes up until there are no more, or the protocol wants no more, or it is others' turn."""
+        """Hands decrypted bytes up until there are no more, the protocol wants no more, or it is others' turn."""
         for _ in range(_ROUNDS):
             if self.state is State.OPEN:
                 if not self._wants_bytes() or not self._hand_up():
@@ -253,11 +253,11 @@ class TLSLayer(asyncio.BufferedProtocol):
         self._read_later()
 
     def _wants_bytes(self) -> bool:
-        """An error behind the last bytes needs no reader."""
+        """An error behind the last bytes is reported even if reading is paused."""
         return not self._peer_closed and (not self.reading_paused or self._connection.failure is not None)
 
     def _read_later(self) -> None:
-        """In the loop's next turn. The transport below reads no more until all that is here has been dealt with."""
+        """Reads in the loop's next turn. Until then the transport below reads nothing."""
         if not self._behind and self.state in {State.OPEN, State.CLOSING}:
             self._behind = True
             self.below.pause_reading()
@@ -275,7 +275,7 @@ class TLSLayer(asyncio.BufferedProtocol):
             self.below.resume_reading()
 
     def _hand_up(self) -> bool:
-        """One call of the protocol's; False if there were no bytes for it."""
+        """Hands bytes to the protocol once; returns False if there were none."""
         protocol = self.app.buffered
         if protocol is None:
             if count := self._receive(_scratch.buffer):
@@ -289,13 +289,13 @@ class TLSLayer(asyncio.BufferedProtocol):
         return bool(count)
 
     def _receive(self, buffer: Any) -> int:
-        """How many bytes were decrypted into ``buffer``; 0: no more for now, or ever."""
+        """Decrypts into ``buffer`` and returns how many bytes; 0: no more for now, or ever."""
         try:
             return self._connection.recv_into(buffer)
         except WantReadError:
             answers = self._flush()  # to key updates
             if self._below_paused:
-                # Whoever asks on without reading the answers must not fill our memory.
+                # A peer that keeps asking without reading the answers must not fill our memory.
                 self._unread_answers += answers
                 if self._unread_answers > _HELD_LIMIT:
                     self.below.pause_reading()
@@ -306,7 +306,7 @@ class TLSLayer(asyncio.BufferedProtocol):
                 self._peer_has_closed()  # what it might have sent would be thrown away
             else:
                 self._flush()
-                self._fail(_as_connection_error(error))
+                self._fail(as_connection_error(error))
         return 0
 
     def _peer_has_closed(self) -> None:
@@ -348,7 +348,7 @@ class TLSLayer(asyncio.BufferedProtocol):
         try:
             self._connection.sendall(data)
         except Error as error:
-            self._fail(_as_connection_error(error))
+            self._fail(as_connection_error(error))
             return
         self._flush()
 
@@ -361,7 +361,7 @@ class TLSLayer(asyncio.BufferedProtocol):
         try:
             self._connection.shutdown()
         except Error as error:
-            self._fail(_as_connection_error(error))
+            self._fail(as_connection_error(error))
             return False
         self._flush()
         return True
@@ -375,13 +375,13 @@ class TLSLayer(asyncio.BufferedProtocol):
 
     # ---- the end ----
     #
-    # The transport below is closed and aborted from the event loop only: asyncio's own reports the end of a connection
-    # twice if that happens within its call of resume_writing().
+    # The transport below is closed and aborted only from the event loop: within its call of resume_writing(), asyncio's
+    # own transport would report the end of the connection twice.
 
     def close(self) -> None:
         if self.state is State.OPEN and not self._wrote_eof:
             self._send_close_notify()
-        if self.state is not State.OPEN:  # sending may have failed, or the protocol's pause_writing() was here first
+        if self.state is not State.OPEN:  # sending failed, or the protocol's pause_writing() closed
             return
         self.state = State.CLOSING
         self._timer = self._loop.call_later(self._timeouts.shutdown, self._shutdown_too_slow)
@@ -392,7 +392,7 @@ class TLSLayer(asyncio.BufferedProtocol):
         self._read_later()
 
     def abort(self, error: BaseException | None = None) -> None:
-        """``error``: for the protocol's ``connection_lost``."""
+        """``error`` is passed to the protocol's ``connection_lost``."""
         if self.state is not State.CLOSED:
             self._error = error
             self.state = State.CLOSED
@@ -400,20 +400,21 @@ class TLSLayer(asyncio.BufferedProtocol):
         self._loop.call_soon(self.below.abort)
 
     def give_up(self) -> None:
-        """Whoever waited for the handshake does so no longer. The transport below may not be there yet."""
+        """Called when nobody waits for the handshake any longer. The transport below may not be there yet."""
         self.state = State.CLOSED
         self._cancel_timer()
         self._connection.close()
 
     def _end(self) -> None:
-        """Closes the transport below once it has sent what it holds. The timer watches over that."""
+        """Closes the transport below once it has sent what it holds. The timer bounds that."""
         self._loop.call_soon(self.below.close)
 
     def _shutdown_too_slow(self) -> None:
         self.abort(TimeoutError(f"the TLS shutdown took longer than {self._timeouts.shutdown} seconds"))
 
     def _fail(self, error: BaseException) -> None:
-        """A fatal error: the alert, if any, is on its way; connection_lost will tell the protocol."""
+        """Ends the connection after a fatal error. The alert, if any, is on its way; connection_lost tells the
+        protocol."""
         if self._error is None:
             self._error = error
         lingers = (
@@ -427,8 +428,8 @@ class TLSLayer(asyncio.BufferedProtocol):
         self.state = State.CLOSED
         self._cancel_timer()
         if lingers:
-            # A client that is still sending would get a reset in place of the alert if this end were closed now. What
-            # it sends is thrown away, until it has read the alert and closes. No protocol waits for that.
+            # If this end were closed now, a client that is still sending would get a reset in place of the alert. What
+            # it sends is thrown away until it has read the alert and closes. No protocol waits for that.
             self.below.write_eof()
             seconds = min(self._timeouts.shutdown, _LINGER_SECONDS)
         else:
@@ -453,25 +454,3 @@ class TLSLayer(asyncio.BufferedProtocol):
         if self._ssl_object is not None and name in _AGREED:
             return _AGREED[name](self._ssl_object)
         return self.below.get_extra_info(name, default)
-
-
-def _unexpected_end() -> ConnectionResetError:
-    return ConnectionResetError(errno.ECONNRESET, "the peer ended the connection without close_notify")
-
-
-class SSLError(Error, ssl.SSLError):
-    """An Error that programs written for asyncio catch too: as ``ssl.SSLError``, or as OSError."""
-
-
-class _FloodError(FloodError, SSLError):
-    """The same for a flood."""
-
-
-def _as_connection_error(error: Error) -> Exception:
-    """What asyncio's users expect to catch."""
-    if isinstance(error, SysCallError):
-        failure: Exception = _unexpected_end()
-    else:
-        failure = (_FloodError if isinstance(error, FloodError) else SSLError)(ssl.SSL_ERROR_SSL, str(error))
-    failure.__cause__ = error
-    return failure

@@ -1,4 +1,4 @@
-/* What a context's own certificate says of itself, as OpenSSL reads it: it serves some that other parsers refuse. */
+/* A context's own certificate as OpenSSL reads it. OpenSSL serves some certificates that other parsers refuse. */
 #ifndef GP_TLS_LEAF_H
 #define GP_TLS_LEAF_H
 
@@ -6,14 +6,16 @@
 #include <stddef.h>
 #include <stdint.h>
 
-/* The DNS names, or without subject alternative names the common names, each ended by a 0; those that hold a 0 are left out.
- * Returns how many bytes they take, or -1: they can't be read, or take more than `capacity`. */
+/* cffi: */
+/* The DNS names or, if there are no subject alternative names, the common names, each ended by a 0. Names that contain
+ * a 0 are left out. Returns how many bytes they need, or -1: they can't be read, or need more than `capacity`. */
 int64_t gp_leaf_names(const SSL_CTX *ctx, char *names, size_t capacity);
 
-/* SHA-256 of the public key. 1, or 0: can't be read. */
+/* SHA-256 of the public key. Returns 1, or 0: it can't be read. */
 int gp_leaf_public_key(const SSL_CTX *ctx, unsigned char digest[32]);
 
-/* Unix time; INT64_MIN: can't be read. */
+/* Unix time; INT64_MIN: it can't be read. */
 int64_t gp_leaf_not_after(const SSL_CTX *ctx);
+/* :cffi */
 
 #endif

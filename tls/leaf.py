@@ -1,4 +1,4 @@
-"""What a Context's own certificate says of itself, as OpenSSL reads it: it serves some that other parsers refuse."""
+"""A Context's own certificate as OpenSSL reads it. OpenSSL serves some certificates that other parsers refuse."""
 
 from dataclasses import dataclass
 
@@ -10,7 +10,7 @@ __all__ = ["Leaf", "read_leaf"]
 
 _MOST_BYTES = 1 << 20
 _GROUP_NAMES = {"prime256v1": "secp256r1"}
-"""OpenSSL's name, and the one that TLS uses."""
+"""TLS's name by OpenSSL's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,17 +18,16 @@ class Leaf:
     """A certificate with an RSA or EC key."""
 
     names: tuple[str, ...]
-    """The DNS names, or without subject alternative names the common names, as they stand there."""
+    """The DNS names; if there are no subject alternative names, the common names. Unchanged."""
     key_type: str
     """Such as RSA-2048 or EC-secp256r1."""
-    public_key: bytes
-    """Its SHA-256."""
+    public_key_sha256: bytes
     not_after: float
     """Unix time."""
 
 
 def read_leaf(context: Context) -> Leaf:
-    """Of the certificate that the context was given last. CertificateError, which does not name the file."""
+    """Reads the certificate that the context was given last. Raises CertificateError, which does not name the file."""
     names = ffi.new("char[]", _MOST_BYTES)
     size = lib.gp_leaf_names(context.pointer, names, _MOST_BYTES)
     if size < 0:

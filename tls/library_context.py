@@ -1,4 +1,4 @@
-"""The library context of OpenSSL for what has no batching provider."""
+"""OpenSSL's library context for what has no batching provider."""
 
 import os
 import threading
@@ -12,7 +12,7 @@ _default_libctx: Any = None
 
 
 def default_library_context() -> Any:
-    """OpenSSL's default provider alone, for contexts without a batching provider. Made at first use; never freed."""
+    """A library context with OpenSSL's default provider alone. Created at first use, and never freed."""
     global _default_libctx  # noqa: PLW0603
     with _default_lock:
         if _default_libctx is None:

@@ -1,8 +1,8 @@
-"""Who hears of async callbacks: one dispatcher thread for plain Python callables, or an asyncio loop.
+"""Delivers async callbacks: on one dispatcher thread to plain Python callables, or on an asyncio loop.
 
 libssl's callback (wakeup.c) puts a connection's id into its notifier's ring. Here the ids become connections again. A
-connection is in ``waiting`` from before an operation until it has ended, since the callback may run before libssl has
-even returned; ids that are not there belong to operations that are over, and are dropped.
+connection is in ``waiting`` from before an operation until after it, since the callback may run before libssl has even
+returned. Ids that are not there belong to operations that are over, and are dropped.
 """
 
 import asyncio
@@ -26,7 +26,7 @@ new_id = itertools.count(1).__next__
 
 
 class Notifier:
-    """A ring of ids and its eventfd. ``waiting`` is changed by the connections' threads and read by the notifier's."""
+    """A ring of ids and its eventfd. The connections' threads change ``waiting``; the notifier's thread reads it."""
 
     def __init__(self) -> None:
         self.ring: int = lib.gp_wakeup_open()
@@ -39,7 +39,7 @@ class Notifier:
         self._lost = ffi.new("int *")
 
     def take(self) -> list[Waiter]:
-        """Those that were called back since the last time, each once. One thread only."""
+        """Returns those that were called back since the last time, each once. For one thread only."""
         taken: dict[int, None] = {}
         lost = False
         count = _TAKE
@@ -47,13 +47,13 @@ class Notifier:
             count = lib.gp_wakeup_take(self.ring, self._ids, _TAKE, self._lost)
             lost = lost or self._lost[0] != 0
             taken.update(dict.fromkeys(ffi.unpack(self._ids, count)))
-        if lost:  # for want of memory; resuming one that is not ready is harmless
+        if lost:  # for lack of memory; resuming one that is not ready is harmless
             return list(self.waiting.copy().values())
         waiting = self.waiting
         return [waiting[identity] for identity in taken if identity in waiting]
 
     def close(self) -> None:
-        """Stops listening. The jobs of closed connections go back to their thread's care."""
+        """Stops listening. From now on the jobs of closed connections are their threads' business."""
         if self.ring < 0:
             return
         if self._process == os.getpid():
@@ -68,7 +68,7 @@ class Notifier:
 
 
 class Dispatcher(Notifier):
-    """Calls Python callables, one after the other, on a daemon thread of its own."""
+    """Calls Python callables one after the other on its own daemon thread."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -81,7 +81,7 @@ class Dispatcher(Notifier):
             poll.poll()
             self._wake()
 
-    def _wake(self) -> None:  # a function of its own, which keeps no connection when it has returned
+    def _wake(self) -> None:  # a function, so that no connection is kept when it has returned
         for waiter in self.take():
             waiter.wake()
 
@@ -101,7 +101,8 @@ def dispatcher() -> Dispatcher:
 
 
 def _forget_in_child() -> None:
-    """The thread does not exist in a forked child, and the eventfd is the parent's: the child makes its own of both."""
+    """The thread does not exist in a forked child, and the eventfd is the parent's: the child creates both for
+    itself."""
     global _dispatcher, _lock  # noqa: PLW0603
     _lock = threading.Lock()
     if _dispatcher is not None:
@@ -115,9 +116,9 @@ os.register_at_fork(after_in_child=_forget_in_child)
 class LoopNotifier(Notifier):
     """Resumes connections on an asyncio loop: ``add_reader`` on one eventfd, whatever the number of connections.
 
-    Get it with :meth:`of`: one serves all connections of a loop. All calls must be made on the loop's thread, which
-    must also be the thread that runs the connections' operations. Closed with its loop; a connection that is closed
-    while its operation is in flight is kept by the loop until its job has ended.
+    Get it with :meth:`of`: one serves all connections of a loop. Make all calls on the loop's thread, which must also
+    run the connections' operations. It is closed with its loop. The loop keeps a connection that was closed with an
+    operation in flight until its job has ended.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -128,37 +129,38 @@ class LoopNotifier(Notifier):
 
     @classmethod
     def of(cls, loop: asyncio.AbstractEventLoop) -> "LoopNotifier":
-        """The notifier of ``loop``, made at the first call."""
+        """The notifier of ``loop``, created at the first call."""
         notifier = _by_loop.get(loop)
         if notifier is None or notifier.ring < 0:
             notifier = _by_loop[loop] = cls(loop)
         return notifier
 
     def attach(self, connection: "Connection", on_ready: Callable[[], object]) -> None:
-        """Has ``on_ready()`` called on the loop when the connection's paused operation can be resumed: it should make
-        the same call again. It may come more often than needed, and not after ``connection.close()``.
+        """Calls ``on_ready()`` on the loop when the connection's paused operation can be resumed: it should make the
+        same call again. It may be called more often than needed, but not after ``connection.close()``.
 
-        Sets the connection's async callback, so it must come before its first operation; ``SSL_MODE_ASYNC`` is the
-        caller's to set. Raises Error as ``Connection.set_async_callback`` does.
+        This sets the connection's async callback, so call it before the first operation; the caller sets
+        ``SSL_MODE_ASYNC``. Raises Error as ``Connection.set_async_callback`` does.
         """
         connection.attach(self, on_ready)
 
     def when_job_ends(self, retry: Callable[[], object]) -> None:
-        """After WantAsyncJobError: has ``retry()`` called once when another connection of this loop was resumed."""
+        """For use after WantAsyncJobError: calls ``retry()`` once, after another connection of this loop was
+        resumed."""
         self._starved.append(retry)
 
     def _wake(self) -> None:
         loop = self._loop()
         if loop is None:
             return
-        # One loop callback for each, so that what one raises is reported by the loop and does not hold up the others.
+        # One loop callback for each: the loop reports what one raises, and the others still run.
         for waiter in self.take():
             loop.call_soon(waiter.wake)
         loop.call_soon(self._retry_starved)
 
     def _retry_starved(self) -> None:
-        """Behind the connections that were woken, and not before: what starves while these still hold their jobs would
-        otherwise wait for a wake-up that nobody has left to give."""
+        """Runs behind the connections that were woken. If it ran before them, what finds no job while they still hold
+        theirs would wait for a wake-up that nobody is left to give."""
         loop = self._loop()
         if loop is None:
             return
@@ -168,7 +170,7 @@ class LoopNotifier(Notifier):
 
     def close(self) -> None:
         loop = self._loop()
-        # Not in a forked child: it shares the selector with its parent, and would take the reader from that.
+        # Not in a forked child: it shares the selector with its parent, and would remove the parent's reader.
         if loop is not None and not loop.is_closed() and self.ring >= 0 and self._process == os.getpid():
             loop.remove_reader(self.descriptor)
         super().close()

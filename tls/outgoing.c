@@ -7,14 +7,14 @@
 #include <sys/socket.h>
 #include <sys/types.h>
 
-/* Answers to a peer that asks without reading; then libssl has to wait too. Far more than one record. */
+/* Far more than one record. Beyond this, libssl has to wait for a peer that asks without reading the answers. */
 #define KEPT_AT_MOST 65536
 
 static pthread_once_t once = PTHREAD_ONCE_INIT;
 static BIO_METHOD *method;
 static int type;
 
-/* How many bytes were sent; 0: no room. -1 with errno, which is left alone otherwise. */
+/* Returns how many bytes were sent, 0 without room, or -1 with errno, which is otherwise unchanged. */
 static ssize_t send_some(int descriptor, const unsigned char *data, size_t size)
 {
     int before = errno;

@@ -1,8 +1,9 @@
-/* Where libssl writes to a socket: a BIO that takes every record whole, and keeps what the socket has no room for.
+/* A BIO through which libssl writes to a socket. It accepts only whole records, and keeps what the socket has no room
+ * for.
  *
- * libssl itself can't have a record half written when a peer asks for a key update: it answers while it reads, and the
- * answer then fails with "bad length", which is fatal. So it never has one here. Its caller does not notice: a record
- * that is still kept has not been written, and SSL_ERROR_WANT_WRITE says so. */
+ * libssl itself can't cope with a half-written record when a peer asks for a key update: it answers while it reads, and
+ * the answer fails with "bad length", which is fatal. So here it never has one. Its caller does not notice: a record
+ * that is still kept counts as not written, and SSL_ERROR_WANT_WRITE says so. */
 #ifndef GP_TLS_OUTGOING_H
 #define GP_TLS_OUTGOING_H
 

@@ -1,5 +1,9 @@
-"""cffi builder of ``gpu_provider.tls._ssl``: the part of libssl that the TLS API uses, and our C beside it."""
+"""cffi builder of ``gpu_provider.tls._ssl``: the part of libssl that the TLS API uses, and our own C.
 
+OpenSSL's declarations are listed here. Ours are read from our headers, between ``/* cffi: */`` and ``/* :cffi */``.
+"""
+
+import re
 from pathlib import Path
 
 from cffi import FFI
@@ -10,28 +14,19 @@ typedef struct ossl_provider_st OSSL_PROVIDER;
 typedef struct evp_pkey_st EVP_PKEY;
 typedef struct x509_st X509;
 typedef struct X509_VERIFY_PARAM_st X509_VERIFY_PARAM;
-typedef struct X509_name_st X509_NAME;
-typedef struct X509_VERIFY_PARAM_st X509_VERIFY_PARAM;
 typedef struct bio_st BIO;
 #define ERR_LIB_SSL ...
 #define SSL_R_UNEXPECTED_EOF_WHILE_READING ...
 #define X509_CHECK_FLAG_NO_PARTIAL_WILDCARDS ...
-#define ASYNC_STATUS_UNSUPPORTED ...
-#define ASYNC_STATUS_ERR ...
-#define ASYNC_STATUS_OK ...
-#define ASYNC_STATUS_EAGAIN ...
 
 OSSL_LIB_CTX *OSSL_LIB_CTX_new(void);
-void OSSL_LIB_CTX_free(OSSL_LIB_CTX *libctx);
 OSSL_PROVIDER *OSSL_PROVIDER_load(OSSL_LIB_CTX *libctx, const char *name);
 unsigned long ERR_get_error(void);
 unsigned long ERR_peek_last_error(void);
 void ERR_clear_error(void);
-void ERR_error_string_n(unsigned long error, char *buffer, size_t size);
 const char *ERR_reason_error_string(unsigned long error);
 int ERR_GET_LIB(unsigned long error);
 int ERR_GET_REASON(unsigned long error);
-const char *OpenSSL_version(int type);
 int ASYNC_init_thread(size_t max_size, size_t init_size);
 
 int BIO_write(BIO *bio, const void *data, int size);
@@ -63,7 +58,7 @@ SSL_VERIFY_NONE SSL_VERIFY_PEER SSL_VERIFY_FAIL_IF_NO_PEER_CERT SSL_VERIFY_CLIEN
 SSL_FILETYPE_PEM SSL_FILETYPE_ASN1 SSL_SENT_SHUTDOWN SSL_RECEIVED_SHUTDOWN
 SSL_SESS_CACHE_OFF SSL_SESS_CACHE_CLIENT SSL_SESS_CACHE_SERVER SSL_SESS_CACHE_BOTH
 TLS1_2_VERSION TLS1_3_VERSION
-SSL_ERROR_NONE SSL_ERROR_SSL SSL_ERROR_WANT_READ SSL_ERROR_WANT_WRITE SSL_ERROR_SYSCALL SSL_ERROR_ZERO_RETURN
+SSL_ERROR_SSL SSL_ERROR_WANT_READ SSL_ERROR_WANT_WRITE SSL_ERROR_SYSCALL SSL_ERROR_ZERO_RETURN
 SSL_ERROR_WANT_ASYNC SSL_ERROR_WANT_ASYNC_JOB
 """
 
@@ -104,7 +99,6 @@ int SSL_CTX_set_alpn_protos(SSL_CTX *ctx, const unsigned char *protocols, unsign
 long SSL_CTX_set_mode(SSL_CTX *ctx, long mode);
 uint64_t SSL_CTX_set_options(SSL_CTX *ctx, uint64_t options);
 uint64_t SSL_CTX_clear_options(SSL_CTX *ctx, uint64_t options);
-uint64_t SSL_CTX_get_options(const SSL_CTX *ctx);
 long SSL_CTX_set_session_cache_mode(SSL_CTX *ctx, long mode);
 int SSL_CTX_set_session_id_context(SSL_CTX *ctx, const unsigned char *id, unsigned int size);
 int SSL_CTX_set_num_tickets(SSL_CTX *ctx, size_t count);
@@ -148,63 +142,26 @@ int SSL_get_changed_async_fds(SSL *ssl, int *added, size_t *added_count, int *re
 int SSL_get_async_status(SSL *ssl, int *status);
 """
 
-OURS = """
-#define GP_HANDSHAKE ...
-#define GP_READ ...
-#define GP_WRITE ...
-#define GP_SHUTDOWN ...
-#define GP_ERROR_FLOOD ...
-SSL *gp_tls_new(SSL_CTX *ctx, int descriptor);
-uint64_t gp_tls_operate(SSL *ssl, int operation, void *buffer, size_t size);
-int gp_tls_cut_off(SSL *ssl);
-int gp_tls_use_certificates(SSL_CTX *ctx, OSSL_LIB_CTX *libctx, const char *pem, size_t size);
-EVP_PKEY *gp_tls_load_key(OSSL_LIB_CTX *libctx, const char *path, const void *data, size_t size, int der,
-                          const char *password, int *asked);
+TLS = Path("tls")
+HEADERS = ("connection.h", "credentials.h", "leaf.h", "names.h", "protocols.h", "tickets.h", "wakeup.h")
 
-int64_t gp_leaf_names(const SSL_CTX *ctx, char *names, size_t capacity);
-int gp_leaf_public_key(const SSL_CTX *ctx, unsigned char *digest);
-int64_t gp_leaf_not_after(const SSL_CTX *ctx);
 
-int gp_wakeup_open(void);
-int gp_wakeup_descriptor(int ring);
-void gp_wakeup_close(int ring);
-void gp_wakeup_abandon(int ring);
-size_t gp_wakeup_take(int ring, uint64_t *ids, size_t capacity, int *lost);
-int gp_wakeup_attach(SSL *ssl, int ring, uint64_t id);
-int gp_wakeup_attach_context(SSL_CTX *ctx, int on);
-int gp_wakeup_detach(SSL *ssl);
+def declarations(header: str) -> str:
+    return "\n".join(re.findall(r"/\* cffi: \*/\n(.*?)/\* :cffi \*/", (TLS / header).read_text(), re.DOTALL))
 
-typedef struct gp_names gp_names;
-typedef struct gp_protocols gp_protocols;
-gp_names *gp_names_new(const char *const *names, SSL_CTX *const *contexts, size_t count);
-void gp_names_free(gp_names *names);
-void gp_names_enable(SSL_CTX *ctx);
-int gp_names_use(SSL *ssl, gp_names *names);
-gp_protocols *gp_protocols_new(const unsigned char *wire, unsigned int size);
-void gp_protocols_free(gp_protocols *protocols);
-void gp_protocols_install(SSL_CTX *ctx, gp_protocols *protocols);
-
-typedef struct gp_tickets gp_tickets;
-gp_tickets *gp_tickets_new(OSSL_LIB_CTX *libctx, uint64_t interval);
-void gp_tickets_free(gp_tickets *tickets);
-int gp_tickets_rotate(gp_tickets *tickets);
-void gp_tickets_after_fork(gp_tickets *tickets);
-int gp_tickets_install(SSL_CTX *ctx, gp_tickets *tickets);
-"""
 
 ffi = FFI()
 ffi.cdef(CRYPTO)
 ffi.cdef("".join(f"#define {name} ...\n" for name in CONSTANTS.split()))
 ffi.cdef(SSL)
-ffi.cdef(OURS)
+ffi.cdef("".join(map(declarations, HEADERS)))
 ffi.set_source(
     "gpu_provider.tls._ssl",
     "#include <openssl/err.h>\n#include <openssl/provider.h>\n#include <openssl/ssl.h>\n#include <openssl/x509v3.h>\n"
-    '#include "leaf.h"\n#include "operations.h"\n#include "selection.h"\n#include "tickets.h"\n'
-    '#include "wakeup.h"\n',
-    sources=sorted(str(path) for path in Path("tls").glob("*.c") if path.name != "_ssl.c"),
+    + "".join(f'#include "{header}"\n' for header in HEADERS),
+    sources=sorted(str(path) for path in TLS.glob("*.c") if path.name != "_ssl.c"),
     include_dirs=["tls"],
-    depends=sorted(str(path) for path in Path("tls").glob("*.h")),
+    depends=sorted(str(path) for path in TLS.glob("*.h")),
     define_macros=[("_GNU_SOURCE", None)],
     libraries=["ssl", "crypto"],
 )

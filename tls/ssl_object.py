@@ -1,4 +1,4 @@
-"""What was agreed in a handshake, under the names of ``ssl.SSLObject``: what HTTP servers and clients ask."""
+"""What a handshake agreed, under the names of ``ssl.SSLObject``, which HTTP servers and clients use."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct",
 
 
 class SSLObject:
-    """The answers are kept, so that a protocol can ask after the connection has ended, as with ``ssl``."""
+    """Keeps the answers, so that a protocol can ask after the connection has ended, as with ``ssl``."""
 
     def __init__(self, connection: Connection, server_hostname: str | None = None) -> None:
         self.context = connection.get_context()
@@ -47,15 +47,15 @@ class SSLObject:
         return None if name is None or version is None or bits is None else (name, version, bits)
 
     def compression(self) -> str | None:
-        """None: TLS is not compressed here."""
+        """Always None: TLS is not compressed here."""
         return None
 
     def selected_alpn_protocol(self) -> str | None:
         return self._alpn.decode("latin-1") or None
 
     def getpeercert(self, binary_form: bool = False) -> dict[str, Any] | bytes | None:
-        """The peer's certificate: ``ssl``'s dictionary, empty if the certificate was not verified, or DER. None if the
-        peer has none. Error if the dictionary can't be made of it."""
+        """The peer's certificate: as ``ssl``'s dictionary, empty if the certificate was not verified, or as DER. None
+        if the peer has none. Raises Error if the certificate can't be shown as a dictionary."""
         if binary_form or self._certificate is None:
             return self._certificate
         return decode_certificate(self._certificate) if self._verified else {}

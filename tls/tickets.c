@@ -24,7 +24,7 @@ struct gp_tickets {
     OSSL_LIB_CTX *libctx;
     EVP_CIPHER *cipher;
     uint64_t interval;
-    struct key keys[GP_TICKET_KEYS]; /* the newest first */
+    struct key keys[GP_TICKETS_KEYS]; /* the newest first */
 };
 
 static pthread_once_t once = PTHREAD_ONCE_INIT;
@@ -52,7 +52,7 @@ static int rotate(gp_tickets *tickets)
 
     if (made) {
         new.created = now();
-        memmove(tickets->keys + 1, tickets->keys, (GP_TICKET_KEYS - 1) * sizeof(tickets->keys[0]));
+        memmove(tickets->keys + 1, tickets->keys, (GP_TICKETS_KEYS - 1) * sizeof(tickets->keys[0]));
         tickets->keys[0] = new;
     }
     OPENSSL_cleanse(&new, sizeof(new));
@@ -61,7 +61,7 @@ static int rotate(gp_tickets *tickets)
 
 gp_tickets *gp_tickets_new(OSSL_LIB_CTX *libctx, uint64_t interval)
 {
-    /* Pages of its own: not to be written to swap space, where the limit allows it, nor into a core dump. */
+    /* Its own pages, to keep them out of swap space, if the limit allows that, and out of core dumps. */
     gp_tickets *tickets = mmap(NULL, sizeof(*tickets), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 
     if (tickets == MAP_FAILED)
@@ -99,7 +99,7 @@ void gp_tickets_after_fork(gp_tickets *tickets)
     pthread_mutex_init(&tickets->lock, NULL);
 }
 
-/* The key to encrypt with, a new one if the last has served its time. 1, or 0. */
+/* The key to encrypt with: a new one if the last is too old. Returns 1, or 0. */
 static int newest(gp_tickets *tickets, struct key *key)
 {
     pthread_mutex_lock(&tickets->lock);
@@ -110,16 +110,16 @@ static int newest(gp_tickets *tickets, struct key *key)
     return there;
 }
 
-/* The key of this name. 1; 2: the client should get a newer ticket; 0: unknown, or its time is over. */
+/* The key of this name. Returns 1; 2: the client should get a newer ticket; 0: unknown, or too old. */
 static int find(gp_tickets *tickets, const unsigned char *name, struct key *key)
 {
     int found = 0;
 
     pthread_mutex_lock(&tickets->lock);
-    for (int i = 0; i < GP_TICKET_KEYS && found == 0; i++) {
+    for (int i = 0; i < GP_TICKETS_KEYS && found == 0; i++) {
         const struct key *one = &tickets->keys[i];
         if (one->created != 0 && memcmp(one->name, name, NAME_SIZE) == 0
-            && now() - one->created < GP_TICKET_KEYS * tickets->interval) {
+            && now() - one->created < GP_TICKETS_KEYS * tickets->interval) {
             *key = *one;
             found = i == 0 ? 1 : 2;
         }

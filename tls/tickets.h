@@ -1,5 +1,5 @@
-/* The keys that session tickets are encrypted with, for several SSL_CTXs together: so a client resumes its session although
- * its server has read its certificates again since. By itself every SSL_CTX makes keys of its own, and never new ones.
+/* The keys that encrypt session tickets, shared by several SSL_CTXs, so that a client can resume its session although
+ * its server has reloaded its certificates since. By default every SSL_CTX has its own keys, and never changes them.
  *
  * In C because libssl asks for them inside the async job, on its 32 KiB stack, where Python must not run. */
 #ifndef GP_TLS_TICKETS_H
@@ -8,29 +8,31 @@
 #include <openssl/ssl.h>
 #include <stdint.h>
 
-/* A new key encrypts from then on; GP_TICKET_KEYS - 1 earlier ones still decrypt. */
-#define GP_TICKET_KEYS 3
+/* The newest key encrypts; the GP_TICKETS_KEYS - 1 earlier ones still decrypt. */
+#define GP_TICKETS_KEYS 3
 
+/* cffi: */
 typedef struct gp_tickets gp_tickets;
 
-/* A key encrypts for `interval` nanoseconds, and decrypts for GP_TICKET_KEYS times as long. libctx must not be freed before
- * the result is. NULL: out of memory, or no randomness, with an error queued. */
+/* A key encrypts for `interval` nanoseconds, and decrypts for GP_TICKETS_KEYS times as long. libctx must outlive the
+ * result. NULL: out of memory, or no randomness, with an error queued. */
 gp_tickets *gp_tickets_new(OSSL_LIB_CTX *libctx, uint64_t interval);
 
 /* Wipes the keys. No SSL may use them any more. */
 void gp_tickets_free(gp_tickets *tickets);
 
-/* Begins a new key now. 1, or 0: no randomness, with an error queued. */
+/* Starts to encrypt with a new key. Returns 1, or 0: no randomness, with an error queued. */
 int gp_tickets_rotate(gp_tickets *tickets);
 
-/* In a forked child, where a thread that is not there may have held the lock. */
+/* For a forked child, where the lock may be held by a thread that does not exist there. */
 void gp_tickets_after_fork(gp_tickets *tickets);
 
-/* For the SSLs made from ctx from now on. 1, or 0: out of memory. */
+/* For SSLs made from ctx from now on. Returns 1, or 0: out of memory. */
 int gp_tickets_install(SSL_CTX *ctx, gp_tickets *tickets);
+/* :cffi */
 
-/* Gives a new SSL what was installed in its SSL_CTX, whichever that one is later turned to by the server's name. 1, or 0: out
- * of memory. */
+/* Gives a new SSL the keys of its SSL_CTX. It keeps them even if the server name switches it to another SSL_CTX.
+ * Returns 1, or 0: out of memory. */
 int gp_tickets_inherit(SSL *ssl);
 
 #endif

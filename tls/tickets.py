@@ -1,4 +1,4 @@
-"""TicketKeys: what session tickets are encrypted with, for several contexts together."""
+"""TicketKeys: the keys that encrypt session tickets, shared by several contexts."""
 
 import os
 from typing import Any
@@ -12,12 +12,12 @@ __all__ = ["TicketKeys"]
 
 
 class TicketKeys:
-    """Keys for the session tickets of all contexts that are given them (:meth:`Context.set_ticket_keys`): a client can
-    resume a session that it began with another of these contexts.
+    """Keys for the session tickets of all contexts that are given them (:meth:`Context.set_ticket_keys`). A client can
+    resume with one of these contexts a session that it began with another.
 
-    A key encrypts for ``rotate_after`` seconds, and decrypts for three times as long: by default as long as OpenSSL's
-    tickets are valid, which is two hours. The keys are wiped when nobody refers to this object, nor to a context that
-    has it.
+    A key encrypts for ``rotate_after`` seconds, and decrypts for three times as long: with the default that covers the
+    two hours for which OpenSSL's tickets are valid. The keys are wiped when nobody refers to this object or to a
+    context that has it.
     """
 
     __slots__ = ("__weakref__", "pointer")
@@ -32,7 +32,7 @@ class TicketKeys:
         _all.add(self)
 
     def rotate(self) -> None:
-        """Begins a new key now. After three times none of the earlier tickets is accepted."""
+        """Starts to encrypt with a new key. After three calls no earlier ticket is accepted."""
         if not lib.gp_tickets_rotate(self.pointer):
             raise Error(f"no new key for session tickets: {why()}")
 

@@ -1,4 +1,4 @@
-"""TLSTransport: what the application's protocol gets in ``connection_made``."""
+"""TLSTransport, which the application's protocol gets in ``connection_made``."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ class State(enum.Enum):
     HANDSHAKE = enum.auto()
     OPEN = enum.auto()
     CLOSING = enum.auto()
-    """Our close_notify is sent; what still comes is thrown away until the peer's arrives. To close with unread bytes
-    would make the kernel reset the connection, and take what we sent last with it."""
+    """Our close_notify is sent. What still comes is thrown away until the peer's arrives: if we closed with unread
+    bytes, the kernel would reset the connection, and the peer could lose what we sent last."""
     CLOSED = enum.auto()
 
 
 class TLSTransport(transports._FlowControlMixin):
-    """It behaves as asyncio's TLS transport does, with the differences that :mod:`gpu_provider.tls.aio` lists.
+    """Behaves as asyncio's TLS transport does, with the differences that :mod:`gpu_provider.tls.aio` lists.
 
     ``get_extra_info`` knows asyncio's names: ``sslcontext`` (here the Context), ``ssl_object`` (with the methods of
     ``ssl.SSLObject`` that ask for what was agreed), ``cipher``, ``compression``, ``peercert`` (``ssl``'s dictionary);
@@ -33,8 +33,8 @@ class TLSTransport(transports._FlowControlMixin):
     ``peername`` and ``socket``.
     """
 
-    # The event loop asks these of a transport before ``sendfile`` and ``start_tls``. ``sendfile`` also insists on the
-    # base class, though nothing of it is used: the limits and their state are those of the transport below.
+    # The event loop looks at these before ``sendfile`` and ``start_tls``. ``sendfile`` also insists on the base class,
+    # although nothing of it is used: the limits and their state are those of the transport below.
     _sendfile_compatible = constants._SendfileMode.FALLBACK
     _start_tls_compatible = True
 
@@ -43,10 +43,12 @@ class TLSTransport(transports._FlowControlMixin):
         self._loop = loop
 
     @property
-    def _protocol_paused(self) -> bool:  # ``sendfile`` starts from this
+    def _protocol_paused(self) -> bool:  # ``sendfile`` reads this
         return self._layer.app.writing_paused
 
-    def _force_close(self, exc: BaseException | None) -> None:  # asyncio's own TLS over this transport ends so
+    def _force_close(
+        self, exc: BaseException | None
+    ) -> None:  # called by asyncio's own TLS, if it runs over this transport
         self._layer.abort(exc)
 
     def get_extra_info(self, name: str, default: Any = None) -> Any:
@@ -89,7 +91,7 @@ class TLSTransport(transports._FlowControlMixin):
         self._layer.write_eof()
 
     def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
-        if self._layer.state is not State.CLOSED:  # uvloop's raise
+        if self._layer.state is not State.CLOSED:  # uvloop's would raise
             self._layer.below.set_write_buffer_limits(high, low)
 
     def get_write_buffer_size(self) -> int:

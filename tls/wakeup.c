@@ -23,7 +23,7 @@ struct ring {
     uint64_t *ids;
 };
 
-/* taken[i] decides who owns number i, so that opening needs no lock of the whole table (a fork would copy it locked). */
+/* taken[i] decides who owns number i, so opening needs no lock of the whole table, which a fork could copy locked. */
 static atomic_int taken[RINGS];
 static _Atomic(struct ring *) rings[RINGS];
 
@@ -124,7 +124,7 @@ static int has_room(struct ring *ring)
     return 1;
 }
 
-/* The SSL may be gone by now: only the argument is looked at. */
+/* The SSL may be freed by now: use only the argument. */
 static int on_async(SSL *ssl, void *argument)
 {
     const uint64_t one = 1;
@@ -140,8 +140,8 @@ static int on_async(SSL *ssl, void *argument)
             ring->ids[ring->count++] = packed >> RING_BITS;
         else
             ring->lost = 1;
-        /* Under the lock, so that the descriptor can't be closed and its number be someone else's. An eventfd refuses
-         * only when its counter is full, and then it is readable anyway. */
+        /* Under the lock, so that the descriptor can't be closed and its number reused. An eventfd refuses only when
+         * its counter is full, and then it is readable anyway. */
         if (was_empty && write(ring->descriptor, &one, sizeof(one)) < 0)
             ring->lost = 1;
     }

@@ -1,4 +1,4 @@
-"""``gpu-provider check``: whether a program with this environment reaches the module, and if not, why."""
+"""``gpu-provider check``: does a program in this environment reach the module? If not, why?"""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 __all__ = ["DESCRIPTION", "run"]
 
 DESCRIPTION = """\
-Read OPENSSL_CONF as a program does that is started in this environment, sign once with a key that is thrown away, and
-say whether our module computed the signature. Exit code 0 if it did, 1 if not. A program that is linked to another
-libcrypto than "libcrypto" says is not reached, whatever the configuration."""
+Read OPENSSL_CONF as a program that is started in this environment does, sign once with a throw-away key, and say
+whether our module computed the signature. Exit code 0 if it did, 1 if not. A program that is linked to another
+libcrypto than the line "libcrypto" shows is not reached, whatever the configuration."""
 
 _MESSAGE = b"gpu-provider check"
 
@@ -50,7 +50,7 @@ def _libcrypto_path() -> str:
 
 
 def _sign() -> tuple[str, bool]:
-    """The provider that signs in OpenSSL's default library context, and whether it is ours."""
+    """Returns the provider that signs in OpenSSL's default library context, and whether it is ours."""
     key = ffi.gc(lib.EVP_PKEY_Q_keygen(ffi.NULL, ffi.NULL, b"RSA", ffi.cast("size_t", 2048)), lib.EVP_PKEY_free)
     context = ffi.gc(lib.EVP_MD_CTX_new(), lib.EVP_MD_CTX_free)
     operation = ffi.new("EVP_PKEY_CTX **")
@@ -79,7 +79,7 @@ def _queued_error() -> str:
 
 
 def _reason(path: Path) -> str:
-    """The first thing that is wrong on the way from the file to the module."""
+    """The first thing that is wrong on the way from the configuration file to the module."""
     if not path.is_file():
         return f"there is no file {path}"
     try:

@@ -1,4 +1,4 @@
-"""The command ``gpu-provider``. It puts the parts together, and so may import what lies above this package, late."""
+"""The command ``gpu-provider``. It puts the parts together, so it may import what lies above this package, but late."""
 
 from __future__ import annotations
 
@@ -31,15 +31,15 @@ _COMMANDS = {
     ),
     "check": ("gpu_provider.commands.check", "say whether other programs reach the provider module"),
 }
-"""Where each command is, and a line about it."""
+"""The module of each command, and a line about it."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Returns the exit code; argparse's own errors leave by SystemExit with code 2."""
+    """Returns the exit code. For its own errors argparse raises SystemExit with code 2."""
     _open_standard_streams()
     argv = sys.argv[1:] if argv is None else argv
     if "terminator" in argv[:1]:
-        # The terminator will handle them; until its modules are imported, they would end the process.
+        # The terminator handles these; until its modules are imported, they would end the process.
         for number in (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
             signal.signal(number, signal.SIG_IGN)
     args = _parser(argv).parse_args(argv)
@@ -55,26 +55,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return _INTERRUPTED
     except BrokenPipeError:
-        # The reader has seen enough. Python would complain again when it flushes at its end.
+        # The reader has seen enough. Without this, Python would complain again when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_FAILED
     return code
 
 
 def _open_standard_streams() -> None:
-    """Opens to nowhere those that the caller has closed. Otherwise a connection could get the number of one of them,
-    and what is written there would go to a stranger."""
+    """Opens those that the caller has closed, to nowhere. Otherwise a connection could get the number of one of them,
+    and a stranger would get what is written there."""
     for descriptor in range(3):
         try:
             os.fstat(descriptor)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)  # gets the lowest free number, which is this one
+            os.open(os.devnull, os.O_RDWR)  # it gets the lowest free number, which is this one
     sys.stdout = sys.stdout or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - until the process ends
     sys.stderr = sys.stderr or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
 
 
 def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
-    """Imports the module of the command that is given, and no other: each has much to import itself."""
+    """Imports only the module of the given command, since each imports much itself."""
     parser = argparse.ArgumentParser(
         prog="gpu-provider", description="Batched RSA for TLS: an OpenSSL provider and a TLS terminator."
     )

@@ -15,10 +15,11 @@ from rich.table import Table
 from gpu_provider.backends.cuda.cupy_device import CupyDevice
 from gpu_provider.backends.cuda.devices import find_devices
 from gpu_provider.commands.rates import measure_device, measure_processor
-from gpu_provider.config import ProviderConfig, load_config
+from gpu_provider.config import ProviderConfig
 from gpu_provider.errors import BackendError, ConfigError
 from gpu_provider.kernels import cubins, nvrtc
 from gpu_provider.kernels.cubin_cache import CubinCache, default_directory
+from gpu_provider.settings import load_config
 
 if TYPE_CHECKING:
     import argparse

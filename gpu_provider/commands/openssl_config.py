@@ -1,4 +1,4 @@
-"""OpenSSL's configuration: a file as OpenSSL reads it, and ``gpu-provider openssl-config``."""
+"""``gpu-provider openssl-config``, and configuration files as OpenSSL reads them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 __all__ = ["DESCRIPTION", "MODULE", "PREFERENCE", "PROVIDER", "Configuration", "run", "system_path", "text"]
 
-DESCRIPTION = "Print an openssl.cnf for OPENSSL_CONF: the system's, and our module. 'module =' says where that lies."
+DESCRIPTION = "Print an openssl.cnf for OPENSSL_CONF: the system's, and our module. 'module =' says where that is."
 
 PROVIDER = "gpu_provider"
 PREFERENCE = "?gpu_provider.batched=yes"
@@ -51,13 +51,13 @@ default_properties = {properties}
 
 
 def text(pointer: FFI.CData) -> str:
-    """A string of OpenSSL's."""
+    """A C string of OpenSSL's as str."""
     value = ffi.string(pointer)
     return value.decode(errors="replace") if isinstance(value, bytes) else value
 
 
 class Configuration:
-    """A file as OpenSSL reads it, with what it includes."""
+    """A configuration file as OpenSSL reads it, with the files that it includes."""
 
     def __init__(self, path: Path) -> None:
         self._conf = ffi.gc(lib.NCONF_new(ffi.NULL), lib.NCONF_free)
@@ -74,7 +74,7 @@ class Configuration:
         return text(value) if value else None
 
     def section(self, name: str) -> dict[str, str]:
-        """Its values by name; empty if there is no such section."""
+        """The section's values by name; empty if there is no such section."""
         values = lib.NCONF_get_section(self._conf, name.encode())
         lib.ERR_clear_error()
         if not values:
@@ -91,7 +91,7 @@ class Configuration:
 
 
 def system_path() -> Path:
-    """The file that programs read without OPENSSL_CONF, if it is there."""
+    """The file that programs read without OPENSSL_CONF, if it exists."""
     return Path(text(lib.OPENSSL_info(lib.OPENSSL_INFO_CONFIG_DIR))) / "openssl.cnf"
 
 
@@ -103,7 +103,7 @@ def run(_args: argparse.Namespace) -> int:
 
 
 def _with_module(path: Path) -> str:
-    """Sections of one name are one section to OpenSSL, so our lines join those of the file at ``path``."""
+    """For OpenSSL, sections with the same name are one section, so our lines join those of the file at ``path``."""
     system = Configuration(path) if path.is_file() else None
 
     def named(section: str, name: str, otherwise: str) -> str:
@@ -114,7 +114,7 @@ def _with_module(path: Path) -> str:
     algorithms = named(start, "alg_section", "gpu_provider_algorithms")
     listed = system.section(providers) if system else {}
     properties = named(algorithms, "default_properties", "")
-    # OpenSSL activates its default provider by itself only as long as none is activated by name.
+    # OpenSSL activates its default provider by itself only if no provider is activated by name.
     default = activation = ""
     if not (system and any(system.activates(section) for section in listed.values())):
         section = listed.get("default", "gpu_provider_default")

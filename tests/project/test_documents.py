@@ -19,6 +19,7 @@ import pytest
 
 from gpu_provider import BatchingProvider, ProviderConfig
 from gpu_provider.native import MODULE_DIRECTORY
+from gpu_provider.settings import options
 from gpu_provider.tls.terminator.config import TerminatorConfig
 from gpu_provider.tls.terminator.metrics import TerminatorMetrics
 
@@ -179,6 +180,19 @@ def test_every_setting_is_in_the_tables_with_its_default() -> None:
             assert shown[name] == f"{default:g}", name
         elif isinstance(default, str) and default:
             assert f"`{default}`" in shown[name], name
+
+
+@pytest.mark.parametrize("title", ["terminator", "batching provider"])
+def test_the_tables_of_settings_say_what_the_command_line_says(title: str) -> None:
+    """README.md has these lines; the words are those of the settings' classes."""
+    lines = [f"| {title} | default | |", "|---|---|---|"]
+    for option in options(ProviderConfig if title == "batching provider" else TerminatorConfig):
+        if title == "terminator" and option.name in ProviderConfig.__struct_fields__:
+            continue
+        choices = ", ".join(f"`{choice}`" for choice in option.choices)
+        meaning = option.shown.help + (f": {choices}" if choices else "")
+        lines.append(f"| `{option.name}` | {option.default_words} | {meaning} |")
+    assert "\n".join(lines) in README
 
 
 def test_every_metric_named_exists() -> None:

@@ -11,7 +11,7 @@ import msgspec
 import pytest
 
 from gpu_provider import BatchingProvider, ConfigError, GpuProviderError, ProviderConfig, load_config
-from gpu_provider.config import Settings
+from gpu_provider.settings import Settings
 
 
 @pytest.mark.parametrize(

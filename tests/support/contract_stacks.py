@@ -40,7 +40,7 @@ def server_ssl_context() -> ssl.SSLContext:
 
 
 def present(context: ssl.SSLContext, own: Credentials) -> None:
-    """Has ``context`` show this certificate."""
+    """Gives ``context`` this certificate."""
     with tempfile.NamedTemporaryFile() as file:
         file.write(own.chain + own.key)
         file.flush()
@@ -48,7 +48,7 @@ def present(context: ssl.SSLContext, own: Credentials) -> None:
 
 
 def client_context() -> tls.Context:
-    """Ours, trusting the tests' authority; all else as it is by default."""
+    """Our client context, which trusts the tests' authority; everything else is the default."""
     context = tls.Context(tls.TLS_CLIENT_METHOD)
     with authority().cert_pem.tempfile() as path:
         context.load_verify_locations(path)
@@ -164,7 +164,7 @@ class Record:
             self.add(data)
 
     def answer(self, name: str, call: Callable[[], Any]) -> None:
-        """What a call returns, or the kind of exception that it raises."""
+        """Records what a call returns, or the kind of exception that it raises."""
         try:
             self.add(name, call())
         except Exception as error:  # noqa: BLE001  the answer
@@ -178,7 +178,7 @@ class Record:
 
 
 class Recorder(asyncio.Protocol):
-    """``during``: by call-back, what to do within it."""
+    """``during``: by callback, what to do within it."""
 
     def __init__(self, record: Record, **during: Callable[[Any], Any]) -> None:
         self.record = record
@@ -250,7 +250,7 @@ class Link:
             await self.protocol.lost
 
     async def read(self) -> bytes:
-        """All that the peer gets."""
+        """All that the peer receives."""
         async with asyncio.timeout(LIMIT):
             try:
                 return await self.reader.read()
@@ -266,7 +266,7 @@ async def _nobody() -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
 
 
 class World:
-    """A scenario's stack, role, and record; what it opened is closed behind it."""
+    """A scenario's stack, role and record. It closes what it opened."""
 
     def __init__(self, stack: Ssl, role: str, closing: contextlib.AsyncExitStack) -> None:
         self.stack, self.role, self.closing = stack, role, closing
@@ -366,7 +366,7 @@ class Scenarios:
 
 
 async def expected(role: str, function: Scenario, difference: str | None, ours: Any) -> Any:
-    """What is to be recorded over ours."""
+    """What our TLS should record."""
     if ours is not None and difference is None:
         return ours
     pythons = await asyncio.to_thread(reference, role, function)
@@ -381,7 +381,7 @@ async def expected(role: str, function: Scenario, difference: str | None, ours: 
 
 @functools.cache
 def reference(role: str, function: Scenario) -> list[Any]:
-    """What is recorded over asyncio's own TLS."""
+    """What asyncio's own TLS records."""
     with asyncio.Runner(loop_factory=asyncio.SelectorEventLoop) as runner:
         return runner.run(run(Ssl, role, function))
 
@@ -398,7 +398,7 @@ def event_loop_policy(request: pytest.FixtureRequest) -> asyncio.AbstractEventLo
 def pausing_handshakes(
     held_backend: HeldBackend, held_provider: BatchingProvider, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The servers' handshakes pause in async jobs, and go on from the loop instead of from the transport below."""
+    """The servers' handshakes pause in async jobs, and continue from the loop instead of from the transport below."""
     held_backend.release_all()
     monkeypatch.setattr(Ours, "provider", held_provider)
 

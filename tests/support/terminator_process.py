@@ -55,7 +55,7 @@ def write_credentials(directory: Path, *names: str, kind: str = "RSA", stem: str
 
 
 def environment(**settings: str) -> dict[str, str]:
-    """This process's environment, with no settings but these."""
+    """This process's environment, with only these settings."""
     clean = {name: value for name, value in os.environ.items() if not name.startswith("GPU_PROVIDER_")}
     return clean | settings
 
@@ -121,7 +121,7 @@ class Terminator:
         self._reader.join()
 
     def end_at_once(self) -> int:
-        """By signals until it has ended: one that comes soon after another means no more than that one."""
+        """Sends signals until it has ended: a signal soon after another counts as the same one."""
         deadline = time.monotonic() + TIMEOUT
         while time.monotonic() < deadline:
             self.process.send_signal(signal.SIGTERM)
@@ -181,7 +181,7 @@ class Terminator:
         )
 
     def wait_for_metric(self, name: str, value: float, **labels: str) -> None:
-        """Until the metric has this value: what a connection did is counted a moment after its client saw it."""
+        """Waits until the metric has this value: it counts a moment after the client saw what happened."""
         deadline = time.monotonic() + TIMEOUT
         while (current := self.metric(name, **labels)) != value:
             assert time.monotonic() < deadline, f"{name}{labels} is {current}, not {value}"
@@ -201,7 +201,7 @@ class Terminator:
             raise
 
     def library_client(self) -> tls.Connection:
-        """A client that, unlike Python's ``ssl``, can end its own direction and go on reading, and that tells
+        """A client that, unlike Python's ``ssl``, can end its own direction and go on reading, and distinguishes
         close_notify (ZeroReturnError) from a bare end (SysCallError)."""
         sock = self.dial()
         sock.setblocking(True)
@@ -212,7 +212,7 @@ class Terminator:
         return connection
 
     def echo(self, data: bytes = b"are you there?", **connect: Any) -> bytes:
-        """Sends and receives the same, as is right with an upstream that echoes: the next handshake works."""
+        """Sends bytes and receives them back from an upstream that echoes: the next handshake works."""
         with self.connect(**connect) as client:
             client.sendall(data)
             return receive(client, len(data))
@@ -283,7 +283,7 @@ def echo(connection: socket.socket) -> None:
 
 
 def reset(connection: socket.socket) -> None:
-    """Makes the close that follows a reset."""
+    """Makes the next close a reset."""
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
 
 

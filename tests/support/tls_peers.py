@@ -47,7 +47,7 @@ def server_context(
     asynchronous: bool = True,
     version: int = 0,
 ) -> tls.Context:
-    """``version``: the only one spoken; 0: any."""
+    """``version``: the only TLS version allowed; 0: any."""
     context = tls.Context(tls.TLS_SERVER_METHOD, provider)
     chain, key = credentials(name, kind)
     context.use_certificate(chain)
@@ -62,7 +62,7 @@ def server_context(
 
 
 def unverifying_client_context(provider: BatchingProvider | None = None) -> tls.Context:
-    """A client of ours that takes any certificate, where verification is not the subject."""
+    """A client of ours that accepts any certificate, for tests that are not about verification."""
     context = tls.Context(tls.TLS_CLIENT_METHOD, provider)
     context.set_verify(tls.VERIFY_NONE)
     context.load_verify_locations(None, Path(__file__).parent)  # none: reading the system's is slow
@@ -78,7 +78,7 @@ def client_ssl_context(*, version: ssl.TLSVersion | None = None) -> ssl.SSLConte
 
 
 class Peer:
-    """A client, Python's ``ssl``, in memory, opposite a Connection over memory BIOs."""
+    """A client of Python's ``ssl`` in memory, opposite a Connection over memory BIOs."""
 
     def __init__(
         self,
@@ -96,7 +96,7 @@ class Peer:
         self.finished = False
 
     def exchange(self) -> None:
-        """Carries the bytes both ways, and has the client go on with its handshake."""
+        """Carries bytes both ways, and continues the client's handshake."""
         self._carry()
         if not self.finished:
             try:
@@ -147,8 +147,8 @@ def pause_connection(connection: tls.Connection) -> Peer:
 
 
 def finish(connection: tls.Connection, peer: Peer, wait: Callable[[], object] | None = None) -> None:
-    """Goes on to the end of the handshake, and has both sides exchange a message. Pauses end when ``wait`` returns: by
-    default when a wait descriptor is readable."""
+    """Completes the handshake, and has both sides exchange a message. Pauses end when ``wait`` returns: by default when
+    a wait descriptor is readable."""
     done = False
     while not (done and peer.finished):
         try:

@@ -1,4 +1,4 @@
-"""The admin port: what orchestrators and Prometheus ask."""
+"""The admin port, as orchestrators and Prometheus use it."""
 
 import contextlib
 import signal

@@ -1,4 +1,5 @@
-"""Certificate files of every sort, at the start, with --check and in a reload: served if OpenSSL can, else one line."""
+"""Certificate files of every sort, at the start, with --check and in a reload: OpenSSL serves them, or one line says
+why not."""
 
 import datetime
 import os
@@ -23,7 +24,7 @@ ALTERNATIVE_NAME, ISSUER_NAME = b"\x06\x03\x55\x1d\x11", b"\x06\x03\x55\x1d\x12"
 
 
 def write_certificate(directory, *extensions, change=lambda der: der):
-    """With ``change`` the signature is wrong, which a server does not look at."""
+    """With ``change`` the signature is wrong, which a server does not check."""
     key = private_key(2048)
     name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "common.example")])
     builder = (
@@ -178,14 +179,14 @@ def test_without_a_thread_for_a_reload_the_old_ones_stay(tmp_path):
 
 def test_a_fault_in_the_reload_is_logged_counted_and_harmless(tmp_path):
     (tmp_path / "sitecustomize.py").write_text("""
-import gpu_provider.tls.terminator.serve as serve
-load, calls = serve.load_certificates, []
+import gpu_provider.tls.terminator.lifecycle as lifecycle
+load, calls = lifecycle.load_certificates, []
 def load_or_fail(*arguments):
     calls.append(None)
     if len(calls) == 2:
         raise RuntimeError("made to fail by a test")
     return load(*arguments)
-serve.load_certificates = load_or_fail
+lifecycle.load_certificates = load_or_fail
 """)
     with echo_terminator(tmp_path, settings={"PYTHONPATH": str(tmp_path)}) as terminator:
         terminator.process.send_signal(signal.SIGHUP)

@@ -12,7 +12,7 @@ from terminator_process import COMMAND, TIMEOUT, environment, run_command
 
 
 def processes_with(text):
-    """The processes that have this text on their command line."""
+    """The processes with this text on their command line."""
     found = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():

@@ -1,4 +1,4 @@
-"""What the terminator's metrics say must be what happened: an operator has nothing else to look at."""
+"""The terminator's metrics must say what happened: an operator sees nothing else."""
 
 from __future__ import annotations
 

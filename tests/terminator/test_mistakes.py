@@ -1,4 +1,5 @@
-"""Mistakes that used to be accepted in silence: what can't work is refused, what is surely not meant is warned of."""
+"""Mistakes that used to be accepted silently: what can't work is refused, and what is surely a mistake gets a
+warning."""
 
 from __future__ import annotations
 
@@ -360,7 +361,7 @@ def test_ciphers_that_the_key_can_not_serve(check: Callable[..., tuple[Any, str,
 
 
 def test_rsa_and_ecdsa_certificates_for_one_name_are_both_served(tmp_path: Path) -> None:
-    """Each client gets the one that it can use, by name and without."""
+    """Each client gets the one that it can use, with and without a name."""
     flags = [
         *write_credentials(tmp_path, "one.example", "two.example"),
         *write_credentials(tmp_path, "one.example", "two.example", kind="ECDSA", stem="ec"),
@@ -421,7 +422,7 @@ def test_cuda_without_a_gpu(check: Callable[..., tuple[Any, str, str]], tmp_path
 
 
 def test_closed_standard_error_is_as_good_as_none(tmp_path: Path) -> None:
-    """Nothing that is printed may reach a connection that got its descriptor."""
+    """Nothing printed may reach a connection that has the descriptor of a standard stream."""
     usual = [part for pair in ADDRESSES.items() for part in pair]
     command = [*COMMAND, "terminator", "--check", *usual, *write_credentials(tmp_path), "--alpn", "http/2"]
     result = subprocess.run(

@@ -1,4 +1,4 @@
-"""Bytes both ways: whole, in order, with back-pressure, and each direction with its own end."""
+"""Bytes both ways: all of them, in order, with back-pressure; and each direction ends separately."""
 
 import contextlib
 import hashlib
@@ -131,7 +131,7 @@ def test_end_without_close_notify_is_told_from_a_proper_end(terminator):
 
 
 def test_upstream_that_speaks_and_ends_at_once(tmp_path):
-    """Its bytes and its end may be there before the terminator has looked at the new connection: none may be lost."""
+    """Its bytes and its end may arrive before the terminator looks at the new connection: none may be lost."""
     with (
         Upstream(lambda connection: connection.sendall(b"220 ready")) as upstream,
         Terminator(*write_credentials(tmp_path), upstream=upstream.address) as terminator,

@@ -25,8 +25,8 @@ sys.meta_path.insert(0, Finder())
 """
 AFTER_LOADING = """
 import os, signal
-import gpu_provider.tls.terminator.serve as serve
-load, calls = serve.load_certificates, []
+import gpu_provider.tls.terminator.lifecycle as lifecycle
+load, calls = lifecycle.load_certificates, []
 def load_and_send(*arguments):
     loaded = load(*arguments)
     calls.append(loaded)
@@ -34,7 +34,7 @@ def load_and_send(*arguments):
         for name in {names}:
             os.kill(os.getpid(), getattr(signal, name))
     return loaded
-serve.load_certificates = load_and_send
+lifecycle.load_certificates = load_and_send
 """
 AT_EXIT = """
 import atexit, os, signal
@@ -45,15 +45,15 @@ def send():
 """
 RELOADING_FOR_EVER = """
 import sys, threading
-import gpu_provider.tls.terminator.serve as serve
-load, calls = serve.load_certificates, []
+import gpu_provider.tls.terminator.lifecycle as lifecycle
+load, calls = lifecycle.load_certificates, []
 def load_or_hang(*arguments):
     calls.append(None)
     if len(calls) == 2:
         print("hanging", file=sys.stderr)
         threading.Event().wait()
     return load(*arguments)
-serve.load_certificates = load_or_hang
+lifecycle.load_certificates = load_or_hang
 """
 
 
@@ -117,7 +117,7 @@ def test_many_reloads_at_once_and_an_end_among_them(tmp_path):
 
 
 def test_a_reload_that_hangs_does_not_keep_the_process(tmp_path):
-    """A file on a network file system that does not answer, say."""
+    """For example, a file on a network file system that does not answer."""
     with Upstream(echo) as upstream, patched(tmp_path, upstream, RELOADING_FOR_EVER) as terminator:
         terminator.process.send_signal(signal.SIGHUP)
         while not terminator.other_lines:

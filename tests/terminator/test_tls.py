@@ -1,4 +1,4 @@
-"""What a TLS client sees of the terminator: versions, the certificate by name, ALPN; and the metrics of it."""
+"""What a TLS client sees of the terminator: versions, the certificate by name, ALPN; and the metrics about it."""
 
 import hashlib
 import ssl
@@ -39,7 +39,7 @@ def fingerprint(*names, kind="RSA"):
 
 
 def shown(terminator, name):
-    """The certificate that a client gets who asks for this name."""
+    """The certificate that a client gets when it asks for this name."""
     context = client_context()
     context.check_hostname = False
     with terminator.connect(context, name=name) as client:

@@ -30,7 +30,7 @@ def listener(host: str, port: int = 0) -> Iterator[socket.socket]:
 
 
 def fill(silent: socket.socket) -> list[socket.socket]:
-    """Has the kernel answer no further connects: its backlog is full."""
+    """Fills the backlog, so that the kernel answers no further connects."""
     waiting = []
     for _ in range(4):
         sock = socket.socket()
@@ -143,7 +143,7 @@ def test_unreachable_family_is_passed_over(tmp_path: Path) -> None:
 
 
 def test_address_that_accepts_late_is_still_taken(tmp_path: Path) -> None:
-    """The other address is silent for ever, and the attempts go on beside each other."""
+    """The other address is silent for ever, and both attempts go on."""
     with contextlib.ExitStack() as stack:
         late = stack.enter_context(listener("127.0.0.2"))
         port = late.getsockname()[1]

@@ -1,4 +1,4 @@
-"""A client that changes its mind: it cancels, closes in the middle, or upgrades a connection that goes wrong."""
+"""A client that changes its mind: it cancels, closes half way, or upgrades a connection that fails."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ MEBIBYTE = bytes(1 << 20)
 
 @pytest.fixture
 async def reported() -> AsyncIterator[list[dict[str, Any]]]:
-    """What the loop's exception handler was told; nothing is expected."""
+    """What the loop's exception handler is told: it should be nothing."""
     reports: list[dict[str, Any]] = []
     asyncio.get_running_loop().set_exception_handler(lambda _, context: reports.append(context))
     yield reports
@@ -44,7 +44,7 @@ async def reported() -> AsyncIterator[list[dict[str, Any]]]:
 
 
 class Server:
-    """Python's; counts the connections that have not ended."""
+    """A server of Python's that counts the connections that have not ended."""
 
     def __init__(self) -> None:
         self.tasks: set[asyncio.Task[Any]] = set()
@@ -120,7 +120,7 @@ async def test_a_connection_that_fails_when_nobody_waits_any_more_is_not_reporte
 
 
 async def test_a_closed_client_does_not_go_on_downloading() -> None:
-    """The server never looks whether its client still listens."""
+    """The server never checks whether its client still listens."""
     sent = 0
 
     def stream(listening: socket.socket) -> None:
@@ -159,7 +159,7 @@ async def test_a_closed_client_does_not_go_on_downloading() -> None:
 
 
 async def test_what_was_written_before_close_arrives_though_the_peer_is_still_sending() -> None:
-    """As much as the kernel takes is on its way; what comes in is thrown away meanwhile."""
+    """The kernel's buffers are full; what arrives meanwhile is thrown away."""
     received = asyncio.get_running_loop().create_future()
 
     async def both_ways(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -197,7 +197,7 @@ async def test_an_upgrade_that_fails_tells_both_the_caller_and_the_protocol(repo
 
 @pytest.mark.parametrize("outer", ["ours", "asyncio's"])
 async def test_one_kind_of_tls_runs_within_the_other(outer: str, reported: list[dict[str, Any]]) -> None:
-    """As behind a proxy that speaks TLS itself."""
+    """As through a proxy that speaks TLS itself."""
     loop = asyncio.get_running_loop()
     if outer == "ours" and type(loop).__module__ == "uvloop":
         pytest.skip("uvloop's start_tls takes its own transports only")
@@ -259,7 +259,7 @@ async def test_sendfile_to_a_peer_that_leaves_fails_and_is_told_once(reported: l
 
 @pytest.mark.parametrize("end", ["close", "abort"])
 async def test_an_ended_connection_is_freed_at_once(end: str) -> None:
-    """Without a garbage collection, in which many connections of a busy server would wait for their end."""
+    """Without a garbage collection, which a busy server's connections could wait long for."""
     connections: list[weakref.ref[tls.Connection]] = []
 
     class Keeping(asyncio.Protocol):

@@ -83,7 +83,7 @@ async def a_clients_factory_that_raises(world: World) -> None:
 
 @scenario("server", difference="late protocol", ours=["ends", ("reported", ["ZeroDivisionError"])])
 async def a_servers_factory_that_raises(world: World) -> None:
-    """asyncio reports it in debug mode only."""
+    """asyncio reports it only in debug mode."""
     port = await world.serve(lambda: 1 // 0)
     with contextlib.suppress(OSError):
         reader, writer = await asyncio.open_connection(
@@ -184,7 +184,7 @@ async def a_unix_socket(world: World) -> None:
 
 @scenario()
 async def start_tls(world: World) -> None:
-    """Lines in clear, then TLS on the same connection. ``connection_made`` comes once."""
+    """Plain lines, then TLS on the same connection. ``connection_made`` is called once."""
     await _upgrade(world, secured=False)
 
 
@@ -248,7 +248,7 @@ async def _upgrade(world: World, *, secured: bool) -> None:
 
 @scenario()
 async def sendfile(world: World) -> None:
-    """Whole and in part, from a file larger than any buffer, and with more behind it."""
+    """A whole file, larger than any buffer, and a part of it, with more data behind it."""
     link = await world.link()
     with tempfile.TemporaryFile() as file:
         file.write(bytes(range(256)) * 4096 * 4)

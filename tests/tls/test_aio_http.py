@@ -1,4 +1,4 @@
-"""aiohttp's server over our TLS, with aiohttp's client over Python's ssl: a real HTTP library both ways."""
+"""aiohttp's server over our TLS, with aiohttp's client over Python's ssl: a real HTTP library on both sides."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ async def test_large_bodies_arrive_whole_both_ways(url: str, session: aiohttp.Cl
 
 
 async def test_static_files_arrive_whole(session: aiohttp.ClientSession, tmp_path: Path) -> None:
-    """aiohttp sends them by the event loop's sendfile."""
+    """aiohttp sends them with the event loop's sendfile."""
     (tmp_path / "body").write_bytes(BODY)
     app = web.Application()
     app.router.add_static("/", tmp_path)

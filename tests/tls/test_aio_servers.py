@@ -1,4 +1,4 @@
-"""HTTP servers over our TLS, unchanged: they make their own calls to an event loop that takes a Context as ``ssl``."""
+"""Unchanged HTTP servers over our TLS: they make their own calls to an event loop that accepts a Context as ``ssl``."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def run(request: pytest.FixtureRequest) -> Callable[[Coroutine[Any, Any, None]],
 
 
 async def application(scope: Any, receive: Any, send: Any) -> None:
-    """ASGI: answers with the scheme and the digest of what it got, and BODY behind them."""
+    """An ASGI application that answers with the scheme, the digest of what it got, and BODY."""
     if scope["type"] == "lifespan":
         while True:
             message = await receive()
@@ -255,7 +255,7 @@ def test_pythons_contexts_work_as_before(run: Callable[[Coroutine[Any, Any, None
 
 
 async def test_a_loop_that_does_not_know_contexts_says_what_to_do(caplog: pytest.LogCaptureFixture) -> None:
-    """asyncio would answer each of a server's clients with a reset, and say nothing."""
+    """asyncio would silently answer each client of a server with a reset."""
     context: Any = client_context()
     async with await asyncio.start_server(lambda _, writer: writer.close(), "127.0.0.1", 0, ssl=context) as server:
         address = server.sockets[0].getsockname()

@@ -1,4 +1,4 @@
-"""What Context and Connection take as text, and that they refuse to be copied, in words that help."""
+"""What text Context and Connection accept, and how they say that they can't be copied."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_an_identity_may_have_any_bytes(context: tls.Context) -> None:
 
 
 def test_alpn_protocols_are_names_not_one_name(context: tls.Context) -> None:
-    """Hazard: "h2" is a sequence of names of one letter."""
+    """Hazard: "h2" is also a sequence of one-letter names."""
     for set_protocols in (context.set_alpn_protos, context.set_alpn_server_protos):
         set_protocols(["h2", b"http/1.1"])
         for single in ("h2", b"h2"):

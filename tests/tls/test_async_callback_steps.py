@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class Calls:
-    """An async callback that does what it should: says who, and returns."""
+    """A well-behaved async callback: it notes which connection it is called for, and returns."""
 
     def __init__(self) -> None:
         self._calls: queue.SimpleQueue[tuple[tls.Connection, object]] = queue.SimpleQueue()

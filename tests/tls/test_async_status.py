@@ -47,7 +47,7 @@ def test_unsupported_before_anything_has_been_asked_for(held_provider: BatchingP
 
 
 def test_unsupported_where_openssl_itself_computes(held_provider: BatchingProvider) -> None:
-    """An ECDSA P-256 certificate works too; nothing of it is batched."""
+    """An ECDSA P-256 certificate works too, without batching."""
     connection = handshake(server_context(held_provider, kind="ECDSA"))
     assert connection.get_async_status() is AsyncStatus.UNSUPPORTED
     assert held_provider.stats().submitted == 0
@@ -82,7 +82,7 @@ def test_err_when_no_backend_can_compute(held_backend: HeldBackend, held_provide
 
 
 def with_even_prime(key: rsa.RSAPrivateKey) -> bytes:
-    """``key`` as PKCS#1 DER, its first prime made even; ``cryptography`` would not write such a thing."""
+    """``key`` as PKCS#1 DER with an even first prime, which ``cryptography`` would not write."""
     numbers = key.private_numbers()
     n, e = numbers.public_numbers.n, numbers.public_numbers.e
     values = (0, n, e, numbers.d, numbers.p - 1, numbers.q, numbers.dmp1, numbers.dmq1, numbers.iqmp)
@@ -213,7 +213,7 @@ def next_call_after_callbacks(
     context: tls.Context,
     backend: HeldBackend,
 ) -> None:
-    """The next call on ``bad``, once its callback has certainly ended: callbacks run one after the other."""
+    """Makes the next call on ``bad`` when its callback has certainly ended: callbacks run one after the other."""
     backend.hold()
     pause(context)
     backend.release_all()
@@ -294,7 +294,7 @@ def test_a_paused_operation_must_be_finished_before_another_starts(
 def test_a_paused_read_goes_on_with_the_first_calls_buffer(
     held_backend: HeldBackend, held_provider: BatchingProvider
 ) -> None:
-    """libssl does the handshake within the first read; what arrives belongs in the buffer of that call."""
+    """libssl does the handshake within the first read; what arrives belongs in that call's buffer."""
     connection = accept(server_context(held_provider))
     peer = Peer(connection)
     peer.exchange()

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def provider(held_backend: HeldBackend, held_provider: BatchingProvider) -> BatchingProvider:
-    """One that computes at once."""
+    """A provider that computes at once."""
     held_backend.release_all()
     return held_provider
 

@@ -1,4 +1,4 @@
-"""Sessions must survive a reload of the certificates, but not for ever, and not the replacement of a private key."""
+"""Sessions must survive a reload of the certificates, but not for ever, and not a replaced private key."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def context_with(keys: tls.TicketKeys, provider: BatchingProvider | None = None,
 def connect(
     context: tls.Context, client: ssl.SSLContext, session: ssl.SSLSession | None = None, name: str = "localhost"
 ) -> tuple[bool, ssl.SSLSession | None]:
-    """Whether the session was resumed, and the one to resume next."""
+    """Returns whether the session was resumed, and the one to resume next."""
     connection = accept(context)
     peer = Peer(connection, client, name=name, session=session)
     finish(connection, peer)
@@ -108,7 +108,7 @@ def test_keys_rotate_by_time(client: ssl.SSLContext) -> None:
 
 
 def test_sessions_of_a_context_chosen_by_name_are_resumed(client: ssl.SSLContext) -> None:
-    """libssl asks the first context for the keys, while the connection has turned to another one."""
+    """libssl asks the first context for the keys, although the connection has switched to another one."""
     keys = tls.TicketKeys()
 
     def with_names() -> tls.Context:
@@ -189,7 +189,7 @@ def terminator(tmp_path: Path) -> Iterator[Terminator]:
 
 
 def resume(terminator: Terminator, context: ssl.SSLContext, session: ssl.SSLSession | None = None) -> ssl.SSLSession:
-    """Resumes if a session is given, in any case echoes, and returns the session to resume next."""
+    """Resumes a session, if one is given, echoes, and returns the session to resume next."""
     with context.wrap_socket(terminator.dial(), server_hostname="localhost", session=session) as client:
         client.sendall(b"x")
         assert client.recv(1) == b"x"

@@ -1,4 +1,4 @@
-"""The dictionary of a certificate beside the one that Python's ``ssl`` makes of it."""
+"""Compares our dictionary of a certificate with the one that Python's ``ssl`` makes."""
 
 from __future__ import annotations
 

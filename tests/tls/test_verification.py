@@ -1,4 +1,4 @@
-"""A client verifies its server unless it was told not to: nothing it forgets makes a connection unsafe."""
+"""A client verifies its server unless it is told not to: forgetting a setting never makes a connection unsafe."""
 
 from __future__ import annotations
 
@@ -203,7 +203,7 @@ def test_a_connection_without_asyncio_is_no_less_safe(method: str) -> None:
 
 @pytest.mark.usefixtures("trusted")
 def test_a_session_vouches_for_no_other_server() -> None:
-    """A resumed connection sees no certificate, so that what was not verified at first never would be."""
+    """A resumed connection sees no certificate: what was not verified at first would never be."""
 
     def session(prepare: Callable[[tls.Connection], object]) -> tls.Session:
         found = shake(server, context, prepare).get_session()
@@ -256,7 +256,7 @@ SUPPORTED_VERSIONS = 43
 
 
 def offers(hello: bytes) -> tuple[Any, ...]:
-    """What a ClientHello offers, without what depends on OpenSSL's version (ssl may have another than we)."""
+    """What a ClientHello offers, except for what depends on OpenSSL's version (ssl may have another than we)."""
     view = hello[5 + 4 + 2 + 32 :]
     view = view[1 + view[0] :]  # the session's id
     size = int.from_bytes(view[:2])
@@ -291,7 +291,7 @@ def shake(server: tls.Context, client: tls.Context, prepare: Callable[[tls.Conne
 
 
 def shake_with_self_signed(tmp_path: Path, name: str, *extensions: x509.ExtensionType) -> None:
-    """A client that trusts the server's certificate itself, and that wants ``www.example``."""
+    """A client that trusts the server's certificate itself, and expects ``www.example``."""
     certificate, key = self_signed(name, *extensions)
     (tmp_path / "own.pem").write_bytes(certificate)
     context, server = tls.Context(tls.TLS_CLIENT_METHOD), tls.Context(tls.TLS_SERVER_METHOD)

@@ -1,4 +1,4 @@
-"""HOST:PORT as an operator writes it, and what it resolves to."""
+"""HOST:PORT as operators write it, and the addresses that it resolves to."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Address(NamedTuple):
 
 
 class Resolved(NamedTuple):
-    """One socket address, with its family."""
+    """A socket address with its family."""
 
     family: socket.AddressFamily
     address: tuple[str, int] | tuple[str, int, int, int]
@@ -54,8 +54,8 @@ def parse_address(text: str, *, any_host: bool) -> Address:
 
 
 def resolve(address: Address, *, to_listen: bool) -> tuple[Resolved, ...]:
-    """Every stream address behind ``address``, in the resolver's order; those to connect to with IPv6 and IPv4 in turn,
-    so that a family that does not work costs little. May block. Raises ConfigError."""
+    """All stream addresses behind ``address``, in the resolver's order. Those to connect to alternate between IPv6 and
+    IPv4, so that a family that does not work costs little. May block. Raises ConfigError."""
     try:
         found = socket.getaddrinfo(
             address.host or None,
@@ -71,7 +71,7 @@ def resolve(address: Address, *, to_listen: bool) -> tuple[Resolved, ...]:
 
 
 def _families_in_turn(addresses: tuple[Resolved, ...]) -> tuple[Resolved, ...]:
-    """The first one's family begins (RFC 8305, section 4)."""
+    """Alternates between families, beginning with that of the first address (RFC 8305, section 4)."""
     families = dict.fromkeys(one.family for one in addresses)
     by_family = [[one for one in addresses if one.family is family] for family in families]
     return tuple(one for several in zip_longest(*by_family) for one in several if one is not None)

@@ -1,6 +1,7 @@
 """The admin port: ``/livez``, ``/readyz`` and ``/metrics`` over plain HTTP.
 
-Three fixed answers need no framework. It is for the operator's own network: by default it listens on 127.0.0.1 alone.
+Three fixed answers need no framework. The port is for the operator's own network: by default it listens on 127.0.0.1
+only.
 """
 
 from __future__ import annotations
@@ -23,13 +24,13 @@ _TEXT = "text/plain; charset=utf-8"
 _REQUEST_SECONDS = 5.0
 _MOST_HEADER_LINES = 100
 _MOST_REQUESTS = 8
-"""At a time; a further one ends the oldest. The descriptors for so many are kept free of connections."""
+"""The most at a time; a further one ends the oldest. Connections leave the descriptors for so many free."""
 
 Answer = tuple[HTTPStatus, str, bytes]
 
 
 class AdminServer:
-    """Serves a listening socket. ``is_ready()`` → (ready, one line that says why)."""
+    """Serves listening sockets. ``is_ready()`` returns whether the terminator is ready, and one line that says why."""
 
     def __init__(self, registry: CollectorRegistry, is_ready: Callable[[], tuple[bool, str]]) -> None:
         self._registry = registry
@@ -62,9 +63,9 @@ class AdminServer:
         except (OSError, TimeoutError, ValueError, asyncio.IncompleteReadError):
             pass  # the client went away, was too slow to send or to read, or sent a line beyond the reader's limit
         except MemoryError:
-            pass  # it may be there for the next request
+            pass  # there may be enough for the next request
         except asyncio.CancelledError:
-            pass  # by this class alone; asyncio would report a cancelled task as a failed one
+            pass  # only this class cancels; asyncio would report a cancelled task as failed
         finally:
             self._requests.pop(task)
             writer.transport.abort()

@@ -1,4 +1,4 @@
-"""Calls that may take long, off the event loop's thread."""
+"""Runs calls that may take long off the event loop's thread."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ T = TypeVar("T")
 
 
 async def in_background(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """Like asyncio.to_thread, but the process's end does not wait for the call: a name server or a network file system
-    may never answer. Raises what the function raises, and ConfigError if there can be no further thread."""
+    """Like asyncio.to_thread, but the process does not wait for the call when it ends: a name server or a network file
+    system may never answer. Raises what the function raises, and ConfigError if no thread can be started."""
     outcome: Future[T] = Future()
     outcome.set_running_or_notify_cancel()
 

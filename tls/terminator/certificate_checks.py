@@ -1,4 +1,4 @@
-"""What is surely not meant about certificates, although they can be served."""
+"""Finds what is surely a mistake in certificates, although they can be served."""
 
 from __future__ import annotations
 
@@ -34,12 +34,13 @@ def date(seconds: float) -> str:
 
 
 def file_warnings(path: Path) -> list[str]:
-    """Of one certificate file that OpenSSL takes, the leaf first. That the leaf has expired is for others to say."""
+    """Warnings about a certificate file that OpenSSL accepts, those about the leaf first. Whether the leaf has expired
+    is checked elsewhere."""
     try:
         chain = x509.load_pem_x509_certificates(path.read_bytes())
         return [f"certificate file {str(path)!r}: {warning}" for warning in _chain_warnings(chain)]
     except (OSError, *_UNREADABLE) as error:
-        return [f"certificate file {str(path)!r}: it can't be looked into ({error}), and clients may refuse it"]
+        return [f"certificate file {str(path)!r}: it can't be parsed ({error}), and clients may refuse it"]
 
 
 def _chain_warnings(chain: Sequence[x509.Certificate]) -> Iterator[str]:
@@ -49,17 +50,17 @@ def _chain_warnings(chain: Sequence[x509.Certificate]) -> Iterator[str]:
         except (*_UNREADABLE, InvalidSignature):
             yield (
                 f"its certificate {number} ({issuer.subject.rfc4514_string()}) did not issue the one before it, so "
-                "that clients can't follow the chain; put the leaf first, and then each one's issuer"
+                "clients can't follow the chain; put the leaf first, and then each one's issuer"
             )
     now = datetime.datetime.now(datetime.UTC)
     for number, one in enumerate(chain, start=1):
         which = f"its certificate {number} ({one.subject.rfc4514_string()})"
         if one.not_valid_before_utc > now:
-            yield f"{which} is not valid yet: it is from {one.not_valid_before_utc:%Y-%m-%dT%H:%M:%SZ} on"
+            yield f"{which} is not valid yet: it is valid from {one.not_valid_before_utc:%Y-%m-%dT%H:%M:%SZ}"
         if one.not_valid_after_utc < now and number > 1:
             yield f"{which} has expired: it was valid until {one.not_valid_after_utc:%Y-%m-%dT%H:%M:%SZ}"
     if not _may_serve(chain[0]):
-        yield "it is not for servers (its extended key usage lacks serverAuth), so that clients refuse it"
+        yield "it is not for servers (its extended key usage lacks serverAuth), so clients refuse it"
 
 
 def _may_serve(leaf: x509.Certificate) -> bool:
@@ -71,7 +72,7 @@ def _may_serve(leaf: x509.Certificate) -> bool:
 
 
 def never_used_warnings(certificates: Sequence[Certificate], used: Iterable[int]) -> list[str]:
-    """``used``: the indices of those that some server name leads to."""
+    """``used`` has the indices of the certificates that some server name leads to."""
     warnings = []
     for index in sorted(set(range(len(certificates))) - set(used)):
         certificate = certificates[index]

@@ -1,4 +1,4 @@
-"""From certificate and key files to the contexts that new connections are made from."""
+"""Makes contexts for new connections from certificate and key files."""
 
 from __future__ import annotations
 
@@ -29,19 +29,18 @@ _READ_BUFFER = 65536  # four records of the largest size
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Certificate:
-    """What there is to say about one certificate file's leaf."""
+    """One certificate file: what its leaf says, and what is wrong with the file."""
 
     path: Path
     names: tuple[str, ...]
     """DNS names in lower case, wildcards included."""
     key_type: str
     """Such as ``RSA-2048``."""
-    public_key: bytes
-    """Its SHA-256."""
+    public_key_sha256: bytes
     not_after: float
     """Unix time."""
     warnings: tuple[str, ...] = ()
-    """What is surely not meant about the file, although it can be served."""
+    """What is surely a mistake in the file, although it can be served."""
 
     @property
     def kind(self) -> str:
@@ -51,22 +50,23 @@ class Certificate:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Certificates:
-    """All certificates as read at one time."""
+    """All certificates, read at the same time."""
 
     context: tls.Context
-    """The first certificate's context, which turns to the others by the server name that the client asks for."""
+    """The first certificate's context. It switches to another by the server name that the client asks for."""
     all: tuple[Certificate, ...]
     warnings: tuple[str, ...]
-    """Also of what the certificates are to each other."""
+    """Those of each file, and about the certificates together."""
 
 
 def load_certificates(
     config: TerminatorConfig, provider: BatchingProvider | None, ticket_keys: tls.TicketKeys | None = None
 ) -> Certificates:
-    """Reads every pair of files. Raises ConfigError that names the file and what to do about it.
+    """Reads every pair of files. Raises a ConfigError that names the file and what to do about it.
 
-    ``ticket_keys``: the same at each reload, so that clients go on resuming their sessions; but not those that began
-    with other private keys. Who has got hold of a replaced key may have read such a session, and a resumed one with it.
+    ``ticket_keys`` are the same at each reload, so that clients go on resuming their sessions. Sessions that began with
+    other private keys are not resumed: whoever got hold of a replaced key may have read such a session, and could read
+    the resumed one too.
     """
     certificates = [_read(config, cert, key) for cert, key in zip(config.cert, config.key, strict=True)]
     by_name: dict[str, dict[str, int]] = {}
@@ -79,7 +79,7 @@ def load_certificates(
         indices: _context(config, provider, [(config.cert[index], config.key[index]) for index in indices])
         for indices in {first, *together.values()}
     }
-    public_keys = b"".join(sorted(certificate.public_key for certificate in certificates))
+    public_keys = b"".join(sorted(certificate.public_key_sha256 for certificate in certificates))
     for context in contexts.values():
         context.set_session_id_context(hashlib.blake2b(public_keys, digest_size=16).hexdigest().encode())
         if ticket_keys is not None:
@@ -91,7 +91,8 @@ def load_certificates(
 
 
 def _read(config: TerminatorConfig, cert: Path, key: Path) -> Certificate:
-    """One pair of files, tried alone, with OpenSSL's own arithmetic: nothing of it counts as the provider's work."""
+    """Reads one pair of files and tries it alone, with OpenSSL's own arithmetic, so that the provider counts none of
+    it."""
     _check_file(cert)
     _check_file(key)
     context = _settings_context(config, None)
@@ -116,8 +117,8 @@ def _read(config: TerminatorConfig, cert: Path, key: Path) -> Certificate:
 
 
 def _with_its_counterpart(certificates: list[Certificate]) -> tuple[int, ...]:
-    """The first certificate, for clients that ask for no name or an unknown one; and one of the other key type, if it
-    has all of the first one's names."""
+    """The index of the first certificate, which serves clients that ask for no name or an unknown one; and of one with
+    the other key type, if it has all of the first one's names."""
     first = certificates[0]
     for index, other in enumerate(certificates):
         if other.kind != first.kind and first.names and set(first.names) <= set(other.names):
@@ -134,7 +135,7 @@ def _versions(config: TerminatorConfig) -> list[str]:
 def _context(
     config: TerminatorConfig, provider: BatchingProvider | None, pairs: list[tuple[Path, Path]]
 ) -> tls.Context:
-    """OpenSSL keeps a certificate of each key type in a context, and takes whichever the client can use."""
+    """OpenSSL keeps a certificate of each key type in a context, and uses whichever the client can use."""
     context = _settings_context(config, provider)
     for cert, key in pairs:
         _use_certificate(context, cert, key)
@@ -187,7 +188,7 @@ def _settings_context(config: TerminatorConfig, provider: BatchingProvider | Non
 
 
 def _check_file(path: Path) -> None:
-    """Before it is read: a pipe would be waited for, maybe for ever."""
+    """Checks before reading: reading a pipe could wait for ever."""
     try:
         status = path.stat()
     except OSError:
@@ -207,10 +208,10 @@ def _describe(path: Path, context: tls.Context) -> Certificate:
         raise ConfigError(f"certificate file {str(path)!r} can't be used: {error}") from None
     usable = (name.rstrip(".").lower() for name in leaf.names)
     names = tuple(dict.fromkeys(name for name in usable if _is_server_name(name)))
-    return Certificate(path, names, leaf.key_type, leaf.public_key, leaf.not_after)
+    return Certificate(path, names, leaf.key_type, leaf.public_key_sha256, leaf.not_after)
 
 
 def _is_server_name(name: str) -> bool:
-    """Whether clients can ask for it: not so for wildcards other than ``*.`` at the front, which no client accepts."""
+    """Whether clients can ask for it. Of wildcards, clients accept only ``*.`` at the front."""
     host = name.removeprefix("*.")
     return bool(host) and len(name) <= 255 and name.isascii() and "*" not in host and "\0" not in host

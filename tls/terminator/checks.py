@@ -1,4 +1,4 @@
-"""Mistakes in the settings that each of them alone does not show. What can't work is an error, the rest a warning."""
+"""Finds mistakes that only show when settings are taken together. What can't work is an error, the rest a warning."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _MEANT_PROTOCOLS = {"http/2": "h2", "http2": "h2", "http/2.0": "h2", "http1.1": 
 
 
 def check_settings(config: TerminatorConfig, upstream: tuple[Resolved, ...]) -> list[str]:
-    """Returns warnings. ``upstream``: what its name stands for. Raises ConfigError."""
+    """Returns warnings. ``upstream`` has the addresses behind its name. Raises ConfigError."""
     _check_backend(config)
     return [*_check_addresses(config, upstream), *_check_ciphers(config), *_check_protocols(config)]
 
@@ -81,13 +81,13 @@ def _reaches(target: Resolved, listener: Resolved) -> bool:
     """Whether a connection to ``target`` arrives at ``listener``."""
     if not _same_port(target, listener):
         return False
-    if _is_any(target):  # the system takes it for its own loopback address
+    if _is_any(target):  # the system connects to its own loopback address
         return _is_any(listener) or _host(listener) in {"127.0.0.1", "::1"}
     return _host(target) == _host(listener) or (_is_any(listener) and _is_own(target))
 
 
 def _is_own(one: Resolved) -> bool:
-    """Whether it is an address of this machine: only such can be bound to."""
+    """Whether it is an address of this machine: only those can be bound."""
     try:
         with socket.socket(one.family, socket.SOCK_DGRAM) as probe:
             probe.bind((one.address[0], 0, *one.address[2:]))
@@ -104,7 +104,7 @@ def _check_ciphers(config: TerminatorConfig) -> list[str]:
     if config.ciphersuites is not None and config.tls_max == "TLSv1.2":
         warnings.append("ciphersuites is for TLS 1.3, which tls_max = 'TLSv1.2' switches off: it has no effect")
     wanted = (part for part in (config.ciphers or "").replace(",", ":").replace(" ", ":").split(":"))
-    # What is excluded ("!RC4") may well be unknown by now, and commands ("@SECLEVEL=2") are no names.
+    # OpenSSL may no longer know what is excluded ("!RC4"), and commands ("@SECLEVEL=2") are not names.
     names = [part.removeprefix("+") for part in wanted if part and part[0] not in "!-@"]
     for setting, parts, use in (
         ("ciphers", names, context.set_cipher_list),
@@ -130,4 +130,4 @@ def _check_protocols(config: TerminatorConfig) -> Iterable[str]:
     for protocol in config.alpn:
         meant = _MEANT_PROTOCOLS.get(protocol.lower(), protocol.lower())
         if meant != protocol and meant in {"h2", "http/1.1", "http/1.0"}:
-            yield f"alpn = {protocol!r}: no client asks for this name; {meant!r} is meant, probably"
+            yield f"alpn = {protocol!r}: no client asks for this name; you probably mean {meant!r}"

@@ -1,74 +1,117 @@
-"""The terminator's settings: the same names as flags, as ``GPU_PROVIDER_*`` variables and in the TOML file."""
+"""The terminator's settings."""
 
 from __future__ import annotations
 
 from pathlib import Path  # noqa: TC003 - the settings' types are read at run time
-from typing import Annotated
+from typing import Annotated, Literal
 
 from msgspec import Meta
 
 from gpu_provider.config import ProviderConfig
 from gpu_provider.errors import ConfigError
+from gpu_provider.settings import Shown
 from gpu_provider.tls.terminator.addresses import Address, parse_address
 
-__all__ = ["TLS_VERSIONS", "TerminatorConfig"]
-
-TLS_VERSIONS = ("TLSv1.2", "TLSv1.3")
+__all__ = ["TerminatorConfig"]
 
 _Seconds = Annotated[float, Meta(gt=0, le=86400, description="seconds, more than 0 and at most 86400")]
 _SecondsOrNever = Annotated[float, Meta(ge=0, le=86400, description="seconds, at most 86400, or 0 for never")]
+_Version = Annotated[Literal["TLSv1.2", "TLSv1.3"], Meta(description="TLSv1.2 or TLSv1.3")]
 
 
 class TerminatorConfig(ProviderConfig, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Everything ``gpu-provider terminator`` can be told, beside what the batching provider can be told."""
+    """All settings of ``gpu-provider terminator``: its own, and those of the batching provider."""
 
-    listen: str = ""
-    """HOST:PORT or [IPV6]:PORT to accept TLS connections on; :PORT for every interface; port 0 for any free one."""
+    listen: Annotated[
+        str,
+        Shown(
+            "addresses",
+            "HOST:PORT",
+            "accept TLS connections on this HOST:PORT; `[::1]:443` for IPv6, `:443` for every interface, port 0 for "
+            "any free one. Must be given",
+        ),
+    ] = ""
 
-    upstream: str = ""
-    """HOST:PORT to relay to. Resolved at the start, and again after a failed connection."""
+    upstream: Annotated[
+        str, Shown("addresses", "HOST:PORT", "relay the decrypted bytes to this HOST:PORT. Must be given")
+    ] = ""
+    """Resolved at the start, and again after a failed connection."""
 
-    cert: tuple[Path, ...] = ()
-    """PEM files, each a certificate with its chain, the leaf first. By server name the exact one is chosen, then the
-    wildcard, then the first. A name may have one with an RSA key and one with an EC key; the client decides."""
+    admin: Annotated[
+        str,
+        Shown("addresses", "HOST:PORT", "serve `/livez`, `/readyz` and `/metrics` on this HOST:PORT; `off`: nowhere"),
+    ] = "127.0.0.1:9180"
 
-    key: tuple[Path, ...] = ()
-    """PEM files, each the private key of the certificate in the same place, not encrypted."""
+    cert: Annotated[
+        tuple[Path, ...],
+        Shown("TLS", "FILE", "PEM certificate and chain, the leaf first; repeat for more. Must be given"),
+    ] = ()
+    """The server name chooses: the exact name, then the wildcard, then the first certificate. A name may have one with
+    an RSA key and one with an EC key; the client decides."""
 
-    alpn: tuple[Annotated[str, Meta(min_length=1, max_length=255, description="protocol names such as h2")], ...] = ()
-    """ALPN protocols that the upstream speaks, the preferred first. None: ALPN is not negotiated."""
+    key: Annotated[
+        tuple[Path, ...],
+        Shown(
+            "TLS",
+            "FILE",
+            "PEM private key, RSA or EC and not encrypted, of the certificate in the same place. Must be given",
+        ),
+    ] = ()
 
-    tls_min: Annotated[str, Meta(pattern=r"\ATLSv1\.[23]\Z", description="TLSv1.2 or TLSv1.3")] = "TLSv1.2"
-    tls_max: Annotated[str, Meta(pattern=r"\ATLSv1\.[23]\Z", description="TLSv1.2 or TLSv1.3")] = "TLSv1.3"
+    alpn: Annotated[
+        tuple[Annotated[str, Meta(min_length=1, max_length=255)], ...],
+        Meta(description="protocol names such as h2"),
+        Shown("TLS", "PROTOCOL", "protocol to agree on by ALPN; repeat, the preferred first", default="none"),
+    ] = ()
 
-    ciphers: str | None = None
-    """TLS 1.2 cipher list in OpenSSL's form. None: OpenSSL's default."""
+    tls_min: Annotated[_Version, Shown("TLS", "", "lowest version")] = "TLSv1.2"
+    tls_max: Annotated[_Version, Shown("TLS", "", "highest version")] = "TLSv1.3"
 
-    ciphersuites: str | None = None
-    """TLS 1.3 ciphersuites in OpenSSL's form. None: OpenSSL's default."""
+    ciphers: Annotated[str | None, Shown("TLS", "LIST", "TLS 1.2 ciphers in OpenSSL's form", default="OpenSSL's")] = (
+        None
+    )
 
-    handshake_timeout: _Seconds = 10.0
-    connect_timeout: _Seconds = 5.0
-    """Seconds for connecting to the upstream. Several addresses are tried beside each other, 250 ms apart."""
+    ciphersuites: Annotated[
+        str | None, Shown("TLS", "LIST", "TLS 1.3 ciphersuites in OpenSSL's form", default="OpenSSL's")
+    ] = None
 
-    idle_timeout: _SecondsOrNever = 600.0
-    """Seconds without a byte in either direction after which a connection is closed; 0: never."""
+    max_connections: Annotated[
+        int,
+        Meta(ge=1, le=1000000, description="a number from 1 to 1000000"),
+        Shown(
+            "connections",
+            "N",
+            "stop accepting while so many are open; the kernel's backlog holds new ones. Each needs two file "
+            "descriptors: the number is lowered to what `ulimit -n` allows",
+        ),
+    ] = 8192
 
-    drain_timeout: _SecondsOrNever = 30.0
-    """Seconds that open connections are given after SIGTERM or SIGINT; 0: none."""
+    handshake_timeout: Annotated[_Seconds, Shown("connections", "SECONDS", "seconds for a client's handshake")] = 10.0
 
-    max_connections: Annotated[int, Meta(ge=1, le=1000000, description="a number from 1 to 1000000")] = 8192
-    """Connections open at a time. At the cap the terminator stops accepting, and new ones wait in the kernel's backlog:
-    they are late, but not refused."""
+    connect_timeout: Annotated[
+        _Seconds,
+        Shown("connections", "SECONDS", "seconds for connecting to the upstream, all of its addresses together"),
+    ] = 5.0
 
-    proxy_protocol: Annotated[str, Meta(pattern=r"\A(off|v1|v2)\Z", description="off, v1 or v2")] = "off"
-    """The PROXY protocol header to begin each upstream connection with."""
+    idle_timeout: Annotated[
+        _SecondsOrNever,
+        Shown("connections", "SECONDS", "seconds without a byte either way before a connection is closed; 0: never"),
+    ] = 600.0
 
-    admin: str = "127.0.0.1:9180"
-    """HOST:PORT of /livez, /readyz and /metrics, or "off"."""
+    drain_timeout: Annotated[
+        _SecondsOrNever, Shown("connections", "SECONDS", "seconds for open connections after SIGTERM; 0: none")
+    ] = 30.0
+
+    proxy_protocol: Annotated[
+        Literal["off", "v1", "v2"],
+        Meta(description="off, v1 or v2"),
+        Shown("connections", "", "tell the upstream the client's address with a PROXY protocol header"),
+    ] = "off"
 
     log_level: Annotated[
-        str, Meta(pattern=r"\A(debug|info|warning|error)\Z", description="debug, info, warning or error")
+        Literal["debug", "info", "warning", "error"],
+        Meta(description="debug, info, warning or error"),
+        Shown("other", "", "least level to log"),
     ] = "info"
 
     def __post_init__(self) -> None:
@@ -83,7 +126,7 @@ class TerminatorConfig(ProviderConfig, frozen=True, kw_only=True, forbid_unknown
                 f"cert names {_files(self.cert)} and key names {_files(self.key)}: give one key for each certificate, "
                 "in the same order"
             )
-        if TLS_VERSIONS.index(self.tls_min) > TLS_VERSIONS.index(self.tls_max):
+        if self.tls_min > self.tls_max:  # their names are in order
             raise ConfigError(f"tls_min = {self.tls_min!r} is above tls_max = {self.tls_max!r}: no version is left")
         for protocol in self.alpn:
             parts = protocol.replace(",", " ").split()

@@ -1,10 +1,10 @@
-"""Connecting to the upstream, whose name may stand for several addresses, in the manner of RFC 8305 ("Happy Eyeballs").
+"""Connects to the upstream, whose name may stand for several addresses, in the way of RFC 8305 ("Happy Eyeballs").
 
 The addresses are tried in order. The next attempt begins when one has failed, or when none has succeeded for a quarter
 of a second; the first to connect is kept, and the others are dropped. One timer, the session's, bounds all of them.
 
-At most two attempts are under way at a time, so that a session needs only one descriptor more than it will keep. When
-there are more addresses, the older attempt makes room for the next one after its share of the connect timeout.
+At most two attempts run at a time, so that a session needs only one more descriptor than it will keep. If there are
+more addresses, the older attempt makes room for the next one after its share of the connect timeout.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from gpu_provider.tls.terminator.shortage import SHORTAGES
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from gpu_provider.tls.terminator.server import Server
+    from gpu_provider.tls.terminator.shared import Shared
 
 __all__ = ["RESET_ON_CLOSE", "Connecting", "attempt_delay"]
 
 RESET_ON_CLOSE = struct.pack("ii", 1, 0)
-"""For SO_LINGER: closing the socket resets the connection, also if it is this process's end that closes it."""
+"""For SO_LINGER: closing the socket resets the connection, even if the end of this process closes it."""
 
 _NON_BLOCKING_STREAM = socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
 _ATTEMPT_DELAY_SECONDS = 0.25
@@ -38,51 +38,51 @@ _MOST_ATTEMPTS = 2
 
 
 def attempt_delay(connect_timeout: float) -> float:
-    """Seconds without an answer after which the next address is tried too: those of RFC 8305, section 5, or less."""
+    """Seconds without an answer after which the next address is tried too: as in RFC 8305, section 5, or less."""
     return min(_ATTEMPT_DELAY_SECONDS, connect_timeout / 4)
 
 
 class Connecting:
-    """One session's attempts. ``connected(socket, events)`` or ``failed(errno)`` is called once, unless :meth:`stop` is
+    """One session's attempts. Calls ``connected(socket, events)`` or ``failed(errno)`` once, unless :meth:`stop` is
     called first."""
 
-    __slots__ = ("_attempts", "_connected", "_error", "_failed", "_left", "_server", "_share")
+    __slots__ = ("_attempts", "_connected", "_error", "_failed", "_left", "_share", "_shared")
 
     def __init__(
-        self, server: Server, connected: Callable[[socket.socket, int], None], failed: Callable[[int], None]
+        self, shared: Shared, connected: Callable[[socket.socket, int], None], failed: Callable[[int], None]
     ) -> None:
-        self._server = server
+        self._shared = shared
         self._connected = connected
         self._failed = failed
-        self._left = deque(server.upstream)  # these, even if the name is resolved again meanwhile
-        self._share = server.connect_timeout / len(self._left)
+        self._left = deque(shared.upstream)  # kept even if the name is resolved again meanwhile
+        self._share = shared.connect_timeout / len(self._left)
         self._attempts: deque[tuple[socket.socket, float]] = deque()
-        """The oldest first, each with the time when it began."""
+        """The oldest first, each with the time at which it began."""
         self._error = errno.EHOSTUNREACH
 
     @property
     def sockets(self) -> list[socket.socket]:
-        """Those of the attempts under way."""
+        """The sockets of the attempts that are under way."""
         return [attempt for attempt, _ in self._attempts]
 
     def start(self) -> None:
         self._begin_next()
 
     def stop(self) -> None:
-        self._server.attempts.stop(self)
+        self._shared.attempts.stop(self)
         self._left.clear()
         while self._attempts:
-            self._server.poller.discard(self._attempts.popleft()[0])
+            self._shared.poller.discard(self._attempts.popleft()[0])
 
     def expire(self) -> None:
-        """There was no answer for :func:`attempt_delay` seconds."""
+        """Called when there was no answer for :func:`attempt_delay` seconds."""
         if not self._left:
             return
         if len(self._attempts) == _MOST_ATTEMPTS:
             if monotonic() - self._attempts[0][1] < self._share:
-                self._server.attempts.start(self)
+                self._shared.attempts.start(self)
                 return
-            self._server.poller.discard(self._attempts.popleft()[0])
+            self._shared.poller.discard(self._attempts.popleft()[0])
             self._error = errno.ETIMEDOUT
         self._begin_next()
 
@@ -94,15 +94,15 @@ class Connecting:
             except OSError as failure:
                 self._error = failure.errno or errno.EIO
                 if self._attempts and self._error in SHORTAGES:
-                    # The attempt that is under way may fail, and leave its descriptor to this address.
+                    # The attempt that is under way may fail, and free its descriptor for this address.
                     self._left.appendleft(Resolved(family, address))
-                    self._server.attempts.start(self)
+                    self._shared.attempts.start(self)
                     return
                 continue
             self._attempts.append((attempt, monotonic()))
-            self._server.poller.add(attempt, functools.partial(self._on_event, attempt))
+            self._shared.poller.add(attempt, functools.partial(self._on_event, attempt))
             if self._left:
-                self._server.attempts.start(self)
+                self._shared.attempts.start(self)
             return
         if not self._attempts:
             self.stop()
@@ -114,7 +114,7 @@ class Connecting:
             return
         self._attempts = deque(one for one in self._attempts if one[0] is not attempt)
         if error:
-            self._server.poller.discard(attempt)
+            self._shared.poller.discard(attempt)
             self._error = error
             self._begin_next()
         else:
@@ -123,11 +123,11 @@ class Connecting:
 
 
 def _begin(family: int, address: tuple[str, int] | tuple[str, int, int, int]) -> socket.socket:
-    """OSError if it fails at once, also for want of a descriptor, or of the family on this machine."""
+    """Raises OSError if it fails at once, for example without a free descriptor or the family on this machine."""
     attempt = socket.socket(family, _NON_BLOCKING_STREAM)
     try:
         attempt.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        # Until the client has ended its stream (relay.py), whatever closes this is to be seen as a cut.
+        # Until the client has ended its stream (relay.py), the upstream must see any close as a reset.
         attempt.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_ON_CLOSE)
         error = attempt.connect_ex(address)
     except OSError:

@@ -16,13 +16,13 @@ T = TypeVar("T")
 class Deadlines(Generic[T]):
     """Items that each have the same number of seconds.
 
-    All have the same, so they expire in the order in which they were started, and a dict keeps that order: starting and
-    stopping cost one dict operation, and one timer waits for the first. The timer is not moved when that first item is
-    stopped or started again: it fires early then and looks for the next, at most once per ``seconds``.
+    They expire in the order in which they were started, and a dict keeps that order: starting and stopping cost one
+    dict operation, and one timer waits for the first. When the first item is stopped or started again, the timer is not
+    moved: it fires early and looks for the next item, at most once per ``seconds``.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop, seconds: float, expire: Callable[[T], None]) -> None:
-        """expire(item) is called once for an item whose time is up. seconds = 0: no item ever expires."""
+        """``expire(item)`` is called once for an item whose time is up. ``seconds`` = 0: no item ever expires."""
         self._loop = loop
         self._seconds = seconds
         self._expire = expire
@@ -30,7 +30,7 @@ class Deadlines(Generic[T]):
         self._timer: asyncio.TimerHandle | None = None
 
     def start(self, item: T) -> None:
-        """Gives the item its full time from now on, also if it was started before."""
+        """Gives the item its full time from now on, even if it was started before."""
         if not self._seconds:
             return
         self._started.pop(item, None)

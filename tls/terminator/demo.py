@@ -1,8 +1,8 @@
-"""``gpu-provider demo``: the whole way once, with real parts.
+"""``gpu-provider demo``: everything together once, with real parts.
 
-A certificate made on the spot; the terminator as a child process, started by its own command line; a small HTTP server
-behind it; and some hundreds of TLS 1.2 and 1.3 clients (Python's ``ssl``) in front, each with one request. The clients
-check the certificate. Everything ends by itself.
+It creates a certificate, starts the terminator as a child process by its own command line, with a small HTTP server
+behind it, and has some hundreds of TLS 1.2 and 1.3 clients (Python's ``ssl``) send one request each. The clients check
+the certificate. Everything ends by itself.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """0 only if every client got its answer and nothing is left running. Raises ConfigError."""
+    """Returns 0 only if every client got its answer and nothing is left running. Raises ConfigError."""
     for flag in ("connections", "concurrency"):
         if not 1 <= getattr(args, flag) <= 100_000:
             raise ConfigError(f"{flag} = {getattr(args, flag)}: it must be a number from 1 to 100000")
@@ -101,7 +101,7 @@ async def _demo(args: argparse.Namespace, directory: Path) -> Summary:
 
 
 def _write_development_certificate(directory: Path) -> tuple[Path, Path]:
-    """Self-signed, for localhost, RSA-2048, good for a day."""
+    """A self-signed RSA-2048 certificate for localhost, valid for a day."""
     key = rsa.generate_private_key(65537, 2048)
     name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "gpu-provider demo")])
     now = datetime.datetime.now(datetime.UTC)
@@ -123,7 +123,7 @@ def _write_development_certificate(directory: Path) -> tuple[Path, Path]:
 
 
 async def _answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """The upstream: the same answer to every request."""
+    """The upstream, which gives the same answer to every request."""
     with contextlib.suppress(OSError, asyncio.IncompleteReadError):
         await reader.readuntil(b"\r\n\r\n")
         writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\nConnection: close\r\n\r\n%b" % (len(_BODY), _BODY))
@@ -132,7 +132,7 @@ async def _answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) ->
 
 
 class _Terminator:
-    """The child process. Its log, one JSON object per line, says where it listens and in the end what it did."""
+    """The child process. Its log, one JSON object per line, says where it listens and, at the end, what it did."""
 
     def __init__(self, process: asyncio.subprocess.Process) -> None:
         loop = asyncio.get_running_loop()
@@ -151,7 +151,7 @@ class _Terminator:
             stdin=asyncio.subprocess.DEVNULL,
             stderr=asyncio.subprocess.PIPE,
             env={name: value for name, value in os.environ.items() if not name.startswith("GPU_PROVIDER_")},
-            start_new_session=True,  # Ctrl-C is for this process, which then tells the terminator to end
+            start_new_session=True,  # Ctrl-C is for this process, which then ends the terminator
         )
         return cls(process)
 
@@ -176,9 +176,9 @@ class _Terminator:
             raise DemoError(f"the terminator is not ready after {_START_SECONDS:g} s: {self._last_line}") from None
 
     async def end(self) -> int:
-        """Its exit code, once it has ended; it is killed if it does not end in time."""
+        """Ends it, by force if necessary, and returns its exit code."""
         self._listening.cancel()
-        # Not to one that has ended: to send a signal, Popen looks first and takes the exit code away from asyncio.
+        # Not if it has ended: Popen polls before it sends a signal, and would take the exit code away from asyncio.
         if not self._log.done():
             self._process.send_signal(signal.SIGTERM)
         _, running = await asyncio.wait({self._log}, timeout=_END_SECONDS)

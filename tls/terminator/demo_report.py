@@ -1,4 +1,4 @@
-"""How the demo tells what happened: a table for people, JSON lines for programs."""
+"""Reports what happened in the demo: a table for people, JSON lines for programs."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _PROGRESS_SECONDS = 0.5
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """What the demo measured. Latencies are in seconds, ascending, as the clients saw them."""
+    """What the demo measured. Latencies are seconds as the clients saw them, in ascending order."""
 
     handshakes: int
     errors: int
@@ -46,7 +46,7 @@ class Summary:
         return self.handshakes / self.seconds if self.seconds else 0.0
 
     def latency(self, percent: int) -> float:
-        """The nearest-rank percentile, 0 if there is none."""
+        """The nearest-rank percentile; 0 if nothing was measured."""
         if not self.latencies:
             return 0.0
         return self.latencies[max(0, -(-len(self.latencies) * percent // 100) - 1)]

@@ -1,4 +1,4 @@
-"""Why handshakes fail, in as few words as a metric's label may have."""
+"""Why handshakes fail, in words for a metric's label."""
 
 from __future__ import annotations
 
@@ -30,7 +30,8 @@ _BY_TEXT = (
     ("records without application data", "client_flood"),
     ("malloc failure", OUT_OF_MEMORY),
 )
-"""Parts of the errors' texts; the first that is found counts. ``client_`` before what a client says by an alert."""
+"""Labels by parts of the errors' texts; the first that is found counts. ``client_`` marks what a client says by an
+alert."""
 
 HANDSHAKE_FAILURES = (
     "client_gone",
@@ -39,9 +40,9 @@ HANDSHAKE_FAILURES = (
     *dict.fromkeys(label for _, label in _BY_TEXT),
     "other",
 )
-"""All the reasons there are."""
+"""All reasons."""
 
 
 def handshake_failure(text: str) -> str:
-    """The reason in a failed handshake's error, as libssl worded it."""
+    """The reason for a failed handshake by the text of libssl's error."""
     return next((label for part, label in _BY_TEXT if part in text), "other")

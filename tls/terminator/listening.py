@@ -1,4 +1,4 @@
-"""Listening sockets, and how many descriptors there are for connections."""
+"""Listening sockets, and the descriptors that are left for connections."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ _BACKLOG = 4096  # the kernel lowers it to net.core.somaxconn
 _DESCRIPTORS_EACH = 2
 """The client's and the upstream's socket."""
 _OTHER_DESCRIPTORS = 512
-"""What start-up may open, GPUs included: how many are in use is known only afterwards."""
+"""What start-up may open, GPUs included. How many are really in use is known only afterwards."""
 _FEWEST_DESCRIPTORS = 32
-"""With fewer, start-up itself would fail somewhere."""
+"""With fewer, start-up itself would fail."""
 _SPARE_DESCRIPTORS = 16
-"""For the admin port, and for reading certificates and resolving names while everything else is in use."""
+"""For the admin port, and to read certificates and resolve names while everything else is in use."""
 _DEFER_ACCEPT_SECONDS = 1
 _SO_ATTACH_FILTER = 26
 _DROP_SYN = (
@@ -39,7 +39,7 @@ _DROP_SYN = (
     (0x06, 0, 0, 0),  # drop the packet
     (0x06, 0, 0, 0xFFFFFFFF),  # pass all of it
 )
-"""For the kernel's packet filter, classic BPF: code, jump if true, jump if false, operand."""
+"""A program for the kernel's packet filter, in classic BPF: code, jump if true, jump if false, operand."""
 
 _REMEDIES = {
     errno.EADDRINUSE: "another program listens there; stop it, or choose another port",
@@ -50,7 +50,8 @@ _REMEDIES = {
 
 
 def listen(address: Address, setting: str) -> list[socket.socket]:
-    """Non-blocking listening sockets for all that ``address`` resolves to. Raises ConfigError naming ``setting``."""
+    """Opens non-blocking listening sockets for all that ``address`` resolves to. Raises a ConfigError that names
+    ``setting``."""
     listeners: list[socket.socket] = []
     port = address.port
     try:
@@ -64,7 +65,7 @@ def listen(address: Address, setting: str) -> list[socket.socket]:
                 raise
             listeners.append(listener)
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            # Accepted sockets inherit it.
+            # Accepted sockets inherit this.
             listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             if family == socket.AF_INET6:
                 listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
@@ -86,17 +87,17 @@ def listen(address: Address, setting: str) -> list[socket.socket]:
 
 
 def defer_accept(listener: socket.socket) -> None:
-    """A TLS client speaks first, so the system may keep a connection until its first bytes are here. One that is silent
-    for longer than a second is accepted all the same."""
+    """Has the system keep a connection until its first bytes are here, since a TLS client speaks first. One that is
+    silent for more than a second is handed out all the same."""
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, _DEFER_ACCEPT_SECONDS)
 
 
 def refuse_newcomers(listener: socket.socket) -> bool:
-    """Has the system begin no further connection, but complete and hand out those that it has begun. To close a
-    listening socket resets these: their clients may hold them to be established.
+    """Has the system begin no new connection, but complete and hand out those that it has begun. Closing the socket
+    would reset these, although to their clients they may be established.
 
-    A newcomer's first packet is dropped. Its client sends it again after a second, and is refused if the socket is
-    closed by then. False if the system can't do it.
+    The first packet of a newcomer is dropped. Its client sends it again after a second, and is refused if the socket is
+    closed by then. Returns False if the system can't do this.
     """
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, 0)
     program = ctypes.create_string_buffer(b"".join(struct.pack("=HBBI", *instruction) for instruction in _DROP_SYN))
@@ -110,14 +111,14 @@ def refuse_newcomers(listener: socket.socket) -> bool:
 
 
 def seconds_since_input(sock: socket.socket) -> float:
-    """How long ago the peer's last bytes came, or without any the connection was established."""
+    """How long ago the peer's last bytes came or, if there were none, the connection was established."""
     (milliseconds,) = struct.unpack_from("I", sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 56), 52)
     return float(milliseconds) / 1000
 
 
 def raise_descriptor_limit(max_connections: int) -> None:
-    """Raises the limit of open files, as far as that is allowed, to what so many connections need. Raises ConfigError
-    if it is too low even to start."""
+    """Raises the limit of open files to what so many connections need, as far as that is allowed. Raises ConfigError if
+    the limit is too low even to start."""
     wanted = _DESCRIPTORS_EACH * max_connections + _OTHER_DESCRIPTORS
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != resource.RLIM_INFINITY and soft < wanted:
@@ -128,8 +129,8 @@ def raise_descriptor_limit(max_connections: int) -> None:
 
 
 def connections_allowed(max_connections: int) -> int:
-    """For how many connections the limit of open files is enough, at most ``max_connections``. To be called when
-    everything is open that stays open. Raises ConfigError if it is not enough for one."""
+    """How many connections the limit of open files allows, at most ``max_connections``. Call it when everything that
+    stays open is open. Raises ConfigError if the limit does not allow even one."""
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     if limit == resource.RLIM_INFINITY:
         return max_connections

@@ -1,7 +1,7 @@
-"""Logging of the programs: structlog over the standard library's logging, so that the library's lines come along.
+"""The programs' logging: structlog over the standard library's logging, so that the library's lines are included.
 
-Nobody waits for the log. Whoever reads it may stop reading (a full pipe, a stopped terminal) or go away (a full disk, a
-closed pipe); so a thread of its own writes it, and lines that it can't write in time are dropped and counted.
+Nothing waits for the log. Its reader may stop reading (a full pipe, a stopped terminal) or go away (a full disk, a
+closed pipe), so a separate thread writes it; lines that it can't write in time are dropped and counted.
 """
 
 from __future__ import annotations
@@ -30,35 +30,35 @@ __all__ = ["BackgroundWriter", "configure_logging"]
 
 _STDERR = 2
 _MOST_WAITING = 1024
-"""Lines. A reader that keeps up leaves a few waiting; one that has stopped would only be sent old ones later."""
+"""Lines. A reader that keeps up leaves few waiting; one that has stopped would only get old lines later."""
 _MOST_AT_ONCE = 65536
 _EXIT_SECONDS = 1.0
-"""What the process's end may wait for the last lines."""
+"""How long the ending process may wait for the last lines."""
 
 _log = structlog.stdlib.get_logger(__name__)
 
 
 class BackgroundWriter(io.RawIOBase):
-    """A stream whose :meth:`write` never waits: a thread of its own writes to ``descriptor``.
+    """A stream whose :meth:`write` never waits: its own thread writes to ``descriptor``.
 
-    It leaves the descriptor's flags alone, because other programs may share them.
+    It does not change the descriptor's flags, because other programs may share them.
     """
 
     def __init__(self, descriptor: int, recovered: Callable[[int], None]) -> None:
-        """``recovered(count)`` is called on the thread when it can write again after ``count`` writes were dropped."""
+        """``recovered(count)`` is called on that thread when it can write again after ``count`` writes were dropped."""
         super().__init__()
         self.dropped = 0
         self._descriptor = descriptor
         self._recovered = recovered
         self._reported = 0
         self._line_cut = False
-        # A destructor may log while this thread is here: SimpleQueue and RLock are safe then, Queue and Lock are not.
+        # A destructor may log while its thread is in here: SimpleQueue and RLock can bear that, Queue and Lock can't.
         self._waiting: SimpleQueue[bytes | threading.Event] = SimpleQueue()
         self._lock = threading.RLock()
         self._thread = threading.Thread(target=self._run, name="gpu-provider-log", daemon=True)
 
     def start(self) -> Self:
-        """Raises RuntimeError if there can be no further thread."""
+        """Raises RuntimeError if no thread can be started."""
         self._thread.start()
         return self
 
@@ -75,7 +75,7 @@ class BackgroundWriter(io.RawIOBase):
         return len(line)
 
     def wait_written(self, seconds: float) -> bool:
-        """Whether everything so far was written, or dropped, within this time."""
+        """Waits until everything so far was written or dropped; returns False if that takes longer."""
         written = threading.Event()
         self._waiting.put(written)
         return written.wait(seconds)
@@ -95,8 +95,8 @@ class BackgroundWriter(io.RawIOBase):
                 written.set()
 
     def _take(self, lines: list[bytes]) -> threading.Event | None:
-        """Waits for a line and takes those that are there by then, up to an event for whoever waits for them. One write
-        for many: after each, this thread waits for its turn beside a busy event loop."""
+        """Waits for a line and takes all that are there by then, up to the event of someone who waits for them. Many
+        lines go into one write, because after each write this thread waits for its turn beside a busy event loop."""
         size = 0
         while not lines or (size < _MOST_AT_ONCE and not self._waiting.empty()):
             item = self._waiting.get()
@@ -129,10 +129,10 @@ class BackgroundWriter(io.RawIOBase):
 
 
 def configure_logging(level_name: str) -> BackgroundWriter:
-    """Logs to stderr: lines for people on a terminal, else one JSON object per line. level_name: such as "info".
+    """Logs to stderr: readable lines on a terminal, otherwise one JSON object per line. ``level_name``: such as "info".
 
-    Whatever else this program writes to ``sys.stderr``, such as tracebacks and warnings, takes the same way from now
-    on. Raises BackendError if there can be no further thread.
+    From now on whatever else this program writes to ``sys.stderr``, such as tracebacks and warnings, goes the same way.
+    Raises BackendError if no thread can be started.
     """
     level = logging.getLevelNamesMapping()[level_name.upper()]
     shared: list[structlog.typing.Processor] = [
@@ -151,7 +151,7 @@ def configure_logging(level_name: str) -> BackgroundWriter:
             structlog.stdlib.ProcessorFormatter.wrap_for_formatter,
         ],
         logger_factory=structlog.stdlib.LoggerFactory(),
-        # What is below the level costs next to nothing: every session has a line at debug.
+        # Lines below the level must cost next to nothing: every session has one at debug.
         wrapper_class=structlog.make_filtering_bound_logger(level),
         cache_logger_on_first_use=True,
     )

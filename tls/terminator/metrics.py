@@ -1,8 +1,8 @@
-"""What the terminator counts, and under which names. The batching provider's are in ``gpu_provider.observe.metrics``.
+"""The terminator's metrics. The batching provider's are in ``gpu_provider.observe.metrics``.
 
-The event loop's thread alone counts, so that plain numbers will do; they become metrics when somebody asks. Series
-whose labels are known beforehand are there from the start, at zero: a rate over a counter that appears with its first
-event misses that event.
+Only the event loop's thread counts, so plain numbers will do; they become metrics when somebody asks. Series whose
+labels are known beforehand exist from the start, at zero: a rate over a counter that appears with its first event would
+miss that event.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ _LABELS_OF_OK = tuple(
 
 
 class TerminatorMetrics(Collector):
-    """Counts since the start. Register it with a prometheus_client registry; scrape on the event loop's thread."""
+    """Counts from the start on. Register it with a prometheus_client registry; scrape on the event loop's thread."""
 
     def __init__(self, log: BackgroundWriter | None = None) -> None:
         self.accepted = 0
@@ -66,14 +66,14 @@ class TerminatorMetrics(Collector):
         self.max_connections = 0
         self.limit_reached = 0
         self.accept_queue = _Times()
-        """How long clients' first bytes had been here before their connections were accepted."""
+        """How long clients' first bytes had waited before their connections were accepted."""
         self.handshakes: Counter[tuple[str, str, str, str]] = _zeros(
             (*_LABELS_OF_OK, *((result, "", "", "") for result in _FAILED))
         )
-        """By result, TLS version, async status and whether it resumed a session. Failed ones have the first alone."""
+        """By result, TLS version, async status and whether a session was resumed. Failed ones have only a result."""
         self.handshake_failures = _zeros(HANDSHAKE_FAILURES)
         self.sessions = _zeros(_ENDS)
-        """Ended connections whose handshake had succeeded, by how they ended."""
+        """Connections that ended after a successful handshake, by how they ended."""
         self.upstream_failures = _zeros(_UPSTREAM_FAILURES)
         self.bytes_to_upstream = 0
         self.bytes_to_client = 0
@@ -92,7 +92,7 @@ class TerminatorMetrics(Collector):
         self.handshake_failures[reason] += 1
 
     def describe(self) -> Iterator[Metric]:
-        """The names without values, so that registering does not need a scrape."""
+        """The names without values, so that registering needs no scrape."""
         return self.collect()
 
     def collect(self) -> Iterator[Metric]:

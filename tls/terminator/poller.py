@@ -1,12 +1,11 @@
 """Edge-triggered readiness for the data path, inside an asyncio event loop.
 
 ``loop.add_reader`` and ``add_writer`` tell the kernel about every change of interest, and wrap every call in a Handle
-and a context. A terminator changes its interest several times per connection, and that costs as much as its own work.
-So the sockets of the data path are in an epoll set of their own, edge-triggered: each is added once and never
-changed. The event loop (asyncio's or uvloop's) watches that set as a single descriptor, and stays in charge of
-everything else.
+and a context. A terminator changes its interest several times per connection, which costs as much as its own work. So
+the sockets of the data path are in their own epoll set, edge-triggered: each is added once and never changed. The event
+loop (asyncio's or uvloop's) watches that set as a single descriptor, and handles everything else itself.
 
-Edge-triggered means: after an event, a handler goes on until the socket would block, or has itself called ``again``.
+Edge-triggered means that after an event a handler continues until the socket would block, or calls ``again``.
 """
 
 from __future__ import annotations
@@ -25,10 +24,10 @@ __all__ = ["GONE", "PEER_ENDED", "READABLE", "WRITABLE", "Poller"]
 READABLE = select.EPOLLIN
 WRITABLE = select.EPOLLOUT
 GONE = select.EPOLLERR | select.EPOLLHUP
-"""Both directions are closed or the connection was reset: nothing can be sent any more."""
+"""Both directions are closed, or the connection was reset: nothing more can be sent."""
 
 PEER_ENDED = select.EPOLLRDHUP | GONE
-"""The peer sends nothing more. There may be bytes before its end that are still to be read."""
+"""The peer sends nothing more. There may be unread bytes before its end."""
 
 _INTEREST = READABLE | WRITABLE | select.EPOLLRDHUP | select.EPOLLET
 _BURST = 512
@@ -51,7 +50,7 @@ class Poller:
         loop.add_reader(self._epoll.fileno(), self._dispatch)
 
     def add(self, sock: socket.socket, handler: Handler) -> None:
-        """Has ``handler(events)`` called at each change to readable, writable or gone; what holds now comes first."""
+        """Calls ``handler(events)`` at each change to readable, writable or gone, beginning with the present state."""
         descriptor = sock.fileno()
         self._handlers[descriptor] = handler
         self._epoll.register(descriptor, _INTEREST)
@@ -59,8 +58,8 @@ class Poller:
     def discard(self, sock: socket.socket) -> None:
         """Forgets the socket, if it was added, and closes it.
 
-        During a burst of events the closing waits for the burst's end. Otherwise a new socket could get the same
-        descriptor number while an event of the old one is still to be handled.
+        During a burst of events the socket is closed at the burst's end. Otherwise a new socket could get the same
+        descriptor while an event of the old one is still to be handled.
         """
         self._handlers.pop(sock.fileno(), None)
         if self._dispatching:
@@ -69,11 +68,11 @@ class Poller:
             sock.close()
 
     def set_handler(self, sock: socket.socket, handler: Handler) -> None:
-        """From now on this one is called for the socket's events."""
+        """Replaces the handler of the socket's events."""
         self._handlers[sock.fileno()] = handler
 
     def again(self, action: Callable[[], None]) -> None:
-        """Has the action called in the loop's next turn: for one that stopped early so that others get theirs."""
+        """Calls the action in the loop's next turn. For a handler that stops early so that others get their turn."""
         self._loop.call_soon(action)
 
     def close(self) -> None:
@@ -95,7 +94,7 @@ class Poller:
                     except MemoryError:
                         self._out_of_memory(descriptor)
         finally:
-            # An edge comes once. Should a handler raise, which the loop reports, the others still get theirs.
+            # An edge comes once. If a handler raises, which the loop reports, the other events must still be handled.
             self._dispatching = bool(events)
             if events:
                 self._loop.call_soon(self._dispatch)

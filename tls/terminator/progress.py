@@ -1,9 +1,9 @@
-"""Whether bytes still move on a connection although no event says so.
+"""Sees whether bytes still move on a connection although no event says so.
 
 The kernel reports a socket as writable again when a good part of its buffer is free. With a large buffer and a slow
-reader that takes many seconds, in which bytes leave steadily. So a timer that is up asks how many are still unsent or
-unacknowledged: fewer than the last time means that the peer goes on reading. (What it reads of the bytes that its own
-system holds already is out of sight.)
+reader that takes many seconds, in which bytes leave steadily. So when a timer is up, it counts the bytes that are
+unsent or unacknowledged: fewer than the last time means that the peer goes on reading. (What the peer reads of the
+bytes that its own system already holds is out of sight.)
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Progress:
         self._unsent: tuple[int, ...] = ()
 
     def forget(self) -> None:
-        """Begins again: the next look has nothing to compare with."""
+        """Starts afresh: the next look has nothing to compare with."""
         self._unsent = ()
 
     def seen(self, *sockets: socket.socket) -> bool:
@@ -38,6 +38,6 @@ class Progress:
 
 
 def _unsent_bytes(sock: socket.socket) -> int:
-    """tcp(7), SIOCOUTQ, which has the same number."""
+    """TIOCOUTQ has the same number as SIOCOUTQ, which tcp(7) describes."""
     (count,) = struct.unpack("i", fcntl.ioctl(sock, termios.TIOCOUTQ, bytes(4)))
     return int(count)

@@ -1,4 +1,4 @@
-"""The header by which the upstream learns the client's address: the PROXY protocol, versions 1 and 2.
+"""The header that tells the upstream the client's address: the PROXY protocol, versions 1 and 2.
 
 Source: "The PROXY protocol, versions 1 & 2", HAProxy Technologies, sections 2.1 and 2.2.
 """
@@ -24,8 +24,8 @@ def header(
 ) -> bytes:
     """The bytes to send to the upstream before the client's own.
 
-    version: 1 (a line of text) or 2 (binary). family: AF_INET or AF_INET6. source: the client's socket address;
-    destination: the address that it connected to.
+    ``version``: 1 (a line of text) or 2 (binary). ``family``: AF_INET or AF_INET6. ``source``: the client's socket
+    address. ``destination``: the address that it connected to.
     """
     if version == 1:
         line = f"PROXY {_V1_NAME[family]} {source[0]} {destination[0]} {source[1]} {destination[1]}\r\n"

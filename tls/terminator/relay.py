@@ -1,18 +1,18 @@
-"""Bytes both ways between a TLS connection and its upstream, with back-pressure and half-close.
+"""Relays bytes both ways between a TLS connection and its upstream, with back-pressure and half-close.
 
-Each direction keeps what its receiver did not take (at most one buffer) and reads no more until that is gone. Each
-ends on its own: the client's close_notify becomes the end of the stream towards the upstream, and the upstream's end
+Each direction keeps what its receiver did not accept (at most one buffer) and reads no more until that is gone. Each
+ends separately: the client's close_notify becomes the end of the stream towards the upstream, and the upstream's end
 becomes our close_notify. Any other end is passed on as an abrupt one, so that neither side takes a truncated stream for
-a whole one. When the client is reset, ends without close_notify, sends what is no TLS record, or runs into a timeout,
-the upstream's connection is reset. When the upstream is reset, the client's ends without close_notify.
+a whole one. When the client is reset, ends without close_notify, sends something other than TLS records, or times out,
+the upstream's connection is reset. When the upstream is reset, the client's connection ends without close_notify.
 
-Bytes that were relayed before an abrupt end may be lost: those that are kept here, and those that the kernel has not
-delivered to the upstream yet.
+Bytes before an abrupt end may be lost: those that are kept here, and those that the kernel has not delivered to the
+upstream yet.
 
-Readiness comes edge-triggered: a flag remembers that there may be something to read until a read has said otherwise.
-A connection says so itself (``want_read``): it may have stopped early, or hold an error back behind the bytes that it
-returned. A read from the upstream that does not fill the buffer has emptied the socket, and saves the read that would
-only say so; unless the upstream's end was already seen, for which no further event comes.
+Readiness is edge-triggered: a flag remembers that there may be something to read until a read says otherwise. A
+connection says so itself (``want_read``): it may have stopped early, or hold an error back behind the bytes that it
+returned. A read from the upstream that does not fill the buffer has emptied the socket, so the read that would only say
+so is left out; unless the upstream's end was already seen, because no further event comes for it.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from gpu_provider import tls
 from gpu_provider.tls.terminator.poller import GONE, PEER_ENDED, READABLE, WRITABLE
 
 if TYPE_CHECKING:
-    from gpu_provider.tls.terminator.server import Server
     from gpu_provider.tls.terminator.session import Session
+    from gpu_provider.tls.terminator.shared import Shared
 
 __all__ = ["Relay"]
 
 _END_ON_CLOSE = struct.pack("ii", 0, 0)
-"""For SO_LINGER: undoes what connecting.py has set."""
+"""For SO_LINGER: undoes connecting.py's setting."""
 
 _ROUNDS = 8
 """Buffers that one direction may move before others get their turn."""
@@ -42,40 +42,52 @@ class Relay:
     """Relays until both directions have ended, and then ends the session."""
 
     __slots__ = (
-        "_client_ended", "_client_readable", "_close_notify_due", "_for_client", "_for_upstream",
-        "_over", "_server", "_session", "_tls", "_upstream", "_upstream_end_seen", "_upstream_ended",
-        "_upstream_readable", "_upstream_refuses", "_upstream_was_reset",
+        "_client_ended",
+        "_client_readable",
+        "_close_notify_due",
+        "_for_client",
+        "_for_upstream",
+        "_over",
+        "_session",
+        "_shared",
+        "_tls",
+        "_upstream",
+        "_upstream_end_seen",
+        "_upstream_ended",
+        "_upstream_readable",
+        "_upstream_refuses",
+        "_upstream_was_reset",
     )  # fmt: skip
 
-    def __init__(self, session: Session, upstream: socket.socket, server: Server, first: bytes) -> None:
-        """``first`` goes to the upstream before the client's bytes."""
+    def __init__(self, session: Session, upstream: socket.socket, shared: Shared, first: bytes) -> None:
+        """``first`` is sent to the upstream before the client's bytes."""
         self._session = session
-        self._server = server
+        self._shared = shared
         self._tls = session.connection
         self._upstream = upstream
         self._over = False
         # Towards the upstream.
         self._client_readable = True  # the handshake may have read the client's first bytes
-        self._client_ended = False  # by close_notify, or because the upstream takes nothing more
-        self._for_upstream = memoryview(first)  # what it did not take yet
-        self._upstream_refuses = False  # it takes no more, but what it has sent may still be here to be read
+        self._client_ended = False  # by close_notify, or because the upstream accepts nothing more
+        self._for_upstream = memoryview(first)  # what it has not accepted yet
+        self._upstream_refuses = False  # it accepts no more, but what it has sent may still be unread
         # Towards the client.
         self._upstream_readable = False
         self._upstream_end_seen = False
         self._upstream_ended = False
-        self._upstream_was_reset = False  # a write has said so
+        self._upstream_was_reset = False  # a write said so
         self._for_client = memoryview(b"")
         self._close_notify_due = False
 
     def start(self, upstream_events: int) -> None:
-        """``upstream_events``: those that told of the connection; its first bytes may have come with it."""
+        """``upstream_events`` are those that reported the connection; its first bytes may have come with it."""
         self._session.moved()
         self._to_upstream()
         if not self._over:
             self.on_upstream(upstream_events)
 
     def stop(self) -> None:
-        """The session is over: events that were on their way are not to be acted on."""
+        """The session is over: events that are on their way must be ignored."""
         self._over = True
 
     # ---- events ----
@@ -92,7 +104,7 @@ class Relay:
             self._to_upstream()
 
     def _on_client_reset(self) -> None:
-        """What came before the reset is still to be read: it may be all of a stream, with close_notify at its end."""
+        """Reads what came before the reset: it may be all of a stream, with close_notify at its end."""
         had_ended = self._client_ended
         self._client_readable = True
         if not had_ended:
@@ -113,7 +125,7 @@ class Relay:
     # ---- client to upstream ----
 
     def _to_upstream(self) -> None:
-        buffer = self._server.buffer
+        buffer = self._shared.buffer
         for _ in range(_ROUNDS):
             if self._for_upstream:
                 sent = self._send_upstream(self._for_upstream)
@@ -130,23 +142,23 @@ class Relay:
                 self._for_upstream = memoryview(bytes(buffer[sent:count]))
                 failure = self._tls.failure
                 if failure is not None and not isinstance(failure, tls.SysCallError):
-                    self._client_failed(failure)  # nothing is owed to one that broke the protocol
+                    self._client_failed(failure)  # it broke the protocol, so its bytes need not be delivered
                 return
-        self._server.poller.again(self._again_to_upstream)
+        self._shared.poller.again(self._again_to_upstream)
 
     def _again_to_upstream(self) -> None:
         if not self._over:
             self._to_upstream()
 
     def _read_client(self, buffer: memoryview) -> int:
-        """How many bytes came; 0 for none now, or none ever."""
+        """Returns how many bytes came; 0: none now, or none ever."""
         connection = self._tls
         try:
             count = connection.recv_into(buffer)
         except tls.WantReadError:
             self._client_readable = False
             return 0
-        except tls.WantWriteError:  # the answer to a key update has no room: goes on when there is some
+        except tls.WantWriteError:  # no room for the answer to a key update: goes on when there is some
             return 0
         except tls.ZeroReturnError:
             self._client_is_done()
@@ -155,7 +167,7 @@ class Relay:
             self._client_failed(error)
             return 0
         self._session.moved()
-        self._server.metrics.bytes_to_upstream += count
+        self._shared.metrics.bytes_to_upstream += count
         if connection.want_read():
             self._client_readable = False
         return count
@@ -167,16 +179,16 @@ class Relay:
         except BlockingIOError:
             return 0
         except OSError as error:
-            # It may have answered before it closed. So that comes first, and what the client sends is of no use now.
+            # It may have answered before it closed. So read that first; what the client sends is of no use now.
             self._upstream_refuses = self._client_ended = True
-            # The kernel tells of a reset once: the reads that follow end as if the stream were whole. With EPIPE it is,
-            # because the upstream's end had come before the reset.
+            # The kernel reports a reset once: the reads that follow end as if the stream were whole. With EPIPE it is
+            # whole, because the upstream's end came before the reset.
             self._upstream_was_reset = error.errno != errno.EPIPE
             if self._upstream_ended:
                 self._both_ended()
             else:
                 self._upstream_readable = self._upstream_end_seen = True
-                self._server.poller.again(self._again_to_client)
+                self._shared.poller.again(self._again_to_client)
             return len(data)
 
     def _client_is_done(self) -> None:
@@ -198,14 +210,15 @@ class Relay:
             self._cut("tls_error", str(error))
 
     def _client_is_gone(self, result: str, reason: str) -> None:
-        """Without close_notify. Many clients end so when they have got what they wanted."""
+        """Ends a session without the client's close_notify. Many clients leave like this when they have their
+        answer."""
         everything_sent = self._upstream_ended and not self._for_client and not self._close_notify_due
         self._end("closed" if everything_sent else result, reason)
 
     # ---- upstream to client ----
 
     def _to_client(self) -> None:
-        buffer = self._server.buffer
+        buffer = self._shared.buffer
         for _ in range(_ROUNDS):
             if self._for_client:
                 sent = self._send_client(self._for_client)
@@ -223,14 +236,14 @@ class Relay:
             if sent < count:
                 self._for_client = memoryview(bytes(buffer[sent:count]))
                 return
-        self._server.poller.again(self._again_to_client)
+        self._shared.poller.again(self._again_to_client)
 
     def _again_to_client(self) -> None:
         if not self._over:
             self._to_client()
 
     def _read_upstream(self, buffer: memoryview) -> int:
-        """How many bytes came; 0 for none now, or none ever."""
+        """Returns how many bytes came; 0: none now, or none ever."""
         try:
             count = self._upstream.recv_into(buffer)
         except BlockingIOError:
@@ -247,7 +260,7 @@ class Relay:
             self._send_close_notify()
             return 0
         self._session.moved()
-        self._server.metrics.bytes_to_client += count
+        self._shared.metrics.bytes_to_client += count
         if count < len(buffer) and not self._upstream_end_seen:
             self._upstream_readable = False
         return count
@@ -287,7 +300,7 @@ class Relay:
             self._session.end("closed")
 
     def _cut(self, result: str, reason: str = "") -> None:
-        """An abrupt end that leaves the client time to read what was sent to it."""
+        """Ends abruptly, but leaves the client time to read what was sent to it."""
         self._over = True
         self._session.linger(result, reason)
 

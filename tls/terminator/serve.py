@@ -1,61 +1,43 @@
-"""The terminator's life: start, serve, react to signals, drain, end."""
+"""Checks the settings, starts the process's parts, and ends with the exit code."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import gc
 import os
 import resource
-import signal
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import structlog
 from prometheus_client import CollectorRegistry
 
 from gpu_provider import BatchingProvider
 from gpu_provider.errors import ConfigError, GpuProviderError
-from gpu_provider.tls import TicketKeys
-from gpu_provider.tls.terminator.addresses import Resolved, format_address, resolve
-from gpu_provider.tls.terminator.admin import AdminServer
-from gpu_provider.tls.terminator.background import in_background
+from gpu_provider.tls.terminator.addresses import Resolved, resolve
 from gpu_provider.tls.terminator.certificate_checks import date
 from gpu_provider.tls.terminator.certificates import load_certificates
 from gpu_provider.tls.terminator.checks import check_settings
-from gpu_provider.tls.terminator.listening import connections_allowed, listen, raise_descriptor_limit
+from gpu_provider.tls.terminator.lifecycle import EXIT_FAILED, Terminator
+from gpu_provider.tls.terminator.listening import listen, raise_descriptor_limit
 from gpu_provider.tls.terminator.logs import configure_logging
 from gpu_provider.tls.terminator.metrics import TerminatorMetrics
-from gpu_provider.tls.terminator.server import Server
 from gpu_provider.tls.terminator.signals import SignalHandlers
 
 if TYPE_CHECKING:
-    import socket
     from collections.abc import Iterator
 
-    from gpu_provider.tls.terminator.certificates import Certificate, Certificates
     from gpu_provider.tls.terminator.config import TerminatorConfig
 
-__all__ = ["EXIT_CLEAN", "EXIT_FAILED", "EXIT_FORCED", "check", "run"]
+__all__ = ["check", "run"]
 
-EXIT_CLEAN = 0
-EXIT_FORCED = 3
-"""Connections had to be cut off at the end."""
-EXIT_FAILED = 4
-"""It ended by itself, because it could not go on."""
-
-_LOOK_SECONDS = 1.0
-_SECOND_SIGNAL_SECONDS = 1.0
-"""Signals that come together, as from a supervisor to the process and to its group, count as one."""
 _LAST_LINES_SECONDS = 1.0
-_END_SECONDS = 5.0
-"""For a process whose memory does not even do for its end."""
 _log = structlog.stdlib.get_logger(__name__)
 
 
 def check(config: TerminatorConfig) -> list[str]:
-    """Everything that can be checked without listening: files, keys, names, and how they fit together. Returns what is
-    surely not meant, although it works. Raises ConfigError for what can't work."""
+    """Checks everything that needs no listening: files, keys, names, and how they fit together. Returns warnings about
+    what works but is surely a mistake. Raises ConfigError for what can't work."""
     with _start_errors():
         return _check(config)
 
@@ -82,7 +64,7 @@ def run(config: TerminatorConfig) -> int:
 
 @contextlib.contextmanager
 def _start_errors() -> Iterator[None]:
-    """Whatever keeps it from starting is told in one line."""
+    """Turns whatever keeps it from starting into a ConfigError of one line."""
     try:
         yield
     except ConfigError:
@@ -95,7 +77,7 @@ def _start_errors() -> Iterator[None]:
 
 def _run(config: TerminatorConfig, signals: SignalHandlers) -> int:
     log = configure_logging(config.log_level)
-    # Private keys are in this process's memory, and do not belong into a file on disk.
+    # Private keys are in this process's memory, and must not end up in a file on disk.
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     raise_descriptor_limit(config.max_connections)
     upstream = _resolve_upstream(config)
@@ -117,199 +99,10 @@ def _run(config: TerminatorConfig, signals: SignalHandlers) -> int:
                 code = EXIT_FAILED
             signals.ignore_all()
             if code == EXIT_FAILED:
-                # Its threads may be in any state: nobody should wait for them.
+                # Its threads may be in any state, so don't wait for them.
                 log.wait_written(_LAST_LINES_SECONDS)
                 os._exit(code)
             return code
-
-
-class Terminator:
-    """Puts the data port, the admin port and the signals together."""
-
-    def __init__(
-        self,
-        config: TerminatorConfig,
-        provider: BatchingProvider,
-        upstream: tuple[Resolved, ...],
-        *,
-        registry: CollectorRegistry,
-        metrics: TerminatorMetrics,
-    ) -> None:
-        self._config = config
-        self._provider = provider
-        self._upstream = upstream
-        self._registry = registry
-        self._ticket_keys = TicketKeys()
-        self._metrics = metrics
-        self._stopped_at = 0.0
-        self._failure: str | None = None
-        self.has_started = False
-        registry.register(metrics)
-
-    async def serve(
-        self, listeners: list[socket.socket], admin_listeners: list[socket.socket], signals: SignalHandlers
-    ) -> int:
-        """Raises ConfigError if it can't start."""
-        self._loop = loop = asyncio.get_running_loop()
-        self._stopping = asyncio.Event()
-        self._hurry = asyncio.Event()
-        self._reloading = asyncio.Lock()
-        self._reloads: set[asyncio.Task[None]] = set()
-        # The server alone keeps the certificates, so that a reload lets go of the keys that it replaces.
-        self._server = server = Server(self._config, self._load_certificates(), self._upstream, self._metrics)
-        admin = AdminServer(self._registry, self._is_ready)
-        loop.set_exception_handler(self._on_loop_error)
-        signals.deliver_to(loop, self._on_signal)
-        await admin.start(admin_listeners)
-        server.limit_connections(_connections_allowed(self._config))
-        server.start(listeners)
-        # What start-up made stays until the end: collections need not walk it again and again.
-        gc.collect()
-        gc.freeze()
-        _report_certificates(self._metrics.certificates)
-        _log.info(
-            "ready",
-            listen=[format_address(listener.getsockname()) for listener in listeners],
-            upstream=self._config.upstream,
-            admin=[format_address(listener.getsockname()) for listener in admin_listeners],
-            backend=self._provider.stats().backend,
-            event_loop=type(loop).__module__.partition(".")[0],
-        )
-        self.has_started = True
-        while not await _is_set_within(self._stopping, _LOOK_SECONDS):
-            self._look_for_failure()
-        server.stop_accepting()
-        _log.info("draining", connections=self._metrics.open, seconds=self._config.drain_timeout)
-        clean = await server.drain(self._config.drain_timeout, self._hurry)
-        for reload in self._reloads:
-            reload.cancel()
-        await asyncio.gather(*self._reloads, return_exceptions=True)
-        await admin.close()
-        server.close()
-        stats = self._provider.stats()
-        _log.info(
-            "stopped",
-            clean=clean,
-            backend=stats.backend,
-            requests=stats.submitted,
-            batches=stats.batches,
-            mean_batch=round(stats.mean_batch, 2),
-            largest_batch=stats.largest_batch,
-            retries=stats.retries,
-            failed=stats.failed,
-        )
-        if self._failure is not None:
-            return EXIT_FAILED
-        return EXIT_CLEAN if clean else EXIT_FORCED
-
-    def _is_ready(self) -> tuple[bool, str]:
-        not_ready = self._failure or self._provider.failure or self._server.shortage.present
-        if not_ready is None and self._stopping.is_set():
-            not_ready = "draining"
-        if not_ready is not None:
-            return False, not_ready
-        return True, f"ready, computing with {self._provider.stats().backend}"
-
-    # ---- signals ----
-
-    def _on_signal(self, number: signal.Signals) -> None:
-        if number == signal.SIGHUP:
-            self._start_reload()
-        elif not self._stopping.is_set():
-            self._stop()
-        elif self._loop.time() - self._stopped_at >= _SECOND_SIGNAL_SECONDS:
-            _log.warning("cutting connections off", signal=number.name)
-            self._hurry.set()
-
-    def _stop(self) -> None:
-        self._stopped_at = self._loop.time()
-        self._stopping.set()
-
-    # ---- what ends it but for signals ----
-
-    def _look_for_failure(self) -> None:
-        if self._provider.failure is not None:
-            self._fail(self._provider.failure)
-        elif self._server.shortage.hopeless:
-            self._fail("out of memory, and it does not pass")
-
-    def _fail(self, reason: str) -> None:
-        """Ends as on a signal: whoever started this process can start it again."""
-        if self._failure is None:
-            self._failure = reason
-            _log.error("ending, because this process can't go on", reason=reason)
-        if not self._stopping.is_set():
-            self._stop()
-
-    def _on_loop_error(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-        """A callback of the loop raised an exception."""
-        if not isinstance(context.get("exception"), MemoryError):
-            loop.default_exception_handler(context)
-            return
-        # It belongs to no connection, or to one that can't be told: what it left undone is unknown.
-        self._server.run_out_of_memory()
-        self._fail("out of memory")
-        ending_for = loop.time() - self._stopped_at
-        if ending_for > _SECOND_SIGNAL_SECONDS:
-            self._hurry.set()
-        if ending_for > _END_SECONDS:
-            os._exit(EXIT_FAILED)
-
-    # ---- certificates ----
-
-    def _start_reload(self) -> None:
-        if len(self._reloads) > 1:  # the one that waits will read the files as they are then
-            return
-        task = self._loop.create_task(self._reload())
-        self._reloads.add(task)
-        task.add_done_callback(self._reload_ended)
-
-    def _reload_ended(self, task: asyncio.Task[None]) -> None:
-        self._reloads.discard(task)
-        if task.cancelled() or (error := task.exception()) is None:
-            return
-        self._metrics.reloads["failed"] += 1
-        expected = isinstance(error, (GpuProviderError, MemoryError))
-        _log.error(
-            "certificates not reloaded, the old ones stay in use",
-            reason=str(error) or type(error).__name__,
-            exc_info=None if expected else error,
-        )
-
-    def _load_certificates(self) -> Certificates:
-        """Raises ConfigError."""
-        certificates = load_certificates(self._config, self._provider, self._ticket_keys)
-        for warning in certificates.warnings:
-            _log.warning(warning)
-        return certificates
-
-    async def _reload(self) -> None:
-        async with self._reloading:
-            certificates = await in_background(self._load_certificates)
-            self._server.use_certificates(certificates)
-            self._metrics.reloads["ok"] += 1
-            _report_certificates(certificates.all)
-            _log.info("certificates reloaded", certificates=len(certificates.all))
-
-
-async def _is_set_within(event: asyncio.Event, seconds: float) -> bool:
-    with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(seconds):
-            await event.wait()
-    return event.is_set()
-
-
-def _report_certificates(certificates: tuple[Certificate, ...]) -> None:
-    for certificate in certificates:
-        expired = certificate.not_after < time.time()
-        log = _log.warning if expired else _log.info
-        log(
-            "certificate has expired" if expired else "certificate",
-            file=str(certificate.path),
-            names=list(certificate.names),
-            key_type=certificate.key_type,
-            expires=date(certificate.not_after),
-        )
 
 
 def _resolve_upstream(config: TerminatorConfig) -> tuple[Resolved, ...]:
@@ -319,19 +112,8 @@ def _resolve_upstream(config: TerminatorConfig) -> tuple[Resolved, ...]:
         raise ConfigError(f"upstream: {error}") from None
 
 
-def _connections_allowed(config: TerminatorConfig) -> int:
-    allowed = connections_allowed(config.max_connections)
-    if allowed < config.max_connections:
-        _log.warning(
-            "max_connections is lowered to what the limit of open files allows; raise it to have more (ulimit -n)",
-            max_connections=config.max_connections,
-            lowered_to=allowed,
-        )
-    return allowed
-
-
 def _loop_factory() -> type[asyncio.AbstractEventLoop] | None:
-    """uvloop's, where it is installed."""
+    """uvloop's loop, if it is installed."""
     try:
         import uvloop  # noqa: PLC0415
     except ImportError:

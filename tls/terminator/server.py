@@ -1,4 +1,4 @@
-"""The data port: accepts connections, keeps their number under the cap, and knows them all until the last has ended."""
+"""The data port: accepts connections, caps their number, and knows all of them until the last has ended."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ from gpu_provider.tls.terminator.connecting import Connecting, attempt_delay
 from gpu_provider.tls.terminator.deadlines import Deadlines
 from gpu_provider.tls.terminator.listening import defer_accept, refuse_newcomers, seconds_since_input
 from gpu_provider.tls.terminator.poller import Poller
-from gpu_provider.tls.terminator.session import IDLE_LOOKS, Session, State
+from gpu_provider.tls.terminator.session import STATE_SECONDS, Session, State
+from gpu_provider.tls.terminator.shared import Shared
 from gpu_provider.tls.terminator.shortage import OUT_OF_MEMORY, SHORTAGES, Shortage
 
 if TYPE_CHECKING:
@@ -33,18 +34,17 @@ __all__ = ["Server"]
 
 _ACCEPT_BURST = 64
 _BUFFER_SIZE = 65536
-"""Bytes per read. Also what each direction of a connection can hold back at most, when its receiver is slow."""
+"""Bytes per read; also the most that each direction of a connection holds back if its receiver is slow."""
 _SETTLE_SECONDS = 0.25
-"""After SIGTERM, for connections that the system has begun: a round trip to the client and back."""
+"""After SIGTERM, for connections that the system has begun: time for a round trip to the client."""
 
-_LINGER_SECONDS = 2.0
 _RESOLVE_AGAIN_SECONDS = 1.0
 _SHORTAGE_PAUSE_SECONDS = 0.1
 _PROXY_VERSIONS = {"off": 0, "v1": 1, "v2": 2}
 
 
 class Server:
-    """Serves listening sockets on the running loop. ``upstream``: the addresses to relay to, tried in order."""
+    """Serves listening sockets on the running loop. ``upstream`` has the addresses to relay to, tried in order."""
 
     def __init__(
         self,
@@ -53,27 +53,27 @@ class Server:
         upstream: Sequence[Resolved],
         metrics: TerminatorMetrics,
     ) -> None:
-        self.loop = loop = asyncio.get_running_loop()
-        self.log = structlog.stdlib.get_logger(__name__)
-        self.metrics = metrics
-        self.notifier = tls.LoopNotifier.of(loop)
-        self.poller = Poller(loop, self._out_of_memory_at)
-        self.buffer = memoryview(bytearray(_BUFFER_SIZE))
-        """Every read of every connection goes here: it is empty again before another handler runs."""
-        self.upstream = upstream
-        self.proxy_version = _PROXY_VERSIONS[config.proxy_protocol]
-        self.handshakes = Deadlines(loop, config.handshake_timeout, Session.expire)
-        self.connects = Deadlines(loop, config.connect_timeout, Session.expire)
-        self.connect_timeout = config.connect_timeout
-        self.attempts = Deadlines(loop, attempt_delay(config.connect_timeout), Connecting.expire)
-        self.idle = Deadlines(loop, config.idle_timeout / IDLE_LOOKS, Session.expire)
-        self.lingering = Deadlines(loop, _LINGER_SECONDS, Session.expire)
-        self.deadlines = {
-            State.HANDSHAKE: self.handshakes,
-            State.CONNECTING: self.connects,
-            State.RELAY: self.idle,
-            State.LINGER: self.lingering,
-        }
+        self._loop = loop = asyncio.get_running_loop()
+        self._log = structlog.stdlib.get_logger(__name__)
+        self._metrics = metrics
+        self._shared = Shared(
+            log=self._log,
+            metrics=metrics,
+            poller=Poller(loop, self._out_of_memory_at),
+            notifier=tls.LoopNotifier.of(loop),
+            buffer=memoryview(bytearray(_BUFFER_SIZE)),
+            proxy_version=_PROXY_VERSIONS[config.proxy_protocol],
+            deadlines={
+                state: Deadlines(loop, seconds(config), Session.expire) for state, seconds in STATE_SECONDS.items()
+            },
+            attempts=Deadlines(loop, attempt_delay(config.connect_timeout), Connecting.expire),
+            connect_timeout=config.connect_timeout,
+            ended=self._session_ended,
+            upstream_failed=self._upstream_failed,
+            out_of_memory=self.run_out_of_memory,
+            context=certificates.context,
+            upstream=upstream,
+        )
         self._config = config
         self._max_connections = metrics.max_connections = config.max_connections
         self._sessions: set[Session] = set()
@@ -83,21 +83,21 @@ class Server:
         self.shortage = Shortage(loop, metrics.shortages)
         self._pause: asyncio.TimerHandle | None = None
         self._last_call = False
-        """The listening sockets are to be closed as soon as nobody waits there."""
+        """Close the listening sockets as soon as nobody waits there."""
         self._resolved_at = loop.time()
         self._resolving: asyncio.Task[None] | None = None
         self.use_certificates(certificates)
 
     def use_certificates(self, certificates: Certificates) -> None:
-        """For connections accepted from now on. Earlier ones keep theirs."""
-        self.context = certificates.context
-        self.metrics.certificates = certificates.all
+        """Uses these for connections accepted from now on. Earlier ones keep theirs."""
+        self._shared.context = certificates.context
+        self._metrics.certificates = certificates.all
 
     # ---- accepting ----
 
     def limit_connections(self, most: int) -> None:
-        """To this, where ``max_connections`` is more."""
-        self._max_connections = self.metrics.max_connections = min(most, self._max_connections)
+        """Lowers ``max_connections`` to ``most``."""
+        self._max_connections = self._metrics.max_connections = min(most, self._max_connections)
 
     def start(self, listeners: list[socket.socket]) -> None:
         self._listeners = listeners
@@ -110,14 +110,14 @@ class Server:
             self._accepting = accepting
             for listener in self._listeners:
                 if accepting:
-                    self.loop.add_reader(listener.fileno(), self._accept, listener)
+                    self._loop.add_reader(listener.fileno(), self._accept, listener)
                 else:
-                    self.loop.remove_reader(listener.fileno())
+                    self._loop.remove_reader(listener.fileno())
 
     def _accept(self, listener: socket.socket) -> None:
         for _ in range(_ACCEPT_BURST):
             if len(self._sessions) >= self._max_connections:
-                self.metrics.limit_reached += 1
+                self._metrics.limit_reached += 1
                 self._set_accepting(False)
             if not self._accepting:
                 return
@@ -136,19 +136,19 @@ class Server:
                 self._run_short(os.strerror(error.errno or 0))
                 return
             client.setblocking(False)
-            self.metrics.accepted += 1
-            self.metrics.accept_queue.observe(seconds_since_input(client))
+            self._metrics.accepted += 1
+            self._metrics.accept_queue.observe(seconds_since_input(client))
             self._serve(client)
 
     def _serve(self, client: socket.socket) -> None:
         try:
-            session = Session(self, client)
+            session = Session(self._shared, client)
         except (tls.Error, MemoryError):
             self.run_out_of_memory()
             client.close()
             return
         self._sessions.add(session)
-        self.metrics.open += 1
+        self._metrics.open += 1
         try:
             session.start()
         except (tls.Error, MemoryError):
@@ -156,11 +156,11 @@ class Server:
             session.abort("out_of_memory")
 
     def _run_short(self, reason: str) -> None:
-        """Something has run out. What is open may give it back; until then nobody else is let in."""
+        """Something has run out. Open connections may give it back; until then no other is accepted."""
         self.shortage.notice(reason, len(self._sessions))
         self._set_accepting(False)
         if self._pause is None:
-            self._pause = self.loop.call_later(_SHORTAGE_PAUSE_SECONDS, self._end_pause)
+            self._pause = self._loop.call_later(_SHORTAGE_PAUSE_SECONDS, self._end_pause)
 
     def run_out_of_memory(self) -> None:
         self._run_short(OUT_OF_MEMORY)
@@ -170,7 +170,7 @@ class Server:
         self._accept_again()
 
     def _out_of_memory_at(self, descriptor: int) -> None:
-        """A socket's handler had no memory to go on. Its connection has lost that event, and so ends."""
+        """A socket's handler ran out of memory. Its connection has lost that event, so it ends."""
         self.run_out_of_memory()
         for session in self._sessions:
             if session.has(descriptor):
@@ -180,43 +180,43 @@ class Server:
     def _accept_again(self) -> None:
         if self._listeners and self._pause is None and len(self._sessions) < self._max_connections:
             self._set_accepting(True)
-            if self._last_call:  # a socket where nobody waits would not become readable, and so not be closed
-                self.loop.call_soon(self._make_last_call)
+            if self._last_call:  # a socket where nobody waits does not become readable, and would not be closed
+                self._loop.call_soon(self._make_last_call)
 
     # ---- for the sessions ----
 
-    def session_ended(self, session: Session) -> None:
+    def _session_ended(self, session: Session) -> None:
         self._sessions.discard(session)
-        self.metrics.open -= 1
+        self._metrics.open -= 1
         if not self._accepting:
             self._accept_again()
         self._look_for_end()
 
-    def upstream_failed(self, error: int) -> None:
-        """No address of the upstream took the connection. Its name may stand for others by now."""
+    def _upstream_failed(self, error: int) -> None:
+        """No address of the upstream accepted the connection. Its name may stand for others by now."""
         reason = errno.errorcode.get(error, str(error))
-        self.metrics.upstream_failures[reason] += 1
+        self._metrics.upstream_failures[reason] += 1
         if error in SHORTAGES:
             self._run_short(os.strerror(error))
-        self.log.debug("upstream unreachable", upstream=self._config.upstream, reason=os.strerror(error))
-        now = self.loop.time()
+        self._log.debug("upstream unreachable", upstream=self._config.upstream, reason=os.strerror(error))
+        now = self._loop.time()
         if now - self._resolved_at >= _RESOLVE_AGAIN_SECONDS and (self._resolving is None or self._resolving.done()):
             self._resolved_at = now
-            self._resolving = self.loop.create_task(self._resolve_again())
+            self._resolving = self._loop.create_task(self._resolve_again())
 
     async def _resolve_again(self) -> None:
         try:
-            self.upstream = await in_background(resolve, self._config.upstream_address, to_listen=False)
+            self._shared.upstream = await in_background(resolve, self._config.upstream_address, to_listen=False)
         except ConfigError as error:
-            self.log.warning("upstream name can't be resolved now", reason=str(error))
+            self._log.warning("upstream name can't be resolved now", reason=str(error))
 
     # ---- the end ----
 
     def stop_accepting(self) -> None:
-        """Lets nobody in but those whose connections the system has begun, and closes the listening sockets when these
-        were accepted: at once or, with ``max_connections`` open, as soon as there is room."""
+        """Accepts only the connections that the system has begun, and then closes the listening sockets: at once or,
+        with ``max_connections`` open, as soon as there is room."""
         settled = [refuse_newcomers(listener) for listener in self._listeners]
-        self.loop.call_later(_SETTLE_SECONDS if all(settled) else 0.0, self._make_last_call)
+        self._loop.call_later(_SETTLE_SECONDS if all(settled) else 0.0, self._make_last_call)
 
     def _make_last_call(self) -> None:
         self._last_call = True
@@ -227,7 +227,7 @@ class Server:
         if listener in self._listeners:
             self._listeners.remove(listener)
             if self._accepting:
-                self.loop.remove_reader(listener.fileno())
+                self._loop.remove_reader(listener.fileno())
             listener.close()
             self._look_for_end()
 
@@ -236,22 +236,22 @@ class Server:
             self._all_ended.set()
 
     async def drain(self, seconds: float, hurry: asyncio.Event) -> bool:
-        """After :meth:`stop_accepting`: waits until every connection has ended. Those that are left after ``seconds``,
-        or when ``hurry`` is set, are cut off; False then."""
-        either = [self.loop.create_task(event.wait()) for event in (self._all_ended, hurry)]
+        """Waits, after :meth:`stop_accepting`, until every connection has ended. Those that are left after ``seconds``,
+        or when ``hurry`` is set, are cut off; it then returns False."""
+        either = [self._loop.create_task(event.wait()) for event in (self._all_ended, hurry)]
         await asyncio.wait(either, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
         for task in either:
             task.cancel()
-        # One that lingers has got all that it will get.
+        # A client that lingers has got everything.
         left = sum(session.state is not State.LINGER for session in self._sessions) + self._turn_away()
         for session in tuple(self._sessions):
             session.abort()
         if left:
-            self.log.warning("connections cut off", connections=left)
+            self._log.warning("connections cut off", connections=left)
         return not left
 
     def _turn_away(self) -> int:
-        """Closes the listening sockets that are still open. Returns how many connections waited there."""
+        """Closes the listening sockets that are still open. Returns how many connections were waiting there."""
         waiting = 0
         for listener in tuple(self._listeners):
             with contextlib.suppress(OSError):
@@ -262,13 +262,13 @@ class Server:
         return waiting
 
     def close(self) -> None:
-        """After :meth:`stop_accepting` and :meth:`drain`."""
+        """Call it after :meth:`stop_accepting` and :meth:`drain`."""
         if self._resolving is not None:
             self._resolving.cancel()
         if self._pause is not None:
             self._pause.cancel()
-        self.attempts.close()
-        for deadlines in self.deadlines.values():
+        self._shared.attempts.close()
+        for deadlines in self._shared.deadlines.values():
             deadlines.close()
-        self.poller.close()
-        self.notifier.close()
+        self._shared.poller.close()
+        self._shared.notifier.close()

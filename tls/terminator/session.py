@@ -7,21 +7,24 @@
         └─────────────┴──▶ LINGER ◀┘         │
                               └──────────────┘
 
-HANDSHAKE   do_handshake() until it is done. It stops for bytes from the client, for room towards it, or for the batch
-            that holds its RSA operation; the notifier says when that one is done. The socket's events need no action
-            meanwhile: whoever resumes the handshake goes on until the socket would block.
-CONNECTING  to the upstream: connecting.py.
-RELAY       both ways at once: relay.py.
-LINGER      nothing more will be sent: after close_notify, after a fatal alert, or because the upstream was reset. What
-            the client still sends is read and dropped until it closes. Closing at once would answer that data with a
-            reset, which could destroy what we sent last.
+HANDSHAKE   Calls do_handshake() until it is done. It stops for bytes from the client, for room towards it, or for the
+            batch that holds its RSA operation; the notifier says when the batch is done. The socket's events need no
+            action meanwhile: whoever resumes the handshake goes on until the socket would block.
+            Deadline: handshake_timeout.
+CONNECTING  Connects to the upstream: connecting.py. Deadline: connect_timeout.
+RELAY       Relays both ways at once: relay.py. Deadline: a quarter of idle_timeout, after which it looks for progress;
+            the fourth look in a row that sees none ends the session.
+LINGER      Sends nothing more: after close_notify, after a fatal alert, or because the upstream was reset. What the
+            client still sends is read and dropped until it closes. Closing at once would answer that data with a
+            reset, which could destroy what we sent last. Deadline: 2 seconds without progress.
+ENDED       Both sockets are closed. Every state leads here when a side is lost.
 
-The upstream sees the end of the client's stream only where the client has sent close_notify (relay.py). However else
-the session ends, be it with this process, the upstream's connection is reset, so that it does not take a truncated
-stream for a whole one. Such a reset discards what the kernel has not delivered yet.
+The upstream sees the end of the client's stream only if the client has sent close_notify (relay.py). However else the
+session ends, even if this process dies, the upstream's connection is reset, so that the upstream does not take a
+truncated stream for a whole one. Such a reset discards what the kernel has not delivered yet.
 
 All methods run on the event loop's thread. There are no asyncio transports or streams here: the sockets are
-non-blocking, and their readiness comes edge-triggered from the poller.
+non-blocking, and the poller reports their readiness edge-triggered.
 """
 
 from __future__ import annotations
@@ -43,13 +46,17 @@ from gpu_provider.tls.terminator.progress import Progress
 from gpu_provider.tls.terminator.relay import Relay
 
 if TYPE_CHECKING:
-    from gpu_provider.tls.terminator.server import Server
+    from collections.abc import Callable, Mapping
 
-__all__ = ["IDLE_LOOKS", "Session", "State"]
+    from gpu_provider.tls.terminator.config import TerminatorConfig
+    from gpu_provider.tls.terminator.shared import Shared
 
-IDLE_LOOKS = 4
+__all__ = ["STATE_SECONDS", "Session", "State"]
+
+_IDLE_LOOKS = 4
 """How often to look for progress within idle_timeout."""
 
+_LINGER_SECONDS = 2.0
 _DROP_ROUNDS = 8
 """Buffers to read and drop before others get their turn."""
 
@@ -62,8 +69,18 @@ class State(Enum):
     ENDED = auto()
 
 
+STATE_SECONDS: Mapping[State, Callable[[TerminatorConfig], float]] = {
+    State.HANDSHAKE: lambda config: config.handshake_timeout,
+    State.CONNECTING: lambda config: config.connect_timeout,
+    State.RELAY: lambda config: config.idle_timeout / _IDLE_LOOKS,
+    State.LINGER: lambda _: _LINGER_SECONDS,
+    State.ENDED: lambda _: 0,
+}
+"""The deadline of each state: seconds after which :meth:`Session.expire` is called; 0: never."""
+
+
 class _Borrowed:
-    """The client's socket as the Connection sees it: closing it is the poller's business, at the end of a burst."""
+    """The client's socket as the Connection sees it. The poller closes the socket itself, at the end of a burst."""
 
     __slots__ = ("fileno",)
 
@@ -75,21 +92,22 @@ class _Borrowed:
 
 
 class Session:
-    """See the module. Made for an accepted, non-blocking socket, which it owns once :meth:`start` was called."""
+    """See the top of this module. It owns its accepted, non-blocking socket from :meth:`start` on."""
 
     __slots__ = (
-        "_accepted", "_connecting", "_header", "_progress", "_quiet_looks", "_reason", "_relay", "_result", "_server",
-        "_waits_for", "client", "connection", "state", "upstream",
+        "_accepted", "_connecting", "_deadline", "_header", "_progress", "_quiet_looks", "_reason", "_relay", "_result",
+        "_shared", "_waits_for", "client", "connection", "state", "upstream",
     )  # fmt: skip
 
-    def __init__(self, server: Server, client: socket.socket) -> None:
+    def __init__(self, shared: Shared, client: socket.socket) -> None:
         """Raises tls.Error if libssl has no memory for one more connection."""
         self.state = State.HANDSHAKE
+        self._deadline = shared.deadlines[State.HANDSHAKE]
         self.client = client
         self.upstream: socket.socket | None = None
-        self.connection = tls.Connection(server.context, _Borrowed(client))
+        self.connection = tls.Connection(shared.context, _Borrowed(client))
         self.connection.set_accept_state()
-        self._server = server
+        self._shared = shared
         self._accepted = monotonic()  # uvloop's own clock counts whole milliseconds
         self._waits_for = READABLE  # the events that let the handshake go on
         self._header = b""  # what the upstream is to get before the client's bytes
@@ -100,20 +118,27 @@ class Session:
         self._result = self._reason = ""  # how a lingering session ended; a failed handshake is counted already
 
     def start(self) -> None:
-        server = self._server
-        if server.proxy_version:
-            # Now, since a client that is reset later has no address any more, but may have sent all that it wanted to.
+        shared = self._shared
+        if shared.proxy_version:
+            # Now: a client that is reset later has no address any more, but may have sent all that it wanted to.
             try:
                 self._header = proxy_protocol.header(
-                    server.proxy_version, self.client.family, self.client.getpeername(), self.client.getsockname()
+                    shared.proxy_version, self.client.family, self.client.getpeername(), self.client.getsockname()
                 )
             except OSError as error:
                 self._handshake_failed("client_gone", os.strerror(error.errno or 0))
                 return
-        server.notifier.attach(self.connection, self._resume_handshake)
-        server.handshakes.start(self)
-        server.poller.add(self.client, self._on_client)
+        shared.notifier.attach(self.connection, self._resume_handshake)
+        self._enter(State.HANDSHAKE)
+        shared.poller.add(self.client, self._on_client)
         self._handshake()  # the client's first bytes are often here by now
+
+    def _enter(self, state: State) -> None:
+        """The only place where the state changes, and with it the deadline."""
+        self._deadline.stop(self)
+        self.state = state
+        self._deadline = self._shared.deadlines[state]
+        self._deadline.start(self)
 
     def has(self, descriptor: int) -> bool:
         """Whether one of its sockets has this descriptor."""
@@ -123,7 +148,7 @@ class Session:
         return any(sock.fileno() == descriptor for sock in sockets)
 
     def expire(self) -> None:
-        """The time of the present state is up."""
+        """The deadline of the present state has passed."""
         match self.state:
             case State.HANDSHAKE:
                 self._handshake_failed("timeout", "")
@@ -133,14 +158,14 @@ class Session:
                 self._look_for_progress()
             case State.LINGER:
                 if self._progress.seen(self.client):
-                    self._server.lingering.start(self)
+                    self._deadline.start(self)
                 else:
                     self._end_linger()
             case State.ENDED:
                 pass
 
     def abort(self, result: str = "forced") -> None:
-        """Ends the session whatever it is doing, without a word to either side."""
+        """Ends the session whatever it is doing, without telling either side."""
         if self.state is State.HANDSHAKE:
             self._handshake_failed(result, "")
         elif self.state is State.LINGER:
@@ -152,23 +177,21 @@ class Session:
         """Closes both sides now. ``result`` says how the session ended, for the metric."""
         if self.state is not State.ENDED:
             if result:
-                self._server.metrics.sessions[result] += 1
-                self._server.log.debug("session ended", end=result, reason=reason)
+                self._shared.metrics.sessions[result] += 1
+                self._shared.log.debug("session ended", end=result, reason=reason)
             self._close()
 
     def moved(self) -> None:
-        """Decrypted bytes came from or went to either side: idle_timeout begins again. A client's key updates and the
-        like are no reason to keep its session."""
+        """Decrypted bytes came from or went to either side: restarts idle_timeout. A client's key updates and the like
+        are no reason to keep its session."""
         self._quiet_looks = 0
         self._progress.forget()
-        self._server.idle.start(self)
+        self._deadline.start(self)
 
     def linger(self, result: str, reason: str = "") -> None:
-        """Ends both directions, but lets the client read what was sent to it: close_notify, an alert, or bytes without
-        either."""
-        server = self._server
-        server.deadlines[self.state].stop(self)
-        self.state, self._result, self._reason = State.LINGER, result, reason
+        """Ends both directions, but lets the client read what was sent to it: close_notify, an alert, or data."""
+        self._enter(State.LINGER)
+        self._result, self._reason = result, reason
         self._progress.seen(self.client)
         self._drop_upstream()
         try:
@@ -176,8 +199,7 @@ class Session:
         except OSError:  # the client is gone already
             self._end_linger()
             return
-        server.lingering.start(self)
-        server.poller.set_handler(self.client, self._drop_input)
+        self._shared.poller.set_handler(self.client, self._drop_input)
         self._drop_input(READABLE)
 
     # ---- HANDSHAKE ----
@@ -205,28 +227,27 @@ class Session:
             self._waits_for = WRITABLE
         except tls.WantAsyncJobError:
             self._waits_for = 0
-            self._server.notifier.when_job_ends(self._resume_handshake)
+            self._shared.notifier.when_job_ends(self._resume_handshake)
         except tls.SysCallError as error:
             self._handshake_failed("client_gone", str(error))
         except tls.Error as error:
             if handshake_failure(str(error)) == OUT_OF_MEMORY:
-                self._server.run_out_of_memory()
+                self._shared.out_of_memory()
             self._handshake_failed("failed", str(error))
         else:
             self._handshake_done()
 
     def _handshake_failed(self, result: str, reason: str) -> None:
-        self._server.metrics.handshake_failed(result, handshake_failure(reason) if result == "failed" else result)
-        self._server.log.debug("handshake failed", result=result, reason=reason)
+        self._shared.metrics.handshake_failed(result, handshake_failure(reason) if result == "failed" else result)
+        self._shared.log.debug("handshake failed", result=result, reason=reason)
         if result == "failed":
             self.linger("")  # the client is to read the alert
         else:
             self._close()
 
     def _handshake_done(self) -> None:
-        server, connection = self._server, self.connection
-        server.handshakes.stop(self)
-        server.metrics.handshake_done(
+        connection = self.connection
+        self._shared.metrics.handshake_done(
             monotonic() - self._accepted,
             connection.get_protocol_version_name(),
             connection.get_async_status().name,
@@ -234,17 +255,16 @@ class Session:
         )
         # No private operation follows on this side: reads and writes need no job from here on.
         connection.clear_mode(constants.SSL_MODE_ASYNC)
-        self.state = State.CONNECTING
-        server.connects.start(self)
-        self._connecting = Connecting(server, self._connected, self._upstream_failed)
+        self._enter(State.CONNECTING)
+        self._connecting = Connecting(self._shared, self._connected, self._upstream_failed)
         self._connecting.start()
 
     # ---- CONNECTING ----
 
     def _upstream_failed(self, error: int) -> None:
-        """The client learns it by a proper end of the TLS connection, since nothing of an answer was lost."""
-        self._server.upstream_failed(error)
-        if error == errno.ECONNRESET:  # it was connected, so this is not known
+        """Tells the client by a proper end of the TLS connection, since no part of an answer was lost."""
+        self._shared.upstream_failed(error)
+        if error == errno.ECONNRESET:  # it was connected, so part of an answer may be lost
             self.linger("upstream_reset")
             return
         try:
@@ -255,13 +275,11 @@ class Session:
             self.linger("upstream_unreachable")
 
     def _connected(self, upstream: socket.socket, events: int) -> None:
-        server = self._server
-        server.connects.stop(self)
-        self._connecting = None
-        self.state, self.upstream = State.RELAY, upstream
-        self._relay = relay = Relay(self, upstream, server, self._header)
-        server.poller.set_handler(self.client, relay.on_client)
-        server.poller.set_handler(upstream, relay.on_upstream)
+        self._connecting, self.upstream = None, upstream
+        self._enter(State.RELAY)
+        self._relay = relay = Relay(self, upstream, self._shared, self._header)
+        self._shared.poller.set_handler(self.client, relay.on_client)
+        self._shared.poller.set_handler(upstream, relay.on_upstream)
         relay.start(events)
 
     # ---- RELAY ----
@@ -269,8 +287,8 @@ class Session:
     def _look_for_progress(self) -> None:
         assert self.upstream is not None  # noqa: S101  the state says so
         self._quiet_looks = 0 if self._progress.seen(self.client, self.upstream) else self._quiet_looks + 1
-        if self._quiet_looks < IDLE_LOOKS:
-            self._server.idle.start(self)
+        if self._quiet_looks < _IDLE_LOOKS:
+            self._deadline.start(self)
         else:
             self.end("idle_timeout")
 
@@ -284,7 +302,7 @@ class Session:
             return
         try:
             for _ in range(_DROP_ROUNDS):
-                if not self.client.recv_into(self._server.buffer):
+                if not self.client.recv_into(self._shared.buffer):
                     self._end_linger()
                     return
         except BlockingIOError:
@@ -292,20 +310,18 @@ class Session:
         except OSError:
             self._end_linger()
             return
-        self._server.poller.again(self._drop_more)
+        self._shared.poller.again(self._drop_more)
 
     def _drop_more(self) -> None:
         self._drop_input(READABLE)
 
     def _close(self) -> None:
-        server = self._server
-        server.deadlines[self.state].stop(self)
-        self.state = State.ENDED
+        self._enter(State.ENDED)
         self._drop_upstream()
         # Takes the SSL off the descriptor, and keeps it by itself if its job still waits for a batch.
         self.connection.close()
-        server.poller.discard(self.client)
-        server.session_ended(self)
+        self._shared.poller.discard(self.client)
+        self._shared.ended(self)
 
     def _drop_upstream(self) -> None:
         if self._connecting is not None:
@@ -315,5 +331,5 @@ class Session:
             self._relay.stop()
             self._relay = None
         if self.upstream is not None:
-            self._server.poller.discard(self.upstream)
+            self._shared.poller.discard(self.upstream)
             self.upstream = None

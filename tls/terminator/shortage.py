@@ -1,4 +1,4 @@
-"""What the terminator has run out of, such as descriptors or memory, and what log, /readyz and metrics say of it."""
+"""What the terminator has run out of, such as descriptors or memory, for the log, /readyz and the metrics."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ if TYPE_CHECKING:
 __all__ = ["OUT_OF_MEMORY", "SHORTAGES", "SHORTAGE_REASONS", "Shortage"]
 
 SHORTAGES = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
-"""What a socket can't be had for."""
+"""The errors of a socket call that lacks resources."""
 
 OUT_OF_MEMORY = "out of memory"
 SHORTAGE_REASONS = (OUT_OF_MEMORY, *map(os.strerror, sorted(SHORTAGES)))
-"""Those that are counted from the start."""
+"""Those that the metrics have from the start."""
 
 _PRESENT_SECONDS = 1.0
 _LASTING_SECONDS = 10.0
@@ -27,10 +27,11 @@ _LOG_SECONDS = 10.0
 
 
 class Shortage:
-    """Noticed over and over while it lasts, which may be thousands of times a second; logged every ten seconds."""
+    """A shortage is noticed over and over while it lasts, maybe thousands of times a second; it is logged every ten
+    seconds."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, counts: Counter[str]) -> None:
-        """``counts``: how often each reason was noticed, for the metrics."""
+        """``counts``, for the metrics, has how often each reason was noticed."""
         self._loop = loop
         self._counts = counts
         self._log = structlog.stdlib.get_logger(__name__)
@@ -39,7 +40,7 @@ class Shortage:
         self._unlogged = 0
 
     def notice(self, reason: str, open_connections: int) -> None:
-        """A connection could not be accepted or served now, because of ``reason``."""
+        """Call it when a connection could not be accepted or served because of ``reason``."""
         now = self._loop.time()
         self._counts[reason] += 1
         if now - self._last > _PRESENT_SECONDS:
@@ -62,6 +63,6 @@ class Shortage:
 
     @property
     def hopeless(self) -> bool:
-        """Whether memory has been short all the time for so long that this will not pass by itself. Not so for
-        descriptors: what has them goes on, and gives them back when it ends."""
+        """Whether memory has been short for so long that this will not pass by itself. A lack of descriptors passes:
+        the connections that have them go on, and free them when they end."""
         return self.present == OUT_OF_MEMORY and self._last - self._since >= _LASTING_SECONDS

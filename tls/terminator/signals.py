@@ -1,8 +1,8 @@
-"""Signals, from the command's first moment to the process's last.
+"""Handles signals from the command's first moment to the process's last.
 
-An event loop takes its handlers away when it closes, and by default most signals kill: so these are the process's own,
-and stay. Before it serves, a signal to end simply ends it; while it serves, signals go to the loop; after that, they
-come too late to change anything.
+An event loop removes its handlers when it closes, and by default most signals kill. So these handlers belong to the
+process, and stay. Before it serves, a signal to end simply ends it; while it serves, signals go to the loop; after
+that, they come too late to change anything.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ __all__ = ["SignalHandlers"]
 
 _ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
 _HARMLESS = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGPIPE, signal.SIGTTOU)
-"""SIGTTOU comes to a program in the background that writes to a terminal, and would stop it."""
+"""SIGTTOU would stop a background program that writes to a terminal."""
 
 
 class SignalHandlers:
-    """To be made on the main thread."""
+    """Create it on the main thread."""
 
     def __init__(self) -> None:
         self._reload_is_due = False
@@ -35,13 +35,13 @@ class SignalHandlers:
             signal.signal(number, self._on_signal)
 
     def deliver_to(self, loop: asyncio.AbstractEventLoop, handle: Callable[[signal.Signals], None]) -> None:
-        """From now on has ``handle(number)`` called on the loop, first for a SIGHUP that has come already."""
+        """Calls ``handle(number)`` on the loop from now on, first for a SIGHUP that has already come."""
         self._deliver = lambda number: loop.call_soon_threadsafe(handle, number)
         if self._reload_is_due:
             loop.call_soon(handle, signal.SIGHUP)
 
     def ignore_all(self) -> None:
-        """Until the process has ended."""
+        """Ignores all signals until the process has ended."""
         for number in (*_ENDING, signal.SIGHUP):
             signal.signal(number, signal.SIG_IGN)
 

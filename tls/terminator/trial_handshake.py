@@ -1,7 +1,7 @@
-"""A handshake in memory, to learn before the first client does whether a certificate can be served at all.
+"""A handshake in memory that finds out, before a client does, whether a certificate can be served at all.
 
-OpenSSL takes a certificate although no handshake can use it: a curve that TLS does not have, a signature that the
-security level refuses, ciphers that need another key. It says so only when a client comes.
+OpenSSL accepts a certificate that no handshake can use: with a curve that TLS does not have, a signature that the
+security level refuses, or ciphers that need another key. It says so only when a client comes.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _MOST_ROUNDS = 10
 
 
 def handshake_problem(context: tls.Context, version: int) -> str | None:
-    """Why a client that accepts anything can't complete a handshake of this TLS version; None: it can."""
+    """Why a client that accepts anything can't complete a handshake of this TLS version; None if it can."""
     client_context = tls.Context(constants.TLS_CLIENT_METHOD)
     client_context.set_verify(constants.VERIFY_NONE)
     client_context.set_cipher_list(_EVERY_CIPHER)

@@ -1,4 +1,4 @@
-#include "operations.h"
+#include "connection.h"
 
 #include "flood.h"
 #include "outgoing.h"
@@ -6,12 +6,9 @@
 
 #include <errno.h>
 #include <fcntl.h>
-#include <limits.h>
 #include <openssl/err.h>
-#include <openssl/pem.h>
-#include <string.h>
 
-SSL *gp_tls_new(SSL_CTX *ctx, int descriptor)
+SSL *gp_connection_new(SSL_CTX *ctx, int descriptor)
 {
     ERR_clear_error();
     SSL *ssl = SSL_new(ctx);
@@ -43,12 +40,12 @@ SSL *gp_tls_new(SSL_CTX *ctx, int descriptor)
     return ssl;
 }
 
-/* Records and messages that one read looks at before others get their turn, full buffer or not. Records of one byte
- * would otherwise take tens of milliseconds to fill a large one. */
+/* Records and messages that one read handles before others get their turn, even if the buffer is not full. To fill a
+ * large one with records of one byte would take tens of milliseconds. */
 #define READ_AT_ONCE 64
 
-/* After a first record: whether to look for another. Not on a blocking socket, where that could wait for ever with bytes in
- * hand, and not in a job, whose arguments must stay as they were. *blocks is -1 before the first time. */
+/* Whether to look for another record after the first. Not on a blocking socket, where that could wait for ever with
+ * bytes in hand, and not in a job, whose arguments must not change. *blocks is -1 before the first call. */
 static int may_go_on(SSL *ssl, int *blocks)
 {
     if (SSL_get_mode(ssl) & SSL_MODE_ASYNC)
@@ -60,7 +57,7 @@ static int may_go_on(SSL *ssl, int *blocks)
     return !*blocks || SSL_pending(ssl) > 0;
 }
 
-/* Writes on after what is in `done` already. */
+/* Continues to write after the first *done bytes. */
 static int write_records(SSL *ssl, struct gp_outgoing *outgoing, const char *buffer, size_t size, size_t *done)
 {
     struct gp_flood *flood = gp_flood_of(ssl);
@@ -89,7 +86,7 @@ static int write_records(SSL *ssl, struct gp_outgoing *outgoing, const char *buf
     return result;
 }
 
-/* SSL_shutdown, which is not called again when its alert was kept and has been sent since: that would be a read. */
+/* SSL_shutdown; but it is not called again if its alert was kept and has been sent since: a second call would read. */
 static int shut_down(SSL *ssl, struct gp_outgoing *outgoing)
 {
     if (outgoing == NULL)
@@ -99,7 +96,7 @@ static int shut_down(SSL *ssl, struct gp_outgoing *outgoing)
     return result;
 }
 
-uint64_t gp_tls_operate(SSL *ssl, int operation, void *buffer, size_t size)
+uint64_t gp_connection_operate(SSL *ssl, int operation, void *buffer, size_t size)
 {
     struct gp_flood *flood = gp_flood_of(ssl);
     struct gp_outgoing *outgoing = gp_outgoing_of(ssl);
@@ -152,76 +149,11 @@ uint64_t gp_tls_operate(SSL *ssl, int operation, void *buffer, size_t size)
     return (uint64_t)done << 8 | (uint64_t)error;
 }
 
-int gp_tls_cut_off(SSL *ssl)
+int gp_connection_cut_off(SSL *ssl)
 {
     BIO *nothing = BIO_new(BIO_s_null());
     if (nothing == NULL)
         return 0;
     SSL_set_bio(ssl, nothing, nothing);
     return 1;
-}
-
-int gp_tls_use_certificates(SSL_CTX *ctx, OSSL_LIB_CTX *libctx, const char *pem, size_t size)
-{
-    int count = 0;
-    ERR_clear_error();
-    BIO *bio = size <= INT_MAX ? BIO_new_mem_buf(pem, (int)size) : NULL;
-    if (bio == NULL)
-        return -1;
-    for (;;) {
-        X509 *certificate = X509_new_ex(libctx, NULL);
-        if (certificate == NULL || PEM_read_bio_X509(bio, &certificate, NULL, NULL) == NULL) {
-            X509_free(certificate);
-            break;
-        }
-        int added = count == 0 ? SSL_CTX_use_certificate(ctx, certificate) == 1 && SSL_CTX_clear_chain_certs(ctx) == 1
-                               : SSL_CTX_add1_chain_cert(ctx, certificate) == 1;
-        X509_free(certificate);
-        if (!added) {
-            BIO_free(bio);
-            return -1;
-        }
-        count++;
-    }
-    BIO_free(bio);
-    /* The end of the file shows as "no start line"; anything else is a broken certificate in it. */
-    unsigned long error = ERR_peek_last_error();
-    if (count == 0 || ERR_GET_LIB(error) != ERR_LIB_PEM || ERR_GET_REASON(error) != PEM_R_NO_START_LINE)
-        return -1;
-    ERR_clear_error();
-    return count;
-}
-
-struct password {
-    const char *text;
-    int asked;
-};
-
-static int give_password(char *buffer, int size, int writing, void *argument)
-{
-    struct password *password = argument;
-    (void)writing;
-    password->asked = 1;
-    if (password->text == NULL)
-        return -1;
-    size_t length = strlen(password->text);
-    if (length > (size_t)size)
-        return -1;
-    memcpy(buffer, password->text, length);
-    return (int)length;
-}
-
-EVP_PKEY *gp_tls_load_key(OSSL_LIB_CTX *libctx, const char *path, const void *data, size_t size, int der,
-                          const char *password, int *asked)
-{
-    struct password given = {password, 0};
-    EVP_PKEY *key = NULL;
-    ERR_clear_error();
-    BIO *bio = path != NULL ? BIO_new_file(path, "rb") : size <= INT_MAX ? BIO_new_mem_buf(data, (int)size) : NULL;
-    if (bio != NULL)
-        key = der ? d2i_PrivateKey_ex_bio(bio, NULL, libctx, NULL)
-                  : PEM_read_bio_PrivateKey_ex(bio, NULL, give_password, &given, libctx, NULL);
-    BIO_free(bio);
-    *asked = given.asked;
-    return key;
 }

@@ -1,4 +1,4 @@
-#include "selection.h"
+#include "names.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -13,11 +13,6 @@ struct entry {
 struct gp_names {
     size_t count;
     struct entry entries[];
-};
-
-struct gp_protocols {
-    unsigned int size;
-    unsigned char wire[];
 };
 
 static int compare(const void *left, const void *right)
@@ -77,7 +72,7 @@ static int select_name(SSL *ssl, int *alert, void *argument)
 
     const struct entry *entry = find(names, name);
     if (entry == NULL) {
-        /* "*.example" stands for exactly one label, and a name that begins with '*' is no name of a host. */
+        /* "*.example" stands for exactly one label, and a name that begins with '*' is not a host name. */
         char *dot = strchr(name, '.');
         if (dot == NULL || dot == name)
             return SSL_TLSEXT_ERR_NOACK;
@@ -97,37 +92,4 @@ void gp_names_enable(SSL_CTX *ctx)
 int gp_names_use(SSL *ssl, gp_names *names)
 {
     return SSL_set_app_data(ssl, names);
-}
-
-gp_protocols *gp_protocols_new(const unsigned char *wire, unsigned int size)
-{
-    gp_protocols *protocols = malloc(sizeof(*protocols) + size);
-    if (protocols == NULL)
-        return NULL;
-    protocols->size = size;
-    memcpy(protocols->wire, wire, size);
-    return protocols;
-}
-
-void gp_protocols_free(gp_protocols *protocols)
-{
-    free(protocols);
-}
-
-static int select_protocol(SSL *ssl, const unsigned char **out, unsigned char *out_length, const unsigned char *in,
-                           unsigned int in_length, void *argument)
-{
-    gp_protocols *protocols = argument;
-    unsigned char *chosen;
-    (void)ssl;
-    if (SSL_select_next_proto(&chosen, out_length, protocols->wire, protocols->size, in, in_length) !=
-        OPENSSL_NPN_NEGOTIATED)
-        return SSL_TLSEXT_ERR_ALERT_FATAL;
-    *out = chosen;
-    return SSL_TLSEXT_ERR_OK;
-}
-
-void gp_protocols_install(SSL_CTX *ctx, gp_protocols *protocols)
-{
-    SSL_CTX_set_alpn_select_cb(ctx, select_protocol, protocols);
 }

@@ -1,0 +1,44 @@
+"""What all sessions of one server share, and all that a session knows of its server."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from gpu_provider import tls
+    from gpu_provider.tls.terminator.addresses import Resolved
+    from gpu_provider.tls.terminator.connecting import Connecting
+    from gpu_provider.tls.terminator.deadlines import Deadlines
+    from gpu_provider.tls.terminator.metrics import TerminatorMetrics
+    from gpu_provider.tls.terminator.poller import Poller
+    from gpu_provider.tls.terminator.session import Session, State
+
+__all__ = ["Shared"]
+
+
+@dataclass(slots=True, eq=False)
+class Shared:
+    """The server replaces ``context`` when certificates are reloaded, and ``upstream`` when its name is resolved again:
+    sessions that have begun keep what they took."""
+
+    log: Any
+    metrics: TerminatorMetrics
+    poller: Poller
+    notifier: tls.LoopNotifier
+    buffer: memoryview
+    """Every read of every connection goes here: it is empty again before another handler runs."""
+    proxy_version: int
+    """The PROXY protocol's; 0: no header."""
+    deadlines: Mapping[State, Deadlines[Session]]
+    attempts: Deadlines[Connecting]
+    """When to try the upstream's next address."""
+    connect_timeout: float
+    ended: Callable[[Session], None]
+    upstream_failed: Callable[[int], None]
+    """Called with the errno when no address of the upstream took the connection."""
+    out_of_memory: Callable[[], None]
+    context: tls.Context
+    upstream: Sequence[Resolved]
