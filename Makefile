@@ -17,9 +17,10 @@ BIN := .venv/bin
 TEST_PROCESSES = $(shell cores=$$(nproc); echo $$((cores < 4 ? cores + 1 : 4)))
 comma := ,
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
+include flags.mk
 
 # What an editable install does not pick up by itself.
-BUILT_FROM := pyproject.toml setup.py setup.cfg gpu_provider/native/core_build.py tls/ssl_build.py kernels/kernels_build.py \
+BUILT_FROM := pyproject.toml setup.py setup.cfg flags.mk gpu_provider/native/core_build.py tls/ssl_build.py kernels/kernels_build.py \
 	$(filter-out %/_kernels.cpp,$(wildcard gpu_provider/native/*.[ch] gpu_provider/native/*/*.[ch] tls/*.[ch] kernels/*.h kernels/*/*.h kernels/*/*.cpp))
 
 .PHONY: demo test test-long lint cubins sanitize fuzz bench wheel gpu-suite container openssl-versions clean
@@ -87,7 +88,7 @@ cubins: .venv/ready-cubins $(NVRTC_LIBRARIES)
 # without OpenSSL's async jobs: it cannot follow a switch of stacks.
 STRESS := $(patsubst tests/native/%.c,%,$(wildcard tests/native/*_stress.c))
 SANITIZE_SOURCES := $(filter-out %/module.c %/_core.c,$(wildcard gpu_provider/native/*.c gpu_provider/native/*/*.c))
-SANITIZE_FLAGS := -std=c11 -O1 -g -fno-omit-frame-pointer -Wall -Wextra -Werror -pthread -Igpu_provider/native -Ikernels -Itests/native
+SANITIZE_FLAGS := $(C_STANDARD) $(WARNINGS) -O1 -g -fno-omit-frame-pointer -Werror -pthread -Igpu_provider/native -Ikernels -Itests/native
 define sanitized_program
 build/sanitize/$(1)-$(2): tests/native/$(1).c $(wildcard gpu_provider/native/*.[ch] gpu_provider/native/*/*.[ch] tests/native/*.h)
 	@mkdir -p $$(@D)
@@ -99,7 +100,7 @@ $(foreach stress,$(filter-out jobs_%,$(STRESS)),$(eval $(call sanitized_program,
 
 # The kernels, by clang, which has libFuzzer and is done sooner. In the unrolled arithmetic, checks of every pointer would
 # take minutes to compile; the address sanitizer sees what it points at.
-KERNELS_FLAGS := -std=c++17 -O1 -g1 -fno-omit-frame-pointer -Wall -Wextra -Werror -pthread -Ikernels -Itests/native
+KERNELS_FLAGS := $(CXX_STANDARD) $(WARNINGS) -O1 -g1 -fno-omit-frame-pointer -Werror -pthread -Ikernels -Itests/native
 # Those of the multi-thread form stand behind an interface of their own.
 KERNELS_OBJECTS := $(patsubst kernels/%.cpp,%.o,$(wildcard kernels/cpu/*.cpp))
 SANITIZER_address := -fsanitize=address,undefined,fuzzer-no-link -fno-sanitize-recover=all
@@ -107,11 +108,10 @@ SANITIZER_thread := -fsanitize=thread
 UNROLLED := -fno-sanitize=null,alignment,pointer-overflow,object-size
 build/sanitize/address/cpu/batch_%.o: KERNELS_FLAGS += $(UNROLLED)
 THREADS_OBJECTS := $(addprefix build/sanitize/address/,host/threads.o host/threads32.o host/threads52.o host/record.o cpu/memory.o)
-build/sanitize/address/host/threads%.o: KERNELS_FLAGS += $(UNROLLED) -ffp-contract=off -frounding-math
-ifeq ($(shell uname -m),x86_64)
-%/batch_ifma.o: KERNELS_FLAGS += -mavx512f -mavx512dq -mavx512ifma
-%/threads32.o %/threads52.o: KERNELS_FLAGS += -mavx2 -mfma
-endif
+build/sanitize/address/host/threads%.o: KERNELS_FLAGS += $(UNROLLED)
+MACHINE := $(shell uname -m)
+%/batch_ifma.o: KERNELS_FLAGS += $(IFMA_$(MACHINE))
+%/threads32.o %/threads52.o: KERNELS_FLAGS += $(WARP) $(WARP_$(MACHINE))
 define sanitized_kernels
 build/sanitize/$(1)/%.o: kernels/%.cpp $(wildcard kernels/*.h kernels/*/*.h)
 	@mkdir -p $$(@D)

@@ -66,14 +66,18 @@ enum gpk_status gpk_thread_record(int radix_bits, int class_bytes, void *record,
 enum gpk_status gpk_thread_modulus(int radix_bits, int class_bytes, void *record, struct gpk_number modulus);
 """
 
+CPP_FILES = list(Path("kernels").rglob("*.cpp"))
+LIBRARIES = ["batch_ifma", "batch_portable", "threads32", "threads52"]  # setup.py's, each of the file of that name
+
 ffi = FFI()
 ffi.cdef(CDEF)
 ffi.set_source(
     "gpu_provider.kernels._kernels",
     '#include "host/threads.h"\n',
     source_extension=".cpp",
-    sources=sorted(str(path) for path in Path("kernels").rglob("*.cpp") if path.name != "_kernels.cpp"),
+    sources=sorted(str(path) for path in CPP_FILES if path.stem not in {"_kernels", *LIBRARIES}),
     include_dirs=["kernels"],
-    depends=sorted(str(path) for path in Path("kernels").rglob("*.h")),
+    depends=sorted(str(path) for path in (*CPP_FILES, *Path("kernels").rglob("*.h"))),
+    libraries=LIBRARIES,
     language="c++",
 )

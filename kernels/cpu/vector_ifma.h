@@ -1,5 +1,5 @@
 /* The AVX-512 IFMA lane: eight 64-bit elements, one per operation of the batch. Every operation is one instruction
- * whose time does not depend on its data. Only for translation units compiled with IFMA_ARGS of setup.py. */
+ * whose time does not depend on its data. Only for translation units compiled with IFMA of flags.mk. */
 #ifndef GPK_CPU_VECTOR_IFMA_H
 #define GPK_CPU_VECTOR_IFMA_H
 

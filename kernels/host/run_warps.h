@@ -1,5 +1,5 @@
 /* The host build of the multi-thread kernels: the table entry of one, and the loop over a launch's warps. For the files of
- * one radix each, compiled with WARP_ARGS of setup.py. */
+ * one radix each, compiled with WARP of flags.mk. */
 #ifndef GPK_HOST_RUN_WARPS_H
 #define GPK_HOST_RUN_WARPS_H
 

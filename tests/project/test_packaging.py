@@ -14,6 +14,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 CHECK = ROOT / "tests" / "check_prerequisites.sh"
+BUILD_FILES = ("pyproject.toml", "setup.cfg", "setup.py", "flags.mk")
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +23,7 @@ def distributions(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("packaging")
     source = directory / "source"
     source.mkdir()
-    for name in ("LICENSE", "MANIFEST.in", "README.md", "CHANGELOG.md", "pyproject.toml", "setup.cfg", "setup.py"):
+    for name in ("LICENSE", "MANIFEST.in", "README.md", "CHANGELOG.md", *BUILD_FILES):
         shutil.copy(ROOT / name, source)
     for name in ("gpu_provider", "kernels", "tls"):
         shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("*.so", "__pycache__"))
@@ -46,7 +47,7 @@ def compilers_without_kernels(directory: Path) -> dict[str, str]:
         compiler.write_text(
             "#!/bin/sh\n"
             "for argument; do\n"
-            "    case $argument in kernels/batch_*.cpp | kernels/threads*.cpp) arithmetic=1 ;; esac\n"
+            "    case $argument in kernels/cpu/batch_*.cpp | kernels/host/threads*.cpp) arithmetic=1 ;; esac\n"
             '    [ "$before" != -o ] || object=$argument\n'
             "    before=$argument\n"
             "done\n"
@@ -218,7 +219,7 @@ def test_make_says_what_is_missing_before_it_touches_anything(tmp_path: Path) ->
     shutil.copy(ROOT / "Makefile", tmp_path)
     (tmp_path / "tests").mkdir()
     shutil.copy(CHECK, tmp_path / "tests")
-    for name in ("pyproject.toml", "setup.py", "setup.cfg"):
+    for name in BUILD_FILES:
         shutil.copy(ROOT / name, tmp_path)
     for name in ("gpu_provider/native/core_build.py", "tls/ssl_build.py", "kernels/kernels_build.py"):
         (tmp_path / name).parent.mkdir(parents=True)
