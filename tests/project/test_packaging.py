@@ -1,4 +1,4 @@
-"""What a user installs: the wheel's and the sdist's content, and what is said when this machine cannot build it."""
+"""What a user installs: what the wheel and the sdist hold, and what is said if this machine can't build them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ BUILD_FILES = ("pyproject.toml", "setup.cfg", "setup.py", "flags.mk")
 
 @pytest.fixture(scope="module")
 def distributions(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A directory with the sdist and the wheel built from it, made from a copy with a stale object lying in it."""
+    """A directory with the sdist and the wheel built from it, from a copy of the tree that holds a stale object."""
     directory = tmp_path_factory.mktemp("packaging")
     source = directory / "source"
     source.mkdir()
@@ -40,14 +40,14 @@ def distributions(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def compilers_without_kernels(directory: Path) -> dict[str, str]:
-    """The arithmetic takes most of a minute to compile, and no test here calls it: what they look at is which files the
-    packages hold. ``make wheel`` builds all of it."""
+    """Compilers that leave out the arithmetic, which takes most of a minute and which no test here calls: they look at
+    which files the packages hold. ``make wheel`` builds everything."""
     for name in ("gcc", "g++"):
         compiler = directory / name
         compiler.write_text(
             "#!/bin/sh\n"
             "for argument; do\n"
-            "    case $argument in kernels/cpu/batch_*.cpp | kernels/host/threads*.cpp) arithmetic=1 ;; esac\n"
+            "    case $argument in */batch_*.cpp | */threads[0-9]*.cpp) arithmetic=1 ;; esac\n"
             '    [ "$before" != -o ] || object=$argument\n'
             "    before=$argument\n"
             "done\n"
@@ -96,7 +96,7 @@ def test_the_wheel_carries_the_provider_module_both_extensions_and_the_types(whe
 
 
 def test_the_wheel_carries_every_module_and_no_source_but_the_kernels(wheel_names: list[str]) -> None:
-    """``packages`` is listed by hand: a new package that nobody listed would be missing for users alone."""
+    """``packages`` is listed by hand: a package left out would be missing for users alone."""
     modules = {str(path.relative_to(ROOT)) for path in (ROOT / "gpu_provider").rglob("*.py")}
     for part in ("kernels", "tls"):
         modules |= {f"gpu_provider/{path.relative_to(ROOT)}" for path in (ROOT / part).rglob("*.py")}
