@@ -63,6 +63,8 @@ lint: .venv/ready-lint
 	@$(BIN)/ruff check --quiet .
 	@echo "ruff format --check"
 	@$(BIN)/ruff format --check --quiet .
+	@echo "clang-format"
+	@git ls-files '*.c' '*.h' '*.cpp' '*.cu' | xargs $(BIN)/clang-format --dry-run --Werror
 	@echo "mypy --strict"
 	@cd build/lint && ../../$(BIN)/mypy --config-file ../../pyproject.toml --cache-dir ../mypy --no-error-summary -p gpu_provider -p bench
 	@mkdir build/lint/typed && cp tests/project/typed_calls.py build/lint/typed && $(BIN)/python tests/project/readme_snippets.py build/lint/typed
