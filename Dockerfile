@@ -1,4 +1,4 @@
-# A Debian or Ubuntu with Python 3.11 or later and OpenSSL 3. The same for both stages: the wheel runs on what it was built on.
+# A Debian or Ubuntu with Python 3.11 or later and OpenSSL 3. Both stages use it: the wheel runs on what it was built on.
 ARG BASE=debian:bookworm-slim
 
 FROM ${BASE} AS builder
@@ -19,7 +19,7 @@ COPY --from=builder /opt/gpu-provider /opt/gpu-provider
 ENV PATH=/opt/gpu-provider/bin:$PATH PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1 GPU_PROVIDER_ADMIN=0.0.0.0:9180
 USER 65532:65532
 EXPOSE 8443 9180
-# Writes nothing: runs with a read-only root. The variable outranks the file's `admin`, so this is always the right port.
+# Runs with a read-only root. GPU_PROVIDER_ADMIN outranks the file's `admin`, so the health check knows the port.
 HEALTHCHECK --interval=10s --timeout=3s --start-period=10s CMD ["python", "-c", "import os, urllib.request; \
 urllib.request.urlopen('http://127.0.0.1:' + os.environ['GPU_PROVIDER_ADMIN'].rpartition(':')[2] + '/readyz', timeout=2)"]
 ENTRYPOINT ["gpu-provider"]

@@ -1,8 +1,8 @@
 # make demo | test | test-long | lint | cubins | sanitize | fuzz | bench | wheel | gpu-suite | container |
 # openssl-versions | clean
-# PYTHON=… names the interpreter (3.11 or later); CC=…, CXX=… and CFLAGS=… reach the compiler. FUZZ_SECONDS=… and
-# LONG_CASES=… say how long each fuzzer runs, and how many cases a long test takes. PYTHON_VERSION=… and ARCH=… say for
-# which Python and GPU make gpu-suite packs; NVRTC=… has it and make cubins compile with that version from PyPI.
+# PYTHON=… is the interpreter (3.11 or later); CC=…, CXX=… and CFLAGS=… reach the compiler. FUZZ_SECONDS=… is how long each
+# fuzzer runs, LONG_CASES=… how many cases make test-long takes. PYTHON_VERSION=… and ARCH=… are the Python and the GPU that
+# make gpu-suite packs for; with NVRTC=…, it and make cubins compile with that version from PyPI.
 
 PYTHON ?= python3
 PYTEST_ARGS ?=
@@ -13,13 +13,14 @@ PYTHON_VERSION ?= 3.12
 ARCH ?= sm_90
 NVRTC ?=
 BIN := .venv/bin
-# One more than there are cores, for tests wait too; more than four would only run into each other.
+# One more than there are cores, since tests also wait; more than four would get in each other's way.
 TEST_PROCESSES = $(shell cores=$$(nproc); echo $$((cores < 4 ? cores + 1 : 4)))
 comma := ,
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
+include flags.mk
 
-# What an editable install does not pick up by itself.
-BUILT_FROM := pyproject.toml setup.py setup.cfg gpu_provider/native/core_build.py tls/ssl_build.py kernels/kernels_build.py \
+# What an editable install doesn't pick up by itself.
+BUILT_FROM := pyproject.toml setup.py setup.cfg flags.mk gpu_provider/native/core_build.py tls/ssl_build.py kernels/kernels_build.py \
 	$(filter-out %/_kernels.cpp,$(wildcard gpu_provider/native/*.[ch] gpu_provider/native/*/*.[ch] tls/*.[ch] kernels/*.h kernels/*/*.h kernels/*/*.cpp))
 
 .PHONY: demo test test-long lint cubins sanitize fuzz bench wheel gpu-suite container openssl-versions clean
@@ -39,9 +40,9 @@ test-long: .venv/ready-test
 bench: .venv/ready-bench
 	@$(BIN)/python -m bench
 
-# One set-up per purpose, each complete, so that the demo does not fetch what only the tests need.
+# One set-up for each purpose, so that the demo doesn't fetch what only the tests need.
 .venv/ready-demo: EXTRAS = uvloop
-# The last: CuPy and NVRTC, whose compiler needs no GPU. 130 MB, so that the kernels that a GPU would run are tested here too.
+# cuda-check is CuPy and NVRTC, 130 MB: NVRTC needs no GPU, so the kernels are tested as a GPU would run them.
 .venv/ready-test: EXTRAS = uvloop,test,bench,cuda-check
 .venv/ready-lint: EXTRAS = lint,bench
 .venv/ready-bench: EXTRAS = uvloop,bench
@@ -55,13 +56,15 @@ bench: .venv/ready-bench
 	@$(BIN)/python -m pip install --quiet --editable '.[$(EXTRAS)]'
 	@touch $@
 
-# mypy and import-linter look at directories, not at what setup.py maps: give them the package as it is installed.
+# mypy and import-linter look at directories, not at pyproject.toml's mapping: give them the package as it is installed.
 lint: .venv/ready-lint
 	@rm -rf build/lint && mkdir -p build/lint && cp -pR gpu_provider bench build/lint/ && cp -pR tls kernels build/lint/gpu_provider/
 	@echo "ruff check"
 	@$(BIN)/ruff check --quiet .
 	@echo "ruff format --check"
 	@$(BIN)/ruff format --check --quiet .
+	@echo "clang-format"
+	@git ls-files '*.c' '*.h' '*.cpp' '*.cu' | xargs $(BIN)/clang-format --dry-run --Werror
 	@echo "mypy --strict"
 	@cd build/lint && ../../$(BIN)/mypy --config-file ../../pyproject.toml --cache-dir ../mypy --no-error-summary -p gpu_provider -p bench
 	@mkdir build/lint/typed && cp tests/project/typed_calls.py build/lint/typed && $(BIN)/python tests/project/readme_snippets.py build/lint/typed
@@ -71,7 +74,7 @@ lint: .venv/ready-lint
 	@echo "include directions"
 	@$(BIN)/python tests/project/include_check.py
 
-# CuPy takes the NVRTC that is loaded already before the one that is installed.
+# CuPy prefers an NVRTC that is already loaded to the one that is installed.
 ifneq ($(NVRTC),)
 NVRTC_LIBRARIES := build/nvrtc-$(NVRTC)/nvidia/cu13/lib
 WITH_NVRTC := LD_LIBRARY_PATH=$(CURDIR)/$(NVRTC_LIBRARIES) LD_PRELOAD=libnvrtc.so.13
@@ -79,15 +82,15 @@ endif
 build/nvrtc-%/nvidia/cu13/lib: | .venv/ready-cubins
 	@$(BIN)/python -m pip install --quiet --no-deps --target build/nvrtc-$* nvidia-cuda-nvrtc==$*
 
-# Compiles every CUDA kernel for every architecture, without a GPU, and compares its machine code with the repository's table.
+# Compiles the CUDA kernels, without a GPU, and compares their machine code with the repository's table.
 cubins: .venv/ready-cubins $(NVRTC_LIBRARIES)
 	@$(WITH_NVRTC) $(BIN)/python -m bench.kernels.check_cubins
 
-# Every stress test of the C core under the address and undefined-behaviour sanitizers, and under the thread sanitizer those
-# without OpenSSL's async jobs: it cannot follow a switch of stacks.
+# The stress tests of the C core, under the address and undefined-behaviour sanitizers. The thread sanitizer can't follow a
+# switch of stacks, so it only gets those without OpenSSL's async jobs.
 STRESS := $(patsubst tests/native/%.c,%,$(wildcard tests/native/*_stress.c))
 SANITIZE_SOURCES := $(filter-out %/module.c %/_core.c,$(wildcard gpu_provider/native/*.c gpu_provider/native/*/*.c))
-SANITIZE_FLAGS := -std=c11 -O1 -g -fno-omit-frame-pointer -Wall -Wextra -Werror -pthread -Igpu_provider/native -Ikernels -Itests/native
+SANITIZE_FLAGS := $(C_STANDARD) $(WARNINGS) -O1 -g -fno-omit-frame-pointer -Werror -pthread -Igpu_provider/native -Ikernels -Itests/native
 define sanitized_program
 build/sanitize/$(1)-$(2): tests/native/$(1).c $(wildcard gpu_provider/native/*.[ch] gpu_provider/native/*/*.[ch] tests/native/*.h)
 	@mkdir -p $$(@D)
@@ -97,21 +100,19 @@ endef
 $(foreach stress,$(STRESS),$(eval $(call sanitized_program,$(stress),address,address$(comma)undefined -fno-sanitize-recover=all)))
 $(foreach stress,$(filter-out jobs_%,$(STRESS)),$(eval $(call sanitized_program,$(stress),thread,thread)))
 
-# The kernels, by clang, which has libFuzzer and is done sooner. In the unrolled arithmetic, checks of every pointer would
-# take minutes to compile; the address sanitizer sees what it points at.
-KERNELS_FLAGS := -std=c++17 -O1 -g1 -fno-omit-frame-pointer -Wall -Wextra -Werror -pthread -Ikernels -Itests/native
-# Those of the multi-thread form stand behind an interface of their own.
+# The kernels, with clang, which has libFuzzer and compiles faster. In the unrolled arithmetic, checking every pointer would
+# take minutes to compile; the address sanitizer still checks what is accessed.
+KERNELS_FLAGS := $(CXX_STANDARD) $(WARNINGS) -O1 -g1 -fno-omit-frame-pointer -Werror -pthread -Ikernels -Itests/native
 KERNELS_OBJECTS := $(patsubst kernels/%.cpp,%.o,$(wildcard kernels/cpu/*.cpp))
 SANITIZER_address := -fsanitize=address,undefined,fuzzer-no-link -fno-sanitize-recover=all
 SANITIZER_thread := -fsanitize=thread
 UNROLLED := -fno-sanitize=null,alignment,pointer-overflow,object-size
 build/sanitize/address/cpu/batch_%.o: KERNELS_FLAGS += $(UNROLLED)
 THREADS_OBJECTS := $(addprefix build/sanitize/address/,host/threads.o host/threads32.o host/threads52.o host/record.o cpu/memory.o)
-build/sanitize/address/host/threads%.o: KERNELS_FLAGS += $(UNROLLED) -ffp-contract=off -frounding-math
-ifeq ($(shell uname -m),x86_64)
-%/batch_ifma.o: KERNELS_FLAGS += -mavx512f -mavx512dq -mavx512ifma
-%/threads32.o %/threads52.o: KERNELS_FLAGS += -mavx2 -mfma
-endif
+build/sanitize/address/host/threads%.o: KERNELS_FLAGS += $(UNROLLED)
+MACHINE := $(shell uname -m)
+%/batch_ifma.o: KERNELS_FLAGS += $(IFMA_$(MACHINE))
+%/threads32.o %/threads52.o: KERNELS_FLAGS += $(WARP) $(WARP_$(MACHINE))
 define sanitized_kernels
 build/sanitize/$(1)/%.o: kernels/%.cpp $(wildcard kernels/*.h kernels/*/*.h)
 	@mkdir -p $$(@D)
@@ -126,8 +127,8 @@ build/sanitize/threads_fuzz: $(THREADS_OBJECTS)
 build/sanitize/%_fuzz: tests/native/%_fuzz.cpp tests/native/fuzz_input.h
 	@$(CLANGXX) -fsanitize=fuzzer $(SANITIZER_address) $(KERNELS_FLAGS) $(filter-out %.h,$^) -o $@ -lcrypto
 
-# They begin with noise, of which every byte means something to them. What one finds new joins that in build/fuzz/…/corpus; an
-# input that fails lies beside it, as crash-…: give it to build/sanitize/…_fuzz as its argument.
+# Seeded with noise, since any bytes are valid input. Inputs that reach new code are kept in build/fuzz/…/corpus; one that
+# fails is saved beside it as crash-…: pass it to build/sanitize/…_fuzz as its argument.
 FUZZERS := fuzz-kernels fuzz-threads
 .PHONY: $(FUZZERS)
 fuzz: $(FUZZERS)
@@ -153,7 +154,7 @@ wheel: .venv/ready-test
 	@$(BIN)/python -m build . >build/wheel.log 2>&1 || { cat build/wheel.log; exit 1; }
 	@ls dist/*
 
-# bench.gpu with all that it needs, for a machine with a GPU and without a network.
+# bench.gpu and everything it needs, for a machine with a GPU and no network.
 gpu-suite: wheel .venv/ready-cubins $(NVRTC_LIBRARIES)
 	@echo "fetching wheels, compiling kernels"
 	@$(WITH_NVRTC) $(BIN)/python -m bench.gpu.archive build/gpu-suite.tar --wheel dist/*.whl --python $(PYTHON_VERSION) --arch $(ARCH)

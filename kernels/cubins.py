@@ -28,7 +28,16 @@ if TYPE_CHECKING:
     from gpu_provider.kernels._kernels import _Unit
     from gpu_provider.kernels.cubin_cache import CubinCache
 
-__all__ = ["Arithmetic", "Unit", "architecture_for", "arithmetics", "cached_cubins", "load_cubins", "units"]
+__all__ = [
+    "Arithmetic",
+    "Unit",
+    "architecture_for",
+    "arithmetics",
+    "cache_names",
+    "cached_cubins",
+    "load_cubins",
+    "units",
+]
 
 _log = logging.getLogger(__name__)
 
@@ -183,7 +192,7 @@ def load_cubins(
     CompilerMissingError.
     """
     report = _once(cache_failed or _warn)
-    names = _cache_names(wanted, architecture)
+    names = cache_names(wanted, architecture)
     try:
         cubins = cached_cubins(names, architecture, cache)
     except OSError as error:
@@ -209,11 +218,11 @@ def load_cubins(
 
 def cached_cubins(wanted: Iterable[Unit], architecture: str, cache: CubinCache) -> dict[Unit, bytes]:
     """The units that the cache has. Raises OSError if it can't be used, CompilerMissingError."""
-    found = {unit: cache.read(name) for unit, name in _cache_names(wanted, architecture).items()}
+    found = {unit: cache.read(name) for unit, name in cache_names(wanted, architecture).items()}
     return {unit: cubin for unit, cubin in found.items() if cubin is not None}
 
 
-def _cache_names(wanted: Iterable[Unit], architecture: str) -> dict[Unit, str]:
+def cache_names(wanted: Iterable[Unit], architecture: str) -> dict[Unit, str]:
     """Names that contain a hash of everything that the machine code depends on."""
     files = [part for file in nvrtc.source_files(SOURCE).items() for part in file]
     names = {}

@@ -17,14 +17,18 @@ def for_python(header: str) -> str:
     return declarations
 
 
+CPP_FILES = list(Path("kernels").rglob("*.cpp"))
+LIBRARIES = ["batch_ifma", "batch_portable", "threads32", "threads52"]  # setup.py's, each of the file of that name
+
 ffi = FFI()
 ffi.cdef("".join(map(for_python, HEADERS)))
 ffi.set_source(
     "gpu_provider.kernels._kernels",
     '#include "host/threads.h"\n',
     source_extension=".cpp",
-    sources=sorted(str(path) for path in KERNELS.rglob("*.cpp") if path.name != "_kernels.cpp"),
+    sources=sorted(str(path) for path in CPP_FILES if path.stem not in {"_kernels", *LIBRARIES}),
     include_dirs=["kernels"],
-    depends=sorted(str(path) for path in KERNELS.rglob("*.h")),
+    depends=sorted(str(path) for path in (*CPP_FILES, *KERNELS.rglob("*.h"))),
+    libraries=LIBRARIES,
     language="c++",
 )

@@ -1,6 +1,6 @@
 #!/bin/sh
-# Says what building needs and this machine lacks, with the command that installs it. Silent if nothing is missing.
-# usage: check_prerequisites.sh [PYTHON]      (CC and CXX as for the build; the defaults are what PYTHON names)
+# Says what this machine lacks for a build, and the command that installs it. Silent if nothing is missing.
+# usage: check_prerequisites.sh [PYTHON]      (CC and CXX as for the build; the defaults are PYTHON's own)
 set -u
 
 python=${1:-python3}
@@ -41,7 +41,7 @@ compiles() { # compiles LIBRARY… <SOURCE; $cc unquoted: it may carry flags
 
 if ! command -v ${cc%% *} >/dev/null 2>&1; then
     lacks "a C compiler: no '${cc%% *}' on the PATH" gcc libc6-dev
-    # Without a compiler only the usual place can be looked at; with one, below, all that it searches.
+    # Without a compiler, look in the usual place; with one, below, wherever it searches.
     [ -f /usr/include/openssl/ssl.h ] || lacks "the headers and libraries of OpenSSL" libssl-dev
 elif ! echo '#include <stdio.h>
 int main(void) { return 0; }' | compiles; then

@@ -84,8 +84,7 @@ ffi.set_source(
     "gpu_provider.native._core",
     "\n".join(f"#include <openssl/{name}.h>" for name in ("conf", "err", "evp", "provider"))
     + "\n".join(("", *(f'#include "{header}"' for header in HEADERS))),
-    sources=sorted(str(path) for path in Path(NATIVE).rglob("*.c") if path.name not in {"_core.c", "module.c"}),
     include_dirs=[NATIVE, "kernels"],
-    depends=sorted(str(path) for path in (*Path(NATIVE).rglob("*.h"), Path("kernels/kernels.h"))),
-    libraries=["crypto"],
+    depends=sorted(str(path) for path in (*Path(NATIVE).rglob("*.[ch]"), Path("kernels/kernels.h"))),
+    libraries=["core", "crypto"],  # setup.py's, which the provider module shares
 )

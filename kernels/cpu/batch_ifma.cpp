@@ -1,4 +1,4 @@
-/* The batches on AVX-512 IFMA. Compiled with IFMA_ARGS of setup.py, and only called where the processor has it. */
+/* The batches on AVX-512 IFMA. Compiled with IFMA of flags.mk, and only called where the processor has it. */
 #if defined(__x86_64__)
 
 #include "cpu/vector_ifma.h"

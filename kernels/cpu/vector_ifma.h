@@ -1,5 +1,5 @@
 /* The AVX-512 IFMA vector: eight lanes of 64 bits, one for each operation of the batch. Each operator is one
- * instruction whose time does not depend on its data. Only for files compiled with IFMA_ARGS of setup.py. */
+ * instruction whose time does not depend on its data. Only for files compiled with IFMA of flags.mk. */
 #ifndef GPK_CPU_VECTOR_IFMA_H
 #define GPK_CPU_VECTOR_IFMA_H
 

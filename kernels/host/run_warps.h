@@ -1,5 +1,5 @@
 /* The host build of the multi-thread kernels: the loop over a launch's warps, and the list of kernels. For the files
- * of one radix each, which are compiled with WARP_ARGS of setup.py. */
+ * of one radix each, which are compiled with WARP of flags.mk. */
 #ifndef GPK_HOST_RUN_WARPS_H
 #define GPK_HOST_RUN_WARPS_H
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,8 @@ from bench.kernels import check_cubins
 from gpu_provider.kernels import nvrtc
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import pytest
 
 ROW = next(row for row in check_cubins.read_table()[1] if row.architecture == "sm_90")
@@ -50,3 +53,44 @@ def test_another_compilers_code_is_checked_without_the_table(
     said = capsys.readouterr().out
     assert "counts are not compared" in said
     assert "NVRTC 99.0: 0 kernels" in said
+
+
+def test_everything_is_compiled_again_when_sources_or_compiler_moved(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(nvrtc, "version", lambda: "99.0")
+    monkeypatch.setattr(check_cubins, "TABLE", tmp_path / "table.csv")
+    (tmp_path / "table.csv").write_text(f"# NVRTC 99.0, inputs {check_cubins.inputs()}\n")
+    checked: list[list[str]] = []
+    monkeypatch.setattr(check_cubins, "check", lambda wanted, *_: checked.append(wanted) or 0)
+
+    def run(*arguments: str) -> None:
+        monkeypatch.setattr(sys, "argv", ["check_cubins", *arguments])
+        assert check_cubins.main() == 0
+
+    run()
+    run("--update")
+    run("--every-unit")
+    run("--arch", "sm_75", "sm_80")
+    everything = list(check_cubins.GPUS)
+    assert checked == [["sm_90"], everything, everything, ["sm_75", "sm_80"]]
+
+    checked.clear()
+    sources = dict(nvrtc.source_files("gpu/kernels.cu"))
+    monkeypatch.setattr(nvrtc, "source_files", lambda _name: sources | {"gpu/warp.h": "other"})
+    run()
+    monkeypatch.undo()
+    assert checked == [everything]
+
+
+def test_a_table_of_which_a_part_was_rewritten_does_not_vouch_for_the_rest(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(nvrtc, "version", lambda: "99.0")
+    monkeypatch.setattr(check_cubins, "TABLE", tmp_path / "table.csv")
+    (tmp_path / "table.csv").write_text("# NVRTC 99.0, inputs 0123\n")
+    check_cubins.write_table([ROW], [replace(ROW, architecture="sm_75")])
+    assert check_cubins.table_inputs() == "0123"
+    check_cubins.write_table([ROW], [])
+    assert check_cubins.table_inputs() == check_cubins.inputs()
+    assert check_cubins.read_table() == ("99.0", [ROW])

@@ -1,7 +1,7 @@
 """Containers without a container engine: buildah with chroot isolation, as root, on a base image made by debootstrap.
 
-The base's files are kept in ``build/container`` for the next run. ``BASE=`` names another base image instead. Standard
-library alone.
+The base's files are kept in ``build/container`` for the next run. ``BASE=`` names another base image instead. Uses the
+standard library alone.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ LOCAL_AUTHORITIES = Path("/usr/local/share/ca-certificates")
 
 
 class Buildah:
-    """buildah with a storage of its own, gone at the end."""
+    """buildah with its own storage, which the caller removes."""
 
     def __init__(self, storage: Path) -> None:
         self._command = ["buildah", "--storage-driver", "vfs", "--root", str(storage / "root")]
@@ -51,7 +51,7 @@ class Buildah:
 
 
 def missing(*more: str) -> str | None:
-    """What this machine lacks, by name: of what a container needs, and of ``more`` programs."""
+    """What this machine lacks of what a container needs and of the ``more`` programs, if anything."""
     if os.geteuid() != 0:
         return "not root"
     tools = ["buildah", *more, *([] if os.environ.get("BASE") else ["debootstrap"])]
@@ -59,7 +59,7 @@ def missing(*more: str) -> str | None:
 
 
 def base_image(buildah: Buildah, suite: str) -> str:
-    """The image to build on: ``BASE``, or a minimal Debian of this suite that trusts what this machine trusts."""
+    """The image to build on: ``BASE``, or a minimal Debian of this suite that trusts the CAs that this machine does."""
     if image := os.environ.get("BASE"):
         return image
     tree, incomplete = CACHE / suite, CACHE / f"{suite}.incomplete"

@@ -1,8 +1,8 @@
-"""Runs the tests of the provider and of TLS with the versions of OpenSSL that Debian 12 does not have: 3.5, and 4.0.
+"""Runs the tests of the provider and of TLS with the versions of OpenSSL that Debian 12 doesn't have: 3.5 and 4.0.
 
-In a container of Debian 13, whose OpenSSL is 3.5; then 4.0 comes from Debian's experimental suite, and what is linked
-to OpenSSL is built again. As root, with what ``buildah.py`` needs. Exit status 77, and one line that says why, when
-the machine cannot fetch them. Standard library alone.
+A container of Debian 13 has OpenSSL 3.5. Then 4.0 is installed from Debian's experimental suite, and what is linked to
+OpenSSL is rebuilt. Needs root, and what ``buildah.py`` needs. If the machine can't fetch them, it exits with status 77
+and prints one line that says why. Uses the standard library alone.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathlib import Path
 from buildah import ROOT, SKIPPED, Buildah, base_image, missing
 
 PACKAGES = "binutils ca-certificates ccache gcc g++ libc6-dev libssl-dev openssl python3-dev python3-venv"
-# Those in which a version of OpenSSL can make a difference.
+# The tests whose outcome can depend on OpenSSL's version.
 TESTS = [
     *("openssl/test_default_operations", "openssl/test_default_parameters", "openssl/test_openssl_config"),
     *("openssl/test_openssl_program", "openssl/test_other_libcrypto", "openssl/test_rsa_decryption"),
@@ -25,12 +25,12 @@ TESTS = [
     *("tls/test_credentials", "tls/test_session_tickets", "tls/test_verification"),
 ]
 INSTALL = "apt-get -qq update && apt-get -qq install -y --no-install-recommends"
-# A mirror may be a snapshot that is older than what experimental allows.
+# A mirror may be a snapshot, older than experimental's Valid-Until.
 EXPERIMENTAL = """set -eu
 archive=$(apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' 'Codename: trixie' | head -n 1)
 echo "deb [check-valid-until=no] $archive experimental main" >/etc/apt/sources.list.d/experimental.list
 """
-# The compiler's cache: the kernels take longest, and know nothing of OpenSSL.
+# With ccache, since the kernels take longest to compile and don't depend on OpenSSL.
 BUILD = "PATH=/usr/lib/ccache:$PATH /venv/bin/pip install --quiet --disable-pip-version-check --editable '/src[test]'"
 VERSION = """import sys
 sys.path.insert(0, "/src/tests/support")

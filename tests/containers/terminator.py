@@ -1,7 +1,7 @@
-"""Builds the Dockerfile with buildah, starts the terminator in it as its own user, and talks to it as a client would.
+"""Builds the image with buildah, starts the terminator in it as the image's user, and talks to it as a client would.
 
-As root, with what ``buildah.py`` needs. Exit status 77, and one line that names it, when something the machine must
-have is missing. Standard library alone.
+Needs root, and what ``buildah.py`` needs. If something is missing, it exits with status 77 and prints one line that
+names it. Uses the standard library alone.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def make_certificate(directory: Path) -> None:
         check=True,
         capture_output=True,
     )
-    (directory / "key.pem").chmod(0o644)  # the container's user has no name here
+    (directory / "key.pem").chmod(0o644)  # the container's user doesn't exist here
 
 
 def request(port: int, authority: Path, version: ssl.TLSVersion, path: str) -> bytes:
@@ -78,7 +78,7 @@ def request(port: int, authority: Path, version: ssl.TLSVersion, path: str) -> b
 
 
 def contained_process(launcher: subprocess.Popen[str]) -> int:
-    """The last of the processes that buildah started one from another: what a container engine would signal."""
+    """The last in the chain of processes that buildah started, which a container engine would signal."""
     process = launcher.pid
     while children := [
         int(child) for tasks in Path(f"/proc/{process}/task").glob("*/children") for child in tasks.read_text().split()

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from compiler_flags import flags
 from kernel_oracle import Numbers
 
 from bench.gpu.host_device import host_kernels
@@ -30,16 +31,9 @@ def build(
         pytest.skip("g++ is not installed")
     program = directory / name
     sources = [ROOT / "tests" / "native" / f"{name}.cpp", *(KERNELS / file for file in with_files)]
-    flags = ["-std=c++17", "-O2", "-g1", "-Wall", "-Wextra", "-Werror", "-pthread", *options, f"-I{KERNELS}"]
-    subprocess.run(["g++", *flags, *sources, "-o", program], check=True, timeout=200)
+    own = ["-O2", "-g1", "-Werror", "-pthread", *options, f"-I{KERNELS}"]
+    subprocess.run(["g++", *flags("CXX_STANDARD", "WARNINGS"), *own, *sources, "-o", program], check=True, timeout=200)
     return program
-
-
-def setup_arguments(name: str) -> list[str]:
-    """A list of compiler flags in setup.py."""
-    match = re.search(rf"^{name} = \[(.*)\]$", (ROOT / "setup.py").read_text(), re.MULTILINE)
-    assert match
-    return re.findall(r'"(-[^"]+)"', match[1])
 
 
 def key_on_stdin(bits: int) -> str:
@@ -69,7 +63,7 @@ def test_nor_in_the_multi_thread_kernels(tmp_path: Path) -> None:
         pytest.skip("valgrind and its header are not installed")
     if not host_kernels():
         pytest.skip("this processor lacks AVX2 or FMA")
-    options = ["-DGPK_CHECK_SECRETS", *setup_arguments("WARP_ARGS")]
+    options = ["-DGPK_CHECK_SECRETS", *flags("WARP")]
     program = build("thread_secrets", tmp_path, *options, with_files=("host/record.cpp", "cpu/memory.cpp"))
     result = memcheck(program)
     assert result.returncode == 0, result.stderr

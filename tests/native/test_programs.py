@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 import rsa_keys
+from compiler_flags import flags
 from openssl_program import NATIVE
 
 if TYPE_CHECKING:
@@ -17,9 +18,7 @@ if TYPE_CHECKING:
 PROGRAMS = Path(__file__).parent
 KERNELS = PROGRAMS.parents[1] / "kernels"
 JOB_STACK = 32 * 1024
-
-
-FLAGS = ["-std=c11", "-O2", "-g1", "-Wall", "-Wextra", "-Werror", "-pthread", f"-I{NATIVE}", f"-I{KERNELS}"]
+FLAGS = [*flags("C_STANDARD", "WARNINGS"), "-O2", "-g1", "-Werror", "-pthread", f"-I{NATIVE}", f"-I{KERNELS}"]
 
 
 @pytest.fixture(scope="module")

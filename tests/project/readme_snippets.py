@@ -1,5 +1,5 @@
-"""Writes the README's Python snippets into a directory, for `make lint` to check their types. Those over asyncio's
-protocols are left out: they have no annotations, which would say there what asyncio's documentation says."""
+"""Writes the README's Python snippets into a directory, for `make lint` to check their types. Snippets with asyncio
+protocols are left out: they have no annotations, which would only repeat asyncio's documentation."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a user installs: the wheel's and the sdist's content, and what is said when this machine cannot build it."""
+"""What a user installs: what the wheel and the sdist hold, and what is said if this machine can't build them."""
 
 from __future__ import annotations
 
@@ -14,15 +14,16 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 CHECK = ROOT / "tests" / "check_prerequisites.sh"
+BUILD_FILES = ("pyproject.toml", "setup.cfg", "setup.py", "flags.mk")
 
 
 @pytest.fixture(scope="module")
 def distributions(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A directory with the sdist and the wheel built from it, made from a copy with a stale object lying in it."""
+    """A directory with the sdist and the wheel built from it, from a copy of the tree that holds a stale object."""
     directory = tmp_path_factory.mktemp("packaging")
     source = directory / "source"
     source.mkdir()
-    for name in ("LICENSE", "MANIFEST.in", "README.md", "CHANGELOG.md", "pyproject.toml", "setup.cfg", "setup.py"):
+    for name in ("LICENSE", "MANIFEST.in", "README.md", "CHANGELOG.md", *BUILD_FILES):
         shutil.copy(ROOT / name, source)
     for name in ("gpu_provider", "kernels", "tls"):
         shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("*.so", "__pycache__"))
@@ -39,14 +40,14 @@ def distributions(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def compilers_without_kernels(directory: Path) -> dict[str, str]:
-    """The arithmetic takes most of a minute to compile, and no test here calls it: what they look at is which files the
-    packages hold. ``make wheel`` builds all of it."""
+    """Compilers that leave out the arithmetic, which takes most of a minute and which no test here calls: they look at
+    which files the packages hold. ``make wheel`` builds everything."""
     for name in ("gcc", "g++"):
         compiler = directory / name
         compiler.write_text(
             "#!/bin/sh\n"
             "for argument; do\n"
-            "    case $argument in kernels/batch_*.cpp | kernels/threads*.cpp) arithmetic=1 ;; esac\n"
+            "    case $argument in */batch_*.cpp | */threads[0-9]*.cpp) arithmetic=1 ;; esac\n"
             '    [ "$before" != -o ] || object=$argument\n'
             "    before=$argument\n"
             "done\n"
@@ -95,7 +96,7 @@ def test_the_wheel_carries_the_provider_module_both_extensions_and_the_types(whe
 
 
 def test_the_wheel_carries_every_module_and_no_source_but_the_kernels(wheel_names: list[str]) -> None:
-    """``packages`` is listed by hand: a new package that nobody listed would be missing for users alone."""
+    """``packages`` is listed by hand: a package left out would be missing for users alone."""
     modules = {str(path.relative_to(ROOT)) for path in (ROOT / "gpu_provider").rglob("*.py")}
     for part in ("kernels", "tls"):
         modules |= {f"gpu_provider/{path.relative_to(ROOT)}" for path in (ROOT / part).rglob("*.py")}
@@ -218,7 +219,7 @@ def test_make_says_what_is_missing_before_it_touches_anything(tmp_path: Path) ->
     shutil.copy(ROOT / "Makefile", tmp_path)
     (tmp_path / "tests").mkdir()
     shutil.copy(CHECK, tmp_path / "tests")
-    for name in ("pyproject.toml", "setup.py", "setup.cfg"):
+    for name in BUILD_FILES:
         shutil.copy(ROOT / name, tmp_path)
     for name in ("gpu_provider/native/core_build.py", "tls/ssl_build.py", "kernels/kernels_build.py"):
         (tmp_path / name).parent.mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""What types the library's calls have to a type checker: `make lint` checks this file, and nothing runs it."""
+"""The types of the library's calls, as a type checker sees them. `make lint` checks this file; nothing runs it."""
 
 from __future__ import annotations
 
