@@ -15,7 +15,7 @@
 extern "C" {
 #endif
 
-/* ---- Python calls what follows: kernels_build.py reads it ---- */
+/* cffi: */
 
 #define GPK_MIN_BITS 1024
 #define GPK_MAX_BITS 4096
@@ -84,7 +84,7 @@ struct gpk_functions {
 };
 const struct gpk_functions *gpk_functions_of(enum gpk_isa isa);
 
-/* ---- end of what Python calls ---- */
+/* :cffi */
 
 #ifdef __cplusplus
 }

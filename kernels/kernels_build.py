@@ -1,5 +1,9 @@
-"""cffi builder of ``gpu_provider.kernels._kernels``: the arithmetic over batches."""
+"""cffi builder of ``gpu_provider.kernels._kernels``: the arithmetic over batches.
 
+What Python sees of the kernels is declared in their headers, between ``/* cffi: */`` and ``/* :cffi */``.
+"""
+
+import re
 from pathlib import Path
 
 from cffi import FFI
@@ -8,20 +12,15 @@ KERNELS = Path("kernels")
 HEADERS = ("kernels.h", "gpu/launch.h", "host/threads.h")
 
 
-def for_python(header: str) -> str:
-    """The declarations between the two comments that mark them."""
-    _, begun, text = (KERNELS / header).read_text().partition("kernels_build.py reads it ---- */")
-    declarations, ended, _ = text.partition("/* ---- end of what Python calls")
-    if not begun or not ended:
-        raise ValueError(f"{header} does not mark what Python calls")
-    return declarations
+def declarations(header: str) -> str:
+    return "\n".join(re.findall(r"/\* cffi: \*/\n(.*?)/\* :cffi \*/", (KERNELS / header).read_text(), re.DOTALL))
 
 
-CPP_FILES = list(Path("kernels").rglob("*.cpp"))
+CPP_FILES = list(KERNELS.rglob("*.cpp"))
 LIBRARIES = ["batch_ifma", "batch_portable", "threads32", "threads52"]  # setup.py's, each of the file of that name
 
 ffi = FFI()
-ffi.cdef("".join(map(for_python, HEADERS)))
+ffi.cdef("".join(map(declarations, HEADERS)))
 ffi.set_source(
     "gpu_provider.kernels._kernels",
     '#include "host/threads.h"\n',

@@ -13,7 +13,7 @@
 #include "arithmetic/compiler.h"
 
 extern "C" {
-/* ---- Python calls what follows: kernels_build.py reads it ---- */
+/* cffi: */
 
 /* A private operation: outputs[i] = inputs[i]^d mod n, with a record (gpk_thread_record) and a blinding pair for each
  * row. No other row in flight may use the same pair; the kernel squares it after use. ok[i] is 1, or 0 with a row of
@@ -64,7 +64,7 @@ struct gpk_unit {
     int modulus_bytes;   /* of a modulus's record */
 };
 
-/* ---- end of what Python calls ---- */
+/* :cffi */
 } /* extern "C" */
 
 namespace gpk {

@@ -14,7 +14,7 @@
 extern "C" {
 #endif
 
-/* ---- Python calls what follows: kernels_build.py reads it ---- */
+/* cffi: */
 
 /* The units that a device has; NULL after the last. */
 const struct gpk_unit *gpk_unit_at(int index);
@@ -44,7 +44,7 @@ const struct gpk_host_kernel *gpk_host_kernel_at(int index);
  * the kernel; nothing is checked. Leaves the thread's rounding mode as it was. */
 enum gpk_status gpk_host_run(int index, const void *launch);
 
-/* ---- end of what Python calls ---- */
+/* :cffi */
 
 #ifdef __cplusplus
 }
