@@ -268,7 +268,7 @@ def test_a_result_whose_verification_failed_never_leaves(
     def failing(_client: Client, _batch: Batch) -> int:
         raise MemoryError
 
-    monkeypatch.setattr("gpu_provider.client.Client.verify", failing)
+    monkeypatch.setattr("gpu_provider.engine.jobs.libcrypto_verify", failing)
     held_backend.release_all()
     held_backend.lie_next()
     assert held_provider.private_op(key, 2) == pow(2, D, N)
