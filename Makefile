@@ -166,4 +166,4 @@ openssl-versions:
 	@$(PYTHON) tests/containers/openssl_versions.py || [ $$? = 77 ]
 
 clean:
-	rm -rf .venv build dist *.egg-info gpu_provider/native/*.so tls/*.so .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv build dist *.egg-info gpu_provider/native/*.so kernels/*.so tls/*.so .mypy_cache .pytest_cache .ruff_cache .hypothesis
