@@ -20,7 +20,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 include flags.mk
 
 # What an editable install doesn't pick up by itself.
-BUILT_FROM := pyproject.toml setup.py setup.cfg flags.mk gpu_provider/native/core_build.py tls/ssl_build.py kernels/kernels_build.py \
+BUILT_FROM := pyproject.toml setup.py flags.mk gpu_provider/native/core_build.py tls/ssl_build.py kernels/kernels_build.py \
 	$(filter-out %/_kernels.cpp,$(wildcard gpu_provider/native/*.[ch] gpu_provider/native/*/*.[ch] tls/*.[ch] kernels/*.h kernels/*/*.h kernels/*/*.cpp))
 
 .PHONY: demo test test-long lint cubins sanitize fuzz bench wheel gpu-suite container openssl-versions clean
@@ -166,4 +166,4 @@ openssl-versions:
 	@$(PYTHON) tests/containers/openssl_versions.py || [ $$? = 77 ]
 
 clean:
-	rm -rf .venv build dist *.egg-info gpu_provider/native/*.so tls/*.so .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv build dist *.egg-info gpu_provider/native/*.so kernels/*.so tls/*.so .mypy_cache .pytest_cache .ruff_cache .hypothesis

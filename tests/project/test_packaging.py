@@ -14,7 +14,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 CHECK = ROOT / "tests" / "check_prerequisites.sh"
-BUILD_FILES = ("pyproject.toml", "setup.cfg", "setup.py", "flags.mk")
+BUILD_FILES = ("pyproject.toml", "setup.py", "flags.mk")
 
 
 @pytest.fixture(scope="module")
