@@ -19,9 +19,9 @@ typedef int private_op_fn(void *client, void *key, uint64_t handle, const uint8_
 struct job {
     struct feeder *feeder;
     ASYNC_JOB *job;
-    ASYNC_WAIT_CTX *context;   /* NULL: not in flight */
-    atomic_int is_ready;       /* is in feeder->ready */
-    struct job *next;          /* there */
+    ASYNC_WAIT_CTX *context; /* NULL: not in flight */
+    atomic_int is_ready;     /* is in feeder->ready */
+    struct job *next;        /* there */
 };
 
 struct feeder {
@@ -30,9 +30,9 @@ struct feeder {
     uint64_t handle;
     const uint8_t *input;
     uint32_t size;
-    struct job *jobs;   /* [size] */
-    uint32_t *free;     /* [size] jobs that are not in flight */
-    uint32_t *taken;    /* [size] jobs being resumed */
+    struct job *jobs; /* [size] */
+    uint32_t *free;   /* [size] jobs that are not in flight */
+    uint32_t *taken;  /* [size] jobs being resumed */
     uint32_t free_count;
     uint64_t failed;
     /* Written by whoever completes a batch, without a lock, as a server's event loop would take it: several threads complete
@@ -45,7 +45,8 @@ struct feeder {
     pthread_cond_t woken;
 };
 
-static int on_ready(void *argument) {
+static int on_ready(void *argument)
+{
     struct job *job = argument;
     struct feeder *feeder = job->feeder;
     if (atomic_exchange(&job->is_ready, 1))
@@ -61,7 +62,8 @@ static int on_ready(void *argument) {
     return 1;
 }
 
-static int body(void *argument) {
+static int body(void *argument)
+{
     struct feeder *feeder = *(struct feeder **)argument;
     uint8_t output[MAX_BYTES];
     if (feeder->private_op == NULL)
@@ -70,12 +72,18 @@ static int body(void *argument) {
 }
 
 struct feeder *feeder_new(private_op_fn *private_op, void *client, void *key, uint64_t handle, const uint8_t *input,
-                          uint32_t size) {
+                          uint32_t size)
+{
     struct feeder *feeder = calloc(1, sizeof *feeder);
     if (feeder == NULL)
         return NULL;
-    *feeder = (struct feeder){.private_op = private_op, .client = client, .key = key, .handle = handle, .input = input,
-                              .size = size, .jobs = calloc(size, sizeof *feeder->jobs),
+    *feeder = (struct feeder){.private_op = private_op,
+                              .client = client,
+                              .key = key,
+                              .handle = handle,
+                              .input = input,
+                              .size = size,
+                              .jobs = calloc(size, sizeof *feeder->jobs),
                               .free = calloc(size, sizeof *feeder->free),
                               .taken = calloc(size, sizeof *feeder->taken)};
     pthread_mutex_init(&feeder->lock, NULL);
@@ -91,7 +99,8 @@ struct feeder *feeder_new(private_op_fn *private_op, void *client, void *key, ui
 }
 
 /* Nothing may be in flight. */
-void feeder_free(struct feeder *feeder) {
+void feeder_free(struct feeder *feeder)
+{
     pthread_mutex_destroy(&feeder->lock);
     pthread_cond_destroy(&feeder->woken);
     free(feeder->jobs);
@@ -101,7 +110,8 @@ void feeder_free(struct feeder *feeder) {
 }
 
 /* Starts or resumes a job; returns 1 if it has ended. */
-static uint32_t step(struct feeder *feeder, uint32_t index) {
+static uint32_t step(struct feeder *feeder, uint32_t index)
+{
     struct job *job = &feeder->jobs[index];
     int result = 0;
     switch (ASYNC_start_job(&job->job, job->context, &result, body, &feeder, sizeof feeder)) {
@@ -121,7 +131,8 @@ static uint32_t step(struct feeder *feeder, uint32_t index) {
 }
 
 /* Starts up to `count` jobs, as many as are free; returns how many. `ended` counts those that did not pause. */
-static uint32_t start(struct feeder *feeder, uint64_t count, uint64_t *ended) {
+static uint32_t start(struct feeder *feeder, uint64_t count, uint64_t *ended)
+{
     uint32_t started = 0;
     while (started < count && feeder->free_count > 0) {
         uint32_t index = feeder->free[--feeder->free_count];
@@ -137,7 +148,8 @@ static uint32_t start(struct feeder *feeder, uint64_t count, uint64_t *ended) {
 }
 
 /* Sleeps until `count` jobs are ready. */
-static void await(struct feeder *feeder, uint32_t count) {
+static void await(struct feeder *feeder, uint32_t count)
+{
     pthread_mutex_lock(&feeder->lock);
     atomic_store(&feeder->awaited, count); /* before the count is looked at: it can't be reached unseen in between */
     while (atomic_load(&feeder->ready_count) < count)
@@ -147,7 +159,8 @@ static void await(struct feeder *feeder, uint32_t count) {
 }
 
 /* Empties the stack of ready jobs into `indices`, [size], the first one first; returns how many. */
-static uint32_t take_ready(struct feeder *feeder, uint32_t *indices) {
+static uint32_t take_ready(struct feeder *feeder, uint32_t *indices)
+{
     uint32_t count = 0;
     for (struct job *job = atomic_exchange(&feeder->ready, NULL); job != NULL;) {
         struct job *next = job->next; /* from when is_ready is cleared, it may be pushed again */
@@ -165,7 +178,8 @@ static uint32_t take_ready(struct feeder *feeder, uint32_t *indices) {
 }
 
 /* Resumes the jobs that are ready; returns how many have ended. */
-static uint64_t resume(struct feeder *feeder) {
+static uint64_t resume(struct feeder *feeder)
+{
     uint64_t ended = 0;
     uint32_t count = take_ready(feeder, feeder->taken);
     for (uint32_t i = 0; i < count; i++) {
@@ -176,7 +190,8 @@ static uint64_t resume(struct feeder *feeder) {
 }
 
 /* Runs `requests` jobs, always `size` of them in flight while there are enough left. Returns how many failed. */
-uint64_t feeder_run(struct feeder *feeder, uint64_t requests) {
+uint64_t feeder_run(struct feeder *feeder, uint64_t requests)
+{
     uint64_t started = 0, ended = 0, failed_before = feeder->failed;
     while (ended < requests) {
         started += start(feeder, requests - started, &ended);
@@ -189,14 +204,16 @@ uint64_t feeder_run(struct feeder *feeder, uint64_t requests) {
 }
 
 /* Starts `size` jobs and leaves them paused. None may be in flight, and none may be completed meanwhile. */
-void feeder_fill(struct feeder *feeder) {
+void feeder_fill(struct feeder *feeder)
+{
     uint64_t ended = 0;
     take_ready(feeder, feeder->taken);
     start(feeder, feeder->size, &ended);
 }
 
 /* Sleeps until the callback of every paused job has fired; returns CLOCK_MONOTONIC then, in nanoseconds. */
-uint64_t feeder_await_all(struct feeder *feeder) {
+uint64_t feeder_await_all(struct feeder *feeder)
+{
     struct timespec now;
     await(feeder, feeder->size - feeder->free_count);
     clock_gettime(CLOCK_MONOTONIC, &now);
@@ -204,7 +221,8 @@ uint64_t feeder_await_all(struct feeder *feeder) {
 }
 
 /* Resumes them; returns how many have failed since the feeder was made. */
-uint64_t feeder_finish(struct feeder *feeder) {
+uint64_t feeder_finish(struct feeder *feeder)
+{
     resume(feeder);
     return feeder->failed;
 }

@@ -75,8 +75,7 @@ struct gpk_functions {
     enum gpk_isa isa; /* for private_op */
     uint32_t lanes;   /* gpk_lanes(isa) */
     enum gpk_status (*key_new)(gpk_key **key, struct gpk_number n, struct gpk_number e, struct gpk_number p,
-                               struct gpk_number q, struct gpk_number dp, struct gpk_number dq,
-                               struct gpk_number qinv);
+                               struct gpk_number q, struct gpk_number dp, struct gpk_number dq, struct gpk_number qinv);
     void (*key_free)(gpk_key *key);
     int (*key_is_locked)(const gpk_key *key);
     enum gpk_status (*private_op)(enum gpk_isa isa, uint32_t count, gpk_key *const *keys, const uint8_t *inputs,

@@ -135,13 +135,13 @@ uint64_t gp_connection_operate(SSL *ssl, int operation, void *buffer, size_t siz
     }
     int saved = errno;
     error = result > 0 ? SSL_ERROR_NONE : SSL_get_error(ssl, result);
-    if (flood->exceeded && error != SSL_ERROR_WANT_ASYNC && error != SSL_ERROR_WANT_ASYNC_JOB &&
-        (error != SSL_ERROR_NONE || operation == GP_SHUTDOWN)) {
+    if (flood->exceeded && error != SSL_ERROR_WANT_ASYNC && error != SSL_ERROR_WANT_ASYNC_JOB
+        && (error != SSL_ERROR_NONE || operation == GP_SHUTDOWN)) {
         done = operation == GP_SHUTDOWN ? 0 : done;
         error = GP_ERROR_FLOOD;
     }
-    if (operation != GP_READ && outgoing != NULL && outgoing->kept != NULL &&
-        (error == SSL_ERROR_NONE || error == SSL_ERROR_WANT_READ)) {
+    if (operation != GP_READ && outgoing != NULL && outgoing->kept != NULL
+        && (error == SSL_ERROR_NONE || error == SSL_ERROR_WANT_READ)) {
         done = operation == GP_WRITE ? done : 0;
         error = SSL_ERROR_WANT_WRITE;
     }

@@ -56,7 +56,7 @@ static int give_password(char *buffer, int size, int writing, void *argument)
 }
 
 EVP_PKEY *gp_credentials_load_key(OSSL_LIB_CTX *libctx, const char *path, const void *data, size_t size, int der,
-                          const char *password, int *asked)
+                                  const char *password, int *asked)
 {
     struct password given = {password, 0};
     EVP_PKEY *key = NULL;

@@ -12,7 +12,7 @@ int gp_credentials_use_certificates(SSL_CTX *ctx, OSSL_LIB_CTX *libctx, const ch
 /* Reads a private key from the file, or from data if path is NULL; PEM, or DER if `der`. password may be NULL. *asked
  * becomes 1 if a password was needed. On failure NULL, with an error queued. */
 EVP_PKEY *gp_credentials_load_key(OSSL_LIB_CTX *libctx, const char *path, const void *data, size_t size, int der,
-                          const char *password, int *asked);
+                                  const char *password, int *asked);
 /* :cffi */
 
 #endif

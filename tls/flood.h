@@ -23,9 +23,9 @@
 enum {
     GP_FLOOD_HANDSHAKE = 4096, /* units for the whole handshake */
     GP_FLOOD_FIRST = 64,       /* units when it is done */
-    GP_FLOOD_EARNED = 4,       /* by each record of application data: one for itself, two for a key update, and one more */
-    GP_FLOOD_MOST = 512,       /* units that can be saved up */
-    GP_FLOOD_PER_SECOND = 4,   /* earned by time, and at most GP_FLOOD_FIRST at once */
+    GP_FLOOD_EARNED = 4, /* by each record of application data: one for itself, two for a key update, and one more */
+    GP_FLOOD_MOST = 512, /* units that can be saved up */
+    GP_FLOOD_PER_SECOND = 4, /* earned by time, and at most GP_FLOOD_FIRST at once */
 };
 
 struct gp_flood {

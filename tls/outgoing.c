@@ -34,7 +34,8 @@ static ssize_t send_some(int descriptor, const unsigned char *data, size_t size)
 int gp_outgoing_send(struct gp_outgoing *outgoing)
 {
     while (outgoing->kept != NULL) {
-        ssize_t sent = send_some(outgoing->descriptor, outgoing->kept + outgoing->begin, outgoing->end - outgoing->begin);
+        ssize_t sent =
+            send_some(outgoing->descriptor, outgoing->kept + outgoing->begin, outgoing->end - outgoing->begin);
         if (sent <= 0)
             return (int)sent;
         outgoing->begin += (size_t)sent;

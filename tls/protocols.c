@@ -29,8 +29,8 @@ static int select_protocol(SSL *ssl, const unsigned char **out, unsigned char *o
     gp_protocols *protocols = argument;
     unsigned char *chosen;
     (void)ssl;
-    if (SSL_select_next_proto(&chosen, out_length, protocols->wire, protocols->size, in, in_length) !=
-        OPENSSL_NPN_NEGOTIATED)
+    if (SSL_select_next_proto(&chosen, out_length, protocols->wire, protocols->size, in, in_length)
+        != OPENSSL_NPN_NEGOTIATED)
         return SSL_TLSEXT_ERR_ALERT_FATAL;
     *out = chosen;
     return SSL_TLSEXT_ERR_OK;

@@ -128,7 +128,8 @@ static int find(gp_tickets *tickets, const unsigned char *name, struct key *key)
     return found;
 }
 
-static int on_ticket(SSL *ssl, unsigned char *name, unsigned char *iv, EVP_CIPHER_CTX *cipher, EVP_MAC_CTX *mac, int encrypt)
+static int on_ticket(SSL *ssl, unsigned char *name, unsigned char *iv, EVP_CIPHER_CTX *cipher, EVP_MAC_CTX *mac,
+                     int encrypt)
 {
     gp_tickets *tickets = SSL_get_ex_data(ssl, ssl_index);
     struct key key;

@@ -152,7 +152,8 @@ static int on_async(SSL *ssl, void *argument)
 int gp_wakeup_attach(SSL *ssl, int ring, uint64_t id)
 {
     uint64_t packed = id << RING_BITS | (uint64_t)ring;
-    return SSL_set_async_callback_arg(ssl, (void *)(uintptr_t)packed) == 1 && SSL_set_async_callback(ssl, on_async) == 1;
+    return SSL_set_async_callback_arg(ssl, (void *)(uintptr_t)packed) == 1
+           && SSL_set_async_callback(ssl, on_async) == 1;
 }
 
 int gp_wakeup_attach_context(SSL_CTX *ctx, int on)

@@ -46,25 +46,29 @@ static uint64_t *latencies;
 static uint64_t received, tickets, handshakes, failed, abrupt;
 static char first_failure[256];
 
-static uint64_t now_ns(clockid_t clock) {
+static uint64_t now_ns(clockid_t clock)
+{
     struct timespec time;
     clock_gettime(clock, &time);
     return (uint64_t)time.tv_sec * UINT64_C(1000000000) + (uint64_t)time.tv_nsec;
 }
 
-static void die(const char *what) {
+static void die(const char *what)
+{
     fprintf(stderr, "load: %s: %s\n", what, strerror(errno));
     ERR_print_errors_fp(stderr);
     exit(1);
 }
 
-static int count_ticket(SSL *ssl, SSL_SESSION *session) {
+static int count_ticket(SSL *ssl, SSL_SESSION *session)
+{
     (void)ssl, (void)session;
     tickets++;
     return 0;
 }
 
-static void fail(const char *what) {
+static void fail(const char *what)
+{
     failed++;
     if (first_failure[0] == 0) {
         const char *reason = ERR_reason_error_string(ERR_peek_error());
@@ -73,7 +77,8 @@ static void fail(const char *what) {
     ERR_clear_error();
 }
 
-static void watch(struct connection *connection, uint32_t events) {
+static void watch(struct connection *connection, uint32_t events)
+{
     if (connection->events == events)
         return;
     struct epoll_event event = {.events = events, .data.ptr = connection};
@@ -82,7 +87,8 @@ static void watch(struct connection *connection, uint32_t events) {
     connection->events = events;
 }
 
-static void open_connection(struct connection *connection) {
+static void open_connection(struct connection *connection)
+{
     int one = 1;
     *connection = (struct connection){.fd = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK, 0), .ssl = SSL_new(context)};
     if (connection->fd < 0 || connection->ssl == NULL || !SSL_set_fd(connection->ssl, connection->fd))
@@ -95,7 +101,8 @@ static void open_connection(struct connection *connection) {
 }
 
 /* 1: the SSL call wants to be called again when the socket is ready. */
-static int wants_more(struct connection *connection, int result) {
+static int wants_more(struct connection *connection, int result)
+{
     switch (SSL_get_error(connection->ssl, result)) {
     case SSL_ERROR_WANT_READ:
         watch(connection, EPOLLIN);
@@ -109,7 +116,8 @@ static int wants_more(struct connection *connection, int result) {
 }
 
 /* 1: the connection has ended, well or badly. */
-static int step(struct connection *connection) {
+static int step(struct connection *connection)
+{
     static char buffer[READ_SIZE];
     int result;
     ERR_clear_error();
@@ -163,7 +171,8 @@ static int step(struct connection *connection) {
     return 1;
 }
 
-static uint64_t number(const char *text) {
+static uint64_t number(const char *text)
+{
     char *end;
     errno = 0;
     uint64_t value = strtoull(text, &end, 10);
@@ -174,7 +183,8 @@ static uint64_t number(const char *text) {
     return value;
 }
 
-int main(int argc, char **argv) {
+int main(int argc, char **argv)
+{
     if (argc != 6) {
         fprintf(stderr, "usage: load PORT CONNECTIONS CONCURRENCY BYTES TIMEOUT_SECONDS\n");
         return 2;
@@ -189,8 +199,8 @@ int main(int argc, char **argv) {
         concurrency = connections;
 
     context = SSL_CTX_new(TLS_client_method());
-    if (context == NULL || !SSL_CTX_set_min_proto_version(context, TLS1_3_VERSION) ||
-        !SSL_CTX_set_ciphersuites(context, "TLS_AES_128_GCM_SHA256") || !SSL_CTX_set1_groups_list(context, "X25519"))
+    if (context == NULL || !SSL_CTX_set_min_proto_version(context, TLS1_3_VERSION)
+        || !SSL_CTX_set_ciphersuites(context, "TLS_AES_128_GCM_SHA256") || !SSL_CTX_set1_groups_list(context, "X25519"))
         die("TLS context");
     SSL_CTX_set_session_cache_mode(context, SSL_SESS_CACHE_CLIENT | SSL_SESS_CACHE_NO_INTERNAL);
     SSL_CTX_sess_set_new_cb(context, count_ticket);

@@ -31,13 +31,15 @@ struct exchange {
 static struct exchange exchanges[MAX_FD];
 static char zeros[CHUNK];
 
-static void die(const char *what) {
+static void die(const char *what)
+{
     perror(what);
     exit(1);
 }
 
 /* 1: done or broken, close it. */
-static int answer(int fd, struct exchange *exchange) {
+static int answer(int fd, struct exchange *exchange)
+{
     while (exchange->sent < exchange->have) {
         ssize_t n = send(fd, exchange->text + exchange->sent, exchange->have - exchange->sent,
                          MSG_NOSIGNAL | (exchange->body ? MSG_MORE : 0));
@@ -54,7 +56,8 @@ static int answer(int fd, struct exchange *exchange) {
     return 1;
 }
 
-static int read_request(int fd, struct exchange *exchange) {
+static int read_request(int fd, struct exchange *exchange)
+{
     ssize_t n = recv(fd, exchange->text + exchange->have, sizeof exchange->text - 1 - exchange->have, 0);
     if (n < 0)
         return errno != EAGAIN;
@@ -71,7 +74,8 @@ static int read_request(int fd, struct exchange *exchange) {
     return answer(fd, exchange);
 }
 
-int main(int argc, char **argv) {
+int main(int argc, char **argv)
+{
     if (argc != 2) {
         fprintf(stderr, "usage: upstream PORT\n");
         return 2;

@@ -126,7 +126,8 @@ static void add_fresh(struct gp_staging *staging, const struct gp_pairs *pairs, 
 }
 
 /* A row's pair is the block's as many-th as the row is among those of its key. */
-static void assign_pairs(struct gp_staging *staging, struct gp_pairs *pairs, const uint32_t *record_of, uint32_t *pair_of)
+static void assign_pairs(struct gp_staging *staging, struct gp_pairs *pairs, const uint32_t *record_of,
+                         uint32_t *pair_of)
 {
     staging->fresh_count = 0;
     for (uint32_t i = 0; i < staging->count; i++) {

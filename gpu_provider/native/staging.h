@@ -49,7 +49,7 @@ struct gp_staging {
     uint32_t *fresh_record, *fresh_pair;
     gp_key_handle *lacking;
     uint32_t *lacking_record, *lacking_pairs; /* GP_LACKS_PAIRS: how many pairs are wanted */
-    uint32_t room; /* rows that the arrays hold */
+    uint32_t room;                            /* rows that the arrays hold */
     uint32_t rows, count, fresh_count, lacking_count;
     uint32_t prime_bits, fresh_prime_bits; /* of the longest prime */
     uint64_t any_e, fresh_any_e;           /* all public exponents, OR-ed */

@@ -88,8 +88,8 @@ template <int WINDOW, int N, class V, class Table> class TableScan {
  * exponent: PackedExponent, or anything with its select(). table: scratch for limbs 2^WINDOW vectors, V * or anything
  * that is indexed and advanced like one. result may be base. */
 template <int WINDOW, class Arithmetic, class Exponent, class Table, class V = typename Arithmetic::Vector>
-GPK_FUNCTION void mont_exp(Arithmetic &arithmetic, V *result, const V *base, const V *one,
-                               const Exponent &exponent, int digits, Table table)
+GPK_FUNCTION void mont_exp(Arithmetic &arithmetic, V *result, const V *base, const V *one, const Exponent &exponent,
+                           int digits, Table table)
 {
     constexpr int N = Arithmetic::limbs, ENTRIES = 1 << WINDOW;
     using Scan = TableScan<WINDOW, N, V, Table>;
@@ -128,7 +128,7 @@ GPK_FUNCTION void mont_exp(Arithmetic &arithmetic, V *result, const V *base, con
  * R^2 mod the modulus. */
 template <int WINDOW, class Arithmetic, class Exponent, class Table, class V = typename Arithmetic::Vector>
 GPK_FUNCTION void mod_exp(Arithmetic &arithmetic, V *number, const V *one, const V *r2, const Exponent &exponent,
-                        int digits, Table table)
+                          int digits, Table table)
 {
     constexpr int N = Arithmetic::limbs;
     V unit[N];

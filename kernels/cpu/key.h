@@ -58,12 +58,12 @@ struct gpk_key {
     int prime_bits; /* of the longer prime */
     uint64_t e;
     gpk::PrimeConstants prime[2]; /* p, q */
-    uint64_t *qinv;   /* [N] 1 / q mod p */
-    uint64_t *qinv_r; /* [N] R / q mod p */
-    uint64_t *n;      /* [2 N] */
-    uint64_t *n_one;  /* [2 N] R_n mod n */
-    uint64_t *n_r2;   /* [2 N] R_n^2 mod n */
-    uint64_t *q_r;    /* [2 N] q R_n mod n */
+    uint64_t *qinv;               /* [N] 1 / q mod p */
+    uint64_t *qinv_r;             /* [N] R / q mod p */
+    uint64_t *n;                  /* [2 N] */
+    uint64_t *n_one;              /* [2 N] R_n mod n */
+    uint64_t *n_r2;               /* [2 N] R_n^2 mod n */
+    uint64_t *q_r;                /* [2 N] q R_n mod n */
     uint64_t n_k0;
 
     pthread_mutex_t mutex; /* of what follows */

@@ -57,7 +57,7 @@ template <int N, class V> class Modexp {
             put(exponent, i, packed, Digits<WINDOW>::words(exponent_bits));
         }
         mod_exp<WINDOW>(arithmetic, number, one, r2, PackedExponent<V>(exponent), Digits<WINDOW>::count(exponent_bits),
-                      table);
+                        table);
         for (int i = 0; i < lanes; i++)
             get(rows[i], number, i, N);
     }

@@ -66,8 +66,7 @@ template <class V> struct Splat<VectorPair<V>> {
 
 template <int BITS, class V> class Selector<BITS, VectorPair<V>> {
   public:
-    GPK_INLINE Selector(VectorPair<V> word, int position)
-        : first(word.first, position), second(word.second, position)
+    GPK_INLINE Selector(VectorPair<V> word, int position) : first(word.first, position), second(word.second, position)
     {
     }
 

@@ -25,8 +25,7 @@ GPK_INLINE Mask opaque(Mask mask)
 
 GPK_INLINE Word32 blend(Mask bit, Word32 if_clear, Word32 if_set)
 {
-    GPK_EACH_PART(Inside::of(if_clear)[k] ^=
-                  Inside::of(bit)[k] & (Inside::of(if_clear)[k] ^ Inside::of(if_set)[k]))
+    GPK_EACH_PART(Inside::of(if_clear)[k] ^= Inside::of(bit)[k] & (Inside::of(if_clear)[k] ^ Inside::of(if_set)[k]))
     return if_clear;
 }
 
@@ -100,10 +99,7 @@ GPK_INLINE Mask bit_of(Word32 a, int position)
     return opaque(r);
 }
 
-GPK_INLINE Mask is_zero(Word64 a)
-{
-    return ~bit_of(a | (Splat<Word64>::of(0) - a), 63);
-}
+GPK_INLINE Mask is_zero(Word64 a) { return ~bit_of(a | (Splat<Word64>::of(0) - a), 63); }
 
 /* The low 64 bits of (high 2^64 + low) / 2^count, for count below 64. */
 GPK_INLINE Word64 shift_right(Word64 low, Word64 high, Public count)

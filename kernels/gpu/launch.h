@@ -54,14 +54,14 @@ enum gpk_operation {
 
 /* Kernels that are compiled together, one for each operation. */
 struct gpk_unit {
-    int radix_bits;      /* 32 or 52 */
-    int class_bytes;     /* of a row of numbers */
-    int limbs;           /* in each thread */
-    int threads;         /* of a row */
-    int window;          /* bits of an exponent's digit */
-    int key_bytes;       /* of a key's record */
-    int pair_bytes;      /* of a blinding pair */
-    int modulus_bytes;   /* of a modulus's record */
+    int radix_bits;    /* 32 or 52 */
+    int class_bytes;   /* of a row of numbers */
+    int limbs;         /* in each thread */
+    int threads;       /* of a row */
+    int window;        /* bits of an exponent's digit */
+    int key_bytes;     /* of a key's record */
+    int pair_bytes;    /* of a blinding pair */
+    int modulus_bytes; /* of a modulus's record */
 };
 
 /* :cffi */
@@ -108,18 +108,18 @@ template <int BITS, int N> struct ModulusLayout {
  * radix have the same N (in RSA, L times half the threads), so they share records. A window of 3 costs 6 % more
  * products than one of 4, and half the table: where a scheduler has registers for two warps, an H100's shared memory
  * then holds the tables of two warps, too. */
-#define GPK_UNITS(X)             \
-    X(32, 256, 8, 8, 4, true)    \
-    X(32, 256, 4, 16, 4, true)   \
-    X(32, 384, 12, 8, 4, true)   \
-    X(32, 384, 6, 16, 4, false)  \
-    X(32, 512, 8, 16, 4, true)   \
-    X(32, 512, 4, 32, 4, false)  \
-    X(52, 256, 10, 4, 3, true)   \
-    X(52, 256, 5, 8, 4, true)    \
-    X(52, 384, 8, 8, 3, true)    \
-    X(52, 384, 4, 16, 4, false)  \
-    X(52, 512, 10, 8, 3, true)   \
+#define GPK_UNITS(X)            \
+    X(32, 256, 8, 8, 4, true)   \
+    X(32, 256, 4, 16, 4, true)  \
+    X(32, 384, 12, 8, 4, true)  \
+    X(32, 384, 6, 16, 4, false) \
+    X(32, 512, 8, 16, 4, true)  \
+    X(32, 512, 4, 32, 4, false) \
+    X(52, 256, 10, 4, 3, true)  \
+    X(52, 256, 5, 8, 4, true)   \
+    X(52, 384, 8, 8, 3, true)   \
+    X(52, 384, 4, 16, 4, false) \
+    X(52, 512, 10, 8, 3, true)  \
     X(52, 512, 5, 16, 4, false)
 
 template <int BITS, int CLASS, int L, int THREADS, int WINDOW> constexpr gpk_unit unit_of()

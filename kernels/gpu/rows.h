@@ -55,8 +55,7 @@ template <int L, int THREADS> struct ByteRows<32, L, THREADS> {
 
         GPK_UNROLL
         for (int i = 0; i < L; i++)
-            to[i] = Memory::load(rows, begin + first + (uint32_t)i,
-                                 Where::less(first + (uint32_t)i, (uint32_t)words));
+            to[i] = Memory::load(rows, begin + first + (uint32_t)i, Where::less(first + (uint32_t)i, (uint32_t)words));
     }
 
     static GPK_NOINLINE void store(uint32_t *rows, Public row, int words, const Word32 *from, Where where, void *)

@@ -120,7 +120,7 @@ template <int L, int T> struct Threads32 {
      * even its odd row (columns 1 to L), next the limb from the thread above, top the carries out of column L, at most
      * 4. Out: the same of this step, with the rows exchanged. */
     static GPK_NOINLINE void step(Word64 *even, Word64 *odd, Word32 &next, Word32 &top, const Word32 *a, Word32 b,
-                                const Word32 *m, Word32 k0)
+                                  const Word32 *m, Word32 k0)
     {
         CarryChain chain;
         const Word32 zero = Splat<Word32>::of(0);

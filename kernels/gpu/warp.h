@@ -232,13 +232,31 @@ class Public {
 #endif
         return r;
     }
-    static GPK_INLINE Public same(uint32_t x) { return thread().each([x](uint32_t) { return x; }); }
+    static GPK_INLINE Public same(uint32_t x)
+    {
+        return thread().each([x](uint32_t) { return x; });
+    }
 
-    GPK_INLINE Public operator+(uint32_t x) const { return each([x](uint32_t e) { return e + x; }); }
-    GPK_INLINE Public operator*(uint32_t x) const { return each([x](uint32_t e) { return e * x; }); }
-    GPK_INLINE Public operator/(uint32_t x) const { return each([x](uint32_t e) { return e / x; }); }
-    GPK_INLINE Public operator%(uint32_t x) const { return each([x](uint32_t e) { return e % x; }); }
-    GPK_INLINE Public at_most(uint32_t x) const { return each([x](uint32_t e) { return e < x ? e : x; }); }
+    GPK_INLINE Public operator+(uint32_t x) const
+    {
+        return each([x](uint32_t e) { return e + x; });
+    }
+    GPK_INLINE Public operator*(uint32_t x) const
+    {
+        return each([x](uint32_t e) { return e * x; });
+    }
+    GPK_INLINE Public operator/(uint32_t x) const
+    {
+        return each([x](uint32_t e) { return e / x; });
+    }
+    GPK_INLINE Public operator%(uint32_t x) const
+    {
+        return each([x](uint32_t e) { return e % x; });
+    }
+    GPK_INLINE Public at_most(uint32_t x) const
+    {
+        return each([x](uint32_t e) { return e < x ? e : x; });
+    }
     GPK_INLINE Public operator+(Public b) const
     {
         for (int i = 0; i < ELEMENTS; i++)

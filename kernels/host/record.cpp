@@ -201,8 +201,8 @@ enum gpk_status gpk_thread_record(int radix_bits, int class_bytes, void *record,
     uint32_t *words = static_cast<uint32_t *>(record);
     enum gpk_status status = GPK_UNSUPPORTED;
 
-#define TRY(bits, bytes, l, threads, window, host)  \
-    if (radix_bits == bits && class_bytes == bytes) \
+#define TRY(bits, bytes, l, threads, window, host)                                                \
+    if (radix_bits == bits && class_bytes == bytes)                                               \
         status = KeyRecord<bits, l * threads / 2>::write(bytes, words, n, e, p, q, dp, dq, qinv); \
     else
     GPK_UNITS(TRY) {}

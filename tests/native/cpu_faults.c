@@ -87,7 +87,8 @@ int main(void)
         CHECK(ok[i] == (i % 3 != 0));
     /* A rest of one is OpenSSL's. */
     CHECK(gp_cpu_private(cpu, 5, keys, inputs, outputs, BYTES, ok) == 2 && ok[4]);
-    CHECK(gp_libcrypto_verify(gp_client_keys(client), 1, keys, inputs + 4 * BYTES, outputs + 4 * BYTES, BYTES, ok + 4) == 0);
+    CHECK(gp_libcrypto_verify(gp_client_keys(client), 1, keys, inputs + 4 * BYTES, outputs + 4 * BYTES, BYTES, ok + 4)
+          == 0);
 
     for (int i = 0; i < 4; i++)
         CHECK(submit(client, handle, inputs + i * BYTES) != 0);

@@ -21,7 +21,7 @@ struct world {
     gp_key *key;
     gp_key_handle key_handle;
     atomic_int stop;
-    atomic_int hold; /* the backend holds what it took */
+    atomic_int hold;       /* the backend holds what it took */
     const uint32_t *small; /* batches that gp_consumer_wait() computes itself */
 };
 
@@ -199,8 +199,7 @@ static void run_fork(struct world *world)
 
         input[100] = 7;
         alarm(20);
-        if (ASYNC_start_job(&paused.job, paused.context, &result, operation, NULL, 0) != ASYNC_FINISH
-            || result != 1)
+        if (ASYNC_start_job(&paused.job, paused.context, &result, operation, NULL, 0) != ASYNC_FINISH || result != 1)
             _exit(1);
         ASYNC_WAIT_CTX_free(paused.context);
         if (!gp_wait_private_op(world->client, world->key, world->key_handle, input, output)
@@ -244,8 +243,9 @@ static void run(uint32_t depth, int operations, const uint32_t *small)
     gp_client_get_stats(world.client, &stats);
     gp_consumer_get_stats(world.consumer, &consumed);
     CHECK(stats.in_use == 0 && consumed.failed == 0);
-    printf("depth %u: %llu submitted, %llu orphaned, %llu retries, %llu direct\n", depth, (unsigned long long)stats.submitted,
-           (unsigned long long)stats.orphaned, (unsigned long long)stats.retries, (unsigned long long)stats.direct);
+    printf("depth %u: %llu submitted, %llu orphaned, %llu retries, %llu direct\n", depth,
+           (unsigned long long)stats.submitted, (unsigned long long)stats.orphaned, (unsigned long long)stats.retries,
+           (unsigned long long)stats.direct);
     gp_client_close(world.client);
     atomic_store(&world.stop, 1);
     gp_client_wake_consumer(world.client);

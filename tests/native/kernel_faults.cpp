@@ -36,14 +36,38 @@ inline Word fault(Word result)
     return result;
 }
 
-inline Faulty mad52lo(Faulty c, Faulty a, Faulty b) { return {fault(mad52lo(c.word, a.word, b.word))}; }
-inline Faulty mad52hi(Faulty c, Faulty a, Faulty b) { return {fault(mad52hi(c.word, a.word, b.word))}; }
-inline Faulty operator+(Faulty a, Faulty b) { return {a.word + b.word}; }
-inline Faulty operator-(Faulty a, Faulty b) { return {a.word - b.word}; }
-inline Faulty operator&(Faulty a, Faulty b) { return {a.word & b.word}; }
-template <int K> Faulty operator>>(Faulty a, Constant<K> k) { return {a.word >> k}; }
-inline Word::Bit bit_of(Faulty a, int position) { return bit_of(a.word, position); }
-inline Faulty blend(Word::Bit bit, Faulty clear, Faulty set) { return {blend(bit, clear.word, set.word)}; }
+inline Faulty mad52lo(Faulty c, Faulty a, Faulty b)
+{
+    return {fault(mad52lo(c.word, a.word, b.word))};
+}
+inline Faulty mad52hi(Faulty c, Faulty a, Faulty b)
+{
+    return {fault(mad52hi(c.word, a.word, b.word))};
+}
+inline Faulty operator+(Faulty a, Faulty b)
+{
+    return {a.word + b.word};
+}
+inline Faulty operator-(Faulty a, Faulty b)
+{
+    return {a.word - b.word};
+}
+inline Faulty operator&(Faulty a, Faulty b)
+{
+    return {a.word & b.word};
+}
+template <int K> Faulty operator>>(Faulty a, Constant<K> k)
+{
+    return {a.word >> k};
+}
+inline Word::Bit bit_of(Faulty a, int position)
+{
+    return bit_of(a.word, position);
+}
+inline Faulty blend(Word::Bit bit, Faulty clear, Faulty set)
+{
+    return {blend(bit, clear.word, set.word)};
+}
 
 } // namespace
 

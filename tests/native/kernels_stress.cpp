@@ -24,10 +24,10 @@ struct Key {
     /* wrong: flips one bit of dP. */
     explicit Key(unsigned bits, bool wrong = false)
     {
-        static const char *const names[] = {
-            OSSL_PKEY_PARAM_RSA_N,         OSSL_PKEY_PARAM_RSA_E,         OSSL_PKEY_PARAM_RSA_FACTOR1,
-            OSSL_PKEY_PARAM_RSA_FACTOR2,   OSSL_PKEY_PARAM_RSA_EXPONENT1, OSSL_PKEY_PARAM_RSA_EXPONENT2,
-            OSSL_PKEY_PARAM_RSA_COEFFICIENT1};
+        static const char *const names[] = {OSSL_PKEY_PARAM_RSA_N,           OSSL_PKEY_PARAM_RSA_E,
+                                            OSSL_PKEY_PARAM_RSA_FACTOR1,     OSSL_PKEY_PARAM_RSA_FACTOR2,
+                                            OSSL_PKEY_PARAM_RSA_EXPONENT1,   OSSL_PKEY_PARAM_RSA_EXPONENT2,
+                                            OSSL_PKEY_PARAM_RSA_COEFFICIENT1};
         uint8_t bytes[7][STRIDE];
         gpk_number given[7];
         EVP_PKEY *made = EVP_PKEY_Q_keygen(NULL, NULL, "RSA", (size_t)bits);
@@ -96,7 +96,8 @@ void powers(enum gpk_isa isa, uint32_t count)
         for (uint32_t i = 0; i < count; i++)
             bases[i * (size_t)stride] = 3;
         CHECK(gpk_modexp(isa, count, bases.data(), exponents.data(), 1, 8, moduli.data(), outputs.data(), stride,
-                         ok.data()) == GPK_OK);
+                         ok.data())
+              == GPK_OK);
         for (uint32_t i = 0; i < count; i++)
             CHECK(ok[i] && outputs[i * (size_t)stride] == 243 && outputs[i * (size_t)stride + 1] == 0);
     }

@@ -56,10 +56,23 @@ static int shuffle_source(enum operation how, int lane, uint64_t b, uint64_t c, 
 static int sources(enum operation operation)
 {
     switch (operation) {
-    case MOVE: case NOT: case NEGATE: case LEADING_ZEROS: case SIGN_EXTEND: case EXCHANGE: case BALLOT:
+    case MOVE:
+    case NOT:
+    case NEGATE:
+    case LEADING_ZEROS:
+    case SIGN_EXTEND:
+    case EXCHANGE:
+    case BALLOT:
         return 1;
-    case MULTIPLY_ADD: case SELECT: case MULTIPLY_ADD_TOWARD_ZERO:
-    case SHUFFLE_UP: case SHUFFLE_DOWN: case SHUFFLE_TO: case WITHIN_UP: case WITHIN_DOWN: case WITHIN_TO:
+    case MULTIPLY_ADD:
+    case SELECT:
+    case MULTIPLY_ADD_TOWARD_ZERO:
+    case SHUFFLE_UP:
+    case SHUFFLE_DOWN:
+    case SHUFFLE_TO:
+    case WITHIN_UP:
+    case WITHIN_DOWN:
+    case WITHIN_TO:
         return 3;
     default:
         return 2;
@@ -75,9 +88,9 @@ static bool all_ones(const uint64_t *members)
 }
 
 /* The result in each thread. */
-#define EACH(value)                                                                                                            \
-    for (int i = 0; i < WARP; i++)                                                                                             \
-        result[i] = (value);                                                                                                   \
+#define EACH(value)                \
+    for (int i = 0; i < WARP; i++) \
+        result[i] = (value);       \
     break
 
 static void compute(enum operation operation, int bits, uint64_t *result, const uint64_t *a, const uint64_t *b,
@@ -87,38 +100,73 @@ static void compute(enum operation operation, int bits, uint64_t *result, const 
     bool within;
 
     switch (operation) {
-    case MOVE: EACH(a[i] & mask);
-    case ADD: EACH((a[i] + b[i]) & mask);
-    case SUBTRACT: EACH((a[i] - b[i]) & mask);
-    case AND: EACH(a[i] & b[i]);
-    case OR: EACH(a[i] | b[i]);
-    case XOR: EACH(a[i] ^ b[i]);
-    case NOT: EACH(~a[i] & mask);
-    case NEGATE: EACH(-a[i] & mask);
-    case MULTIPLY: EACH(a[i] * b[i] & mask);
-    case MULTIPLY_HIGH: EACH(multiply_high(a[i], b[i], bits));
-    case MULTIPLY_ADD: EACH((a[i] * b[i] + c[i]) & mask);
-    case LEADING_ZEROS: EACH(a[i] ? (uint64_t)(__builtin_clzll(a[i]) - (64 - bits)) : (uint64_t)bits);
-    case SIGN_EXTEND: EACH((uint64_t)sign_extended(a[i], bits));
-    case SHIFT_LEFT: EACH(b[i] < (uint64_t)bits ? a[i] << b[i] & mask : 0);
-    case SHIFT_RIGHT: EACH(b[i] < (uint64_t)bits ? a[i] >> b[i] : 0);
-    case SHIFT_RIGHT_SIGNED: EACH((uint64_t)((int64_t)a[i] >> (b[i] < 63 ? b[i] : 63)));
-    case MINIMUM: EACH(a[i] < b[i] ? a[i] : b[i]);
-    case MAXIMUM: EACH(a[i] > b[i] ? a[i] : b[i]);
-    case MINIMUM_SIGNED: EACH((int64_t)a[i] < (int64_t)b[i] ? a[i] : b[i]);
-    case MAXIMUM_SIGNED: EACH((int64_t)a[i] > (int64_t)b[i] ? a[i] : b[i]);
-    case SELECT: EACH(c[i] ? a[i] : b[i]);
-    case EQUAL: EACH(a[i] == b[i]);
-    case NOT_EQUAL: EACH(a[i] != b[i]);
-    case LESS: EACH(a[i] < b[i]);
-    case LESS_EQUAL: EACH(a[i] <= b[i]);
-    case LESS_SIGNED: EACH((int64_t)a[i] < (int64_t)b[i]);
-    case LESS_EQUAL_SIGNED: EACH((int64_t)a[i] <= (int64_t)b[i]);
-    case ADD_REAL: EACH(bits_of(real(a[i]) + real(b[i])));
-    case SUBTRACT_REAL: EACH(bits_of(real(a[i]) - real(b[i])));
-    case MULTIPLY_ADD_TOWARD_ZERO: EACH(bits_of(fma(real(a[i]), real(b[i]), real(c[i]))));
-    case SHUFFLE_UP: case SHUFFLE_DOWN: case SHUFFLE_TO: EACH(a[shuffle_source(operation, i, b[i], c[i], &within)]);
-    case WITHIN_UP: case WITHIN_DOWN: case WITHIN_TO:
+    case MOVE:
+        EACH(a[i] & mask);
+    case ADD:
+        EACH((a[i] + b[i]) & mask);
+    case SUBTRACT:
+        EACH((a[i] - b[i]) & mask);
+    case AND:
+        EACH(a[i] & b[i]);
+    case OR:
+        EACH(a[i] | b[i]);
+    case XOR:
+        EACH(a[i] ^ b[i]);
+    case NOT:
+        EACH(~a[i] & mask);
+    case NEGATE:
+        EACH(-a[i] & mask);
+    case MULTIPLY:
+        EACH(a[i] * b[i] & mask);
+    case MULTIPLY_HIGH:
+        EACH(multiply_high(a[i], b[i], bits));
+    case MULTIPLY_ADD:
+        EACH((a[i] * b[i] + c[i]) & mask);
+    case LEADING_ZEROS:
+        EACH(a[i] ? (uint64_t)(__builtin_clzll(a[i]) - (64 - bits)) : (uint64_t)bits);
+    case SIGN_EXTEND:
+        EACH((uint64_t)sign_extended(a[i], bits));
+    case SHIFT_LEFT:
+        EACH(b[i] < (uint64_t)bits ? a[i] << b[i] & mask : 0);
+    case SHIFT_RIGHT:
+        EACH(b[i] < (uint64_t)bits ? a[i] >> b[i] : 0);
+    case SHIFT_RIGHT_SIGNED:
+        EACH((uint64_t)((int64_t)a[i] >> (b[i] < 63 ? b[i] : 63)));
+    case MINIMUM:
+        EACH(a[i] < b[i] ? a[i] : b[i]);
+    case MAXIMUM:
+        EACH(a[i] > b[i] ? a[i] : b[i]);
+    case MINIMUM_SIGNED:
+        EACH((int64_t)a[i] < (int64_t)b[i] ? a[i] : b[i]);
+    case MAXIMUM_SIGNED:
+        EACH((int64_t)a[i] > (int64_t)b[i] ? a[i] : b[i]);
+    case SELECT:
+        EACH(c[i] ? a[i] : b[i]);
+    case EQUAL:
+        EACH(a[i] == b[i]);
+    case NOT_EQUAL:
+        EACH(a[i] != b[i]);
+    case LESS:
+        EACH(a[i] < b[i]);
+    case LESS_EQUAL:
+        EACH(a[i] <= b[i]);
+    case LESS_SIGNED:
+        EACH((int64_t)a[i] < (int64_t)b[i]);
+    case LESS_EQUAL_SIGNED:
+        EACH((int64_t)a[i] <= (int64_t)b[i]);
+    case ADD_REAL:
+        EACH(bits_of(real(a[i]) + real(b[i])));
+    case SUBTRACT_REAL:
+        EACH(bits_of(real(a[i]) - real(b[i])));
+    case MULTIPLY_ADD_TOWARD_ZERO:
+        EACH(bits_of(fma(real(a[i]), real(b[i]), real(c[i]))));
+    case SHUFFLE_UP:
+    case SHUFFLE_DOWN:
+    case SHUFFLE_TO:
+        EACH(a[shuffle_source(operation, i, b[i], c[i], &within)]);
+    case WITHIN_UP:
+    case WITHIN_DOWN:
+    case WITHIN_TO:
         EACH((shuffle_source(operation - WITHIN_UP + SHUFFLE_UP, i, b[i], c[i], &within), within));
     case BALLOT: {
         uint64_t votes = 0;
@@ -131,8 +179,8 @@ static void compute(enum operation operation, int bits, uint64_t *result, const 
     }
 }
 
-static int compute_warp(int count, const struct instruction *instructions, uint64_t (*registers)[WARP], uint8_t *written,
-                        const uint8_t *active, bool whole)
+static int compute_warp(int count, const struct instruction *instructions, uint64_t (*registers)[WARP],
+                        uint8_t *written, const uint8_t *active, bool whole)
 {
     for (int place = 0; place < count; place++) {
         const struct instruction *one = &instructions[place];

@@ -2,16 +2,47 @@
 
 enum operation {
     /* Of 64 bits, the result cut to `bits`. */
-    MOVE, ADD, SUBTRACT, AND, OR, XOR, NOT, NEGATE, MULTIPLY, MULTIPLY_HIGH, MULTIPLY_ADD, LEADING_ZEROS, SIGN_EXTEND,
-    SHIFT_LEFT, SHIFT_RIGHT, SHIFT_RIGHT_SIGNED, MINIMUM, MAXIMUM, MINIMUM_SIGNED, MAXIMUM_SIGNED, SELECT,
+    MOVE,
+    ADD,
+    SUBTRACT,
+    AND,
+    OR,
+    XOR,
+    NOT,
+    NEGATE,
+    MULTIPLY,
+    MULTIPLY_HIGH,
+    MULTIPLY_ADD,
+    LEADING_ZEROS,
+    SIGN_EXTEND,
+    SHIFT_LEFT,
+    SHIFT_RIGHT,
+    SHIFT_RIGHT_SIGNED,
+    MINIMUM,
+    MAXIMUM,
+    MINIMUM_SIGNED,
+    MAXIMUM_SIGNED,
+    SELECT,
     /* Predicates, 0 or 1. */
-    EQUAL, NOT_EQUAL, LESS, LESS_EQUAL, LESS_SIGNED, LESS_EQUAL_SIGNED,
+    EQUAL,
+    NOT_EQUAL,
+    LESS,
+    LESS_EQUAL,
+    LESS_SIGNED,
+    LESS_EQUAL_SIGNED,
     /* Doubles, as their bits. */
-    ADD_REAL, SUBTRACT_REAL, MULTIPLY_ADD_TOWARD_ZERO,
+    ADD_REAL,
+    SUBTRACT_REAL,
+    MULTIPLY_ADD_TOWARD_ZERO,
     /* Among the threads of a warp: all of them must be there, and `a` must name all. */
     EXCHANGE,
     /* Of `a`, by `b` lanes, within what `c` says; and whether the lane it is taken from is within. */
-    SHUFFLE_UP, SHUFFLE_DOWN, SHUFFLE_TO, WITHIN_UP, WITHIN_DOWN, WITHIN_TO,
+    SHUFFLE_UP,
+    SHUFFLE_DOWN,
+    SHUFFLE_TO,
+    WITHIN_UP,
+    WITHIN_DOWN,
+    WITHIN_TO,
     BALLOT
 };
 

@@ -61,9 +61,15 @@ static uint32_t random_below(uint64_t *state, uint32_t limit)
     return (uint32_t)(*state >> 33) % limit;
 }
 
-static int kernels_take(uint32_t key) { return key % 8 != 0; }
+static int kernels_take(uint32_t key)
+{
+    return key % 8 != 0;
+}
 
-static uint64_t public_exponent(uint64_t handle) { return handle | 1; }
+static uint64_t public_exponent(uint64_t handle)
+{
+    return handle | 1;
+}
 
 static void *allocate(size_t size)
 {
@@ -146,7 +152,8 @@ static void stage(struct lane *lane, uint32_t class, uint32_t rows, uint32_t str
     struct gp_pairs *of = &lane->pairs[class].of;
 
     for (;;) {
-        const enum gp_staged lacks = gp_stage(staging, lane->shared->records, of, rows, lane->keys, inputs, stride, widths[class]);
+        const enum gp_staged lacks =
+            gp_stage(staging, lane->shared->records, of, rows, lane->keys, inputs, stride, widths[class]);
 
         if (lacks == GP_STAGED)
             return;
@@ -240,7 +247,8 @@ static uint32_t compute(struct lane *lane, uint32_t class, uint32_t rows)
     return failed;
 }
 
-static void check_results(struct lane *lane, uint32_t rows, uint32_t stride, uint32_t width, uint32_t failed, int on_host)
+static void check_results(struct lane *lane, uint32_t rows, uint32_t stride, uint32_t width, uint32_t failed,
+                          int on_host)
 {
     struct gp_staging *staging = &lane->staging;
     uint32_t without = 0;
@@ -288,7 +296,8 @@ static void *run_lane(void *argument)
             lane->renewals++;
         }
         CHECK(gp_unstage(&lane->staging, &lane->pairs[class].of, on_host ? lane->outputs : NULL, lane->ok, stride,
-                         widths[class]) == failed);
+                         widths[class])
+              == failed);
         check_results(lane, rows, stride, widths[class], failed, on_host);
         for (uint32_t key = class; key < KEYS; key += CLASSES)
             pthread_rwlock_unlock(&shared->keys[key].in_use);
@@ -306,15 +315,25 @@ static struct lane *new_lane(struct shared *shared, uint64_t seed)
     lane->shared = shared;
     lane->state = seed;
     lane->staging = (struct gp_staging){
-        .upload = allocate(numbers), .download = allocate(numbers), .fresh = allocate(numbers),
-        .row = allocate(ROWS * 4), .fresh_record = allocate(ROWS * 4), .fresh_pair = allocate(ROWS * 4),
-        .lacking = allocate(ROWS * 8), .lacking_record = allocate(ROWS * 4), .lacking_pairs = allocate(ROWS * 4),
+        .upload = allocate(numbers),
+        .download = allocate(numbers),
+        .fresh = allocate(numbers),
+        .row = allocate(ROWS * 4),
+        .fresh_record = allocate(ROWS * 4),
+        .fresh_pair = allocate(ROWS * 4),
+        .lacking = allocate(ROWS * 8),
+        .lacking_record = allocate(ROWS * 4),
+        .lacking_pairs = allocate(ROWS * 4),
         .room = ROWS,
     };
     for (uint32_t class = 0; class < CLASSES; class++)
         lane->pairs[class].of = (struct gp_pairs){
-            .owner = allocate(RECORDS * 8), .first = allocate(RECORDS * 4), .count = allocate(RECORDS * 4),
-            .wanted = allocate(RECORDS * 4), .e = allocate(RECORDS * 8), .prime_bits = allocate(RECORDS * 4),
+            .owner = allocate(RECORDS * 8),
+            .first = allocate(RECORDS * 4),
+            .count = allocate(RECORDS * 4),
+            .wanted = allocate(RECORDS * 4),
+            .e = allocate(RECORDS * 8),
+            .prime_bits = allocate(RECORDS * 4),
             .uses = allocate(PAIRS * 2),
         };
     return lane;
@@ -323,8 +342,9 @@ static struct lane *new_lane(struct shared *shared, uint64_t seed)
 static void free_lane(struct lane *lane)
 {
     struct gp_staging *staging = &lane->staging;
-    void *arrays[] = {staging->upload,     staging->download, staging->fresh,          staging->row,           staging->fresh_record,
-                      staging->fresh_pair, staging->lacking,  staging->lacking_record, staging->lacking_pairs, lane};
+    void *arrays[] = {
+        staging->upload,     staging->download, staging->fresh,          staging->row,           staging->fresh_record,
+        staging->fresh_pair, staging->lacking,  staging->lacking_record, staging->lacking_pairs, lane};
 
     for (uint32_t class = 0; class < CLASSES; class++) {
         struct gp_pairs *of = &lane->pairs[class].of;

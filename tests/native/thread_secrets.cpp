@@ -34,8 +34,8 @@ template <int BITS, int L, int THREADS> static bool run(void)
         != GPK_OK)
         exit(2);
     memcpy(&e, bytes[E], sizeof(e));
-    const gpk_private_launch launch = {ROWS,  (uint32_t)numbers[P].size * 8, e, records, places, record, pairs,
-                                       inputs[0], outputs[0], ok};
+    const gpk_private_launch launch = {
+        ROWS, (uint32_t)numbers[P].size * 8, e, records, places, record, pairs, inputs[0], outputs[0], ok};
     inputs[0][0] = 3;
     inputs[1][7] = 5;
     VALGRIND_MAKE_MEM_UNDEFINED(inputs, sizeof(inputs));

@@ -103,8 +103,8 @@ void fuzz_private(Input &input)
     std::vector<uint32_t> record_of_row, pair_of_row;
     Bytes inputs(count * (size_t)stride), outputs(inputs.size()), pairs(count * (size_t)unit.pair_bytes), ok(count);
     Bytes randoms(inputs.size());
-    gpk_private_launch launch = {count, 0, 0, NULL, NULL, records.data(), pairs.data(),
-                                 NULL,  outputs.data(), ok.data()};
+    gpk_private_launch launch = {count,          0,        0, NULL, NULL, records.data(), pairs.data(), NULL,
+                                 outputs.data(), ok.data()};
     const bool noise = input.byte() % 4 != 0;
     for (uint32_t i = 0; i < count; i++) {
         const uint32_t record = input.byte() % (uint32_t)keys.size();
@@ -180,9 +180,15 @@ void fuzz_modexp(Input &input)
     std::vector<uint32_t> modulus_of_row;
     for (uint32_t i = 0; i < count; i++)
         modulus_of_row.push_back(input.byte() % distinct);
-    const gpk_modexp_launch launch = {
-        count, exponent_bits, one_exponent ? 0 : exponent_stride, 0, modulus_of_row.data(), records.data(),
-        bases.data(), exponents.data(), outputs.data()};
+    const gpk_modexp_launch launch = {count,
+                                      exponent_bits,
+                                      one_exponent ? 0 : exponent_stride,
+                                      0,
+                                      modulus_of_row.data(),
+                                      records.data(),
+                                      bases.data(),
+                                      exponents.data(),
+                                      outputs.data()};
     run(kernel, &launch);
     for (uint32_t i = 0; i < count; i++)
         check_power(&bases[i * (size_t)stride], &exponents[i * (size_t)launch.exponent_stride], exponent_stride,

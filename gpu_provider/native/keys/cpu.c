@@ -18,7 +18,7 @@
 struct gp_cpu {
     gp_key_table *keys;
     _Atomic(const struct gpk_functions *) kernels; /* NULL: OpenSSL computes everything */
-    _Atomic uint32_t smallest[GP_CLASSES]; /* rest for which the kernels win; 0: not measured yet */
+    _Atomic uint32_t smallest[GP_CLASSES];         /* rest for which the kernels win; 0: not measured yet */
 };
 
 enum { UNTRIED, BEING_PREPARED, TRIED };
@@ -139,17 +139,16 @@ static uint32_t run_length(struct gpk_key *const *kernel_keys, uint32_t count)
 }
 
 /* Returns how many rows the kernels failed. */
-static uint32_t compute_chunk(gp_cpu *cpu, uint32_t count, const gp_key_handle *keys, struct gpk_key *const *kernel_keys,
-                         const uint8_t *inputs, uint8_t *outputs, uint32_t stride, uint8_t *ok)
+static uint32_t compute_chunk(gp_cpu *cpu, uint32_t count, const gp_key_handle *keys,
+                              struct gpk_key *const *kernel_keys, const uint8_t *inputs, uint8_t *outputs,
+                              uint32_t stride, uint8_t *ok)
 {
     const struct gpk_functions *kernels = atomic_load(&cpu->kernels);
     uint32_t failed = 0;
 
     for (uint32_t row = 0, length, ours; row < count; row += length) {
         length = run_length(kernel_keys + row, count - row);
-        ours = kernel_keys[row] != NULL
-                   ? kernel_rows(cpu, GP_CLASS_OF(stride), kernels->lanes, length)
-                   : 0;
+        ours = kernel_keys[row] != NULL ? kernel_rows(cpu, GP_CLASS_OF(stride), kernels->lanes, length) : 0;
         if (ours > 0)
             kernels->private_op(kernels->isa, ours, kernel_keys + row, inputs + (size_t)row * stride,
                                 outputs + (size_t)row * stride, stride, ok + row);

@@ -65,8 +65,8 @@ static uint64_t small_number(const struct gpk_number *number)
     return value;
 }
 
-enum gpk_status gp_key_record_fill(gp_key_table *keys, gp_key_handle handle, gp_key_record_writer *write, int radix_bits,
-                                   int class_bytes, void *memory, struct gp_key_record *record)
+enum gpk_status gp_key_record_fill(gp_key_table *keys, gp_key_handle handle, gp_key_record_writer *write,
+                                   int radix_bits, int class_bytes, void *memory, struct gp_key_record *record)
 {
     gp_key *key = gp_key_table_get(keys, handle);
     struct gp_key_numbers numbers;

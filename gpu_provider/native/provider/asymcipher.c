@@ -201,8 +201,8 @@ static void *context_dup(void *argument)
     if (from->key != NULL)
         context->key = gp_rsa_key_up_ref(from->key);
     if (get_settings(from, &settings))
-        context->inner = settings.label_size != 0 ? copy_with_label(from, &settings)
-                                                  : from->rsa->cipher.dupctx(from->inner);
+        context->inner =
+            settings.label_size != 0 ? copy_with_label(from, &settings) : from->rsa->cipher.dupctx(from->inner);
     if (context->inner == NULL) {
         context_free(context);
         return NULL;

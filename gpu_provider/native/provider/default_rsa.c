@@ -14,9 +14,9 @@
 /* Each returns 1 if nothing that we call is missing. */
 static int read_keymgmt(gp_default_rsa *rsa, const OSSL_DISPATCH *functions)
 {
-#define FUNCTION(id, name)                                                                                              \
-    case OSSL_FUNC_KEYMGMT_##id:                                                                                        \
-        rsa->keymgmt.name = OSSL_FUNC_keymgmt_##name(functions);                                                        \
+#define FUNCTION(id, name)                                       \
+    case OSSL_FUNC_KEYMGMT_##id:                                 \
+        rsa->keymgmt.name = OSSL_FUNC_keymgmt_##name(functions); \
         break;
     for (; functions->function_id != 0; functions++)
         switch (functions->function_id) {
@@ -30,9 +30,9 @@ static int read_keymgmt(gp_default_rsa *rsa, const OSSL_DISPATCH *functions)
 
 static int read_signature(gp_default_rsa *rsa, const OSSL_DISPATCH *functions)
 {
-#define FUNCTION(id, name)                                                                                              \
-    case OSSL_FUNC_SIGNATURE_##id:                                                                                      \
-        rsa->signature.name = OSSL_FUNC_signature_##name(functions);                                                    \
+#define FUNCTION(id, name)                                           \
+    case OSSL_FUNC_SIGNATURE_##id:                                   \
+        rsa->signature.name = OSSL_FUNC_signature_##name(functions); \
         break;
     for (; functions->function_id != 0; functions++)
         switch (functions->function_id) {
@@ -46,9 +46,9 @@ static int read_signature(gp_default_rsa *rsa, const OSSL_DISPATCH *functions)
 
 static int read_cipher(gp_default_rsa *rsa, const OSSL_DISPATCH *functions)
 {
-#define FUNCTION(id, name)                                                                                              \
-    case OSSL_FUNC_ASYM_CIPHER_##id:                                                                                    \
-        rsa->cipher.name = OSSL_FUNC_asym_cipher_##name(functions);                                                     \
+#define FUNCTION(id, name)                                          \
+    case OSSL_FUNC_ASYM_CIPHER_##id:                                \
+        rsa->cipher.name = OSSL_FUNC_asym_cipher_##name(functions); \
         break;
     for (; functions->function_id != 0; functions++)
         switch (functions->function_id) {

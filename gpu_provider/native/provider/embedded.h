@@ -19,8 +19,8 @@ void gp_embedded_libctx_free(OSSL_LIB_CTX *libctx);
 typedef struct gp_key_info {
     gp_key_handle handle;
     uint32_t bits;
-    uint32_t bytes;          /* of the modulus */
-    uint32_t exponent_bytes; /* of e */
+    uint32_t bytes;                 /* of the modulus */
+    uint32_t exponent_bytes;        /* of e */
     uint8_t modulus[GP_MAX_BYTES];  /* least significant byte first */
     uint8_t exponent[GP_MAX_BYTES]; /* least significant byte first */
 } gp_key_info;

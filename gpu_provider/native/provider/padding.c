@@ -25,7 +25,7 @@ static int digest_info(const EVP_MD *md, uint8_t prefix[SHA2_SHA3_PREFIX])
         int nid;
         uint8_t last_arc;
     } nist[] = {
-        {NID_sha256, 1},   {NID_sha384, 2},     {NID_sha512, 3},   {NID_sha224, 4},   {NID_sha512_224, 5},
+        {NID_sha256, 1},     {NID_sha384, 2},   {NID_sha512, 3},   {NID_sha224, 4},   {NID_sha512_224, 5},
         {NID_sha512_256, 6}, {NID_sha3_224, 7}, {NID_sha3_256, 8}, {NID_sha3_384, 9}, {NID_sha3_512, 10},
     };
     int nid = EVP_MD_get_type(md);
@@ -38,9 +38,9 @@ static int digest_info(const EVP_MD *md, uint8_t prefix[SHA2_SHA3_PREFIX])
     }
     for (size_t i = 0; i < sizeof(nist) / sizeof(nist[0]); i++) {
         if (nist[i].nid == nid) {
-            const uint8_t der[SHA2_SHA3_PREFIX] = {0x30, (uint8_t)(17 + size), 0x30, 0x0d, 0x06, 0x09, 0x60,
-                                                   0x86, 0x48, 0x01, 0x65, 0x03, 0x04, 0x02, nist[i].last_arc,
-                                                   0x05, 0x00, 0x04, size};
+            const uint8_t der[SHA2_SHA3_PREFIX] = {
+                0x30, (uint8_t)(17 + size), 0x30, 0x0d, 0x06, 0x09, 0x60, 0x86, 0x48, 0x01, 0x65, 0x03, 0x04,
+                0x02, nist[i].last_arc,     0x05, 0x00, 0x04, size};
             memcpy(prefix, der, sizeof(der));
             return sizeof(der);
         }
@@ -98,8 +98,8 @@ static int pss_hash(const EVP_MD *md, const uint8_t *digest, const uint8_t *salt
     static const uint8_t zeros[8];
     EVP_MD_CTX *hash = EVP_MD_CTX_new();
     int ok = hash != NULL && EVP_DigestInit_ex2(hash, md, NULL) && EVP_DigestUpdate(hash, zeros, sizeof(zeros))
-             && EVP_DigestUpdate(hash, digest, (size_t)EVP_MD_get_size(md))
-             && EVP_DigestUpdate(hash, salt, salt_size) && EVP_DigestFinal_ex(hash, out, NULL);
+             && EVP_DigestUpdate(hash, digest, (size_t)EVP_MD_get_size(md)) && EVP_DigestUpdate(hash, salt, salt_size)
+             && EVP_DigestFinal_ex(hash, out, NULL);
     EVP_MD_CTX_free(hash);
     return ok;
 }
@@ -236,8 +236,7 @@ int gp_pkcs1_decode_implicitly(OSSL_LIB_CTX *libctx, const uint8_t rejection_key
 {
     uint32_t rejected_length, separator;
     uint8_t *synthetic = OPENSSL_malloc(size);
-    if (synthetic == NULL
-        || !rejection_message(libctx, rejection_key, ciphertext, size, synthetic, &rejected_length)) {
+    if (synthetic == NULL || !rejection_message(libctx, rejection_key, ciphertext, size, synthetic, &rejected_length)) {
         OPENSSL_clear_free(synthetic, size);
         return 0;
     }

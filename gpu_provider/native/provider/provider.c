@@ -88,9 +88,8 @@ static const OSSL_PARAM *gettable_params(void *provider)
 static int get_params(void *context, OSSL_PARAM params[])
 {
     const gp_provider *provider = context;
-    const char *build = provider->same_libcrypto
-                            ? "computes with the program's libcrypto"
-                            : "offers nothing: the program has another libcrypto than this module";
+    const char *build = provider->same_libcrypto ? "computes with the program's libcrypto"
+                                                 : "offers nothing: the program has another libcrypto than this module";
     OSSL_PARAM *name = OSSL_PARAM_locate(params, OSSL_PROV_PARAM_NAME);
     OSSL_PARAM *version = OSSL_PARAM_locate(params, OSSL_PROV_PARAM_VERSION);
     OSSL_PARAM *build_info = OSSL_PARAM_locate(params, OSSL_PROV_PARAM_BUILDINFO);

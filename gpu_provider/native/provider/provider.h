@@ -27,7 +27,7 @@ typedef struct gp_provider {
     int same_libcrypto;   /* the application's and this module's; otherwise nothing is offered */
     OSSL_LIB_CTX *libctx; /* the application's; NULL: OpenSSL's default one */
     gp_client *client;
-    int always_reject_implicitly; /* the setting: not even where the program or an old OpenSSL would not */
+    int always_reject_implicitly;  /* the setting: not even where the program or an old OpenSSL would not */
     _Atomic(gp_default_rsa *) rsa; /* of libctx, once it was needed and there */
     OSSL_FUNC_core_new_error_fn *new_error;
     OSSL_FUNC_core_set_error_debug_fn *set_error_debug;

@@ -104,14 +104,16 @@ static const OSSL_PARAM *gettable_context_params(void *argument, void *provider)
 {
     const signature_context *context = argument;
     const gp_default_rsa *rsa = context != NULL ? context->rsa : gp_provider_default_rsa(provider);
-    return rsa != NULL ? rsa->signature.gettable_ctx_params(context != NULL ? context->inner : NULL, rsa->context) : NULL;
+    return rsa != NULL ? rsa->signature.gettable_ctx_params(context != NULL ? context->inner : NULL, rsa->context)
+                       : NULL;
 }
 
 static const OSSL_PARAM *settable_context_params(void *argument, void *provider)
 {
     const signature_context *context = argument;
     const gp_default_rsa *rsa = context != NULL ? context->rsa : gp_provider_default_rsa(provider);
-    return rsa != NULL ? rsa->signature.settable_ctx_params(context != NULL ? context->inner : NULL, rsa->context) : NULL;
+    return rsa != NULL ? rsa->signature.settable_ctx_params(context != NULL ? context->inner : NULL, rsa->context)
+                       : NULL;
 }
 
 static int set_context_params(void *argument, const OSSL_PARAM params[])
@@ -243,7 +245,8 @@ static int encode(const signature_context *context, const settings *settings, ui
     case RSA_PKCS1_PSS_PADDING:
         ok = ok && md != NULL && (mgf1_md = EVP_MD_fetch(libctx, settings->mgf1_digest, NULL)) != NULL
              && EVP_MD_get_size(md) > 0 && EVP_MD_get_size(mgf1_md) > 0
-             && gp_pss_encode(libctx, encoded, key->bytes, key->bits, md, mgf1_md, settings->salt_length, data, data_size);
+             && gp_pss_encode(libctx, encoded, key->bytes, key->bits, md, mgf1_md, settings->salt_length, data,
+                              data_size);
         break;
     case RSA_NO_PADDING:
         ok = settings->digest[0] == '\0' && data_size == key->bytes && memcmp(data, key->modulus, data_size) < 0;
@@ -279,8 +282,8 @@ static void *inner_copy(const signature_context *context, settings *settings, pl
 }
 
 /* 1 if the default provider's signature is one of `data`. */
-static int is_right(const signature_context *context, settings *settings, const uint8_t *signature, size_t signature_size,
-                    const uint8_t *data, size_t data_size)
+static int is_right(const signature_context *context, settings *settings, const uint8_t *signature,
+                    size_t signature_size, const uint8_t *data, size_t data_size)
 {
     const gp_default_rsa *rsa = context->rsa;
     void *verifier = inner_copy(context, settings, rsa->signature.verify_init);
@@ -292,8 +295,8 @@ static int is_right(const signature_context *context, settings *settings, const 
 
 /* By the default provider, with a padding or digest that is not ours: X9.31, or those without a DigestInfo in our table. Or
  * not at all: then this queues the reason. */
-static int sign_by_default(const signature_context *context, settings *settings, uint8_t *signature, size_t *signature_size,
-                           size_t capacity, const uint8_t *data, size_t data_size)
+static int sign_by_default(const signature_context *context, settings *settings, uint8_t *signature,
+                           size_t *signature_size, size_t capacity, const uint8_t *data, size_t data_size)
 {
     const gp_default_rsa *rsa = context->rsa;
     void *signer = context->hash == NULL ? context->inner : inner_copy(context, settings, rsa->signature.sign_init);
@@ -369,7 +372,8 @@ static int digest_sign_final(void *argument, uint8_t *signature, size_t *signatu
 
 /* ---- verifying ---- */
 
-static int verify(void *argument, const uint8_t *signature, size_t signature_size, const uint8_t *data, size_t data_size)
+static int verify(void *argument, const uint8_t *signature, size_t signature_size, const uint8_t *data,
+                  size_t data_size)
 {
     const signature_context *context = argument;
     return context->rsa->signature.verify(context->inner, signature, signature_size, data, data_size);

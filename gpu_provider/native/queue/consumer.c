@@ -372,8 +372,8 @@ static struct gp_wait *wait_of(const gp_consumer *consumer, gp_request_handle ha
     return consumer->waiters[slot].wait;
 }
 
-void gp_consumer_complete(gp_consumer *consumer, uint32_t count, const gp_request_handle *handles, const uint8_t *outputs,
-                          uint32_t stride, const uint8_t *ok)
+void gp_consumer_complete(gp_consumer *consumer, uint32_t count, const gp_request_handle *handles,
+                          const uint8_t *outputs, uint32_t stride, const uint8_t *ok)
 {
     struct pinned pinned = {0};
 

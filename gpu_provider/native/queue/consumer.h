@@ -44,16 +44,16 @@ uint32_t gp_consumer_take(gp_consumer *consumer, uint32_t class_index, uint32_t 
 
 /* Any thread. outputs: [count][stride]. ok[i]: 1 for a result, 0 for ERR. Wakes every waiter; no lock is held then.
  * Completing a handle twice, or one that was orphaned, does nothing. */
-void gp_consumer_complete(gp_consumer *consumer, uint32_t count, const gp_request_handle *handles, const uint8_t *outputs,
-                          uint32_t stride, const uint8_t *ok);
+void gp_consumer_complete(gp_consumer *consumer, uint32_t count, const gp_request_handle *handles,
+                          const uint8_t *outputs, uint32_t stride, const uint8_t *ok);
 
 /* A batch that gp_consumer_wait() computed. */
 #define GP_SMALL_BATCH 8u
 struct gp_small_batch {
     uint32_t class_index;
     uint32_t requests;
-    uint32_t failed; /* of those, ERR */
-    uint32_t again;  /* of those, computed again by OpenSSL because the kernels failed */
+    uint32_t failed;    /* of those, ERR */
+    uint32_t again;     /* of those, computed again by OpenSSL because the kernels failed */
     uint64_t waited_ns; /* from the submission of the oldest request to the launch */
     uint64_t executed_ns;
 };

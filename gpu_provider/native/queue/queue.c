@@ -124,9 +124,8 @@ int gp_queue_map(gp_queue *queue, int memfd, int doorbell)
     }
     if (depth >= 1 && depth <= GP_MAX_DEPTH)
         layout = layout_for(depth);
-    if (depth < 1 || depth > GP_MAX_DEPTH || layout.size != (size_t)status.st_size
-        || header->total_size != layout.size || header->max_bytes != GP_MAX_BYTES
-        || header->ring_size != ring_size_for(depth)) {
+    if (depth < 1 || depth > GP_MAX_DEPTH || layout.size != (size_t)status.st_size || header->total_size != layout.size
+        || header->max_bytes != GP_MAX_BYTES || header->ring_size != ring_size_for(depth)) {
         munmap(base, (size_t)status.st_size);
         return EINVAL;
     }

@@ -85,12 +85,12 @@ struct gp_ring_cell {
 typedef struct gp_queue {
     struct gp_queue_header *header;
     struct gp_ring_cell *ring;
-    _Atomic uint32_t *word;  /* [depth] generation << 4 | state */
-    gp_key_handle *key;      /* [depth] */
-    uint64_t *submitted_ns;  /* [depth] CLOCK_MONOTONIC */
-    uint32_t *bytes;         /* [depth] length of the modulus in bytes */
-    uint8_t *input;          /* [depth][GP_MAX_BYTES], least significant byte first */
-    uint8_t *output;         /* [depth][GP_MAX_BYTES], least significant byte first */
+    _Atomic uint32_t *word; /* [depth] generation << 4 | state */
+    gp_key_handle *key;     /* [depth] */
+    uint64_t *submitted_ns; /* [depth] CLOCK_MONOTONIC */
+    uint32_t *bytes;        /* [depth] length of the modulus in bytes */
+    uint8_t *input;         /* [depth][GP_MAX_BYTES], least significant byte first */
+    uint8_t *output;        /* [depth][GP_MAX_BYTES], least significant byte first */
     uint32_t depth;
     uint32_t ring_mask;
     uint32_t head; /* the consumer's place in the ring */

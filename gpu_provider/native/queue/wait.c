@@ -29,7 +29,7 @@ struct gp_wait {
     int fd; /* -1: callback mode */
     pthread_mutex_t lock;
     _Atomic(ASYNC_WAIT_CTX *) context; /* NULL once OpenSSL has freed it; changed under the lock */
-    unsigned firing;         /* callbacks under way */
+    unsigned firing;                   /* callbacks under way */
 
     pthread_cond_t fired;
     gp_client *client;
