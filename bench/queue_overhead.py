@@ -244,7 +244,7 @@ def samples_of_device(library: Any, rounds: int, advance: Callable[[str], None])
 
 
 def operation_of(key: Key) -> tuple[Any, Any, Any, int]:
-    """For a feeder; the key must outlive it."""
+    """Returns what a feeder calls; the key must outlive it."""
     pointer = key.client.pointer
     core: Any = lib
     native_key = ffi.gc(core.gp_key_table_get(key.client.keys, key.handle), core.gp_key_free)

@@ -200,7 +200,7 @@ class Simulation:
 
 
 def processor(cores: int) -> Hardware:
-    """As measured: our kernels compute whole groups of eight, and the faster of them and OpenSSL the rest."""
+    """A processor as measured. Our kernels compute whole groups of eight; the faster of them and OpenSSL, the rest."""
     measured = json.loads(PROCESSOR.read_text())["kinds"]
     curves: dict[Kind, Cost] = {}
     for kind in KINDS:

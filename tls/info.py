@@ -58,7 +58,7 @@ class ConnectionInfo:
         lib.SSL_set_connect_state(self._pointer())
 
     def set_verify(self, mode: int) -> None:
-        """As :meth:`Context.set_verify`, for this connection."""
+        """Does what :meth:`Context.set_verify` does, for this connection."""
         lib.SSL_set_verify(self._pointer(), mode, _NULL)
         self._verify_chosen = True
 

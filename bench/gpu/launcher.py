@@ -41,7 +41,7 @@ class Variant:
         return 8 * self.class_bytes
 
     def __str__(self) -> str:
-        """As the unit that the kernels are compiled in."""
+        """The name of the unit that the kernels are compiled in."""
         return f"{self.arithmetic}-{self.bits}-t{self.threads_per_row}-w{self.window}"
 
 
@@ -72,7 +72,7 @@ class Launcher:
         return self.kernels[variant, Operation.PRIVATE].rows
 
     def host_array(self, shape: tuple[int, ...], dtype: type[np.generic]) -> NDArray[Any]:
-        """Of memory that the device can copy to and from by itself."""
+        """Allocates an array in memory that the device can copy to and from by itself."""
         self._pinned.append(self._device.allocate_pinned(int(np.prod(shape)) * np.dtype(dtype).itemsize))
         return self._pinned[-1].view(dtype).reshape(shape)
 

@@ -35,7 +35,7 @@ class Opened(Sample, tag="opened"):
 
     seconds: Positive
     curves: dict[str, list[tuple[Count, Positive]]]
-    """By bits of a key: rows of a batch, and the seconds that it took."""
+    """Maps bits of a key to batches: how many rows, and how many seconds."""
 
 
 class InFlight(Sample, tag="in-flight"):
@@ -92,7 +92,7 @@ class Sweep(Sample, tag="sweep"):
     rows: Count
     kernel_seconds: Times
     latency_seconds: Times
-    """With the copies in both directions."""
+    """The copies in both directions are included."""
     ok: bool
 
 

@@ -80,7 +80,7 @@ def backend_units(options: Options) -> list[cubins.Unit]:
 
 
 def open_launcher(options: Options, units: Sequence[cubins.Unit]) -> Launcher:
-    """With the kernels of these units, if the device is a GPU."""
+    """Opens the device, a GPU with the kernels of these units."""
     if options.device == "host":
         return HostLauncher()
     return GpuLauncher(find_device(options.device), CubinCache(Path(options.cache)), units)

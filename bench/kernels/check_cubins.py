@@ -75,7 +75,7 @@ class Row:
     unit: str
     kernel: str
     rows: int
-    """That a warp works on."""
+    """Rows that a warp works on."""
     registers: int
     table_bytes: int
     """Shared memory of a warp."""
@@ -89,13 +89,13 @@ class Row:
     bra: int
     bssy: int
     digit_multiply_adds: int
-    """As one warp executes them for a digit of the exponents: ``window`` squarings, a product and the table's scan."""
+    """What one warp executes for a digit of the exponents: ``window`` squarings, a product and the table's scan."""
     digit_instructions: int
     square_instructions: int
     product_instructions: int
     warps: int
-    """That a multiprocessor of the architecture's GPU (``GPUS``) holds at a time. This and what follows: of private
-    operations, 0 in other kernels."""
+    """Warps that a multiprocessor of the architecture's GPU (``GPUS``) holds at a time. This and what follows are
+    estimated for private operations, and 0 in other kernels."""
     digit_cycles: int
     """Estimate: until such a warp is done with a digit, where all of them compute."""
     lone_digit_cycles: int
@@ -211,7 +211,7 @@ def describe(architecture: str, unit: cubins.Unit, code: Code, digit: Digit | No
 
 
 def estimate(row: Row, digit: Digit) -> Row:
-    """With as many warps as a multiprocessor of the architecture's GPU has registers and shared memory for."""
+    """Fills in the estimates, for as many warps as the architecture's GPU has registers and shared memory for."""
     registers = -(-row.registers // 8) * 8 * 32
     shared = GPUS[row.architecture].shared
     warps = min(shared // (row.table_bytes + BLOCK_BYTES), SCHEDULERS * (REGISTERS // registers))
@@ -312,7 +312,7 @@ def write_table(rows: Sequence[Row], others: Sequence[Row]) -> None:
 
 
 def compare(rows: Sequence[Row], table: Sequence[Row]) -> Iterator[str]:
-    """Of the units that the table is to have."""
+    """Yields what differs between the units that the table must have and the table."""
     remedy = "look at why, then python -m bench.kernels.check_cubins --update"
     own = {(name, str(unit)) for name in GPUS for unit in cubins.units(cubins.arithmetics(name))}
     kept = {(row.architecture, row.unit, row.kernel): row for row in table}

@@ -33,8 +33,8 @@ class Instruction(NamedTuple):
     target: int | None
     """Where a branch or a call of a function goes."""
     control: int
-    """From bit 0: the cycles before the next instruction (4 bits), a hint (1), the barriers that it sets when its
-    result is there and when its operands have been read (3 each; 7: none), and those it waits for (6)."""
+    """Scheduling bits. From bit 0: the cycles before the next instruction (4 bits), a hint (1), the barriers that it
+    sets when its result is there and when its operands have been read (3 each; 7: none), and those it waits for (6)."""
 
     @property
     def kind(self) -> str:

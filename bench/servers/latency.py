@@ -8,7 +8,7 @@ from ..report import Result, Row, Spread, Target
 
 
 def measure(bench: Bench, *, rounds: int, connections: int, advance: Callable[[str, int], None]) -> Result:
-    """With many short rounds, since the two take turns from round to round."""
+    """Measures in many short rounds, since the two take turns from round to round."""
     result = Result(
         "latency",
         f"Handshake latency, one connection at a time, TLS 1.3, RSA-{RSA_BITS}",

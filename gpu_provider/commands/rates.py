@@ -44,8 +44,8 @@ class Rate:
 
 
 def measure_device(device: Device, largest: int) -> list[Rate]:
-    """By batches of 1, 2, 4, … rows up to ``largest``, one at a time, copies included. Compiles what the kernel cache
-    lacks. Raises BackendError."""
+    """Measures batches of 1, 2, 4, … rows up to ``largest``, one at a time, copies included. Compiles what the kernel
+    cache lacks. Raises BackendError."""
     backend = CudaBackend(device, workers=1, measured=largest)
     backend.open(Client(1))
     try:
@@ -60,7 +60,7 @@ def _rate(bits: int, points: list[tuple[int, float]]) -> Rate:
 
 
 def measure_processor(config: ProviderConfig) -> Iterator[Rate]:
-    """By calls of many rows, with the backend ``cpu``. One size after the other."""
+    """Measures calls of many rows with the backend ``cpu``, one size after the other."""
     cpu = ProviderConfig(backend="cpu", threads=config.threads)
     with BatchingProvider(cpu) as provider:
         for bits in SIZES:

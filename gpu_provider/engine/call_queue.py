@@ -71,7 +71,7 @@ class CallQueue:
         return calls
 
     def waiting(self) -> list[Waiting]:
-        """For the scheduler."""
+        """What the scheduler must know of the calls."""
         return [
             Waiting(
                 kind, sum(call.rows - call.next_row for call in calls), self._since_ns[kind], calls[0].units_per_row

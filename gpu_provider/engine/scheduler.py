@@ -47,7 +47,7 @@ class Limits:
 
     max_batch: int
     max_delay: float
-    """In seconds."""
+    """Seconds that a batch may be expected to take."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +72,7 @@ class BackendView:
     """Workers that can take a batch now."""
     costs: Mapping[Kind, CostCurve]
     busy: Sequence[float] = ()
-    """In how many seconds each busy worker should be done."""
+    """Seconds until each busy worker should be done."""
     pipelined: bool = False
     """The workers share one device; otherwise each has a processor of its own."""
 

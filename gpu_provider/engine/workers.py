@@ -133,8 +133,8 @@ class BackendWorkers:
         return free[: max(0, usable - (len(self.workers) - len(free)))]
 
     def busy(self, now_ns: int) -> list[float]:
-        """In how many seconds each busy worker should be done. One that is late is expected to take as long again as it
-        is late."""
+        """Seconds until each busy worker should be done. One that is late is expected to take as long again as it is
+        late."""
         return [
             abs(worker.expected_ns - now_ns) / 1e9
             for worker in self.workers

@@ -35,7 +35,7 @@ Keys: TypeAlias = "Key | Sequence[Key]"
 
 @dataclass(frozen=True, slots=True)
 class KeysOfRows:
-    """Which row of a call has which key."""
+    """Says which row of a call has which key."""
 
     keys: list[Key]
     """Without duplicates."""

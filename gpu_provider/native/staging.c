@@ -125,7 +125,7 @@ static void add_fresh(struct gp_staging *staging, const struct gp_pairs *pairs, 
     staging->fresh_pair[staging->fresh_count++] = pair;
 }
 
-/* A row's pair is the block's as many-th as the row is among those of its key. */
+/* The i-th row of a key uses the i-th pair of its block. */
 static void assign_pairs(struct gp_staging *staging, struct gp_pairs *pairs, const uint32_t *record_of,
                          uint32_t *pair_of)
 {

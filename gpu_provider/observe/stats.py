@@ -104,11 +104,11 @@ class BatchCounts:
     """Requests, by the backend that failed them and why."""
     in_use: dict[str, bool] = field(default_factory=dict)
     queue_seconds: defaultdict[str, Distribution] = field(default_factory=lambda: defaultdict(_times))
-    """By kind."""
+    """Time from submission to launch, by kind."""
     execute_seconds: defaultdict[tuple[str, str], Distribution] = field(default_factory=lambda: defaultdict(_times))
-    """By backend and kind."""
+    """Time that a batch took, by backend and kind."""
     sizes: defaultdict[str, Distribution] = field(default_factory=lambda: defaultdict(_sizes))
-    """By backend."""
+    """Requests in a batch, by backend."""
 
     def batch(
         self, backend: str, label: str, requests: int, succeeded: int, seconds: float, *, last_resort: bool

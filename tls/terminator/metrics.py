@@ -70,7 +70,7 @@ class TerminatorMetrics(Collector):
         self.handshakes: Counter[tuple[str, str, str, str]] = _zeros(
             (*_LABELS_OF_OK, *((result, "", "", "") for result in _FAILED))
         )
-        """By result, TLS version, async status and whether a session was resumed. Failed ones have only a result."""
+        """Counts by result, TLS version, async status and whether a session was resumed; failures by result alone."""
         self.handshake_failures = _zeros(HANDSHAKE_FAILURES)
         self.sessions = _zeros(_ENDS)
         """Connections that ended after a successful handshake, by how they ended."""

@@ -63,9 +63,9 @@ class _State:
         self.choice = choice
         self.keys = DeviceKeys(device, client, choice.radix_bits, choice.record_bytes)
         self.free_workers: SimpleQueue[DeviceWorker] = SimpleQueue()
-        """For the provider's batches."""
+        """Workers for the provider's batches."""
         self.array_worker = DeviceWorker(device, self.keys, choice)
-        """For the callers' arrays."""
+        """The worker for the callers' arrays."""
         self.all_workers = [*(DeviceWorker(device, self.keys, choice) for _ in range(workers)), self.array_worker]
         for worker in self.all_workers[:workers]:
             self.free_workers.put(worker)

@@ -40,9 +40,9 @@ class KernelChoice:
         private = [kernel for kernel in kernels if kernel.operation is Operation.PRIVATE]
         self.radix_bits = kernels[0].radix_bits
         self.record_bytes = {kernel.class_bytes: kernel.record_bytes for kernel in private}
-        """By bytes of the kernel's rows: the size of a key's constants."""
+        """Bytes of a key's constants, by bytes of the kernel's rows."""
         self.pair_bytes = {kernel.class_bytes: kernel.pair_bytes for kernel in private}
-        """Likewise: the size of a blinding pair."""
+        """Bytes of a blinding pair, by bytes of the kernel's rows."""
         self._rows_in_flight = 0
         self._lock = threading.Lock()
 

@@ -50,7 +50,8 @@ class _Table:
 
 
 class DeviceKeys:
-    """For any thread. Those that change the tables wait for one another, and for the device.
+    """The keys' records in the device's memory. Any thread; those that change the tables wait for one another, and for
+    the device.
 
     A key's numbers go from OpenSSL's memory to the device through pinned memory that is wiped at once; none of them is
     ever a Python object.
@@ -70,7 +71,7 @@ class DeviceKeys:
         if pointer == ffi.NULL:
             raise BackendError("no memory for the table of keys")
         self.pointer: FFI.CData = ffi.gc(pointer, lib.gp_records_free)
-        """For ``gp_stage``."""
+        """What ``gp_stage`` reads."""
 
     def add(self, class_bytes: int, handles: Sequence[int]) -> None:
         """Gives records to keys that have none yet. Raises DeviceMemoryError if the table can't grow, DeviceError."""

@@ -27,7 +27,7 @@ _FIRST_PAIRS = 1024
 
 
 class DevicePairs:
-    """For the worker's thread."""
+    """The blinding pairs of one worker and size class. The worker's thread only."""
 
     def __init__(self, device: Device, stream: Stream, pair_bytes: int) -> None:
         self._device = device
@@ -42,7 +42,7 @@ class DevicePairs:
         self._taken = 0  # pairs that belong to a block, or to one of the spare ones
         self._spare: dict[int, list[int]] = {}  # first pairs of blocks that are not used, by size
         self.struct: Any = ffi.new("struct gp_pairs *")
-        """For ``gp_stage``."""
+        """What ``gp_stage`` works on."""
 
     def make_room(self, records: int) -> None:
         """Makes room for as many records; the new ones have no pairs yet."""

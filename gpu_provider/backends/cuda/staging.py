@@ -45,7 +45,7 @@ class Part:
         return self._arena.address + self._start
 
     def through(self, last: Part) -> Part:
-        """From the beginning of this part to the end of a later one."""
+        """The memory from the beginning of this part to the end of a later one."""
         return Part(self._arena, self._start, last._stop)
 
     def upload(self, stream: Stream) -> None:
@@ -83,7 +83,7 @@ class Arena:
     """Pinned memory of the host, and as much of the device's."""
 
     def __init__(self, device: Device, *sizes: int) -> None:
-        """With room for parts of these sizes. Raises DeviceMemoryError."""
+        """Makes room for parts of these sizes. Raises DeviceMemoryError."""
         self._device = device
         size = sum(map(_aligned, sizes))
         self.host = device.allocate_pinned(size)
@@ -110,7 +110,7 @@ class Arena:
 
 
 class Staging:
-    """For the worker's thread. Grows with its batches."""
+    """A worker's memory for its batches, which grows with them. The worker's thread only."""
 
     def __init__(self, device: Device) -> None:
         self._device = device
@@ -119,12 +119,12 @@ class Staging:
         self.up: Arena
         self.down: Arena
         self.fresh: Arena
-        """For making blinding pairs."""
+        """What blinding pairs are made of."""
         self._arenas: list[Arena] = []
         self.rows = 0
         """How many rows of any size class there is room for."""
         self.struct: Any = ffi.new("struct gp_staging *")
-        """For ``gp_stage``."""
+        """What ``gp_stage`` works on."""
 
     def reserve_bytes(self, up: list[int], down: int) -> None:
         """Makes room for parts of these sizes. Raises DeviceMemoryError; then all is as before."""

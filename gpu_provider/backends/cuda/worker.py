@@ -43,7 +43,7 @@ _log = logging.getLogger(__name__)
 
 
 class DeviceWorker:
-    """For one thread at a time: the one that holds ``lock``."""
+    """What one worker needs of the device. One thread at a time uses it: the one that holds ``lock``."""
 
     def __init__(self, device: Device, keys: DeviceKeys, kernels: KernelChoice) -> None:
         self.lock = threading.Lock()
@@ -253,7 +253,7 @@ class DeviceWorker:
         return secrets
 
     def _upload_fresh(self, width: int) -> list[Part]:
-        """For the pairs that are listed as fresh. Returns their random numbers, records and places."""
+        """Uploads what the pairs that are listed as fresh need, and returns it: random numbers, records and places."""
         staging, made = self._staging, self._staging.struct.fresh_count
         if not lib.gp_stage_fresh(staging.struct, self._pairs[width].struct, width):
             raise DeviceError("the system gives no random numbers")
