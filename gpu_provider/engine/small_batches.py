@@ -30,9 +30,11 @@ class SmallBatches:
         """A cost curve or a backend's health has changed."""
         self._inline = inline
         self._largest = ffi.new("uint32_t[]", CLASSES)
+        self._any = False
 
     def largest(self, pool: Pool) -> FFI.CData:
-        """By size class, for C. 0 where a backend in use would compute a single request sooner."""
+        """By size class, for C: 0 where a backend in use would compute a single request sooner; NULL if that is so in
+        all of them."""
         if self.outdated:
             self.outdated = False
             in_use = pool.in_use()
@@ -42,4 +44,5 @@ class SmallBatches:
                 longest = min([_LONGEST_SECONDS, *others])
                 allowed = self._inline in in_use and cost.seconds(1) <= longest
                 self._largest[kind.class_index] = cost.largest(longest) if allowed else 0
-        return self._largest
+            self._any = any(self._largest)
+        return self._largest if self._any else ffi.NULL

@@ -121,7 +121,7 @@ class BackendWorkers:
 
     def end_pause(self, now: float) -> None:
         """Puts the backend on trial if it has been out of use for long enough."""
-        if self.health is not None:
+        if self.health is not None and self.health.state is BackendState.OUT:
             self.health.end_pause(now, sum(worker.hung for worker in self.workers))
 
     def free_workers(self) -> list[Worker]:
