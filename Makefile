@@ -29,9 +29,10 @@ BUILT_FROM := pyproject.toml setup.py flags.mk gpu_provider/native/core_build.py
 demo: .venv/ready-demo
 	@$(BIN)/gpu-provider demo --output table
 
+# Hundreds of processes import the same modules. Without bytecode on disk each would compile them again.
 test: .venv/ready-test
 	@echo "running the tests"
-	@$(BIN)/pytest -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
+	@env -u PYTHONDONTWRITEBYTECODE $(BIN)/pytest -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 # Random batches on every ISA of the kernels; the number of cases is that of the fastest ISA.
 test-long: .venv/ready-test
