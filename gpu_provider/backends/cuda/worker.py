@@ -53,7 +53,7 @@ class DeviceWorker:
         self._staging = Staging(device)
         self._stream = self._staging.stream
         self._pairs = {width: DevicePairs(device, self._stream, size) for width, size in kernels.pair_bytes.items()}
-        self._modexp = DeviceModexp(self._staging, kernels)
+        self.modexp = DeviceModexp(self._staging, kernels).compute
         self._launch = np.zeros(1, PRIVATE_LAUNCH)
         self._behind = contextlib.ExitStack()  # holds the records that the renewal behind the last batch reads
 
@@ -100,16 +100,6 @@ class DeviceWorker:
             return None
         self._compute(width, width, ffi.NULL, u8(ok), source=inputs, target=outputs)
         return ok
-
-    def modexp(
-        self,
-        bases: NDArray[np.uint8] | DeviceRows,
-        exponents: NDArray[np.uint8] | DeviceRows,
-        moduli: NDArray[np.uint8],
-        outputs: NDArray[np.uint8] | DeviceRows,
-    ) -> bool:
-        """``DeviceModexp.compute``."""
-        return self._modexp.compute(bases, exponents, moduli, outputs)
 
     def read(self, rows: DeviceRows) -> NDArray[np.uint8]:
         """The caller's array, [rows, bytes], least significant byte first. Raises DeviceError."""
