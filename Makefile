@@ -66,6 +66,7 @@ lint: .venv/ready-lint
 	@$(BIN)/ruff format --check --quiet .
 	@echo "clang-format"
 	@git ls-files '*.c' '*.h' '*.cpp' '*.cu' | xargs $(BIN)/clang-format --dry-run --Werror
+	@! git ls-files '*.c' '*.h' '*.cpp' '*.cu' | LC_ALL=C.UTF-8 xargs grep -nE '^.{121}' # comments, which are wrapped by hand
 	@echo "mypy --strict"
 	@cd build/lint && ../../$(BIN)/mypy --config-file ../../pyproject.toml --cache-dir ../mypy --no-error-summary -p gpu_provider -p bench
 	@mkdir build/lint/typed && cp tests/project/typed_calls.py build/lint/typed && $(BIN)/python tests/project/readme_snippets.py build/lint/typed

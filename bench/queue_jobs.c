@@ -35,8 +35,8 @@ struct feeder {
     uint32_t *taken;  /* [size] jobs being resumed */
     uint32_t free_count;
     uint64_t failed;
-    /* Written by whoever completes a batch, without a lock, as a server's event loop would take it: several threads complete
-     * at once, and what is to be measured is not how they wait for one another here. */
+    /* Written by whoever completes a batch, without a lock, as a server's event loop would take it: several threads
+     * complete at once, and what is to be measured is not how they wait for one another here. */
     _Atomic(struct job *) ready; /* a stack of the jobs whose callback has fired, each once; some have ended meanwhile,
                                   * because they found their request done before they paused */
     _Atomic uint32_t ready_count;

@@ -1,10 +1,10 @@
-/* Opens TLS 1.3 connections one after the other, up to CONCURRENCY at a time, sends one HTTP request over each, reads the
- * response to its end, and prints one JSON object: totals, its own CPU time, and every handshake's latency.
+/* Opens TLS 1.3 connections one after the other, up to CONCURRENCY at a time, sends one HTTP request over each, reads
+ * the response to its end, and prints one JSON object: totals, its own CPU time, and every handshake's latency.
  *
  *   load PORT CONNECTIONS CONCURRENCY BYTES TIMEOUT_SECONDS
  *
- * It offers TLS_AES_128_GCM_SHA256 and X25519 alone and never resumes a session, so that every server does the same work.
- * The certificate is not checked against anything; the server's signature is. One thread and epoll.
+ * It offers TLS_AES_128_GCM_SHA256 and X25519 alone and never resumes a session, so that every server does the same
+ * work. The certificate is not checked against anything; the server's signature is. One thread and epoll.
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>

@@ -1,5 +1,5 @@
-/* What the CUDA backend does for each row of a batch: which record of the device's key table it uses, which blinding pair,
- * and its way into and out of the memory that the device copies. And what it needs of the keys.
+/* What the CUDA backend does for each row of a batch: which record of the device's key table it uses, which blinding
+ * pair, and its way into and out of the memory that the device copies. And what it needs of the keys.
  *
  * Python owns all memory here but gp_records. Nothing here knows the device.
  */
@@ -12,14 +12,15 @@
 #include "types.h"
 
 /* cffi: */
-/* A blinding pair serves so many operations at most. Then fresh randomness replaces it, as in the kernels on the processor. */
+/* A blinding pair serves so many operations at most. Then fresh randomness replaces it, as in the kernels on the
+ * processor. */
 #define GP_PAIR_USES 512u
-/* When a pair has reached GP_PAIR_USES, all those with at least so many uses are renewed together. A batch uses each pair
- * once at most, so a worker's next renewal is 128 batches away. */
+/* When a pair has reached GP_PAIR_USES, all those with at least so many uses are renewed together. A batch uses each
+ * pair once at most, so a worker's next renewal is 128 batches away. */
 #define GP_PAIR_WORN 384u
 
-/* Which record has the key with a handle. One thread at a time may change it, while any number read it: a handle is only
- * changed or removed while no request uses it. */
+/* Which record has the key with a handle. One thread at a time may change it, while any number read it: a handle is
+ * only changed or removed while no request uses it. */
 typedef struct gp_records gp_records;
 gp_records *gp_records_new(void); /* NULL: no memory */
 void gp_records_free(gp_records *records);
@@ -62,22 +63,23 @@ enum gp_staged {
     GP_LACKS_PAIRS,   /* records whose block is too small, or another key's; each once */
 };
 
-/* Fills the upload from a batch of rows of `stride` bytes, at most `width`. Rows whose key has GP_NO_RECORD are left out.
- * Lists as fresh the pairs that must be made before the batch can use them. inputs NULL: they are on the device already. */
+/* Fills the upload from a batch of rows of `stride` bytes, at most `width`. Rows whose key has GP_NO_RECORD are left
+ * out. Lists as fresh the pairs that must be made before the batch can use them. inputs NULL: they are on the device
+ * already. */
 enum gp_staged gp_stage(struct gp_staging *staging, const gp_records *records, struct gp_pairs *pairs, uint32_t rows,
                         const gp_key_handle *keys, const uint8_t *inputs, uint32_t stride, uint32_t width);
 
-/* After gp_stage(): lists as fresh, in place of what it listed, the pairs to be made behind this batch so that later ones
- * need not wait for them. Those are the worn ones of all keys, and those of new blocks that no row has used yet. Returns
- * how many. None if the batch itself waits for pairs: their randomness may still be in `fresh`. */
+/* After gp_stage(): lists as fresh, in place of what it listed, the pairs to be made behind this batch so that later
+ * ones need not wait for them. Those are the worn ones of all keys, and those of new blocks that no row has used yet.
+ * Returns how many. None if the batch itself waits for pairs: their randomness may still be in `fresh`. */
 uint32_t gp_stage_worn(struct gp_staging *staging, struct gp_pairs *pairs);
 
 /* Fills `fresh` for the pairs that are listed. 0 if the system gives no randomness. */
 int gp_stage_fresh(struct gp_staging *staging, const struct gp_pairs *pairs, uint32_t width);
 
-/* Takes the results out of the download, and zeroes it. The caller wipes the rest of the staging, as soon as the device has
- * it. Returns how many rows failed the device's check; their pairs will be replaced before they are used again. outputs
- * NULL: only the verdicts were downloaded. */
+/* Takes the results out of the download, and zeroes it. The caller wipes the rest of the staging, as soon as the device
+ * has it. Returns how many rows failed the device's check; their pairs will be replaced before they are used again.
+ * outputs NULL: only the verdicts were downloaded. */
 uint32_t gp_unstage(struct gp_staging *staging, const struct gp_pairs *pairs, uint8_t *outputs, uint8_t *ok,
                     uint32_t stride, uint32_t width);
 /* :cffi */

@@ -35,7 +35,8 @@ static int key_is_locked(const gpk_key *key)
     return key != NULL;
 }
 
-/* Leaves out each row whose number divides by three, unless healthy. What it computes is zero: results count as right by ok. */
+/* Leaves out each row whose number divides by three, unless healthy. What it computes is zero: results count as right
+ * by ok. */
 static enum gpk_status private_op(enum gpk_isa isa, uint32_t count, gpk_key *const *keys, const uint8_t *inputs,
                                   uint8_t *outputs, uint32_t stride, uint8_t *ok)
 {

@@ -1,5 +1,5 @@
-/* How much of an async job's 32 KiB stack the provider needs, OpenSSL's own private operation included. The stacks are painted
- * when OpenSSL allocates them, and looked at afterwards. */
+/* How much of an async job's 32 KiB stack the provider needs, OpenSSL's own private operation included. The stacks are
+ * painted when OpenSSL allocates them, and looked at afterwards. */
 #include <openssl/async.h>
 #include <openssl/crypto.h>
 #include <stdint.h>

@@ -1,5 +1,6 @@
-/* Stress of the three ways of waiting with real OpenSSL async jobs: callback and wait fd, full queue, early resumes, blocked
- * pauses, connections freed at any moment, and a fork. The "backend" returns its input, so every result can be checked. */
+/* Stress of the three ways of waiting with real OpenSSL async jobs: callback and wait fd, full queue, early resumes,
+ * blocked pauses, connections freed at any moment, and a fork. The "backend" returns its input, so every result can be
+ * checked. */
 #define _GNU_SOURCE
 #include <openssl/async.h>
 #include <poll.h>
@@ -125,7 +126,8 @@ static int is_ready(struct connection *connection)
     return poll(&(struct pollfd){.fd = fd, .events = POLLIN}, 1, 0) == 1;
 }
 
-/* Every connection does `operations` requests one after the other; with `early`, some are resumed though nothing is ready. */
+/* Every connection does `operations` requests one after the other; with `early`, some are resumed though nothing is
+ * ready. */
 static void run_jobs(struct world *world, enum mode mode, int operations, int early)
 {
     struct connection connections[JOBS];
@@ -159,7 +161,8 @@ static void run_jobs(struct world *world, enum mode mode, int operations, int ea
     }
 }
 
-/* Connections freed while in a batch, while done but not resumed, and while in the wait queue. OpenSSL leaks the job; we nothing. */
+/* Connections freed while in a batch, while done but not resumed, and while in the wait queue. OpenSSL leaks the job;
+ * we nothing. */
 static void run_vanishing(struct world *world, enum mode mode, int hold)
 {
     struct connection *connections = calloc(JOBS, sizeof(*connections));

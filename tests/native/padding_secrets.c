@@ -1,6 +1,6 @@
-/* Runs the decoders under valgrind with the decrypted data marked as undefined: memcheck then reports every branch and every
- * address that depends on it. What a caller learns anyway (the message, its length, OAEP's verdict) is declared public only
- * after the decoder has returned. */
+/* Runs the decoders under valgrind with the decrypted data marked as undefined: memcheck then reports every branch and
+ * every address that depends on it. What a caller learns anyway (the message, its length, OAEP's verdict) is declared
+ * public only after the decoder has returned. */
 #include <string.h>
 #include <valgrind/memcheck.h>
 

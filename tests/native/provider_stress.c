@@ -1,5 +1,5 @@
-/* Threads that share keys through the provider, for the sanitizers: signing in pieces and on copies, decryption, keys that come
- * and go, library contexts that come and go. The consumer computes by OpenSSL. */
+/* Threads that share keys through the provider, for the sanitizers: signing in pieces and on copies, decryption, keys
+ * that come and go, library contexts that come and go. The consumer computes by OpenSSL. */
 #include <openssl/evp.h>
 #include <pthread.h>
 #include <string.h>

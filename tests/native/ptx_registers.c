@@ -1,5 +1,5 @@
-/* What the PTX machine of the tests (support/ptx_machine.py) computes in registers: of many threads, a warp's 32 beside one
- * another. */
+/* What the PTX machine of the tests (support/ptx_machine.py) computes in registers: of many threads, a warp's 32 beside
+ * one another. */
 #include <fenv.h>
 #include <math.h>
 #include <stdbool.h>

@@ -50,8 +50,8 @@ struct instruction {
     int32_t operation, bits, target, a, b, c; /* the last four: rows of registers */
 };
 
-/* Runs `count` instructions on registers[warps][rows][32], in the threads in which `active` (or in all, where it is null).
- * written[warps][rows] says which rows were ever written. Returns `count`; or the place of an instruction that reads a
- * row that was not, or of an EXCHANGE among too few. */
+/* Runs `count` instructions on registers[warps][rows][32], in the threads in which `active` (or in all, where it is
+ * null). written[warps][rows] says which rows were ever written. Returns `count`; or the place of an instruction that
+ * reads a row that was not, or of an EXCHANGE among too few. */
 int ptx_compute(int count, const struct instruction *instructions, int warps, int rows, uint64_t *registers,
                 uint8_t *written, const uint8_t *active);

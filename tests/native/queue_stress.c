@@ -1,8 +1,9 @@
-/* Stress of the request queue for the sanitizers: many producers of all kinds, full and empty edges, orphaned slots, late and
- * double completions, and closing with requests in the wait queue. The "backend" returns its input, so every result can be checked.
+/* Stress of the request queue for the sanitizers: many producers of all kinds, full and empty edges, orphaned slots,
+ * late and double completions, and closing with requests in the wait queue. The "backend" returns its input, so every
+ * result can be checked.
  *
- * No ASYNC job here: thread sanitizers can't follow OpenSSL's fibres. Orphaning is done by the calls that the job's clean-up
- * hook makes. jobs_stress.c has the jobs. */
+ * No ASYNC job here: thread sanitizers can't follow OpenSSL's fibres. Orphaning is done by the calls that the job's
+ * clean-up hook makes. jobs_stress.c has the jobs. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>

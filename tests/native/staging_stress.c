@@ -1,6 +1,6 @@
-/* Stress of the staging for the sanitizers: lanes with batches of any keys and sizes, whose keys come and go meanwhile, on a
- * "device" that turns the bits of a number. A model says which pairs are fit for use: made for the row's own key, in no
- * other row of the batch, not too often used, and not in a row that failed. */
+/* Stress of the staging for the sanitizers: lanes with batches of any keys and sizes, whose keys come and go meanwhile,
+ * on a "device" that turns the bits of a number. A model says which pairs are fit for use: made for the row's own key,
+ * in no other row of the batch, not too often used, and not in a row that failed. */
 #define _GNU_SOURCE
 #include <pthread.h>
 #include <stdatomic.h>

@@ -1,5 +1,5 @@
 /* A thread that used a library context, gave it up with OPENSSL_thread_stop_ex(), and ends after it was freed.
- * Arguments: the module's directory, and the provider of OpenSSL's own that is loaded beside it. Standard input: a key. */
+ * Arguments: the module's directory, and the provider of OpenSSL's own that is loaded beside it. On stdin: a key. */
 #define _GNU_SOURCE
 #include <openssl/crypto.h>
 #include <openssl/pem.h>

@@ -14,13 +14,13 @@
 /* cffi: */
 typedef struct gp_cpu gp_cpu;
 
-/* From now on gp_cpu_private() computes with these kernels (gpk_functions(), which outlives it), and the keys in the table
- * are prepared. smallest: how many rows must be left over for a group of their own; 0: measured with the first key of each
- * size class. */
+/* From now on gp_cpu_private() computes with these kernels (gpk_functions(), which outlives it), and the keys in the
+ * table are prepared. smallest: how many rows must be left over for a group of their own; 0: measured with the first
+ * key of each size class. */
 void gp_cpu_use_kernels(gp_cpu *cpu, const struct gpk_functions *kernels, uint32_t smallest);
 
-/* As gp_libcrypto_private(). Returns how many results the kernels got wrong or could not compute for lack of memory; those
- * have ok[i] = 0, and the kernels are not to be trusted. */
+/* As gp_libcrypto_private(). Returns how many results the kernels got wrong or could not compute for lack of memory;
+ * those have ok[i] = 0, and the kernels are not to be trusted. */
 uint32_t gp_cpu_private(gp_cpu *cpu, uint32_t count, const gp_key_handle *keys, const uint8_t *inputs, uint8_t *outputs,
                         uint32_t stride, uint8_t *ok);
 /* :cffi */
@@ -30,8 +30,8 @@ gp_cpu *gp_cpu_new(gp_key_table *keys);
 void gp_cpu_free(gp_cpu *cpu);
 
 /* Gives a key in the table its constants for the kernels, unless it was tried before, they don't support it, or would
- * never win. Not on the stack of a job, which is too small for them: the thread that computes the key's first batch does it
- * then. */
+ * never win. Not on the stack of a job, which is too small for them: the thread that computes the key's first batch
+ * does it then. */
 void gp_cpu_prepare(gp_cpu *cpu, gp_key *key);
 
 #endif

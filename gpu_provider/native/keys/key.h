@@ -1,7 +1,8 @@
 /* An RSA key as the C core holds it: a counted reference to OpenSSL's own key object in a library context of ours.
  *
- * Thread-safe; the key does not change once made, but for what the kernels need of it, which comes later. Memory: OpenSSL
- * keeps the numbers in its heap and wipes them when the key is freed (DESIGN.md says what that does and does not protect).
+ * Thread-safe; the key does not change once made, but for what the kernels need of it, which comes later. Memory:
+ * OpenSSL keeps the numbers in its heap and wipes them when the key is freed (DESIGN.md says what that does and does
+ * not protect).
  */
 #ifndef GP_KEY_H
 #define GP_KEY_H
@@ -14,8 +15,8 @@
 #include "types.h"
 
 /* The inner library context: the default provider alone, apart from the application's, so that our own calls never come
- * back to us through its property query. One per process, never freed: see "Library contexts" in DESIGN.md. NULL: out of
- * memory. */
+ * back to us through its property query. One per process, never freed: see "Library contexts" in DESIGN.md. NULL: out
+ * of memory. */
 OSSL_LIB_CTX *gp_inner_libctx(void);
 
 /* cffi: */
@@ -49,10 +50,10 @@ int gp_key_is_batchable(const gp_key *key);
 /* input < modulus; both `bytes` long, most significant byte first. Public values only (not constant time). */
 int gp_key_in_range(const gp_key *key, const uint8_t *input);
 
-/* output = input^d mod n by OpenSSL: constant time, blinded, and verified with e. OpenSSL verifies what it computes with the
- * factors, but neither what it computes with d alone nor what it computes again when a result was wrong.
- * input < modulus; input and output are `bytes` long, most significant byte first, and do not overlap.
- * 1, or 0 with an OpenSSL error queued if there is one; output is zeros then. */
+/* output = input^d mod n by OpenSSL: constant time, blinded, and verified with e. OpenSSL verifies what it computes
+ * with the factors, but neither what it computes with d alone nor what it computes again when a result was wrong. input
+ * < modulus; input and output are `bytes` long, most significant byte first, and do not overlap. 1, or 0 with an
+ * OpenSSL error queued if there is one; output is zeros then. */
 int gp_key_private(const gp_key *key, const uint8_t *input, uint8_t *output);
 
 /* output = input^e mod n. */

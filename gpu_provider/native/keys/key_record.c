@@ -20,8 +20,8 @@ static int is_one(const BIGNUM *a, const BIGNUM *b, BIGNUM *modulus, int less, B
     return one;
 }
 
-/* Whether p q = n, e dP = 1 mod p - 1, e dQ = 1 mod q - 1 and q qInv = 1 mod p: if not, the device would fail every check
- * of this key's results, and seem broken. */
+/* Whether p q = n, e dP = 1 mod p - 1, e dQ = 1 mod q - 1 and q qInv = 1 mod p: if not, the device would fail every
+ * check of this key's results, and seem broken. */
 static int belong_together(const struct gp_key_numbers *numbers)
 {
     BN_CTX *context = BN_CTX_new();

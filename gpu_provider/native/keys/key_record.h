@@ -24,7 +24,7 @@ typedef enum gpk_status gp_key_record_writer(int radix_bits, int class_bytes, vo
                                              struct gpk_number dp, struct gpk_number dq, struct gpk_number qinv);
 
 /* Fills `memory` with a key's constants, and all of `record` but its number. GPK_UNSUPPORTED for a key that the kernels
- * don't support, and for one whose numbers do not belong together: OpenSSL computes with it. GPK_INVALID: no such key. */
+ * don't support, and for one whose numbers don't belong together: OpenSSL computes those. GPK_INVALID: no such key. */
 enum gpk_status gp_key_record_fill(gp_key_table *keys, gp_key_handle handle, gp_key_record_writer *write,
                                    int radix_bits, int class_bytes, void *memory, struct gp_key_record *record);
 /* :cffi */

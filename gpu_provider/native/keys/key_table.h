@@ -1,4 +1,5 @@
-/* The key table: which gp_key a handle in the queue means. A handle is serial << 16 | index, never 0 and never used twice.
+/* The key table: which gp_key a handle in the queue means. A handle is serial << 16 | index, never 0 and never used
+ * twice.
  *
  * Any thread. A removed key stays until nothing pins it any more; then it has left for good. gp_key_table_remove() and
  * gp_key_table_unpin() tell their caller when one has: a device may have a copy of it, which has to be wiped.

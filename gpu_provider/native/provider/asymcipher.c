@@ -1,5 +1,5 @@
-/* RSA encryption. The default provider's operation context, `inner`, receives all parameters, encrypts, and refuses what is
- * to be refused. Decryption goes to gp_private_op() and is decoded in padding.c. */
+/* RSA encryption. The default provider's operation context, `inner`, receives all parameters, encrypts, and refuses
+ * what is to be refused. Decryption goes to gp_private_op() and is decoded in padding.c. */
 #include <openssl/core_names.h>
 #include <openssl/crypto.h>
 #include <openssl/err.h>
@@ -273,7 +273,8 @@ static int padding_is_ours(decryption *decryption, size_t capacity)
     }
 }
 
-/* 1 if everything about the decryption that anybody may see is as it should be. If not, the default provider refuses it. */
+/* 1 if everything about the decryption that anybody may see is as it should be. If not, the default provider refuses
+ * it. */
 static int prepare(decryption *decryption, size_t capacity, const uint8_t *ciphertext, size_t ciphertext_size)
 {
     const gp_rsa_key *key = decryption->context->key;

@@ -1,4 +1,5 @@
-/* Arithmetic with masks, for code whose branches and addresses must not depend on secrets: all ones for true, 0 for false. */
+/* Arithmetic with masks, for code whose branches and addresses must not depend on secrets: all ones for true, 0 for
+ * false. */
 #ifndef GP_CONSTANT_TIME_H
 #define GP_CONSTANT_TIME_H
 

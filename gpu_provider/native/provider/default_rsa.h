@@ -1,8 +1,8 @@
 /* The RSA of OpenSSL's default provider, called through its own function tables.
  *
- * Everything but the private operation is left to it: key management, parameters and their checks, verification, encryption,
- * and whatever is out of the ordinary. Its functions are called directly, not through EVP, so programs see what the default
- * provider does in the version of OpenSSL that is loaded, down to the error codes.
+ * Everything but the private operation is left to it: key management, parameters and their checks, verification,
+ * encryption, and whatever is out of the ordinary. Its functions are called directly, not through EVP, so programs see
+ * what the default provider does in the version of OpenSSL that is loaded, down to the error codes.
  */
 #ifndef GP_DEFAULT_RSA_H
 #define GP_DEFAULT_RSA_H

@@ -13,9 +13,9 @@
 
 #include "provider/provider.h"
 
-/* Library contexts are never freed, but used again. OpenSSL keeps, for every thread that used a context's random numbers, a
- * handler that looks at the context when the thread ends; a thread may well outlive a provider, and no call tells whether
- * one does. So there are as many as there ever were providers at the same time. The list only grows. */
+/* Library contexts are never freed, but used again. OpenSSL keeps, for every thread that used a context's random
+ * numbers, a handler that looks at the context when the thread ends; a thread may well outlive a provider, and no call
+ * tells whether one does. So there are as many as there ever were providers at the same time. The list only grows. */
 struct application {
     OSSL_LIB_CTX *libctx;
     gp_provider *provider;

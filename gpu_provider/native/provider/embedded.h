@@ -35,7 +35,8 @@ enum gp_load {
     GP_LOAD_MEMORY
 };
 
-/* Reads an unencrypted private key (PEM or DER), checks it and adds it to the client's key table: the library's load_key(). */
+/* Reads an unencrypted private key (PEM or DER), checks it and adds it to the client's key table: the library's
+ * load_key(). */
 enum gp_load gp_embedded_load_key(gp_client *client, const uint8_t *der_or_pem, size_t size, gp_key_info *info);
 /* :cffi */
 

@@ -15,7 +15,8 @@
 #define SHA2_SHA3_PREFIX 19u
 #define SHA1_PREFIX 15u
 
-/* DER of DigestInfo up to the digest's value (RFC 8017, appendix A.2.4, and RFC 8702). Returns its length; -1 if md is unknown. */
+/* DER of DigestInfo up to the digest's value (RFC 8017, appendix A.2.4, and RFC 8702). Returns its length; -1 if md is
+ * unknown. */
 static int digest_info(const EVP_MD *md, uint8_t prefix[SHA2_SHA3_PREFIX])
 {
     static const uint8_t sha1[SHA1_PREFIX] = {0x30, 0x21, 0x30, 0x09, 0x06, 0x05, 0x2b, 0x0e,

@@ -24,8 +24,8 @@ static int apply(const gp_rsa_key *key, OSSL_FUNC_asym_cipher_decrypt_init_fn *i
     return ok;
 }
 
-/* OpenSSL verifies what it computes with the factors, but neither what it computes with d alone nor what it computes again
- * when a result was wrong. A wrong result can give the factors away. */
+/* OpenSSL verifies what it computes with the factors, but neither what it computes with d alone nor what it computes
+ * again when a result was wrong. A wrong result can give the factors away. */
 static int compute(const gp_rsa_key *key, const uint8_t *input, uint8_t *output)
 {
     uint8_t *power = OPENSSL_malloc(key->bytes);

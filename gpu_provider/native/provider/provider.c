@@ -136,8 +136,8 @@ static const OSSL_DISPATCH provider_functions[] = {
     {0, NULL},
 };
 
-/* From the provider's section of openssl.cnf. OpenSSL goes on without a provider that can't be loaded, so a value that makes
- * no sense must not be an error: any but 0 is taken as the strict one. */
+/* From the provider's section of openssl.cnf. OpenSSL goes on without a provider that can't be loaded, so a value that
+ * makes no sense must not be an error: any but 0 is taken as the strict one. */
 static void read_setting(gp_provider *provider, OSSL_FUNC_core_get_params_fn *get_core_params)
 {
     char *value = NULL;
@@ -183,8 +183,9 @@ int gp_provider_init(const OSSL_CORE_HANDLE *handle, const OSSL_DISPATCH *in, co
             break;
         }
     }
-    /* With another copy of libcrypto in this process than the one that loaded us, the program's default provider, current job
-     * and error queue would all be out of reach. Then nothing is offered, and the program works as it would without us. */
+    /* With another copy of libcrypto in this process than the one that loaded us, the program's default provider,
+     * current job and error queue would all be out of reach. Then nothing is offered, and the program works as it would
+     * without us. */
     if (get_libctx != NULL && core_realloc == CRYPTO_realloc) {
         provider->same_libcrypto = 1;
         provider->libctx = (OSSL_LIB_CTX *)get_libctx(handle);

@@ -1,6 +1,7 @@
 /* The OpenSSL provider: RSA key management, signature and asymmetric cipher over gp_wait_private_op().
  *
- * What is not the private operation is done by OpenSSL's default provider (default_rsa.h). Threads and fibres: DESIGN.md.
+ * What is not the private operation is done by OpenSSL's default provider (default_rsa.h). Threads and fibres:
+ * DESIGN.md.
  */
 #ifndef GP_PROVIDER_H
 #define GP_PROVIDER_H
@@ -14,14 +15,14 @@
 
 #define GP_PROVIDER_NAME "gpu_provider"
 #define GP_PROVIDER_VERSION "0.1.0"
-/* A program that asks for a provider by name ("provider!=fips") replaces every preference that names the same property, so
- * the preference for our algorithms is by a property of our own. OpenSSL 3.0 wants the dot in it. */
+/* A program that asks for a provider by name ("provider!=fips") replaces every preference that names the same property,
+ * so the preference for our algorithms is by a property of our own. OpenSSL 3.0 wants the dot in it. */
 #define GP_PROVIDER_PROPERTIES "provider=" GP_PROVIDER_NAME "," GP_PROVIDER_NAME ".batched=yes"
 #define GP_PREFERENCE "?" GP_PROVIDER_NAME ".batched=yes"
 #define GP_RSA_NAMES "RSA:rsaEncryption:1.2.840.113549.1.1.1"
 
-/* One per loaded provider. client is NULL in programs without a batching provider: operations are computed at once. It may
- * change (embedded.c): a key keeps the client that it was imported with. */
+/* One per loaded provider. client is NULL in programs without a batching provider: operations are computed at once. It
+ * may change (embedded.c): a key keeps the client that it was imported with. */
 typedef struct gp_provider {
     const OSSL_CORE_HANDLE *handle;
     int same_libcrypto;   /* the application's and this module's; otherwise nothing is offered */

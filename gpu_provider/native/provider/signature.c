@@ -1,6 +1,6 @@
-/* RSA signatures. The default provider's operation context, `inner`, receives all parameters and does everything but signing
- * with PKCS#1 v1.5, PSS or no padding: that is encoded here and goes to gp_private_op(). Where there is something to
- * refuse, the default provider does that too. */
+/* RSA signatures. The default provider's operation context, `inner`, receives all parameters and does everything but
+ * signing with PKCS#1 v1.5, PSS or no padding: that is encoded here and goes to gp_private_op(). Where there is
+ * something to refuse, the default provider does that too. */
 #include <openssl/core_names.h>
 #include <openssl/crypto.h>
 #include <openssl/err.h>
@@ -46,8 +46,8 @@ static void context_free(void *argument)
     }
 }
 
-/* The default provider looks digests up with the query that chose the signature's provider. One that only we satisfy would
- * leave it none. */
+/* The default provider looks digests up with the query that chose the signature's provider. One that only we satisfy
+ * would leave it none. */
 static const char *digest_query(const gp_default_rsa *rsa, const char *query)
 {
     if (query == NULL)
@@ -293,8 +293,8 @@ static int is_right(const signature_context *context, settings *settings, const 
     return right;
 }
 
-/* By the default provider, with a padding or digest that is not ours: X9.31, or those without a DigestInfo in our table. Or
- * not at all: then this queues the reason. */
+/* By the default provider, with a padding or digest that is not ours: X9.31, or those without a DigestInfo in our
+ * table. Or not at all: then this queues the reason. */
 static int sign_by_default(const signature_context *context, settings *settings, uint8_t *signature,
                            size_t *signature_size, size_t capacity, const uint8_t *data, size_t data_size)
 {

@@ -1,5 +1,6 @@
-/* The submitter's side of the queue in one process: free slots, the wait queue of those whom the full queue turned away, who
- * waits for which slot, and the keys that requests name. Needs no consumer in this process: to wake it, it rings.
+/* The submitter's side of the queue in one process: free slots, the wait queue of those whom the full queue turned
+ * away, who waits for which slot, and the keys that requests name. Needs no consumer in this process: to wake it, it
+ * rings.
  *
  * Locks, in the order in which they may be taken: gp_wait.lock, gp_client.lock, gp_key_table.lock. None is held while a
  * callback of the application runs, a thread sleeps on a slot, or OpenSSL computes. Fork and lifetimes: DESIGN.md.
@@ -23,8 +24,8 @@ typedef struct gp_client gp_client;
 gp_client *gp_client_new(uint32_t depth);
 void gp_client_free(gp_client *client);
 
-/* From now on operations are computed at once by OpenSSL, those in the wait queue included, and nothing is submitted. What
- * was submitted before stays, visible to the next gp_consumer_wait(); the consumer must still complete it. */
+/* From now on operations are computed at once by OpenSSL, those in the wait queue included, and nothing is submitted.
+ * What was submitted before stays, visible to the next gp_consumer_wait(); the consumer must still complete it. */
 void gp_client_close(gp_client *client);
 
 /* Any thread: makes the consumer's next wait, or the one that it is in, return. Does nothing in a forked child. */
@@ -53,7 +54,8 @@ void gp_client_remove_key(gp_client *client, gp_key_handle handle);
 void gp_client_unpin_key(gp_client *client, gp_key_handle handle, uint32_t pins);
 
 /* For callers that are told of the end through gp_client_take_finished() instead of waiting: Python's futures.
- * input is `bytes` long, least significant byte first. GP_SUBMIT_FULL unless `wait_for_room`, which joins the wait queue. */
+ * input is `bytes` long, least significant byte first. GP_SUBMIT_FULL unless `wait_for_room`, which joins the wait
+ * queue. */
 enum gp_submit { GP_SUBMIT_FAILED = 0, GP_SUBMIT_OK = 1, GP_SUBMIT_FULL = 2, GP_SUBMIT_CLOSED = 3 };
 enum gp_submit gp_client_submit(gp_client *client, gp_key_handle handle, const uint8_t *input, uint64_t tag,
                                 int wait_for_room);
@@ -115,8 +117,8 @@ struct gp_queued {
     const uint8_t *input;
 };
 
-/* Takes a free slot (state CLAIMED), or joins the wait queue and returns GP_NO_SLOT, or GP_CLOSED_SLOT. entry may be NULL: do
- * not join. Newcomers do not overtake those in the wait queue. */
+/* Takes a free slot (state CLAIMED), or joins the wait queue and returns GP_NO_SLOT, or GP_CLOSED_SLOT. entry may be
+ * NULL: do not join. Newcomers do not overtake those in the wait queue. */
 uint32_t gp_client_claim(gp_client *client, struct gp_queued *entry);
 
 /* The same, but the thread sleeps until there is a slot or the client is closed. */
@@ -125,8 +127,8 @@ uint32_t gp_client_claim_asleep(gp_client *client);
 /* Gives a slot back: to the first in the wait queue, who is told, or to the free ones. Runs callbacks; hold no lock. */
 void gp_client_release(gp_client *client, uint32_t slot);
 
-/* Leaves the wait queue; 1 if the entry's reference to `wait` is the caller's again. If a slot was reserved meanwhile, it is
- * given back. */
+/* Leaves the wait queue; 1 if the entry's reference to `wait` is the caller's again. If a slot was reserved meanwhile,
+ * it is given back. */
 int gp_client_leave_wait_queue(gp_client *client, struct gp_queued *entry);
 
 /* Writes the request into a CLAIMED slot and submits it; returns its handle, or 0 if the client was closed (the slot is

@@ -297,7 +297,8 @@ static void wake(gp_consumer *consumer, uint32_t slot, const struct gp_waiter *w
     case GP_WAITER_THREAD:
         break;
     }
-    /* Any kind: a job that may not pause sleeps too. If the slot is another request's by now, a sleeper looks once in vain. */
+    /* Any kind: a job that may not pause sleeps too. If the slot is another request's by now, a sleeper looks once in
+     * vain. */
     if (atomic_load(&consumer->waiters[slot].asleep))
         syscall(SYS_futex, &consumer->queue->word[slot], FUTEX_WAKE, INT_MAX, NULL, NULL, 0);
 }

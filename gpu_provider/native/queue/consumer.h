@@ -24,21 +24,22 @@ struct gp_consumer_stats {
 void gp_consumer_get_stats(const gp_consumer *consumer, struct gp_consumer_stats *stats);
 
 /* One thread only. Sleeps until gp_client_wake_consumer() is called, timeout_ns passes (negative: no limit) or, with
- * `watch_submissions`, something new is submitted; pass 0 for that while no worker is free, or every submission of a busy
- * moment would wake the thread for nothing. Then moves what was submitted into the size classes. waiting[GP_CLASSES]: requests
- * not yet taken; oldest_ns: when the first of them was submitted (CLOCK_MONOTONIC), 0 if none. Also fires the callbacks of
- * those that the full queue turned away. Returns how many keys have left the key table for good, each of which wakes it.
+ * `watch_submissions`, something new is submitted; pass 0 for that while no worker is free, or every submission of a
+ * busy moment would wake the thread for nothing. Then moves what was submitted into the size classes.
+ * waiting[GP_CLASSES]: requests not yet taken; oldest_ns: when the first of them was submitted (CLOCK_MONOTONIC), 0 if
+ * none. Also fires the callbacks of those that the full queue turned away. Returns how many keys have left the key
+ * table for good, each of which wakes it.
  *
  * small[GP_CLASSES]: a batch of class i of at most small[i] requests (and GP_SMALL_BATCH) is computed here, by
- * gp_cpu_private(), before anything is returned, if nothing else waits: to hand a few short operations to another thread costs
- * about as much as to compute them. NULL unless the processor's backend is in use and idle. What arrives meanwhile waits for
- * that batch. Requests of gp_client_submit() are never computed here. */
+ * gp_cpu_private(), before anything is returned, if nothing else waits: to hand a few short operations to another
+ * thread costs about as much as to compute them. NULL unless the processor's backend is in use and idle. What arrives
+ * meanwhile waits for that batch. Requests of gp_client_submit() are never computed here. */
 uint64_t gp_consumer_wait(gp_consumer *consumer, int64_t timeout_ns, int watch_submissions, const uint32_t *small,
                           uint32_t *waiting, uint64_t *oldest_ns);
 
-/* Takes up to `count` requests of a class, first come first served, and copies them out: handles[i]; keys[i] its key's handle;
- * inputs is [count][GP_CLASS_BYTES(class)], zero-padded, least significant byte first; submitted_ns[i]. Returns how many
- * (orphaned ones are dropped). The thread of gp_consumer_wait only. */
+/* Takes up to `count` requests of a class, first come first served, and copies them out: handles[i]; keys[i] its key's
+ * handle; inputs is [count][GP_CLASS_BYTES(class)], zero-padded, least significant byte first; submitted_ns[i]. Returns
+ * how many (orphaned ones are dropped). The thread of gp_consumer_wait only. */
 uint32_t gp_consumer_take(gp_consumer *consumer, uint32_t class_index, uint32_t count, gp_request_handle *handles,
                           gp_key_handle *keys, uint8_t *inputs, uint64_t *submitted_ns);
 
@@ -58,9 +59,9 @@ struct gp_small_batch {
     uint64_t executed_ns;
 };
 
-/* Any thread. Copies the records of the small batches that were not taken yet, oldest first, and with `take` takes them.
- * Returns how many. A batch has its record before its results are delivered. gp_consumer_wait() returns when half of
- * GP_SMALL_BATCHES are there and nothing waits, and computes no more when all are. None in a forked child. */
+/* Any thread. Copies the records of the small batches that were not taken yet, oldest first, and with `take` takes
+ * them. Returns how many. A batch has its record before its results are delivered. gp_consumer_wait() returns when half
+ * of GP_SMALL_BATCHES are there and nothing waits, and computes no more when all are. None in a forked child. */
 #define GP_SMALL_BATCHES 64u
 uint32_t gp_consumer_small_batches(gp_consumer *consumer, struct gp_small_batch batches[GP_SMALL_BATCHES], int take);
 /* :cffi */

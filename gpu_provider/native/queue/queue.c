@@ -158,9 +158,9 @@ void gp_queue_unmap(gp_queue *queue)
     close(queue->doorbell);
 }
 
-/* The submission ring is D. Vyukov's bounded queue (1024cores.net, "Bounded MPMC queue") with one consumer: a cell whose
- * sequence equals the position is free to write, position + 1 says it is written. It never fills: there are as many
- * cells as slots, and a slot is in the ring once at most. */
+/* The submission ring is D. Vyukov's bounded queue (1024cores.net, "Bounded MPMC queue") with one consumer: a cell
+ * whose sequence equals the position is free to write, position + 1 says it is written. It never fills: there are as
+ * many cells as slots, and a slot is in the ring once at most. */
 void gp_queue_push(gp_queue *queue, uint32_t slot)
 {
     uint32_t position = atomic_load_explicit(&queue->header->tail, memory_order_relaxed);
@@ -201,9 +201,9 @@ int gp_queue_pop(gp_queue *queue, uint32_t *slot)
     return 0;
 }
 
-/* No wake-up is lost. Producer: push, then exchange(sleeping, 0). Consumer: exchange(sleeping, 1), then look at the ring.
- * Both exchanges are read-modify-writes of one word, so one comes first: if the producer's, the consumer's acquires the
- * push and sees it; if the consumer's, the producer reads 1 and rings. */
+/* No wake-up is lost. Producer: push, then exchange(sleeping, 0). Consumer: exchange(sleeping, 1), then look at the
+ * ring. Both exchanges are read-modify-writes of one word, so one comes first: if the producer's, the consumer's
+ * acquires the push and sees it; if the consumer's, the producer reads 1 and rings. */
 void gp_queue_wake_consumer(gp_queue *queue)
 {
     if (atomic_exchange_explicit(&queue->header->sleeping, 0, memory_order_acq_rel) != 0)

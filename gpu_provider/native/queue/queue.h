@@ -9,7 +9,7 @@
  *   FREE ─client→ CLAIMED ─client→ SUBMITTED ─consumer→ RUNNING ─consumer→ FINISHING ─consumer→ DONE ─client→ FREE
  *                                      └─────────client──────┴───────client─────┴──→ ORPHANED ─consumer→ FREE
  *
- * FINISHING: one thread of the consumer has claimed the completion; a second completion of the same handle does nothing.
+ * FINISHING: one thread of the consumer has claimed the completion; a second one of the same handle does nothing.
  * ORPHANED: nobody waits any more (the connection was freed). The consumer finishes silently and frees the slot.
  * The generation changes when a slot is claimed, so a late completion can't hit a new request in the same slot.
  */
@@ -59,8 +59,8 @@ static inline uint32_t gp_request_generation(gp_request_handle handle)
     return (uint32_t)(handle >> 32);
 }
 
-/* What lies at offset 0 of the shared memory. Offsets are in bytes from its start. The first cache line is written once,
- * before the memory is shared; `tail` and `sleeping` have cache lines of their own because producers hammer them. */
+/* What lies at offset 0 of the shared memory. Offsets are in bytes from its start. The first cache line is written
+ * once, before the memory is shared; `tail` and `sleeping` have cache lines of their own as producers hammer them. */
 struct gp_queue_header {
     uint64_t magic;
     uint32_t version;
@@ -99,17 +99,18 @@ typedef struct gp_queue {
     int doorbell; /* eventfd */
 } gp_queue;
 
-/* Makes a queue of 1 ≤ depth ≤ GP_MAX_DEPTH slots in a sealed memfd and maps it; the pages are locked if the process may
- * and kept out of core dumps. Returns 0, or an errno value. */
+/* Makes a queue of 1 ≤ depth ≤ GP_MAX_DEPTH slots in a sealed memfd and maps it; the pages are locked if the process
+ * may and kept out of core dumps. Returns 0, or an errno value. */
 int gp_queue_create(gp_queue *queue, uint32_t depth);
 
 /* Maps the queue behind `memfd` after checking seals, header and size (the other side is not trusted); owns both
- * descriptors from then on. Returns 0, or an errno value: EPROTO for another version, EINVAL for anything inconsistent. */
+ * descriptors from then on. Returns 0, or an errno: EPROTO for another version, EINVAL for what is inconsistent. */
 int gp_queue_map(gp_queue *queue, int memfd, int doorbell);
 
 void gp_queue_unmap(gp_queue *queue);
 
-/* Any thread. The slot must be SUBMITTED already. Afterwards the producer calls gp_queue_wake_consumer(), outside its locks. */
+/* Any thread. The slot must be SUBMITTED already. Afterwards the producer calls gp_queue_wake_consumer(), outside its
+ * locks. */
 void gp_queue_push(gp_queue *queue, uint32_t slot);
 
 /* Any thread: rings the doorbell if the consumer sleeps and watches for submissions. */

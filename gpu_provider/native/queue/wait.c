@@ -1,9 +1,9 @@
-/* The three ways in which a caller of gp_wait_private_op() waits: a paused job with a callback, a paused job with a wait fd,
- * and a sleeping thread. DESIGN.md tells the whole story; the rules that this file keeps are:
+/* The three ways in which a caller of gp_wait_private_op() waits: a paused job with a callback, a paused job with a
+ * wait fd, and a sleeping thread. DESIGN.md tells the whole story; the rules that this file keeps are:
  *
  * - Every pause is in a loop on the request's own state: a job can be resumed at any time, for any reason.
- * - Nothing points into the job's stack: the connection may be freed while the request is in a batch, and the stack goes
- *   with it. What outlives the job is the slot and the gp_wait, which is counted.
+ * - Nothing points into the job's stack: the connection may be freed while the request is in a batch, and the stack
+ *   goes with it. What outlives the job is the slot and the gp_wait, which is counted.
  * - The application may free the connection while another thread is about to fire its callback. libssl's callback
  *   dereferences the SSL, so the hook that OpenSSL calls when the wait context is freed waits until a callback that is
  *   under way has returned (unless it is called from within that callback).
@@ -21,8 +21,9 @@
 
 #include "process.h"
 
-/* One per ASYNC_WAIT_CTX, that is per connection; registered in it under `wait_key`, with an eventfd of its own or, when the
- * application has a callback, with `silent_fd`, which is never signalled: OpenSSL offers its cleanup hook only to wait fds. */
+/* One per ASYNC_WAIT_CTX, that is per connection; registered in it under `wait_key`, with an eventfd of its own or,
+ * when the application has a callback, with `silent_fd`, which is never signalled: OpenSSL offers its cleanup hook only
+ * to wait fds. */
 struct gp_wait {
     /* One cache line, which is all that a completion touches: it is cold then. */
     _Alignas(64) atomic_int references;
@@ -45,8 +46,8 @@ static int silent_fd = -1;
 static pthread_once_t silent_once = PTHREAD_ONCE_INIT;
 static _Thread_local struct gp_wait *firing_here;
 
-/* Jobs of this thread that hold a slot or a place in the wait queue. Only this thread can resume them, so while there are any
- * it must not sleep for a free slot: they may hold them all. */
+/* Jobs of this thread that hold a slot or a place in the wait queue. Only this thread can resume them, so while there
+ * are any it must not sleep for a free slot: they may hold them all. */
 static _Thread_local unsigned waiting_jobs;
 
 static void make_silent_fd(void)
@@ -119,7 +120,7 @@ static int has_callback(ASYNC_WAIT_CTX *context)
     return ASYNC_WAIT_CTX_get_callback(context, &callback, &argument) && callback != NULL;
 }
 
-/* The connection's gp_wait, made at its first operation; the context owns the reference. NULL: no descriptor or memory. */
+/* The connection's gp_wait, made at the first operation; the context has the reference. NULL: no fd or memory. */
 static struct gp_wait *wait_of(gp_client *client, ASYNC_WAIT_CTX *context)
 {
     struct gp_wait *wait;
@@ -128,8 +129,8 @@ static struct gp_wait *wait_of(gp_client *client, ASYNC_WAIT_CTX *context)
 
     if (ASYNC_WAIT_CTX_get_fd(context, &wait_key, &fd, &custom)) {
         wait = custom;
-        /* Another client: the connection was moved to a context of another provider. No callback and no fd of our own: it had
-         * a callback when the gp_wait was made. Neither can be waited for by pausing. */
+        /* Another client: the connection was moved to a context of another provider. No callback and no fd of our own:
+         * it had a callback when the gp_wait was made. Neither can be waited for by pausing. */
         return wait->client == client && (wait->fd >= 0 || has_callback(context)) ? wait : NULL;
     }
     wait = aligned_alloc(_Alignof(struct gp_wait), sizeof(*wait));
@@ -211,9 +212,10 @@ static void ask_to_announce(struct gp_wait *wait)
 
 /* ---- pausing ---- */
 
-/* ASYNC_pause_job() returns at once, without pausing, under ASYNC_block_pause(), and OpenSSL has no call that tells. A real pause
- * goes through the application's loop and back, so a run of returns faster than that means a blocked pause; the job then
- * sleeps as a thread would. Taken for blocked by mistake, a program that resumes in a tight loop is put to sleep: right too. */
+/* ASYNC_pause_job() returns at once, without pausing, under ASYNC_block_pause(), and OpenSSL has no call that tells. A
+ * real pause goes through the application's loop and back, so a run of returns faster than that means a blocked pause;
+ * the job then sleeps as a thread would. Taken for blocked by mistake, a program that resumes in a tight loop is put to
+ * sleep: right too. */
 #define AT_ONCE_NS 1500u
 #define AT_ONCE_LIMIT 32u
 

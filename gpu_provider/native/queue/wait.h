@@ -1,7 +1,7 @@
 /* The private operation, and the three ways in which its caller waits for it.
  *
- * A gp_wait belongs to one ASYNC_WAIT_CTX, that is to one connection. It is counted: the wait context has a reference, and
- * so has each request and each place in the wait queue.
+ * A gp_wait belongs to one ASYNC_WAIT_CTX, that is to one connection. It is counted: the wait context has a reference,
+ * and so has each request and each place in the wait queue.
  */
 #ifndef GP_WAIT_H
 #define GP_WAIT_H
@@ -13,9 +13,9 @@
 /* cffi: */
 /* output = input^d mod n, both key->bytes long, most significant byte first, input < n.
  *
- * In an OpenSSL async job the job pauses and the connection's callback, or its wait fd, tells when to go on; outside a job
- * the thread sleeps. client may be NULL, closed, or from before a fork: OpenSSL computes at once then.
- * 1, or 0 if the request failed. */
+ * In an OpenSSL async job the job pauses and the connection's callback, or its wait fd, tells when to go on; outside a
+ * job the thread sleeps. client may be NULL, closed, or from before a fork: OpenSSL computes at once then. 1, or 0 if
+ * the request failed. */
 int gp_wait_private_op(gp_client *client, gp_key *key, gp_key_handle handle, const uint8_t *input, uint8_t *output);
 /* :cffi */
 
