@@ -48,7 +48,7 @@ static void *backend(void *argument)
 
     memset(ok, 1, sizeof(ok));
     while (!atomic_load(&world->stop)) {
-        gp_consumer_wait(world->consumer, 1000000, 1, world->small, waiting, oldest);
+        gp_consumer_wait(world->consumer, 1000000, 1, atomic_load(&world->hold) ? NULL : world->small, waiting, oldest);
         gp_consumer_small_batches(world->consumer, taken, 1);
         count = gp_consumer_take(world->consumer, 0, 8, handles, keys, inputs, submitted);
         while (atomic_load(&world->hold) && !atomic_load(&world->stop))
@@ -194,6 +194,10 @@ static void run_fork(struct world *world)
     atomic_store(&world->hold, 1);
     open_connection(&paused, world, CALLBACK, 1);
     step(&paused);
+    while (paused.done) { /* by a wait for small batches that began before the hold: answered before the job could pause */
+        paused.done = 0;
+        step(&paused);
+    }
     child = fork();
     CHECK(child >= 0);
     if (child == 0) {
