@@ -114,6 +114,10 @@ class SmallBatch(NamedTuple):
     failed: int
     again: int
     """Requests computed again by OpenSSL, because the kernels failed."""
+    overdue: bool
+    """Its requests had waited for company, but too few came."""
+    newest_ns: int
+    """When the last of its requests was submitted."""
     waited_ns: int
     executed_ns: int
 
@@ -175,7 +179,16 @@ class Client:
         no more."""
         count = lib.gp_consumer_small_batches(self.consumer, self._small_batches, take)
         return [
-            SmallBatch(one.class_index, one.requests, one.failed, one.again, one.waited_ns, one.executed_ns)
+            SmallBatch(
+                one.class_index,
+                one.requests,
+                one.failed,
+                one.again,
+                bool(one.overdue),
+                one.newest_ns,
+                one.waited_ns,
+                one.executed_ns,
+            )
             for one in self._small_batches[0:count]
         ]
 

@@ -28,6 +28,7 @@ from gpu_provider.library.keys import Key
 from gpu_provider.library.modexp import modexp_call
 from gpu_provider.library.operands import array_to_rows, limbs_of
 from gpu_provider.library.private_rows import keys_of_rows, private_calls
+from gpu_provider.library.turns import Turn
 from gpu_provider.native import ffi, lib
 from gpu_provider.observe.metrics import ProviderCollector
 from gpu_provider.observe.stats import ProviderStats, Statistics
@@ -266,7 +267,9 @@ class BatchingProvider:
     async def private_op_async(self, key: Key, x: Integer | BytesLike) -> int | bytes:
         """Like :meth:`private_op`, for coroutines. May be cancelled at any time; the request is still computed."""
         self._check_key(key)
-        return await asyncio.wrap_future(self._futures.submit(key, x, wait_for_room=True))
+        with Turn.of(asyncio.get_running_loop()):
+            future = self._futures.submit(key, x, wait_for_room=True)
+        return await asyncio.wrap_future(future)
 
     def _check_key(self, key: Key) -> None:
         self._check_running()

@@ -189,7 +189,8 @@ class TLSLayer(asyncio.BufferedProtocol):
             return
         self._starved = False
         try:
-            self._connection.do_handshake()
+            with self._notifier.turn:
+                self._connection.do_handshake()
         except (WantReadError, WantAsyncError):
             self._flush()
             return

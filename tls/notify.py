@@ -15,6 +15,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary, ref
 
+from gpu_provider.library.turns import Turn
 from gpu_provider.tls._ssl import ffi, lib
 from gpu_provider.tls.drain import Parked, Waiter
 
@@ -125,6 +126,8 @@ class LoopNotifier(Notifier):
         super().__init__()
         self._loop = ref(loop)  # weak: the loop keeps this object, and must not be kept by it
         self._starved: list[Callable[[], object]] = []
+        self.turn = Turn.of(loop)
+        """For operations that may submit a request."""
         loop.add_reader(self.descriptor, self._wake)
 
     @classmethod

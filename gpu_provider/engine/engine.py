@@ -32,8 +32,6 @@ from gpu_provider.native import ffi, lib
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
-    from _cffi_backend import FFI
-
     from gpu_provider.backends.base import Backend
     from gpu_provider.backends.libcrypto import LibcryptoBackend
     from gpu_provider.client import Client
@@ -213,17 +211,19 @@ class Engine:
             missed_call = self._workers_free and self._calls.any_submitted
             timeout_ns = 0 if missed_call or (closing and self._idle()) else self._timeout_until_ns()
             # While no worker is free a submission can't be served: it need not wake this thread, the worker will.
-            small = self._small_batches()
+            allowed = not (self._launcher.computing or self._results.again or self._calls)
+            rules = self._small.apply(self._pool, self._launcher.patience, allowed)
             removed_keys = lib.gp_consumer_wait(
                 self._client.consumer,
                 timeout_ns,
                 self._workers_free,
-                small,
+                rules,
                 self._launcher.waiting,
                 self._launcher.oldest_ns,
             )
-            if small != ffi.NULL:
-                self._statistics.take_small_batches()
+            if allowed:
+                for batch in self._statistics.take_small_batches():
+                    self._launcher.launched(REQUESTS[batch.class_index], batch.requests, batch.newest_ns)
             if removed_keys != self._removed_keys:
                 self._removed_keys = removed_keys
                 self._pool.announce_removed_keys()
@@ -245,13 +245,6 @@ class Engine:
         if self._closing and time.monotonic_ns() >= self._close_calls_at_ns:
             for call in self._calls.clear():
                 call.fail(ProviderClosedError("the provider was closed before the call could be completed"))
-
-    def _small_batches(self) -> FFI.CData:
-        """The largest batch of each size class that this thread may compute inside the wait: none unless nothing else
-        is computed now, and the processor's backend would get it."""
-        if self._launcher.computing or self._results.again or self._calls:
-            return ffi.NULL
-        return self._small.largest(self._pool)
 
     def _fail_waiting(self) -> None:
         """After a bug, or without memory: better ERR for what waits than connections that wait for ever."""

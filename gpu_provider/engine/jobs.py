@@ -158,6 +158,11 @@ class RsaJob(Job):
         """When its first request was submitted (CLOCK_MONOTONIC); the queue is first in, first out."""
         return int(self._arrays.submitted_ns[0])
 
+    @property
+    def newest_submitted_ns(self) -> int:
+        """The same for its last request."""
+        return int(self._arrays.submitted_ns[self.count - 1])
+
     def compute(self, backend: Backend) -> int:
         try:
             backend.private_op(self.batch)

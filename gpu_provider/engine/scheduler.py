@@ -6,8 +6,8 @@ The policy, in the order of its rules:
    computes. Backends join in the order in which they would finish a first group, as long as each brings down the time
    by which all of it is done (the horizon). So a few requests go to the processor, many to a GPU, and the processor
    helps out a busy GPU.
-2. No timer waits for a batch to fill. With one backend no worker is free while something waits. With several, a request
-   waits beside a free worker only if a busy one is expected to finish it earlier.
+2. A request waits beside a free worker only if a busy one is expected to finish it earlier, or for company, where
+   processors are so short that a full group is worth the wait: see :func:`patience`.
 3. The kinds get the free workers of a backend in turn, the one with the oldest request first. So no kind starves: what
    waits becomes the oldest.
 4. A kind's requests are spread evenly over the workers it got, in whole groups, so that no two workers compute half a
@@ -26,19 +26,26 @@ filling up the workers to a common level.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from operator import attrgetter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from gpu_provider.costs import CostCurve
+    from gpu_provider.engine.pace import Pace
     from gpu_provider.kinds import Kind
 
-__all__ = ["BackendView", "Launch", "Limits", "Waiting", "decide"]
+__all__ = ["BackendView", "Decision", "Launch", "Limits", "Patience", "Waiting", "decide", "patience"]
 
 _SHARE_OF_HORIZON = 0.5
+_CONNECTIONS_PER_THREAD = 64.0
+_MOST_WAITING = 128.0
+"""Connections that are taken to wait for a processor, however long the kernel says that somebody does."""
+_LAUNCH_SECONDS = 100e-6
+_GAPS = 2.0
+"""Those that should come in a wait may take so many times as long as usual."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +57,20 @@ class Limits:
     """Seconds that a batch may be expected to take."""
 
 
+class Patience(NamedTuple):
+    """How long the requests of one kind wait for company."""
+
+    least: int
+    """The smallest batch that is launched before its time."""
+    group: int
+    """How many are computed at the price of one."""
+    seconds: float
+    """How long the oldest waits at most."""
+
+
+NO_PATIENCE = Patience(1, 1, 0.0)
+
+
 @dataclass(frozen=True, slots=True)
 class Waiting:
     """The requests of one kind that wait."""
@@ -57,9 +78,10 @@ class Waiting:
     kind: Kind
     count: int
     oldest_ns: int
-    """When the oldest of them was submitted. Only compared with that of other kinds."""
+    """When the oldest of them was submitted."""
     operations: int = 1
     """How many operations one request counts as in the cost curves."""
+    patience: Patience = NO_PATIENCE
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +107,39 @@ class Launch:
     """``BackendView.index``."""
     kind: Kind
     count: int
+
+
+class Decision(NamedTuple):
+    launches: list[Launch]
+    until_ns: int | None
+    """When what waits for company has waited long enough; None: nothing does."""
+
+
+def patience(curve: CostCurve, pace: Pace, pressure: float, limits: Limits, *, pipelined: bool) -> Patience:
+    """How long requests wait for company. ``pressure``: the share of the time in which somebody waits for a processor.
+
+    In a batch of n, each costs c(n) / n seconds of a processor, and has waited (n - 1) / 2 gaps on average for the
+    others; of a device's batch, c(n) is what it costs the processor to launch it, since what leaves the device half
+    empty leaves room for the next. Where w others wait for that processor, each second of it that is saved is worth w seconds. The best n
+    minimizes the sum: the threshold of Deb and Serfozo, "Optimal control of batch service queues", Advances in Applied
+    Probability 5, 1973. On an idle machine nobody waits for a processor: then no request waits.
+
+    The kernel counts threads, not connections. If somebody waits for a share p of the time, p^2 / (1 - p) wait beyond
+    the first, as in any queue that grows and shrinks at random; and behind the thread of an event loop wait all its
+    connections that are ready. How many these are was fitted in the simulator: the most with which hardly a mean
+    latency suffers (bench/shared_host.py).
+    """
+    group = min(curve.granule, limits.max_batch)
+    waiting = min(_MOST_WAITING, _CONNECTIONS_PER_THREAD * pressure**2 / max(1e-9, 1 - pressure))
+    sizes = [1 << power for power in range((group - 1).bit_length())] + [group]
+
+    def cost(size: int) -> float:
+        return _LAUNCH_SECONDS if pipelined else curve.seconds(size)
+
+    best = min(sizes, key=lambda size: (size - 1) / 2 * pace.gap + waiting * cost(size) / size)
+    least = max(1, min(best, pace.reach))
+    seconds = min(limits.max_delay, waiting * cost(group), _GAPS * (least - 1) * pace.gap)
+    return Patience(least, group, seconds)
 
 
 class _Load:
@@ -131,9 +186,10 @@ class _Offer:
         self.most = min(self.most, max(self.group, fitting))
 
 
-def decide(waiting: Sequence[Waiting], backends: Sequence[BackendView], limits: Limits) -> list[Launch]:
-    """The batches to launch now, in this order. A backend never gets more than it has free workers."""
-    by_age = sorted((work for work in waiting if work.count), key=attrgetter("oldest_ns"))
+def decide(waiting: Sequence[Waiting], backends: Sequence[BackendView], limits: Limits, now_ns: int) -> Decision:
+    """The batches to launch now, in this order. A backend never gets more than it has free workers. ``now_ns``: on the
+    clock of ``Waiting.oldest_ns``."""
+    by_age, until_ns = _ready(waiting, now_ns)
     loads = [_Load(backend, len(by_age)) for backend in backends]
     plans = [_plan(place, work, loads, limits) for place, work in enumerate(by_age)]
     shares = {id(load): _share_workers(load.backend.free, load.groups) for load in loads}
@@ -150,7 +206,23 @@ def decide(waiting: Sequence[Waiting], backends: Sequence[BackendView], limits: 
                 part -= count
                 workers -= 1
             left += part
-    return launches
+    return Decision(launches, until_ns)
+
+
+def _ready(waiting: Sequence[Waiting], now_ns: int) -> tuple[list[Waiting], int | None]:
+    """What is to be launched now, the oldest first, and when the rest will have waited long enough."""
+    ready = []
+    until_ns = None
+    for work in waiting:
+        least, group, seconds = work.patience
+        due_ns = work.oldest_ns + int(seconds * 1e9)
+        rest = work.count % group if work.count > group else work.count
+        if 0 < rest < least and now_ns < due_ns:
+            until_ns = due_ns if until_ns is None else min(due_ns, until_ns)
+            work = replace(work, count=work.count - rest)
+        if work.count:
+            ready.append(work)
+    return sorted(ready, key=attrgetter("oldest_ns")), until_ns
 
 
 def _plan(place: int, work: Waiting, loads: Sequence[_Load], limits: Limits) -> list[_Offer]:

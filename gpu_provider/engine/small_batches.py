@@ -9,10 +9,14 @@ from gpu_provider.kinds import REQUESTS
 from gpu_provider.native import ffi
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from _cffi_backend import FFI
 
     from gpu_provider.engine.pool import Pool
+    from gpu_provider.engine.scheduler import Patience
     from gpu_provider.engine.workers import BackendWorkers
+    from gpu_provider.kinds import RequestKind
 
 __all__ = ["SmallBatches"]
 
@@ -28,21 +32,23 @@ class SmallBatches:
         """``inline``: the processor's backend, in whose place the batching thread computes."""
         self.outdated = True
         """A cost curve or a backend's health has changed."""
-        self._inline = inline
-        self._largest = ffi.new("uint32_t[]", CLASSES)
-        self._any = False
+        self.inline = inline
+        self._largest = [0] * CLASSES
+        self.rules = ffi.new("struct gp_class_rule[]", CLASSES)
 
-    def largest(self, pool: Pool) -> FFI.CData:
-        """By size class, for C: 0 where a backend in use would compute a single request sooner; NULL if that is so in
-        all of them."""
+    def apply(self, pool: Pool, patience: Mapping[RequestKind, Patience], allowed: bool) -> FFI.CData:
         if self.outdated:
             self.outdated = False
             in_use = pool.in_use()
             for kind in REQUESTS:
-                cost = self._inline.costs[kind]
-                others = [backend.costs[kind].seconds(1) for backend in in_use if backend is not self._inline]
+                cost = self.inline.costs[kind]
+                others = [backend.costs[kind].seconds(1) for backend in in_use if backend is not self.inline]
                 longest = min([_LONGEST_SECONDS, *others])
-                allowed = self._inline in in_use and cost.seconds(1) <= longest
-                self._largest[kind.class_index] = cost.largest(longest) if allowed else 0
-            self._any = any(self._largest)
-        return self._largest if self._any else ffi.NULL
+                sooner = self.inline in in_use and cost.seconds(1) <= longest
+                self._largest[kind.class_index] = cost.largest(longest) if sooner else 0
+        for kind in REQUESTS:
+            rule = self.rules[kind.class_index]
+            rule.small = self._largest[kind.class_index] if allowed else 0
+            rule.least = patience[kind].least
+            rule.wait_ns = int(patience[kind].seconds * 1e9)
+        return self.rules

@@ -175,12 +175,14 @@ class Statistics:
         with self._lock:
             self._counts.batch(backend, kind.label, requests, succeeded, seconds, last_resort=last_resort)
 
-    def take_small_batches(self) -> None:
+    def take_small_batches(self) -> list[SmallBatch]:
         """Counts those that the C core has computed since the last time. The batching thread only: no signal handler
         interrupts it between taking and counting."""
         with self._lock:
-            for batch in self._client.small_batches(take=True):
+            batches = self._client.small_batches(take=True)
+            for batch in batches:
                 self._counts.small_batch(self._inline, batch)
+        return batches
 
     def fallback(self, backend: str, reason: str, count: int) -> None:
         with self._lock:

@@ -68,7 +68,8 @@ int main(void)
     uint8_t inputs[ROWS * BYTES] = {0}, outputs[ROWS * BYTES], ok[ROWS];
     gp_key_handle handle = gp_client_add_key(client, key), keys[ROWS];
     uint64_t oldest[GP_CLASSES];
-    uint32_t small[GP_CLASSES] = {8, 8, 8, 8, 8}, waiting[GP_CLASSES];
+    uint32_t waiting[GP_CLASSES];
+    const struct gp_class_rule small[GP_CLASSES] = {{.small = 8}, {.small = 8}, {.small = 8}, {.small = 8}, {.small = 8}};
     struct gp_client_stats counters;
     struct gp_small_batch batches[GP_SMALL_BATCHES];
 

@@ -22,8 +22,8 @@ struct world {
     gp_key *key;
     gp_key_handle key_handle;
     atomic_int stop;
-    atomic_int hold;       /* the backend holds what it took */
-    const uint32_t *small; /* batches that gp_consumer_wait() computes itself */
+    atomic_int hold; /* the backend holds what it took */
+    const struct gp_class_rule *rules;
 };
 
 struct connection {
@@ -48,7 +48,7 @@ static void *backend(void *argument)
 
     memset(ok, 1, sizeof(ok));
     while (!atomic_load(&world->stop)) {
-        gp_consumer_wait(world->consumer, 1000000, 1, atomic_load(&world->hold) ? NULL : world->small, waiting, oldest);
+        gp_consumer_wait(world->consumer, 1000000, 1, atomic_load(&world->hold) ? NULL : world->rules, waiting, oldest);
         gp_consumer_small_batches(world->consumer, taken, 1);
         count = gp_consumer_take(world->consumer, 0, 8, handles, keys, inputs, submitted);
         while (atomic_load(&world->hold) && !atomic_load(&world->stop))
@@ -194,7 +194,7 @@ static void run_fork(struct world *world)
     atomic_store(&world->hold, 1);
     open_connection(&paused, world, CALLBACK, 1);
     step(&paused);
-    while (paused.done) { /* by a wait for small batches that began before the hold: answered before the job could pause */
+    while (paused.done) { /* it was answered before it could pause, by a wait that began before the hold */
         paused.done = 0;
         step(&paused);
     }
@@ -223,9 +223,9 @@ static void run_fork(struct world *world)
     ASYNC_WAIT_CTX_free(paused.context);
 }
 
-static void run(uint32_t depth, int operations, const uint32_t *small)
+static void run(uint32_t depth, int operations, const struct gp_class_rule *rules)
 {
-    struct world world = {.client = gp_client_new(depth), .small = small};
+    struct world world = {.client = gp_client_new(depth), .rules = rules};
     struct gp_client_stats stats;
     struct gp_consumer_stats consumed;
     EVP_PKEY *pkey;
@@ -267,7 +267,7 @@ int main(int argc, char **argv)
 {
     int operations = argc > 1 ? atoi(argv[1]) : 50;
 
-    const uint32_t small[GP_CLASSES] = {2, 2, 2, 2, 2};
+    const struct gp_class_rule small[GP_CLASSES] = {{.small = 2}};
 
     run(1, operations / 5 + 1, NULL);
     run(8, operations, NULL);

@@ -65,6 +65,13 @@ def test_results_that_the_kernels_get_wrong_are_computed_again(tmp_path: Path, p
     subprocess.run([program], check=True, timeout=50)
 
 
+def test_requests_wait_for_company_and_turns_end(tmp_path: Path, provider_objects: list[Path]) -> None:
+    """A request that waits for company which never comes, or whose submitter never says that its turn is over, would
+    be a connection that hangs."""
+    program = build("company", tmp_path, objects=provider_objects)
+    subprocess.run([program], check=True, timeout=50)
+
+
 @pytest.mark.parametrize("other", ["default", "base"])
 @pytest.mark.parametrize("sanitizer", [None, "address"])
 def test_a_thread_may_end_after_its_library_context(tmp_path: Path, other: str, sanitizer: str | None) -> None:

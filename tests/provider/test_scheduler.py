@@ -8,14 +8,20 @@ import random
 from collections import deque
 from dataclasses import dataclass, field
 from itertools import pairwise
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from gpu_provider.costs import CostCurve
-from gpu_provider.engine.scheduler import BackendView, Launch, Limits, Waiting, decide
+from gpu_provider.engine import scheduler
+from gpu_provider.engine.pace import Pace
+from gpu_provider.engine.scheduler import BackendView, Launch, Limits, Patience, Waiting, patience
 from gpu_provider.kinds import REQUESTS, Kind
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 KINDS = A, B, C = REQUESTS[:3]
 SECOND = 1_000_000_000
@@ -24,6 +30,13 @@ SECOND = 1_000_000_000
 def curves(*seconds: float) -> dict[Kind, CostCurve]:
     """A constant cost per operation, by kind."""
     return {kind: CostCurve([(1, cost)]) for kind, cost in zip(KINDS, seconds, strict=False)}
+
+
+def decide(waiting: list[Waiting], backends: Sequence[BackendView], limits: Limits) -> list[Launch]:
+    """Of requests that don't wait for company."""
+    launches, until_ns = scheduler.decide(waiting, backends, limits, 100)
+    assert until_ns is None
+    return launches
 
 
 @dataclass
@@ -229,6 +242,102 @@ class TestDecideWithSeveralBackends:
         launches = decide([Waiting(A, 3, 1), Waiting(B, 2048, 2)], [gpu, cpu], self.limits)
         assert Launch(9, A, 3) in launches
         assert any(launch.backend == 0 and launch.kind is B and launch.count > 1800 for launch in launches)
+
+
+class TestCompany:
+    """A group of eight costs as much as one request: 3 ms. 1,000 requests come in a second."""
+
+    limits = Limits(max_batch=1024, max_delay=0.010)
+    curve = CostCurve([(1, 0.003), (8, 0.003)], granule=8)
+
+    def pace(self, size: int = 8, gap: float = 0.001) -> Pace:
+        pace = Pace()
+        for turn in range(100):
+            pace.launched(size, int((turn + 1) * size * gap * SECOND), 1)
+        return pace
+
+    def of(self, pace: Pace, pressure: float, *, curve: CostCurve | None = None, pipelined: bool = False) -> Patience:
+        return patience(curve or self.curve, pace, pressure, self.limits, pipelined=pipelined)
+
+    def decide(self, count: int, patience: Patience, waited: float, workers: int = 1) -> tuple[list[int], int | None]:
+        now_ns = 5 * SECOND
+        work = Waiting(A, count, now_ns - int(waited * SECOND), patience=patience)
+        backend = BackendView(0, workers, {A: self.curve})
+        launches, until_ns = scheduler.decide([work], [backend], self.limits, now_ns)
+        return [launch.count for launch in launches], None if until_ns is None else until_ns - now_ns
+
+    def test_nothing_waits_where_nobody_waits_for_a_processor(self) -> None:
+        assert self.of(self.pace(), 0.0).least == 1
+        assert self.of(self.pace(), 0.05).least == 1
+
+    def test_a_full_group_is_worth_the_wait_where_others_wait_for_a_processor(self) -> None:
+        assert self.of(self.pace(), 0.95).least == 8
+        assert [self.of(self.pace(), pressure).least for pressure in (0.05, 0.1, 0.2, 0.3)] == [1, 2, 4, 8]
+
+    def test_nothing_waits_for_what_comes_too_seldom(self) -> None:
+        assert self.of(self.pace(gap=1.0), 0.95).least == 1
+
+    def test_nothing_waits_where_a_batch_costs_as_much_as_its_requests_alone(self) -> None:
+        assert self.of(self.pace(), 0.95, curve=CostCurve([(1, 0.003)])).least == 1
+        assert self.of(self.pace(), 0.95, curve=CostCurve([(1, 0.003), (8, 0.024)], granule=8)).least == 1
+
+    def test_a_wait_is_bounded(self) -> None:
+        """By what it can save, by how long those that are expected take to come, and by max_delay."""
+        assert 0.0 < self.of(self.pace(), 0.1).seconds <= 0.003
+        assert self.of(self.pace(gap=1e-5), 0.95).seconds <= 2 * 8 * 1e-5
+        assert self.of(self.pace(), 1.0).seconds <= self.limits.max_delay
+
+    def test_a_device_waits_only_for_what_its_launches_cost(self) -> None:
+        """A batch that leaves it half empty leaves room for the next one."""
+        device = CostCurve([(1, 0.002), (2048, 0.002)], granule=2048)
+        assert self.of(self.pace(), 0.1, curve=device, pipelined=True).least == 1
+        assert self.of(self.pace(size=64, gap=1e-5), 0.5, curve=device, pipelined=True).least == 32
+
+    def test_few_are_held_until_their_time_and_not_longer(self) -> None:
+        patience = Patience(8, 8, 0.004)
+        assert self.decide(3, patience, waited=0.001) == ([], 3_000_000)
+        assert self.decide(3, patience, waited=0.004) == ([3], None)
+        assert self.decide(8, patience, waited=0.0) == ([8], None)
+
+    def test_full_groups_go_and_the_rest_waits(self) -> None:
+        patience = Patience(8, 8, 0.004)
+        assert self.decide(19, patience, waited=0.001, workers=3) == ([8, 8], 3_000_000)
+        assert self.decide(19, patience, waited=0.010, workers=3) == ([8, 8, 3], None)
+        assert self.decide(14, Patience(4, 8, 0.004), waited=0.0, workers=2) == ([8, 6], None)
+
+    def test_what_another_kind_waits_for_does_not_hold_a_kind_up(self) -> None:
+        held = Waiting(A, 1, 0, patience=Patience(8, 8, 0.004))
+        backend = BackendView(0, 1, {A: self.curve, B: self.curve})
+        launches, until_ns = scheduler.decide([held, Waiting(B, 1, 0)], [backend], self.limits, 0)
+        assert (launches, until_ns) == ([Launch(0, B, 1)], 4_000_000)
+
+    def test_a_closed_loop_of_one_is_recognised(self) -> None:
+        """A client that connects again when it is served: the next request comes only if the one before is computed, so
+        no wait ever brings one. Of a thousand, hardly any waits."""
+        pace, now, waited = Pace(), 0.0, 0
+        for _ in range(1000):
+            now += 0.001
+            found = self.of(pace, 0.95)
+            pace.launched(1, int(now * SECOND), found.least)
+            waited += found.least > 1
+            now += found.seconds if found.least > 1 else 0.0
+        assert 0 < waited <= 20
+        assert pace.reach == 1
+
+    def test_a_closed_loop_of_eight_is_recognised(self) -> None:
+        """After a client that was alone, eight come: three meet while a batch is computed, and a wait brings more."""
+        pace = Pace()
+        for turn in range(1000):
+            pace.launched(1, turn * 4_000_000, self.of(pace, 0.95).least)
+        for turn in range(500):
+            least = self.of(pace, 0.95).least
+            pace.launched(max(3, least), 4 * SECOND + turn * 4_000_000, least)
+        assert self.of(pace, 0.95).least == 8
+
+    def test_a_silence_says_little_of_the_pace(self) -> None:
+        pace = self.pace()
+        pace.launched(8, int((0.8 + 3600) * SECOND), 1)
+        assert pace.gap <= 0.004
 
 
 class TestCostCurve:

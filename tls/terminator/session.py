@@ -218,7 +218,8 @@ class Session:
 
     def _handshake(self) -> None:
         try:
-            self.connection.do_handshake()
+            with self._shared.notifier.turn:
+                self.connection.do_handshake()
         except tls.WantReadError:
             self._waits_for = READABLE
         except tls.WantAsyncError:

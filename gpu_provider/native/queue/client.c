@@ -35,6 +35,7 @@ struct gp_client {
     struct gp_errand *errands;    /* linked; each with a reference to its wait */
 
     atomic_int wake_requested;
+    _Atomic uint32_t held_classes; /* gp_client_hold_turns() */
     _Atomic uint64_t submitted, retries, orphaned, direct;
 };
 
@@ -202,6 +203,61 @@ void gp_client_wake_consumer(gp_client *client)
         return;
     atomic_store(&client->wake_requested, 1);
     gp_queue_ring_doorbell(&client->queue);
+}
+
+/* This thread's turn. A job is never resumed on another thread. */
+static _Thread_local struct {
+    int holding;
+    gp_client *client; /* a reference, while requests are held back */
+    uint32_t held;
+    uint64_t since_ns; /* when the first of them was submitted */
+} turn;
+
+void gp_turn_begin(void)
+{
+    turn.holding = 1;
+}
+
+uint32_t gp_turn_suspend(void)
+{
+    turn.holding = 0;
+    return turn.held;
+}
+
+void gp_turn_end(void)
+{
+    gp_client *client = turn.client;
+
+    turn.client = NULL;
+    turn.held = 0;
+    if (client == NULL)
+        return;
+    if (!gp_client_is_forked(client))
+        gp_queue_wake_consumer(&client->queue);
+    gp_client_free(client);
+}
+
+void gp_client_hold_turns(gp_client *client, uint32_t classes)
+{
+    atomic_store_explicit(&client->held_classes, classes, memory_order_relaxed);
+}
+
+static void wake_for_request(gp_client *client, uint32_t bytes, uint64_t submitted_ns)
+{
+    uint32_t held_classes = atomic_load_explicit(&client->held_classes, memory_order_relaxed);
+
+    if (!turn.holding || (held_classes & 1u << GP_CLASS_OF(bytes)) == 0) {
+        gp_queue_wake_consumer(&client->queue);
+        return;
+    }
+    if (turn.client != client) {
+        gp_turn_end();
+        turn.client = gp_client_up_ref(client);
+        turn.since_ns = submitted_ns;
+    }
+    turn.held++;
+    if (turn.held >= GP_TURN_REQUESTS || submitted_ns - turn.since_ns >= GP_TURN_NS)
+        gp_turn_end();
 }
 
 int gp_client_take_wake(gp_client *client)
@@ -434,6 +490,7 @@ gp_request_handle gp_client_put(gp_client *client, uint32_t slot, const struct g
     gp_queue *queue = &client->queue;
     struct gp_waiter *own = &client->waiters[slot];
     uint32_t generation = GP_GENERATION(atomic_load_explicit(&queue->word[slot], memory_order_relaxed));
+    uint64_t now = gp_now_ns();
     int closed;
 
     own->kind = waiter->kind;
@@ -443,7 +500,7 @@ gp_request_handle gp_client_put(gp_client *client, uint32_t slot, const struct g
     atomic_store_explicit(&own->asleep, 0, memory_order_relaxed);
     queue->key[slot] = waiter->key;
     queue->bytes[slot] = bytes;
-    queue->submitted_ns[slot] = gp_now_ns();
+    queue->submitted_ns[slot] = now;
     copy(queue->input + (size_t)slot * GP_MAX_BYTES, input, bytes, big_endian);
 
     /* Under the lock, so that after gp_client_close() nothing more is submitted that nobody would take. */
@@ -459,7 +516,7 @@ gp_request_handle gp_client_put(gp_client *client, uint32_t slot, const struct g
         return 0;
     }
     atomic_fetch_add_explicit(&client->submitted, 1, memory_order_relaxed);
-    gp_queue_wake_consumer(queue);
+    wake_for_request(client, bytes, now);
     return gp_request_handle_of(slot, generation);
 }
 
@@ -477,6 +534,7 @@ void gp_client_sleep_until_done(gp_client *client, gp_request_handle handle)
     _Atomic uint32_t *word = &client->queue.word[gp_request_slot(handle)];
     uint32_t now;
 
+    gp_turn_end();
     /* Sequentially consistent on both sides: either the consumer sees `asleep`, or we see its DONE. */
     atomic_store(&client->waiters[gp_request_slot(handle)].asleep, 1);
     for (;;) {

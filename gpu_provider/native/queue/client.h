@@ -31,6 +31,17 @@ void gp_client_close(gp_client *client);
 /* Any thread: makes the consumer's next wait, or the one that it is in, return. Does nothing in a forked child. */
 void gp_client_wake_consumer(gp_client *client);
 
+/* For a thread that has more to submit, as an event loop has that handles all that is ready, so that one turn makes one
+ * batch. Between gp_turn_begin() and gp_turn_suspend() its requests don't wake the consumer where they would wait for
+ * company anyway (gp_client_hold_turns()); gp_turn_end() does. So does the one that makes GP_TURN_REQUESTS, or that comes GP_TURN_NS after the first. It is a hint: the requests are in the
+ * queue, and whatever else wakes the consumer finds them. gp_turn_suspend() returns how many are held back; until
+ * gp_turn_end() the turn may go on with gp_turn_begin(). */
+#define GP_TURN_REQUESTS 8u
+#define GP_TURN_NS 2000000u
+void gp_turn_begin(void);
+uint32_t gp_turn_suspend(void);
+void gp_turn_end(void);
+
 /* Counters, all since the client was made. */
 struct gp_client_stats {
     uint64_t submitted;   /* requests put into the queue */
@@ -169,6 +180,9 @@ struct gp_waiter *gp_client_waiters(const gp_client *client); /* [depth] */
 int gp_client_take_wake(gp_client *client);
 
 void gp_client_run_errands(gp_client *client);
+
+/* classes: bit i is set if requests of size class i are to wait for their turn's end. */
+void gp_client_hold_turns(gp_client *client, uint32_t classes);
 
 /* A request of gp_client_submit() is done. */
 void gp_client_finish(gp_client *client, uint32_t slot);

@@ -22,9 +22,13 @@ struct gp_consumer {
     gp_queue *queue;
     struct gp_waiter *waiters;
     _Atomic uint64_t completed, failed;
+    _Atomic uint64_t completed_ns; /* when a batch was completed last */
 
     /* the one thread of gp_consumer_wait() */
     struct gp_slot_list waiting[GP_CLASSES];
+    uint64_t last_ns[GP_CLASSES];    /* the last submission */
+    uint64_t silence_ns[GP_CLASSES]; /* before the oldest that waits */
+    uint8_t awaited[GP_CLASSES];     /* in this wait: something was submitted, or waited for company */
 
     pthread_mutex_t small_lock; /* never held together with another */
     struct gp_small_batch small[GP_SMALL_BATCHES];
@@ -101,20 +105,80 @@ static int change_state(gp_consumer *consumer, uint32_t slot, uint32_t generatio
     return atomic_compare_exchange_strong(&consumer->queue->word[slot], &expected, GP_WORD(generation, to));
 }
 
-/* Moves what was submitted into the size classes; returns how many. */
-static uint32_t drain_ring(gp_consumer *consumer)
+/* Where nothing of a class waits, how long nothing was submitted until now. The time in which we computed is none in
+ * which others could have submitted: they may have had no processor. */
+static uint64_t silence_before(const gp_consumer *consumer, uint32_t class_index, uint64_t submitted_ns)
+{
+    uint64_t last_ns = consumer->last_ns[class_index], completed_ns = atomic_load(&consumer->completed_ns);
+
+    if (completed_ns > last_ns)
+        last_ns = completed_ns;
+    return submitted_ns > last_ns ? submitted_ns - last_ns : 0;
+}
+
+/* Moves what was submitted into the size classes. */
+static void drain_ring(gp_consumer *consumer)
 {
     gp_queue *queue = consumer->queue;
-    uint32_t slot, drained = 0;
+    uint32_t slot;
 
     while (gp_queue_pop(queue, &slot)) {
-        uint32_t bytes = queue->bytes[slot];
+        uint32_t bytes = queue->bytes[slot], class_index = GP_CLASS_OF(bytes);
+        uint64_t submitted_ns = queue->submitted_ns[slot];
 
-        if (bytes > 3 * 64 && bytes <= GP_MAX_BYTES && consumer->waiting[GP_CLASS_OF(bytes)].count < queue->depth)
-            gp_slot_list_push(&consumer->waiting[GP_CLASS_OF(bytes)], queue->depth, slot);
-        drained++;
+        if (bytes <= 3 * 64 || bytes > GP_MAX_BYTES || consumer->waiting[class_index].count == queue->depth)
+            continue;
+        if (consumer->waiting[class_index].count == 0)
+            consumer->silence_ns[class_index] = silence_before(consumer, class_index, submitted_ns);
+        consumer->last_ns[class_index] = submitted_ns;
+        gp_slot_list_push(&consumer->waiting[class_index], queue->depth, slot);
+        consumer->awaited[class_index] = 1;
     }
-    return drained;
+}
+
+/* ---- waiting for company ---- */
+
+static const struct gp_class_rule no_rules[GP_CLASSES];
+
+/* Until when the requests of a class wait for company; 0: no longer. */
+static uint64_t due_ns(const gp_consumer *consumer, uint32_t class_index, const struct gp_class_rule *rule)
+{
+    const struct gp_slot_list *list = &consumer->waiting[class_index];
+
+    if (list->count >= rule->least || (list->count == 1 && consumer->silence_ns[class_index] > rule->wait_ns))
+        return 0;
+    return consumer->queue->submitted_ns[list->slots[list->first]] + rule->wait_ns;
+}
+
+static int is_ready(const gp_consumer *consumer, uint32_t class_index, const struct gp_class_rule *rules, uint64_t now)
+{
+    return consumer->waiting[class_index].count > 0 && due_ns(consumer, class_index, &rules[class_index]) <= now;
+}
+
+/* Whether there is something to launch that was not there, or not ready, when the wait began. */
+static int has_news(const gp_consumer *consumer, const struct gp_class_rule *rules, uint64_t now)
+{
+    for (uint32_t i = 0; i < GP_CLASSES; i++)
+        if (consumer->awaited[i] && is_ready(consumer, i, rules, now))
+            return 1;
+    return 0;
+}
+
+/* When the next class will be ready that waits for company; UINT64_MAX: none does. */
+static uint64_t next_due_ns(gp_consumer *consumer, const struct gp_class_rule *rules, uint64_t now)
+{
+    uint64_t next = UINT64_MAX;
+
+    for (uint32_t i = 0; i < GP_CLASSES; i++) {
+        uint64_t due = consumer->waiting[i].count > 0 ? due_ns(consumer, i, &rules[i]) : 0;
+
+        if (due <= now)
+            continue;
+        consumer->awaited[i] = 1;
+        if (due < next)
+            next = due;
+    }
+    return next;
 }
 
 /* ---- small batches ---- */
@@ -151,16 +215,16 @@ uint32_t gp_consumer_small_batches(gp_consumer *consumer, struct gp_small_batch 
     return count;
 }
 
-/* The class of all that waits, if it is one class and no more than its limit; GP_CLASSES otherwise. */
-static uint32_t small_class(const gp_consumer *consumer, const uint32_t *small)
+/* The class of all that is ready, if it is one class and no more than its limit; GP_CLASSES otherwise. */
+static uint32_t small_class(const gp_consumer *consumer, const struct gp_class_rule *rules, uint64_t now)
 {
     uint32_t class_index = GP_CLASSES;
     const struct gp_slot_list *list;
 
     for (uint32_t i = 0; i < GP_CLASSES; i++) {
-        if (consumer->waiting[i].count == 0)
+        if (!is_ready(consumer, i, rules, now))
             continue;
-        if (class_index != GP_CLASSES || consumer->waiting[i].count > small[i]
+        if (class_index != GP_CLASSES || consumer->waiting[i].count > rules[i].small
             || consumer->waiting[i].count > GP_SMALL_BATCH)
             return GP_CLASSES;
         class_index = i;
@@ -175,23 +239,25 @@ static uint32_t small_class(const gp_consumer *consumer, const uint32_t *small)
     return class_index;
 }
 
-/* Computes what waits, if it is a small batch. 1 if it did. */
-static int serve_small(gp_consumer *consumer, const uint32_t *small)
+enum served { NOTHING, SERVED, IN_VAIN /* it was one request, and its time had come */ };
+
+/* Computes what is ready, if it is a small batch. */
+static enum served serve_small(gp_consumer *consumer, const struct gp_class_rule *rules)
 {
     uint8_t inputs[GP_SMALL_BATCH * GP_MAX_BYTES], outputs[GP_SMALL_BATCH * GP_MAX_BYTES], ok[GP_SMALL_BATCH];
     gp_request_handle handles[GP_SMALL_BATCH];
     gp_key_handle keys[GP_SMALL_BATCH];
-    uint64_t submitted_ns[GP_SMALL_BATCH], start;
+    uint64_t submitted_ns[GP_SMALL_BATCH], start = gp_now_ns();
     gp_cpu *cpu = gp_client_cpu(consumer->client);
-    struct gp_small_batch batch = {.class_index = small_class(consumer, small)};
+    struct gp_small_batch batch = {.class_index = small_class(consumer, rules, start)};
     uint32_t stride = GP_CLASS_BYTES(batch.class_index);
 
     if (batch.class_index == GP_CLASSES)
-        return 0;
+        return NOTHING;
+    batch.overdue = due_ns(consumer, batch.class_index, &rules[batch.class_index]) != 0;
     batch.requests = gp_consumer_take(consumer, batch.class_index, GP_SMALL_BATCH, handles, keys, inputs, submitted_ns);
     if (batch.requests == 0)
-        return 1; /* they were orphans */
-    start = gp_now_ns();
+        return SERVED; /* they were orphans */
     batch.again = gp_cpu_private(cpu, batch.requests, keys, inputs, outputs, stride, ok);
     for (uint32_t i = 0; i < batch.requests; i++) {
         if (batch.again > 0 && !ok[i])
@@ -199,37 +265,50 @@ static int serve_small(gp_consumer *consumer, const uint32_t *small)
                                  outputs + (size_t)i * stride, stride, ok + i);
         batch.failed += !ok[i];
     }
+    batch.newest_ns = submitted_ns[batch.requests - 1];
     batch.waited_ns = start - submitted_ns[0];
     batch.executed_ns = gp_now_ns() - start;
     record_small(consumer, &batch); /* first: who gets a result sees it counted */
     gp_consumer_complete(consumer, batch.requests, handles, outputs, stride, ok);
     OPENSSL_cleanse(outputs, (size_t)batch.requests * stride);
-    return 1;
+    return batch.overdue && batch.requests == 1 ? IN_VAIN : SERVED;
 }
 
-uint64_t gp_consumer_wait(gp_consumer *consumer, int64_t timeout_ns, int watch_submissions, const uint32_t *small,
-                          uint32_t *waiting, uint64_t *oldest_ns)
+uint64_t gp_consumer_wait(gp_consumer *consumer, int64_t timeout_ns, int watch_submissions,
+                          const struct gp_class_rule *rules, uint32_t *waiting, uint64_t *oldest_ns)
 {
     uint64_t deadline = timeout_ns < 0 ? UINT64_MAX : gp_now_ns() + (uint64_t)timeout_ns;
-    uint32_t drained = drain_ring(consumer);
+    uint32_t held = 0;
 
+    if (rules == NULL)
+        rules = no_rules;
+    for (uint32_t i = 0; i < GP_CLASSES; i++)
+        held |= (uint32_t)(rules[i].least > 1) << i;
+    gp_client_hold_turns(consumer->client, held);
+    memset(consumer->awaited, 0, sizeof(consumer->awaited));
+    drain_ring(consumer);
     for (;;) {
-        uint64_t now;
+        enum served served = SERVED;
+        uint64_t now, until;
 
         gp_client_run_errands(consumer->client);
         if (gp_client_take_wake(consumer->client))
             break;
-        while (small != NULL && count_small(consumer) < GP_SMALL_BATCHES && serve_small(consumer, small))
-            drained = drain_ring(consumer);
-        if (watch_submissions && drained > 0)
+        while (served == SERVED && count_small(consumer) < GP_SMALL_BATCHES
+               && (served = serve_small(consumer, rules)) != NOTHING)
+            drain_ring(consumer);
+        now = gp_now_ns();
+        if (served == IN_VAIN || (watch_submissions && has_news(consumer, rules, now)))
             break;
-        if (small != NULL && count_small(consumer) >= GP_SMALL_BATCHES / 2) /* a quiet moment to have them counted */
+        if (count_small(consumer) >= GP_SMALL_BATCHES / 2) /* a quiet moment to have them counted */
             break;
-        now = deadline == UINT64_MAX ? 0 : gp_now_ns();
         if (now >= deadline)
             break;
-        gp_queue_sleep(consumer->queue, deadline == UINT64_MAX ? -1 : (int64_t)(deadline - now), watch_submissions);
-        drained += drain_ring(consumer);
+        until = watch_submissions ? next_due_ns(consumer, rules, now) : UINT64_MAX;
+        if (until > deadline)
+            until = deadline;
+        gp_queue_sleep(consumer->queue, until == UINT64_MAX ? -1 : (int64_t)(until - now), watch_submissions);
+        drain_ring(consumer);
     }
     for (uint32_t i = 0; i < GP_CLASSES; i++) {
         const struct gp_slot_list *list = &consumer->waiting[i];
@@ -281,6 +360,7 @@ uint32_t gp_consumer_take(gp_consumer *consumer, uint32_t class_index, uint32_t 
         memset(input + bytes, 0, stride - bytes);
         taken++;
     }
+    consumer->silence_ns[class_index] = 0; /* those that are left had company */
     return taken;
 }
 
@@ -378,6 +458,7 @@ void gp_consumer_complete(gp_consumer *consumer, uint32_t count, const gp_reques
 {
     struct pinned pinned = {0};
 
+    atomic_store(&consumer->completed_ns, gp_now_ns());
     for (uint32_t i = 0; i < count; i++) {
         if (i + AHEAD < count)
             prefetch_slot(consumer, handles[i + AHEAD], stride);

@@ -23,19 +23,26 @@ struct gp_consumer_stats {
 };
 void gp_consumer_get_stats(const gp_consumer *consumer, struct gp_consumer_stats *stats);
 
+/* What gp_consumer_wait() may do by itself with the requests of one size class. */
+struct gp_class_rule {
+    uint32_t small;   /* the largest batch that it computes, GP_SMALL_BATCH at most; 0: none */
+    uint32_t least;   /* fewer requests than these wait for company, … */
+    uint64_t wait_ns; /* … until the oldest has waited so long; but not one that comes after as long a silence */
+};
+
 /* One thread only. Sleeps until gp_client_wake_consumer() is called, timeout_ns passes (negative: no limit) or, with
- * `watch_submissions`, something new is submitted; pass 0 for that while no worker is free, or every submission of a
- * busy moment would wake the thread for nothing. Then moves what was submitted into the size classes.
- * waiting[GP_CLASSES]: requests not yet taken; oldest_ns: when the first of them was submitted (CLOCK_MONOTONIC), 0 if
- * none. Also fires the callbacks of those that the full queue turned away. Returns how many keys have left the key
- * table for good, each of which wakes it.
+ * `watch_submissions`, something new is submitted that is not to wait for company; pass 0 for that while no worker is
+ * free, or every submission of a busy moment would wake the thread for nothing. Then moves what was submitted into the
+ * size classes. waiting[GP_CLASSES]: requests not yet taken; oldest_ns: when the first of them was submitted
+ * (CLOCK_MONOTONIC), 0 if none. Also fires the callbacks of those that the full queue turned away. Returns how many
+ * keys have left the key table for good, each of which wakes it.
  *
- * small[GP_CLASSES]: a batch of class i of at most small[i] requests (and GP_SMALL_BATCH) is computed here, by
- * gp_cpu_private(), before anything is returned, if nothing else waits: to hand a few short operations to another
- * thread costs about as much as to compute them. NULL unless the processor's backend is in use and idle. What arrives
- * meanwhile waits for that batch. Requests of gp_client_submit() are never computed here. */
-uint64_t gp_consumer_wait(gp_consumer *consumer, int64_t timeout_ns, int watch_submissions, const uint32_t *small,
-                          uint32_t *waiting, uint64_t *oldest_ns);
+ * rules[GP_CLASSES]; NULL: all zero. Small batches are computed here, by gp_cpu_private(), before anything is returned,
+ * if nothing else waits but for company: to hand a few short operations to another thread costs about as much as to
+ * compute them. All `small` must be 0 unless the processor's backend is in use and idle. What arrives meanwhile waits
+ * for that batch. Requests of gp_client_submit() are never computed here. */
+uint64_t gp_consumer_wait(gp_consumer *consumer, int64_t timeout_ns, int watch_submissions,
+                          const struct gp_class_rule *rules, uint32_t *waiting, uint64_t *oldest_ns);
 
 /* Takes up to `count` requests of a class, first come first served, and copies them out: handles[i]; keys[i] its key's
  * handle; inputs is [count][GP_CLASS_BYTES(class)], zero-padded, least significant byte first; submitted_ns[i]. Returns
@@ -55,13 +62,16 @@ struct gp_small_batch {
     uint32_t requests;
     uint32_t failed;    /* of those, ERR */
     uint32_t again;     /* of those, computed again by OpenSSL because the kernels failed */
+    uint32_t overdue;   /* 1: fewer than the rule's `least`, but their time had come */
+    uint64_t newest_ns; /* when the last of them was submitted */
     uint64_t waited_ns; /* from the submission of the oldest request to the launch */
     uint64_t executed_ns;
 };
 
 /* Any thread. Copies the records of the small batches that were not taken yet, oldest first, and with `take` takes
  * them. Returns how many. A batch has its record before its results are delivered. gp_consumer_wait() returns when half
- * of GP_SMALL_BATCHES are there and nothing waits, and computes no more when all are. None in a forked child. */
+ * of GP_SMALL_BATCHES are there and nothing waits, or when a request has waited for company in vain, and computes no
+ * more when all are there. None in a forked child. */
 #define GP_SMALL_BATCHES 64u
 uint32_t gp_consumer_small_batches(gp_consumer *consumer, struct gp_small_batch batches[GP_SMALL_BATCHES], int take);
 /* :cffi */
