@@ -21,7 +21,7 @@ include flags.mk
 
 # What an editable install doesn't pick up by itself.
 BUILT_FROM := pyproject.toml setup.py flags.mk gpu_provider/native/core_build.py tls/ssl_build.py kernels/kernels_build.py \
-	$(filter-out %/_kernels.cpp,$(wildcard gpu_provider/native/*.[ch] gpu_provider/native/*/*.[ch] tls/*.[ch] kernels/*.h kernels/*/*.h kernels/*/*.cpp))
+	$(filter-out %/_kernels.cpp,$(wildcard gpu_provider/native/*.[ch] gpu_provider/native/*/*.[ch] tls/*.[ch] kernels/*.h kernels/*.cpp kernels/*/*.h kernels/*/*.cpp))
 
 .PHONY: demo test test-long lint cubins sanitize fuzz bench wheel gpu-suite container openssl-versions clean
 .DELETE_ON_ERROR:
@@ -49,13 +49,24 @@ bench: .venv/ready-bench
 .venv/ready-bench: EXTRAS = uvloop,bench
 .venv/ready-cubins: EXTRAS = cuda-check
 .venv/ready-ci: EXTRAS = uvloop,test,bench,cuda-check,lint
+.venv/ready-test .venv/ready-bench .venv/ready-ci: HOST_KERNELS = bench/gpu/host_kernels.so
 .venv/ready-%: $(BUILT_FROM)
 	@sh tests/check_prerequisites.sh $(PYTHON)
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || \
 		{ echo "making .venv"; $(PYTHON) -m venv --clear .venv; }
 	@echo "compiling and installing into .venv ($(EXTRAS))"
 	@$(BIN)/python -m pip install --quiet --editable '.[$(EXTRAS)]'
+	@[ -z "$(HOST_KERNELS)" ] || $(MAKE) --silent --jobs=$$(nproc) $(HOST_KERNELS)
 	@touch $@
+
+# The CUDA kernels for the processor, which tests and bench.gpu run where there is no GPU.
+MACHINE := $(shell uname -m)
+%/threads32.o %/threads52.o: WARP_FLAGS := $(WARP) $(WARP_$(MACHINE))
+build/host/%.o: kernels/%.cpp $(wildcard kernels/*.h kernels/*/*.h)
+	@mkdir -p $(@D)
+	@$(CXX) $(CXX_STANDARD) $(WARNINGS) $(OPTIMIZED) $(WARP_FLAGS) $(CFLAGS) -fPIC -Ikernels -c $< -o $@
+bench/gpu/host_kernels.so: $(addprefix build/host/,host/threads.o host/threads32.o host/threads52.o cpu/memory.o)
+	@$(CXX) -shared $^ -o $@
 
 # mypy and import-linter look at directories, not at pyproject.toml's mapping: give them the package as it is installed.
 lint: .venv/ready-lint
@@ -110,15 +121,13 @@ SANITIZER_address := -fsanitize=address,undefined,fuzzer-no-link -fno-sanitize-r
 SANITIZER_thread := -fsanitize=thread
 UNROLLED := -fno-sanitize=null,alignment,pointer-overflow,object-size
 build/sanitize/address/cpu/batch_%.o: KERNELS_FLAGS += $(UNROLLED)
-THREADS_OBJECTS := $(addprefix build/sanitize/address/,host/threads.o host/threads32.o host/threads52.o host/record.o cpu/memory.o)
+THREADS_OBJECTS := $(addprefix build/sanitize/address/,host/threads32.o host/threads52.o records.o cpu/memory.o)
 build/sanitize/address/host/threads%.o: KERNELS_FLAGS += $(UNROLLED)
-MACHINE := $(shell uname -m)
 %/batch_ifma.o: KERNELS_FLAGS += $(IFMA_$(MACHINE))
-%/threads32.o %/threads52.o: KERNELS_FLAGS += $(WARP) $(WARP_$(MACHINE))
 define sanitized_kernels
 build/sanitize/$(1)/%.o: kernels/%.cpp $(wildcard kernels/*.h kernels/*/*.h)
 	@mkdir -p $$(@D)
-	@$$(CLANGXX) $$(SANITIZER_$(1)) $$(KERNELS_FLAGS) -c $$< -o $$@
+	@$$(CLANGXX) $$(SANITIZER_$(1)) $$(KERNELS_FLAGS) $$(WARP_FLAGS) -c $$< -o $$@
 build/sanitize/kernels_stress-$(1): tests/native/kernels_stress.cpp $(addprefix build/sanitize/$(1)/,$(KERNELS_OBJECTS))
 	@$$(CLANGXX) $$(SANITIZER_$(1)) $$(KERNELS_FLAGS) $$^ -o $$@ -lcrypto
 sanitize: build/sanitize/kernels_stress-$(1)
@@ -168,4 +177,4 @@ openssl-versions:
 	@$(PYTHON) tests/containers/openssl_versions.py || [ $$? = 77 ]
 
 clean:
-	rm -rf .venv build dist *.egg-info gpu_provider/native/*.so kernels/*.so tls/*.so .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv build dist *.egg-info gpu_provider/native/*.so kernels/*.so tls/*.so bench/gpu/*.so .mypy_cache .pytest_cache .ruff_cache .hypothesis

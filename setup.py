@@ -62,9 +62,7 @@ class BuildExtensions(build_ext):
 setup(
     cmdclass={"build_clib": BuildLibraries, "build_ext": BuildExtensions},
     libraries=[
-        ("threads32", library(CXX_FLAGS + flags("WARP"), "kernels/host/threads32.cpp")),
         ("batch_ifma", library(CXX_FLAGS + flags("IFMA"), "kernels/cpu/batch_ifma.cpp")),
-        ("threads52", library(CXX_FLAGS + flags("WARP"), "kernels/host/threads52.cpp")),
         ("batch_portable", library(CXX_FLAGS, "kernels/cpu/batch_portable.cpp")),
         ("core", library(C_FLAGS, *CORE_SOURCES)),
     ],

@@ -13,10 +13,6 @@ class _Unit:
     pair_bytes: int
     modulus_bytes: int
 
-class _HostKernel:
-    operation: int
-    unit: _Unit
-
 class _Lib:
     GPK_MIN_BITS: int
     GPK_MAX_BITS: int
@@ -71,7 +67,5 @@ class _Lib:
     def gpk_thread_modulus(
         self, radix_bits: int, class_bytes: int, record: FFI.CData, modulus: dict[str, object], /
     ) -> int: ...
-    def gpk_host_kernel_at(self, index: int, /) -> _HostKernel: ...
-    def gpk_host_run(self, index: int, launch: FFI.CData, /) -> int: ...
 
 lib: _Lib

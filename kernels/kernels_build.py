@@ -9,25 +9,25 @@ from pathlib import Path
 from cffi import FFI
 
 KERNELS = Path("kernels")
-HEADERS = ("kernels.h", "gpu/launch.h", "host/threads.h")
+HEADERS = ("kernels.h", "gpu/launch.h", "records.h")
 
 
 def declarations(header: str) -> str:
     return "\n".join(re.findall(r"/\* cffi: \*/\n(.*?)/\* :cffi \*/", (KERNELS / header).read_text(), re.DOTALL))
 
 
-CPP_FILES = list(KERNELS.rglob("*.cpp"))
-LIBRARIES = ["batch_ifma", "batch_portable", "threads32", "threads52"]  # setup.py's, each of the file of that name
+CPU_FILES = list(KERNELS.glob("cpu/*.cpp"))
+LIBRARIES = ["batch_ifma", "batch_portable"]  # setup.py's, each of the file of that name
 
 ffi = FFI()
 ffi.cdef("".join(map(declarations, HEADERS)))
 ffi.set_source(
     "gpu_provider.kernels._kernels",
-    '#include "host/threads.h"\n',
+    '#include "records.h"\n',
     source_extension=".cpp",
-    sources=sorted(str(path) for path in CPP_FILES if path.stem not in {"_kernels", *LIBRARIES}),
+    sources=["kernels/records.cpp", *sorted(str(path) for path in CPU_FILES if path.stem not in LIBRARIES)],
     include_dirs=["kernels"],
-    depends=sorted(str(path) for path in (*CPP_FILES, *KERNELS.rglob("*.h"))),
+    depends=sorted(str(path) for path in (*CPU_FILES, *KERNELS.rglob("*.h"))),
     libraries=LIBRARIES,
     language="c++",
 )

@@ -1,4 +1,4 @@
-"""What launches of the CUDA kernels need, on a GPU or in the host build: ``gpu/launch.h`` and ``host/threads.h``."""
+"""What launches of the CUDA kernels need, on a GPU or in the host build: ``gpu/launch.h`` and ``records.h``."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ MODEXP_LAUNCH = _structure("struct gpk_modexp_launch")
 
 
 def key_record_address() -> int:
-    """The address of ``gpk_thread_record`` (``host/threads.h``), for C code that is not linked with the kernels."""
+    """The address of ``gpk_thread_record`` (``records.h``), for C code that is not linked with the kernels."""
     library: Any = lib
     return int(ffi.cast("uintptr_t", ffi.addressof(library, "gpk_thread_record")))
 

@@ -65,7 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def lay_out(root: Path) -> None:
     """Writes everything but wheels, kernels and libraries. Raises BenchError if the feeder can't be compiled."""
-    for path in sorted((ROOT / "bench").rglob("*.py")):
+    for path in sorted(path for path in (ROOT / "bench").rglob("*") if path.suffix in {".py", ".so"}):
         copy = root / path.relative_to(ROOT)
         copy.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, copy)

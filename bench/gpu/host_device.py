@@ -7,9 +7,11 @@ the same time, and copies really happen later.
 from __future__ import annotations
 
 import ctypes
+import functools
 import threading
 import weakref
 from itertools import count, takewhile
+from pathlib import Path
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
@@ -32,10 +34,20 @@ __all__ = ["HostArray", "HostDevice", "HostKernels", "host_kernels", "run_on_hos
 _ALIGNMENT = 16
 
 
+@functools.cache
+def _library() -> ctypes.CDLL:
+    """What the Makefile builds of ``kernels/host``."""
+    library = ctypes.CDLL(str(Path(__file__).with_name("host_kernels.so")))
+    library.gpk_host_unit_at.restype = ctypes.c_void_p
+    library.gpk_host_run.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_void_p]
+    return library
+
+
 def host_kernels() -> list[Kernel]:
     """The kernels of the host build: none where an x86-64 processor lacks AVX2 or FMA."""
-    listed = takewhile(bool, map(lib.gpk_host_kernel_at, count()))
-    return [Unit.of(about.unit).kernel(Operation(about.operation), index) for index, about in enumerate(listed)]
+    addresses = takewhile(bool, map(_library().gpk_host_unit_at, count()))
+    units: list[Any] = [ffi.cast("struct gpk_unit *", address) for address in addresses]
+    return [Unit.of(unit).kernel(operation, index) for index, unit in enumerate(units) for operation in Operation]
 
 
 def run_on_host(kernel: Kernel, arguments: int) -> None:
@@ -43,7 +55,7 @@ def run_on_host(kernel: Kernel, arguments: int) -> None:
 
     Releases the GIL, and may be called from any number of threads at once, as long as no two share a blinding pair.
     """
-    if lib.gpk_host_run(kernel.index, ffi.cast("void *", arguments)) != lib.GPK_OK:
+    if _library().gpk_host_run(kernel.index, kernel.operation, arguments) != lib.GPK_OK:
         raise MemoryError("no memory for the kernels' workspace")
 
 

@@ -1,24 +1,25 @@
-/* The host build's kernels: each radix has a file that compiles its own, and threads.cpp finds them here. */
+/* The host build's units: each radix has a file that compiles its own, and threads.cpp finds them here. */
 #ifndef GPK_HOST_KERNEL_LIST_H
 #define GPK_HOST_KERNEL_LIST_H
 
-#include "host/threads.h"
+#include "gpu/launch.h"
 
 namespace gpk {
 
-struct HostKernel {
-    gpk_host_kernel about;
+struct HostUnit {
+    gpk_unit about;
     int table_bytes; /* limbs of 32 bits take 64 */
-    void (*run)(const void *launch, void *table);
+    /* By gpk_operation. */
+    void (*run[3])(const void *launch, void *table);
 };
 
-struct HostKernels {
-    const HostKernel *first;
+struct HostUnits {
+    const HostUnit *first;
     int count;
 };
 
-HostKernels host_kernels32();
-HostKernels host_kernels52();
+HostUnits host_units32();
+HostUnits host_units52();
 
 } // namespace gpk
 

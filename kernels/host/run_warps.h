@@ -1,5 +1,5 @@
-/* The host build of the multi-thread kernels: the loop over a launch's warps, and the list of kernels. For the files
- * of one radix each, which are compiled with WARP of flags.mk. */
+/* The host build of the multi-thread kernels: the loop over a launch's warps, and the list of units. For the files of
+ * one radix each, which are compiled with WARP of flags.mk. */
 #ifndef GPK_HOST_RUN_WARPS_H
 #define GPK_HOST_RUN_WARPS_H
 
@@ -32,7 +32,7 @@ void run_warps(const void *memory, void *table)
         WARP_OF(launch, warp, table);
 }
 
-/* The kernels of one radix, of the units that the host build has. */
+/* The units of one radix that the host build has. */
 template <int BITS> class HostList {
   public:
     constexpr HostList()
@@ -44,26 +44,21 @@ template <int BITS> class HostList {
 #undef GPK_ADD
     }
 
-    HostKernels all() const { return {kernels, count}; }
+    HostUnits all() const { return {units, count}; }
 
   private:
-    HostKernel kernels[16] = {};
+    HostUnit units[8] = {};
     int count = 0;
 
     template <int CLASS, int L, int THREADS, int WINDOW> constexpr void add()
     {
         constexpr int ROWS = WARP / THREADS, TABLE = table_bytes<BITS, L, WINDOW>() * (BITS == 32 ? 2 : 1);
-        constexpr gpk_unit unit = unit_of<BITS, CLASS, L, THREADS, WINDOW>();
 
-        kernels[count++] = {{GPK_PRIVATE_OPERATION, unit},
-                            TABLE,
-                            run_warps<gpk_private_launch, private_warp<BITS, CLASS, L, THREADS, WINDOW>, ROWS>};
-        kernels[count++] = {{GPK_MAKE_PAIRS, unit},
-                            TABLE,
-                            run_warps<gpk_private_launch, make_pairs_warp<BITS, CLASS, L, THREADS, WINDOW>, ROWS>};
-        kernels[count++] = {{GPK_MODEXP, unit},
-                            TABLE,
-                            run_warps<gpk_modexp_launch, modexp_warp<BITS, CLASS, L, THREADS, WINDOW>, ROWS>};
+        units[count++] = {unit_of<BITS, CLASS, L, THREADS, WINDOW>(),
+                          TABLE,
+                          {run_warps<gpk_private_launch, private_warp<BITS, CLASS, L, THREADS, WINDOW>, ROWS>,
+                           run_warps<gpk_private_launch, make_pairs_warp<BITS, CLASS, L, THREADS, WINDOW>, ROWS>,
+                           run_warps<gpk_modexp_launch, modexp_warp<BITS, CLASS, L, THREADS, WINDOW>, ROWS>}};
     }
 };
 

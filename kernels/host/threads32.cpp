@@ -3,7 +3,7 @@
 
 namespace gpk {
 
-HostKernels host_kernels32()
+HostUnits host_units32()
 {
     static constexpr HostList<32> list;
     return list.all();

@@ -3,7 +3,7 @@
 
 namespace gpk {
 
-HostKernels host_kernels52()
+HostUnits host_units52()
 {
     static constexpr HostList<52> list;
     return list.all();

@@ -64,7 +64,7 @@ def test_nor_in_the_multi_thread_kernels(tmp_path: Path) -> None:
     if not host_kernels():
         pytest.skip("this processor lacks AVX2 or FMA")
     options = ["-DGPK_CHECK_SECRETS", *flags("WARP")]
-    program = build("thread_secrets", tmp_path, *options, with_files=("host/record.cpp", "cpu/memory.cpp"))
+    program = build("thread_secrets", tmp_path, *options, with_files=("records.cpp", "cpu/memory.cpp"))
     result = memcheck(program)
     assert result.returncode == 0, result.stderr
 

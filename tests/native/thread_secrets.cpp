@@ -10,7 +10,7 @@
 
 #include "cpu/memory.h"
 #include "gpu/warp_kernels.h"
-#include "host/threads.h"
+#include "records.h"
 
 #include "key_on_stdin.h"
 

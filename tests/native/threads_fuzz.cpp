@@ -5,6 +5,7 @@
  */
 #include "fuzz_input.h"
 #include "host/kernel_list.h"
+#include "records.h"
 
 using namespace gpk;
 
@@ -13,36 +14,20 @@ namespace {
 constexpr int LENGTHS[] = {64, 64, 65, 96, 128, 128, 256, 512, 1024, 1036, 1037, 1536, 1660, 1661, 2048, 2076, 2077, 3};
 constexpr uint8_t UNTOUCHED = 0xa5;
 
-const HostKernel &pick_kernel(Input &input, gpk_operation operation)
+const HostUnit &pick_unit(Input &input)
 {
-    std::vector<const HostKernel *> found;
+    const HostUnits narrow = host_units32(), wide = host_units52();
+    const int picked = input.byte() % (narrow.count + wide.count);
 
-    for (const HostKernels &kernels : {host_kernels32(), host_kernels52()})
-        for (int i = 0; i < kernels.count; i++)
-            if (kernels.first[i].about.operation == operation)
-                found.push_back(kernels.first + i);
-    return *found[input.byte() % found.size()];
+    return picked < narrow.count ? narrow.first[picked] : wide.first[picked - narrow.count];
 }
 
-/* The one that makes pairs for a kernel of private operations. */
-const HostKernel &pair_maker(const gpk_unit &of)
+void run(const HostUnit &unit, gpk_operation operation, const void *launch)
 {
-    for (const HostKernels &kernels : {host_kernels32(), host_kernels52()})
-        for (int i = 0; i < kernels.count; i++) {
-            const gpk_unit &unit = kernels.first[i].about.unit;
-            if (kernels.first[i].about.operation == GPK_MAKE_PAIRS && unit.radix_bits == of.radix_bits
-                && unit.class_bytes == of.class_bytes && unit.threads == of.threads)
-                return kernels.first[i];
-        }
-    abort();
-}
-
-void run(const HostKernel &kernel, const void *launch)
-{
-    void *table = aligned_alloc(64, (size_t)kernel.table_bytes);
+    void *table = aligned_alloc(64, (size_t)unit.table_bytes);
 
     CHECK(table != NULL);
-    kernel.run(launch, table);
+    unit.run[operation](launch, table);
     free(table);
 }
 
@@ -83,8 +68,8 @@ struct Key : KeyParts {
 
 void fuzz_private(Input &input)
 {
-    const HostKernel &kernel = pick_kernel(input, GPK_PRIVATE_OPERATION);
-    const gpk_unit &unit = kernel.about.unit;
+    const HostUnit &picked = pick_unit(input);
+    const gpk_unit &unit = picked.about;
     const uint32_t count = pick_rows(input, unit), stride = (uint32_t)unit.class_bytes;
     std::vector<Key> keys;
     Bytes records;
@@ -123,8 +108,7 @@ void fuzz_private(Input &input)
     launch.record_of_row = record_of_row.data();
     launch.pair_of_row = pair_of_row.data();
     launch.inputs = randoms.data();
-    const HostKernel &maker = pair_maker(unit);
-    run(maker, &launch);
+    run(picked, GPK_MAKE_PAIRS, &launch);
 
     launch.inputs = inputs.data();
     for (int uses = 1 + input.byte() % 2; uses > 0; uses--) {
@@ -135,7 +119,7 @@ void fuzz_private(Input &input)
             make_row(input, keys[record_of_row[i]], inputs.data() + i * (size_t)stride, stride);
         }
         const Bytes before = inputs, records_before = records;
-        run(kernel, &launch);
+        run(picked, GPK_PRIVATE_OPERATION, &launch);
         CHECK(inputs == before && records == records_before);
         for (uint32_t i = 0; i < count; i++)
             check_private_row(keys[record_of_row[i]], &inputs[i * (size_t)stride], &outputs[i * (size_t)stride], stride,
@@ -145,8 +129,8 @@ void fuzz_private(Input &input)
 
 void fuzz_modexp(Input &input)
 {
-    const HostKernel &kernel = pick_kernel(input, GPK_MODEXP);
-    const gpk_unit &unit = kernel.about.unit;
+    const HostUnit &picked = pick_unit(input);
+    const gpk_unit &unit = picked.about;
     const uint32_t count = pick_rows(input, unit), stride = (uint32_t)unit.class_bytes;
     const uint32_t exponent_stride = 4 * (1 + input.byte() % (input.byte() % 16 == 0 ? 128U : 8U));
     const uint32_t exponent_bits = 8 * exponent_stride - input.below(8 * exponent_stride);
@@ -189,7 +173,7 @@ void fuzz_modexp(Input &input)
                                       bases.data(),
                                       exponents.data(),
                                       outputs.data()};
-    run(kernel, &launch);
+    run(picked, GPK_MODEXP, &launch);
     for (uint32_t i = 0; i < count; i++)
         check_power(&bases[i * (size_t)stride], &exponents[i * (size_t)launch.exponent_stride], exponent_stride,
                     exponent_bits, &moduli[modulus_of_row[i] * (size_t)stride], &outputs[i * (size_t)stride], stride,

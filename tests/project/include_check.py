@@ -22,7 +22,8 @@ MAY_INCLUDE = {
         "arithmetic": set(),
         "cpu": {"arithmetic"},
         "gpu": {"arithmetic"},
-        "host": {"arithmetic", "cpu", "gpu"},
+        "records": {"arithmetic", "cpu", "gpu"},
+        "host": {"cpu", "gpu"},
     },
 }
 ANYONE = Path("kernels/kernels.h")

@@ -47,7 +47,7 @@ def compilers_without_kernels(directory: Path) -> dict[str, str]:
         compiler.write_text(
             "#!/bin/sh\n"
             "for argument; do\n"
-            "    case $argument in */batch_*.cpp | */threads[0-9]*.cpp) arithmetic=1 ;; esac\n"
+            "    case $argument in */batch_*.cpp) arithmetic=1 ;; esac\n"
             '    [ "$before" != -o ] || object=$argument\n'
             "    before=$argument\n"
             "done\n"

@@ -1,6 +1,6 @@
 /* Fills key and modulus records of the multi-thread kernels, in the layout of launch.h. Numbers are computed in limbs
  * of 52 bits, by doubling, as in key.cpp, and then written in the radix of the kernel. */
-#include "host/threads.h"
+#include "records.h"
 
 #include <string.h>
 
