@@ -71,6 +71,7 @@ bench/gpu/host_kernels.so: $(addprefix build/host/,host/threads.o host/threads32
 # mypy and import-linter look at directories, not at pyproject.toml's mapping: give them the package as it is installed.
 lint: .venv/ready-lint
 	@rm -rf build/lint && mkdir -p build/lint && cp -pR gpu_provider bench build/lint/ && cp -pR tls kernels build/lint/gpu_provider/
+	@$(BIN)/python tests/project/extension_stubs.py build/lint/gpu_provider
 	@echo "ruff check"
 	@$(BIN)/ruff check --quiet .
 	@echo "ruff format --check"

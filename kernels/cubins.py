@@ -15,7 +15,7 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from itertools import count, takewhile
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from gpu_provider.errors import BackendError
 from gpu_provider.kernels import nvrtc
@@ -25,7 +25,6 @@ from gpu_provider.kernels.launch import Kernel, Operation
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from gpu_provider.kernels._kernels import _Unit
     from gpu_provider.kernels.cubin_cache import CubinCache
 
 __all__ = [
@@ -96,7 +95,7 @@ class Unit:
     """Size of a modulus's record."""
 
     @classmethod
-    def of(cls, about: _Unit, window: int | None = None) -> Unit:
+    def of(cls, about: Any, window: int | None = None) -> Unit:
         """``about``: ``struct gpk_unit``. ``window``: in place of its own."""
         return cls(
             Arithmetic.FP64 if about.radix_bits == Arithmetic.FP64.radix_bits else Arithmetic.INT32,

@@ -1,7 +1,7 @@
 """What the TLS API raises. As in pyOpenSSL, the Want errors are states of a connection, not failures."""
 
 import os
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from gpu_provider.errors import GpuProviderError
 from gpu_provider.tls._ssl import ffi, lib
@@ -99,7 +99,7 @@ _SSL_ERROR_SYSCALL: int = lib.SSL_ERROR_SYSCALL
 _FLOOD: int = lib.GP_ERROR_FLOOD
 
 
-def operation_error(ssl: object, error: int) -> Error:
+def operation_error(ssl: Any, error: int) -> Error:
     """The exception for an SSL_ERROR value. Call it right after the operation: it reads errno and the error queue."""
     want = _WANTS.get(error)
     if want is not None:

@@ -46,8 +46,8 @@ def _library() -> ctypes.CDLL:
 def host_kernels() -> list[Kernel]:
     """The kernels of the host build: none where an x86-64 processor lacks AVX2 or FMA."""
     addresses = takewhile(bool, map(_library().gpk_host_unit_at, count()))
-    units: list[Any] = [ffi.cast("struct gpk_unit *", address) for address in addresses]
-    return [Unit.of(unit).kernel(operation, index) for index, unit in enumerate(units) for operation in Operation]
+    units = [Unit.of(ffi.cast("struct gpk_unit *", address)) for address in addresses]
+    return [unit.kernel(operation, index) for index, unit in enumerate(units) for operation in Operation]
 
 
 def run_on_host(kernel: Kernel, arguments: int) -> None:
