@@ -34,6 +34,7 @@ uint32_t gpk_lanes(enum gpk_isa isa);
 
 typedef struct gpk_key gpk_key;
 
+/* core: */
 enum gpk_status {
     GPK_OK,
     GPK_UNSUPPORTED, /* a size or an exponent that the kernels don't take: leave the key to libcrypto */
@@ -46,6 +47,7 @@ struct gpk_number {
     const uint8_t *bytes; /* little-endian; any number of leading zeros */
     size_t size;
 };
+/* :core */
 
 /* Computes what the kernels need of a key. n has 1024 to 4096 bits; p and q have at most 2076 each, and if they differ
  * in length, both cost as much as the longer one; e is odd, at least 3, of at most 64 bits. Constant time, except in

@@ -1,6 +1,7 @@
 """cffi builder of ``gpu_provider.native._core``: the queue, the key table and the built-in provider.
 
-What Python sees of the core is declared in its headers, between ``/* cffi: */`` and ``/* :cffi */``.
+What Python sees of the core is declared in its headers, between ``/* cffi: */`` and ``/* :cffi */``. What the core
+needs of the kernels, with which it is not linked, is marked ``core`` in theirs.
 """
 
 import re
@@ -9,6 +10,7 @@ from pathlib import Path
 from cffi import FFI
 
 NATIVE = "gpu_provider/native"
+KERNELS = Path("kernels/kernels.h")
 HEADERS = (
     "types.h",
     "keys/key.h",
@@ -25,11 +27,6 @@ HEADERS = (
 )
 
 OTHERS = """
-enum gpk_status { GPK_OK, GPK_UNSUPPORTED, GPK_INVALID, ... };
-struct gpk_number {
-    const uint8_t *bytes;
-    size_t size;
-};
 struct gpk_functions;
 
 typedef struct ossl_lib_ctx_st OSSL_LIB_CTX;
@@ -74,17 +71,17 @@ OSSL_PROVIDER *OSSL_PROVIDER_load(OSSL_LIB_CTX *libctx, const char *name);
 """
 
 
-def declarations(header: str) -> str:
-    return "\n".join(re.findall(r"/\* cffi: \*/\n(.*?)/\* :cffi \*/", Path(NATIVE, header).read_text(), re.DOTALL))
+def declarations(header: Path, mark: str = "cffi") -> str:
+    return "\n".join(re.findall(rf"/\* {mark}: \*/\n(.*?)/\* :{mark} \*/", header.read_text(), re.DOTALL))
 
 
 ffi = FFI()
-ffi.cdef("\n".join((OTHERS, *map(declarations, HEADERS))))
+ffi.cdef(declarations(KERNELS, "core") + OTHERS + "".join(declarations(Path(NATIVE, header)) for header in HEADERS))
 ffi.set_source(
     "gpu_provider.native._core",
     "\n".join(f"#include <openssl/{name}.h>" for name in ("conf", "err", "evp", "provider"))
     + "\n".join(("", *(f'#include "{header}"' for header in HEADERS))),
     include_dirs=[NATIVE, "kernels"],
-    depends=sorted(str(path) for path in (*Path(NATIVE).rglob("*.[ch]"), Path("kernels/kernels.h"))),
+    depends=sorted(str(path) for path in (*Path(NATIVE).rglob("*.[ch]"), KERNELS)),
     libraries=["core", "crypto"],  # setup.py's, which the provider module shares
 )
