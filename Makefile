@@ -20,8 +20,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 include flags.mk
 
 # What an editable install doesn't pick up by itself.
-BUILT_FROM := pyproject.toml setup.py flags.mk gpu_provider/native/core_build.py tls/ssl_build.py kernels/kernels_build.py \
-	$(filter-out %/_kernels.cpp,$(wildcard gpu_provider/native/*.[ch] gpu_provider/native/*/*.[ch] tls/*.[ch] kernels/*.h kernels/*.cpp kernels/*/*.h kernels/*/*.cpp))
+BUILT_FROM := pyproject.toml setup.py flags.mk $(shell find gpu_provider tls kernels -name '*.[ch]' -o -name '*.cpp' -o -name '*_build.py')
 
 .PHONY: demo test test-long lint cubins sanitize fuzz bench wheel gpu-suite container openssl-versions clean
 .DELETE_ON_ERROR:
@@ -103,7 +102,7 @@ cubins: .venv/ready-cubins $(NVRTC_LIBRARIES)
 # The stress tests of the C core, under the address and undefined-behaviour sanitizers. The thread sanitizer can't follow a
 # switch of stacks, so it only gets those without OpenSSL's async jobs.
 STRESS := $(patsubst tests/native/%.c,%,$(wildcard tests/native/*_stress.c))
-SANITIZE_SOURCES := $(filter-out %/module.c %/_core.c,$(wildcard gpu_provider/native/*.c gpu_provider/native/*/*.c))
+SANITIZE_SOURCES := $(filter-out %/module.c,$(wildcard gpu_provider/native/*.c gpu_provider/native/*/*.c))
 SANITIZE_FLAGS := $(C_STANDARD) $(WARNINGS) -O1 -g -fno-omit-frame-pointer -Werror -pthread -Igpu_provider/native -Ikernels -Itests/native
 define sanitized_program
 build/sanitize/$(1)-$(2): tests/native/$(1).c $(wildcard gpu_provider/native/*.[ch] gpu_provider/native/*/*.[ch] tests/native/*.h)

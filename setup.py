@@ -15,7 +15,7 @@ from setuptools.command.build_ext import build_ext
 
 NATIVE = "gpu_provider/native"
 INCLUDE_DIRS = [NATIVE, "kernels"]
-CORE_SOURCES = sorted(str(path) for path in Path(NATIVE).rglob("*.c") if path.name not in {"_core.c", "module.c"})
+CORE_SOURCES = sorted(str(path) for path in Path(NATIVE).rglob("*.c") if path.name != "module.c")
 HEADERS = sorted(str(path) for directory in INCLUDE_DIRS for path in Path(directory).rglob("*.h"))
 CORES = len(os.sched_getaffinity(0))
 FLAGS = dict(re.findall(r"^(\w+) = (.*)$", Path("flags.mk").read_text(), re.MULTILINE))

@@ -143,11 +143,11 @@ int SSL_get_async_status(SSL *ssl, int *status);
 """
 
 TLS = Path("tls")
-HEADERS = ("connection.h", "credentials.h", "leaf.h", "names.h", "protocols.h", "tickets.h", "wakeup.h")
+HEADERS = sorted(TLS.glob("*.h"))
 
 
-def declarations(header: str) -> str:
-    return "\n".join(re.findall(r"/\* cffi: \*/\n(.*?)/\* :cffi \*/", (TLS / header).read_text(), re.DOTALL))
+def declarations(header: Path) -> str:
+    return "\n".join(re.findall(r"/\* cffi: \*/\n(.*?)/\* :cffi \*/", header.read_text(), re.DOTALL))
 
 
 ffi = FFI()
@@ -158,10 +158,10 @@ ffi.cdef("".join(map(declarations, HEADERS)))
 ffi.set_source(
     "gpu_provider.tls._ssl",
     "#include <openssl/err.h>\n#include <openssl/provider.h>\n#include <openssl/ssl.h>\n#include <openssl/x509v3.h>\n"
-    + "".join(f'#include "{header}"\n' for header in HEADERS),
-    sources=sorted(str(path) for path in TLS.glob("*.c") if path.name != "_ssl.c"),
+    + "".join(f'#include "{header.name}"\n' for header in HEADERS),
+    sources=sorted(map(str, TLS.glob("*.c"))),
     include_dirs=["tls"],
-    depends=sorted(str(path) for path in TLS.glob("*.h")),
+    depends=list(map(str, HEADERS)),
     define_macros=[("_GNU_SOURCE", None)],
     libraries=["ssl", "crypto"],
 )

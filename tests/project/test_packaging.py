@@ -218,9 +218,8 @@ def test_make_says_what_is_missing_before_it_touches_anything(tmp_path: Path) ->
     shutil.copy(CHECK, tmp_path / "tests")
     for name in BUILD_FILES:
         shutil.copy(ROOT / name, tmp_path)
-    for name in ("gpu_provider/native/core_build.py", "tls/ssl_build.py", "kernels/kernels_build.py"):
-        (tmp_path / name).parent.mkdir(parents=True)
-        shutil.copy(ROOT / name, tmp_path / name)
+    for name in ("gpu_provider", "tls", "kernels"):
+        (tmp_path / name).mkdir()
     done = subprocess.run(
         ["make", "demo"],
         cwd=tmp_path,
