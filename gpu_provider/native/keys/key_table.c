@@ -55,19 +55,6 @@ static struct entry *find(gp_key_table *table, gp_key_handle handle)
     return &table->entries[index];
 }
 
-/* With the lock: an entry that nobody needs any more; returns the key for freeing outside the lock. */
-static gp_key *clear_if_unused(gp_key_table *table, struct entry *entry)
-{
-    gp_key *key = entry->key;
-
-    if (!entry->removed || entry->pins > 0)
-        return NULL;
-    entry->key = NULL;
-    entry->handle = 0;
-    atomic_fetch_add(&table->removed, 1);
-    return key;
-}
-
 static int grow(gp_key_table *table)
 {
     uint32_t count = table->count == 0 ? 8 : table->count * 2;
@@ -103,38 +90,36 @@ gp_key_handle gp_key_table_add(gp_key_table *table, gp_key *key)
     return handle;
 }
 
-int gp_key_table_remove(gp_key_table *table, gp_key_handle handle)
+/* Takes pins off a key, and removes it if `remove`. 1 if the key has left the table for good. */
+static int let_go(gp_key_table *table, gp_key_handle handle, uint32_t pins, uint32_t remove)
 {
     struct entry *entry;
-    gp_key *unused = NULL;
+    gp_key *unused = NULL; /* is freed without the lock */
 
-    if (table->fork_epoch != gp_fork_epoch())
-        return 0;
     pthread_mutex_lock(&table->lock);
     entry = find(table, handle);
     if (entry != NULL) {
-        entry->removed = 1;
-        unused = clear_if_unused(table, entry);
+        entry->pins -= pins;
+        entry->removed |= remove;
+        if (entry->removed && entry->pins == 0) {
+            unused = entry->key;
+            *entry = (struct entry){0};
+            atomic_fetch_add(&table->removed, 1);
+        }
     }
     pthread_mutex_unlock(&table->lock);
     gp_key_free(unused);
     return unused != NULL;
 }
 
+int gp_key_table_remove(gp_key_table *table, gp_key_handle handle)
+{
+    return table->fork_epoch == gp_fork_epoch() && let_go(table, handle, 0, 1);
+}
+
 int gp_key_table_unpin(gp_key_table *table, gp_key_handle handle, uint32_t pins)
 {
-    struct entry *entry;
-    gp_key *unused = NULL;
-
-    pthread_mutex_lock(&table->lock);
-    entry = find(table, handle);
-    if (entry != NULL) {
-        entry->pins -= pins;
-        unused = clear_if_unused(table, entry);
-    }
-    pthread_mutex_unlock(&table->lock);
-    gp_key_free(unused);
-    return unused != NULL;
+    return let_go(table, handle, pins, 0);
 }
 
 int gp_key_table_pin(gp_key_table *table, gp_key_handle handle, uint32_t *bytes)
