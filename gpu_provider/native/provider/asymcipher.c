@@ -38,15 +38,20 @@ typedef struct settings {
     int has_implicit_rejection; /* the default provider of this OpenSSL */
 } settings;
 
-static cipher_context *allocate(gp_provider *provider, const gp_default_rsa *rsa)
+/* Owns inner in any case. NULL also if inner is. */
+static cipher_context *new_context(gp_provider *provider, const gp_default_rsa *rsa, void *inner)
 {
+    if (inner == NULL)
+        return NULL;
     cipher_context *context = OPENSSL_zalloc(sizeof(*context));
     if (context == NULL) {
         GP_RAISE(provider, GP_R_OUT_OF_MEMORY);
+        rsa->cipher.freectx(inner);
         return NULL;
     }
     context->provider = provider;
     context->rsa = rsa;
+    context->inner = inner;
     return context;
 }
 
@@ -54,8 +59,7 @@ static void context_free(void *argument)
 {
     cipher_context *context = argument;
     if (context != NULL) {
-        if (context->inner != NULL)
-            context->rsa->cipher.freectx(context->inner);
+        context->rsa->cipher.freectx(context->inner);
         gp_rsa_key_free(context->key);
         OPENSSL_free(context);
     }
@@ -64,15 +68,7 @@ static void context_free(void *argument)
 static void *context_new(void *provider)
 {
     const gp_default_rsa *rsa = gp_provider_default_rsa(provider);
-    cipher_context *context = rsa != NULL ? allocate(provider, rsa) : NULL;
-    if (context == NULL)
-        return NULL;
-    context->inner = rsa->cipher.newctx(rsa->context);
-    if (context->inner == NULL) {
-        context_free(context);
-        return NULL;
-    }
-    return context;
+    return rsa != NULL ? new_context(provider, rsa, rsa->cipher.newctx(rsa->context)) : NULL;
 }
 
 /* ---- parameters ---- */
@@ -194,19 +190,15 @@ static void *context_dup(void *argument)
 {
     const cipher_context *from = argument;
     settings settings;
-    cipher_context *context = allocate(from->provider, from->rsa);
+    if (!get_settings(from, &settings))
+        return NULL;
+    void *inner = settings.label_size != 0 ? copy_with_label(from, &settings) : from->rsa->cipher.dupctx(from->inner);
+    cipher_context *context = new_context(from->provider, from->rsa, inner);
     if (context == NULL)
         return NULL;
     context->inner_init = from->inner_init;
     if (from->key != NULL)
         context->key = gp_rsa_key_up_ref(from->key);
-    if (get_settings(from, &settings))
-        context->inner =
-            settings.label_size != 0 ? copy_with_label(from, &settings) : from->rsa->cipher.dupctx(from->inner);
-    if (context->inner == NULL) {
-        context_free(context);
-        return NULL;
-    }
     return context;
 }
 

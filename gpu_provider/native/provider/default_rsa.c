@@ -79,19 +79,18 @@ static int read_operation(gp_default_rsa *rsa, const OSSL_PROVIDER *provider, in
 gp_default_rsa *gp_default_rsa_new(OSSL_LIB_CTX *libctx)
 {
     gp_default_rsa *rsa = OPENSSL_zalloc(sizeof(*rsa));
+    int complete = 0;
     ERR_set_mark();
     if (rsa != NULL && (rsa->holder = EVP_KEYMGMT_fetch(libctx, "RSA", QUERY)) != NULL) {
         const OSSL_PROVIDER *provider = EVP_KEYMGMT_get0_provider(rsa->holder);
         rsa->libctx = libctx;
         rsa->context = OSSL_PROVIDER_get0_provider_ctx(provider);
-        if (!read_operation(rsa, provider, OSSL_OP_KEYMGMT, read_keymgmt)
-            || !read_operation(rsa, provider, OSSL_OP_SIGNATURE, read_signature)
-            || !read_operation(rsa, provider, OSSL_OP_ASYM_CIPHER, read_cipher)) {
-            gp_default_rsa_free(rsa);
-            rsa = NULL;
-        }
-    } else {
-        OPENSSL_free(rsa);
+        complete = read_operation(rsa, provider, OSSL_OP_KEYMGMT, read_keymgmt)
+                   && read_operation(rsa, provider, OSSL_OP_SIGNATURE, read_signature)
+                   && read_operation(rsa, provider, OSSL_OP_ASYM_CIPHER, read_cipher);
+    }
+    if (!complete) {
+        gp_default_rsa_free(rsa);
         rsa = NULL;
     }
     ERR_pop_to_mark();

@@ -13,32 +13,6 @@ typedef struct generation {
 
 /* ---- the key object ---- */
 
-/* With inner NULL, an empty one. Owns inner, also when it returns NULL. */
-static gp_rsa_key *new_key(gp_provider *provider, const gp_default_rsa *rsa, void *inner)
-{
-    gp_rsa_key *key = OPENSSL_zalloc(sizeof(*key));
-    if (key == NULL) {
-        GP_RAISE(provider, GP_R_OUT_OF_MEMORY);
-        rsa->keymgmt.free(inner);
-        return NULL;
-    }
-    atomic_init(&key->references, 1);
-    key->provider = provider;
-    key->rsa = rsa;
-    key->inner = inner != NULL ? inner : rsa->keymgmt.new(rsa->context);
-    if (key->inner == NULL) {
-        OPENSSL_free(key);
-        return NULL;
-    }
-    return key;
-}
-
-static void *key_new(void *provider)
-{
-    const gp_default_rsa *rsa = gp_provider_default_rsa(provider);
-    return rsa != NULL ? new_key(provider, rsa, NULL) : NULL;
-}
-
 gp_rsa_key *gp_rsa_key_up_ref(gp_rsa_key *key)
 {
     atomic_fetch_add_explicit(&key->references, 1, memory_order_relaxed);
@@ -154,6 +128,36 @@ static int adopt(gp_rsa_key *key)
     return client == NULL || add_to_client(key, client);
 }
 
+/* ---- making one ---- */
+
+/* Owns inner in any case. NULL also if inner is. */
+static gp_rsa_key *new_key(gp_provider *provider, const gp_default_rsa *rsa, void *inner)
+{
+    if (inner == NULL)
+        return NULL;
+    gp_rsa_key *key = OPENSSL_zalloc(sizeof(*key));
+    if (key == NULL) {
+        GP_RAISE(provider, GP_R_OUT_OF_MEMORY);
+        rsa->keymgmt.free(inner);
+        return NULL;
+    }
+    atomic_init(&key->references, 1);
+    key->provider = provider;
+    key->rsa = rsa;
+    key->inner = inner;
+    if (!adopt(key)) {
+        gp_rsa_key_free(key);
+        key = NULL;
+    }
+    return key;
+}
+
+static void *key_new(void *provider)
+{
+    const gp_default_rsa *rsa = gp_provider_default_rsa(provider);
+    return rsa != NULL ? new_key(provider, rsa, rsa->keymgmt.new(rsa->context)) : NULL;
+}
+
 /* ---- import, export, copy ---- */
 
 static int key_import(void *context, int selection, const OSSL_PARAM params[])
@@ -184,13 +188,7 @@ static const OSSL_PARAM *export_types(int selection)
 static void *key_dup(const void *context, int selection)
 {
     const gp_rsa_key *from = context;
-    void *inner = from->rsa->keymgmt.dup(from->inner, selection);
-    gp_rsa_key *key = inner != NULL ? new_key(from->provider, from->rsa, inner) : NULL;
-    if (key != NULL && !adopt(key)) {
-        gp_rsa_key_free(key);
-        key = NULL;
-    }
-    return key;
+    return new_key(from->provider, from->rsa, from->rsa->keymgmt.dup(from->inner, selection));
 }
 
 /* ---- questions ---- */
@@ -227,30 +225,27 @@ static const OSSL_PARAM *key_gettable_params(void *provider)
 
 /* ---- generation ---- */
 
+static void *generation_new(void *provider, int selection, const OSSL_PARAM params[])
+{
+    const gp_default_rsa *rsa = gp_provider_default_rsa(provider);
+    generation *state = rsa != NULL ? OPENSSL_malloc(sizeof(*state)) : NULL;
+    if (state == NULL)
+        return NULL;
+    *state = (generation){provider, rsa, rsa->keymgmt.gen_init(rsa->context, selection, params)};
+    if (state->inner == NULL) {
+        OPENSSL_free(state);
+        return NULL;
+    }
+    return state;
+}
+
 static void generation_free(void *context)
 {
     generation *state = context;
     if (state != NULL) {
-        if (state->inner != NULL)
-            state->rsa->keymgmt.gen_cleanup(state->inner);
+        state->rsa->keymgmt.gen_cleanup(state->inner);
         OPENSSL_free(state);
     }
-}
-
-static void *generation_new(void *provider, int selection, const OSSL_PARAM params[])
-{
-    const gp_default_rsa *rsa = gp_provider_default_rsa(provider);
-    generation *state = rsa != NULL ? OPENSSL_zalloc(sizeof(*state)) : NULL;
-    if (state == NULL)
-        return NULL;
-    state->provider = provider;
-    state->rsa = rsa;
-    state->inner = rsa->keymgmt.gen_init(rsa->context, selection, params);
-    if (state->inner == NULL) {
-        generation_free(state);
-        return NULL;
-    }
-    return state;
 }
 
 static int set_generation_params(void *context, const OSSL_PARAM params[])
@@ -269,13 +264,7 @@ static const OSSL_PARAM *settable_generation_params(void *context, void *provide
 static void *generate(void *context, OSSL_CALLBACK *callback, void *argument)
 {
     const generation *state = context;
-    void *inner = state->rsa->keymgmt.gen(state->inner, callback, argument);
-    gp_rsa_key *key = inner != NULL ? new_key(state->provider, state->rsa, inner) : NULL;
-    if (key != NULL && !adopt(key)) {
-        gp_rsa_key_free(key);
-        key = NULL;
-    }
-    return key;
+    return new_key(state->provider, state->rsa, state->rsa->keymgmt.gen(state->inner, callback, argument));
 }
 
 const OSSL_DISPATCH gp_rsa_keymgmt_functions[] = {

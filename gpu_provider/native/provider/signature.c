@@ -22,15 +22,20 @@ typedef struct signature_context {
     EVP_MD_CTX *hash; /* the message so far, while it is being signed; NULL otherwise */
 } signature_context;
 
-static signature_context *allocate(gp_provider *provider, const gp_default_rsa *rsa)
+/* Owns inner in any case. NULL also if inner is. */
+static signature_context *new_context(gp_provider *provider, const gp_default_rsa *rsa, void *inner)
 {
+    if (inner == NULL)
+        return NULL;
     signature_context *context = OPENSSL_zalloc(sizeof(*context));
     if (context == NULL) {
         GP_RAISE(provider, GP_R_OUT_OF_MEMORY);
+        rsa->signature.freectx(inner);
         return NULL;
     }
     context->provider = provider;
     context->rsa = rsa;
+    context->inner = inner;
     return context;
 }
 
@@ -38,8 +43,7 @@ static void context_free(void *argument)
 {
     signature_context *context = argument;
     if (context != NULL) {
-        if (context->inner != NULL)
-            context->rsa->signature.freectx(context->inner);
+        context->rsa->signature.freectx(context->inner);
         EVP_MD_CTX_free(context->hash);
         gp_rsa_key_free(context->key);
         OPENSSL_free(context);
@@ -62,30 +66,22 @@ static const char *digest_query(const gp_default_rsa *rsa, const char *query)
 static void *context_new(void *provider, const char *property_query)
 {
     const gp_default_rsa *rsa = gp_provider_default_rsa(provider);
-    signature_context *context = rsa != NULL ? allocate(provider, rsa) : NULL;
-    if (context == NULL)
+    if (rsa == NULL)
         return NULL;
-    context->inner = rsa->signature.newctx(rsa->context, digest_query(rsa, property_query));
-    if (context->inner == NULL) {
-        context_free(context);
-        return NULL;
-    }
-    return context;
+    return new_context(provider, rsa, rsa->signature.newctx(rsa->context, digest_query(rsa, property_query)));
 }
 
 /* EVP_DigestSignFinal() finishes a copy, so that the application may go on with the original. */
 static void *context_dup(void *argument)
 {
     const signature_context *from = argument;
-    signature_context *context = allocate(from->provider, from->rsa);
+    signature_context *context = new_context(from->provider, from->rsa, from->rsa->signature.dupctx(from->inner));
     if (context == NULL)
         return NULL;
-    context->inner = from->rsa->signature.dupctx(from->inner);
     if (from->key != NULL)
         context->key = gp_rsa_key_up_ref(from->key);
-    if (context->inner == NULL
-        || (from->hash != NULL
-            && ((context->hash = EVP_MD_CTX_new()) == NULL || EVP_MD_CTX_copy_ex(context->hash, from->hash) != 1))) {
+    if (from->hash != NULL
+        && ((context->hash = EVP_MD_CTX_new()) == NULL || EVP_MD_CTX_copy_ex(context->hash, from->hash) != 1)) {
         context_free(context);
         return NULL;
     }
