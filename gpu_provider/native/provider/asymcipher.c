@@ -46,7 +46,7 @@ static cipher_context *new_context(gp_provider *provider, const gp_default_rsa *
     cipher_context *context = OPENSSL_zalloc(sizeof(*context));
     if (context == NULL) {
         GP_RAISE(provider, GP_R_OUT_OF_MEMORY);
-        rsa->cipher.freectx(inner);
+        rsa->asym_cipher.freectx(inner);
         return NULL;
     }
     context->provider = provider;
@@ -59,7 +59,7 @@ static void context_free(void *argument)
 {
     cipher_context *context = argument;
     if (context != NULL) {
-        context->rsa->cipher.freectx(context->inner);
+        context->rsa->asym_cipher.freectx(context->inner);
         gp_rsa_key_free(context->key);
         OPENSSL_free(context);
     }
@@ -68,7 +68,7 @@ static void context_free(void *argument)
 static void *context_new(void *provider)
 {
     const gp_default_rsa *rsa = gp_provider_default_rsa(provider);
-    return rsa != NULL ? new_context(provider, rsa, rsa->cipher.newctx(rsa->context)) : NULL;
+    return rsa != NULL ? new_context(provider, rsa, rsa->asym_cipher.newctx(rsa->context)) : NULL;
 }
 
 /* ---- parameters ---- */
@@ -76,21 +76,23 @@ static void *context_new(void *provider)
 static int get_context_params(void *argument, OSSL_PARAM params[])
 {
     const cipher_context *context = argument;
-    return context->rsa->cipher.get_ctx_params(context->inner, params);
+    return context->rsa->asym_cipher.get_ctx_params(context->inner, params);
 }
 
 static const OSSL_PARAM *gettable_context_params(void *argument, void *provider)
 {
     const cipher_context *context = argument;
     const gp_default_rsa *rsa = context != NULL ? context->rsa : gp_provider_default_rsa(provider);
-    return rsa != NULL ? rsa->cipher.gettable_ctx_params(context != NULL ? context->inner : NULL, rsa->context) : NULL;
+    return rsa != NULL ? rsa->asym_cipher.gettable_ctx_params(context != NULL ? context->inner : NULL, rsa->context)
+                       : NULL;
 }
 
 static const OSSL_PARAM *settable_context_params(void *argument, void *provider)
 {
     const cipher_context *context = argument;
     const gp_default_rsa *rsa = context != NULL ? context->rsa : gp_provider_default_rsa(provider);
-    return rsa != NULL ? rsa->cipher.settable_ctx_params(context != NULL ? context->inner : NULL, rsa->context) : NULL;
+    return rsa != NULL ? rsa->asym_cipher.settable_ctx_params(context != NULL ? context->inner : NULL, rsa->context)
+                       : NULL;
 }
 
 /* Whether the setting in openssl.cnf allows what the program asks for. */
@@ -108,7 +110,7 @@ static int may_set(const cipher_context *context, const OSSL_PARAM params[])
 static int set_context_params(void *argument, const OSSL_PARAM params[])
 {
     const cipher_context *context = argument;
-    return may_set(context, params) ? context->rsa->cipher.set_ctx_params(context->inner, params) : 0;
+    return may_set(context, params) ? context->rsa->asym_cipher.set_ctx_params(context->inner, params) : 0;
 }
 
 static int get_settings(const cipher_context *context, settings *settings)
@@ -150,13 +152,13 @@ static int start(cipher_context *context, gp_rsa_key *key, const OSSL_PARAM para
 static int encrypt_init(void *argument, void *key, const OSSL_PARAM params[])
 {
     cipher_context *context = argument;
-    return start(context, key, params, context->rsa->cipher.encrypt_init);
+    return start(context, key, params, context->rsa->asym_cipher.encrypt_init);
 }
 
 static int decrypt_init(void *argument, void *key, const OSSL_PARAM params[])
 {
     cipher_context *context = argument;
-    return start(context, key, params, context->rsa->cipher.decrypt_init);
+    return start(context, key, params, context->rsa->asym_cipher.decrypt_init);
 }
 
 /* Old versions' own copy of a context shares the OAEP label, which is then freed twice. */
@@ -175,12 +177,12 @@ static void *copy_with_label(const cipher_context *from, settings *settings)
         OSSL_PARAM_construct_utf8_string(OSSL_ASYM_CIPHER_PARAM_MGF1_DIGEST, settings->mgf1_digest, 0),
         OSSL_PARAM_construct_end(),
     };
-    void *inner = from->rsa->cipher.newctx(from->rsa->context);
+    void *inner = from->rsa->asym_cipher.newctx(from->rsa->context);
     if (inner != NULL
         && ((from->inner_init != NULL && from->inner_init(inner, from->key->inner, NULL) <= 0)
-            || (settings->oaep_digest[0] != '\0' && from->rsa->cipher.set_ctx_params(inner, oaep) <= 0)
-            || from->rsa->cipher.set_ctx_params(inner, params) <= 0)) {
-        from->rsa->cipher.freectx(inner);
+            || (settings->oaep_digest[0] != '\0' && from->rsa->asym_cipher.set_ctx_params(inner, oaep) <= 0)
+            || from->rsa->asym_cipher.set_ctx_params(inner, params) <= 0)) {
+        from->rsa->asym_cipher.freectx(inner);
         inner = NULL;
     }
     return inner;
@@ -192,7 +194,8 @@ static void *context_dup(void *argument)
     settings settings;
     if (!get_settings(from, &settings))
         return NULL;
-    void *inner = settings.label_size != 0 ? copy_with_label(from, &settings) : from->rsa->cipher.dupctx(from->inner);
+    void *inner =
+        settings.label_size != 0 ? copy_with_label(from, &settings) : from->rsa->asym_cipher.dupctx(from->inner);
     cipher_context *context = new_context(from->provider, from->rsa, inner);
     if (context == NULL)
         return NULL;
@@ -207,7 +210,7 @@ static void *context_dup(void *argument)
 static int encrypt(void *argument, uint8_t *out, size_t *out_size, size_t capacity, const uint8_t *in, size_t in_size)
 {
     const cipher_context *context = argument;
-    return context->rsa->cipher.encrypt(context->inner, out, out_size, capacity, in, in_size);
+    return context->rsa->asym_cipher.encrypt(context->inner, out, out_size, capacity, in, in_size);
 }
 
 typedef struct decryption {
@@ -364,7 +367,8 @@ static int decrypt(void *argument, uint8_t *message, size_t *message_size, size_
         ok = gp_private_op(context->key, decryption.number, decryption.encoded)
              && decode(&decryption, message, message_size);
     else
-        ok = context->rsa->cipher.decrypt(context->inner, message, message_size, capacity, ciphertext, ciphertext_size);
+        ok = context->rsa->asym_cipher.decrypt(context->inner, message, message_size, capacity, ciphertext,
+                                               ciphertext_size);
     EVP_MD_free(decryption.md);
     EVP_MD_free(decryption.mgf1_md);
     OPENSSL_clear_free(decryption.number, 2 * decryption.size);

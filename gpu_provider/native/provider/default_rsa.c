@@ -12,53 +12,23 @@
 #define QUERY "provider=default,-fips"
 
 /* Each returns 1 if nothing that we call is missing. */
-static int read_keymgmt(gp_default_rsa *rsa, const OSSL_DISPATCH *functions)
-{
-#define FUNCTION(id, name)                                       \
-    case OSSL_FUNC_KEYMGMT_##id:                                 \
-        rsa->keymgmt.name = OSSL_FUNC_keymgmt_##name(functions); \
+#define READER(name, FUNCTIONS)                                          \
+    static int name(gp_default_rsa *rsa, const OSSL_DISPATCH *functions) \
+    {                                                                    \
+        for (; functions->function_id != 0; functions++)                 \
+            switch (functions->function_id) {                            \
+                FUNCTIONS(CASE)                                          \
+            }                                                            \
+        return 1 FUNCTIONS(PRESENT);                                     \
+    }
+#define CASE(KIND, kind, ID, name)                             \
+    case OSSL_FUNC_##KIND##_##ID:                              \
+        rsa->kind.name = OSSL_FUNC_##kind##_##name(functions); \
         break;
-    for (; functions->function_id != 0; functions++)
-        switch (functions->function_id) {
-            GP_KEYMGMT_FUNCTIONS(FUNCTION)
-        }
-#undef FUNCTION
-#define PRESENT(id, name) &&rsa->keymgmt.name != NULL
-    return 1 GP_KEYMGMT_FUNCTIONS(PRESENT);
-#undef PRESENT
-}
-
-static int read_signature(gp_default_rsa *rsa, const OSSL_DISPATCH *functions)
-{
-#define FUNCTION(id, name)                                           \
-    case OSSL_FUNC_SIGNATURE_##id:                                   \
-        rsa->signature.name = OSSL_FUNC_signature_##name(functions); \
-        break;
-    for (; functions->function_id != 0; functions++)
-        switch (functions->function_id) {
-            GP_SIGNATURE_FUNCTIONS(FUNCTION)
-        }
-#undef FUNCTION
-#define PRESENT(id, name) &&rsa->signature.name != NULL
-    return 1 GP_SIGNATURE_FUNCTIONS(PRESENT);
-#undef PRESENT
-}
-
-static int read_cipher(gp_default_rsa *rsa, const OSSL_DISPATCH *functions)
-{
-#define FUNCTION(id, name)                                          \
-    case OSSL_FUNC_ASYM_CIPHER_##id:                                \
-        rsa->cipher.name = OSSL_FUNC_asym_cipher_##name(functions); \
-        break;
-    for (; functions->function_id != 0; functions++)
-        switch (functions->function_id) {
-            GP_ASYM_CIPHER_FUNCTIONS(FUNCTION)
-        }
-#undef FUNCTION
-#define PRESENT(id, name) &&rsa->cipher.name != NULL
-    return 1 GP_ASYM_CIPHER_FUNCTIONS(PRESENT);
-#undef PRESENT
-}
+#define PRESENT(KIND, kind, ID, name) &&rsa->kind.name != NULL
+READER(read_keymgmt, GP_KEYMGMT_FUNCTIONS)
+READER(read_signature, GP_SIGNATURE_FUNCTIONS)
+READER(read_asym_cipher, GP_ASYM_CIPHER_FUNCTIONS)
 
 typedef int read_fn(gp_default_rsa *rsa, const OSSL_DISPATCH *functions);
 
@@ -87,7 +57,7 @@ gp_default_rsa *gp_default_rsa_new(OSSL_LIB_CTX *libctx)
         rsa->context = OSSL_PROVIDER_get0_provider_ctx(provider);
         complete = read_operation(rsa, provider, OSSL_OP_KEYMGMT, read_keymgmt)
                    && read_operation(rsa, provider, OSSL_OP_SIGNATURE, read_signature)
-                   && read_operation(rsa, provider, OSSL_OP_ASYM_CIPHER, read_cipher);
+                   && read_operation(rsa, provider, OSSL_OP_ASYM_CIPHER, read_asym_cipher);
     }
     if (!complete) {
         gp_default_rsa_free(rsa);

@@ -10,81 +10,77 @@
 #include <openssl/core_dispatch.h>
 #include <openssl/evp.h>
 
-#define GP_KEYMGMT_FUNCTIONS(F)                 \
-    F(NEW, new)                                 \
-    F(FREE, free)                               \
-    F(IMPORT, import)                           \
-    F(IMPORT_TYPES, import_types)               \
-    F(EXPORT, export)                           \
-    F(EXPORT_TYPES, export_types)               \
-    F(DUP, dup)                                 \
-    F(HAS, has)                                 \
-    F(MATCH, match)                             \
-    F(VALIDATE, validate)                       \
-    F(GET_PARAMS, get_params)                   \
-    F(GETTABLE_PARAMS, gettable_params)         \
-    F(GEN_INIT, gen_init)                       \
-    F(GEN_SET_PARAMS, gen_set_params)           \
-    F(GEN_SETTABLE_PARAMS, gen_settable_params) \
-    F(GEN, gen)                                 \
-    F(GEN_CLEANUP, gen_cleanup)
+#define GP_KEYMGMT_FUNCTIONS(F)                                   \
+    F(KEYMGMT, keymgmt, NEW, new)                                 \
+    F(KEYMGMT, keymgmt, FREE, free)                               \
+    F(KEYMGMT, keymgmt, IMPORT, import)                           \
+    F(KEYMGMT, keymgmt, IMPORT_TYPES, import_types)               \
+    F(KEYMGMT, keymgmt, EXPORT, export)                           \
+    F(KEYMGMT, keymgmt, EXPORT_TYPES, export_types)               \
+    F(KEYMGMT, keymgmt, DUP, dup)                                 \
+    F(KEYMGMT, keymgmt, HAS, has)                                 \
+    F(KEYMGMT, keymgmt, MATCH, match)                             \
+    F(KEYMGMT, keymgmt, VALIDATE, validate)                       \
+    F(KEYMGMT, keymgmt, GET_PARAMS, get_params)                   \
+    F(KEYMGMT, keymgmt, GETTABLE_PARAMS, gettable_params)         \
+    F(KEYMGMT, keymgmt, GEN_INIT, gen_init)                       \
+    F(KEYMGMT, keymgmt, GEN_SET_PARAMS, gen_set_params)           \
+    F(KEYMGMT, keymgmt, GEN_SETTABLE_PARAMS, gen_settable_params) \
+    F(KEYMGMT, keymgmt, GEN, gen)                                 \
+    F(KEYMGMT, keymgmt, GEN_CLEANUP, gen_cleanup)
 
-#define GP_SIGNATURE_FUNCTIONS(F)                     \
-    F(NEWCTX, newctx)                                 \
-    F(FREECTX, freectx)                               \
-    F(DUPCTX, dupctx)                                 \
-    F(SIGN_INIT, sign_init)                           \
-    F(SIGN, sign)                                     \
-    F(VERIFY_INIT, verify_init)                       \
-    F(VERIFY, verify)                                 \
-    F(VERIFY_RECOVER_INIT, verify_recover_init)       \
-    F(VERIFY_RECOVER, verify_recover)                 \
-    F(DIGEST_SIGN_INIT, digest_sign_init)             \
-    F(DIGEST_SIGN_UPDATE, digest_sign_update)         \
-    F(DIGEST_SIGN_FINAL, digest_sign_final)           \
-    F(DIGEST_VERIFY_INIT, digest_verify_init)         \
-    F(DIGEST_VERIFY_UPDATE, digest_verify_update)     \
-    F(DIGEST_VERIFY_FINAL, digest_verify_final)       \
-    F(GET_CTX_PARAMS, get_ctx_params)                 \
-    F(GETTABLE_CTX_PARAMS, gettable_ctx_params)       \
-    F(SET_CTX_PARAMS, set_ctx_params)                 \
-    F(SETTABLE_CTX_PARAMS, settable_ctx_params)       \
-    F(GET_CTX_MD_PARAMS, get_ctx_md_params)           \
-    F(GETTABLE_CTX_MD_PARAMS, gettable_ctx_md_params) \
-    F(SET_CTX_MD_PARAMS, set_ctx_md_params)           \
-    F(SETTABLE_CTX_MD_PARAMS, settable_ctx_md_params)
+#define GP_SIGNATURE_FUNCTIONS(F)                                           \
+    F(SIGNATURE, signature, NEWCTX, newctx)                                 \
+    F(SIGNATURE, signature, FREECTX, freectx)                               \
+    F(SIGNATURE, signature, DUPCTX, dupctx)                                 \
+    F(SIGNATURE, signature, SIGN_INIT, sign_init)                           \
+    F(SIGNATURE, signature, SIGN, sign)                                     \
+    F(SIGNATURE, signature, VERIFY_INIT, verify_init)                       \
+    F(SIGNATURE, signature, VERIFY, verify)                                 \
+    F(SIGNATURE, signature, VERIFY_RECOVER_INIT, verify_recover_init)       \
+    F(SIGNATURE, signature, VERIFY_RECOVER, verify_recover)                 \
+    F(SIGNATURE, signature, DIGEST_SIGN_INIT, digest_sign_init)             \
+    F(SIGNATURE, signature, DIGEST_SIGN_UPDATE, digest_sign_update)         \
+    F(SIGNATURE, signature, DIGEST_SIGN_FINAL, digest_sign_final)           \
+    F(SIGNATURE, signature, DIGEST_VERIFY_INIT, digest_verify_init)         \
+    F(SIGNATURE, signature, DIGEST_VERIFY_UPDATE, digest_verify_update)     \
+    F(SIGNATURE, signature, DIGEST_VERIFY_FINAL, digest_verify_final)       \
+    F(SIGNATURE, signature, GET_CTX_PARAMS, get_ctx_params)                 \
+    F(SIGNATURE, signature, GETTABLE_CTX_PARAMS, gettable_ctx_params)       \
+    F(SIGNATURE, signature, SET_CTX_PARAMS, set_ctx_params)                 \
+    F(SIGNATURE, signature, SETTABLE_CTX_PARAMS, settable_ctx_params)       \
+    F(SIGNATURE, signature, GET_CTX_MD_PARAMS, get_ctx_md_params)           \
+    F(SIGNATURE, signature, GETTABLE_CTX_MD_PARAMS, gettable_ctx_md_params) \
+    F(SIGNATURE, signature, SET_CTX_MD_PARAMS, set_ctx_md_params)           \
+    F(SIGNATURE, signature, SETTABLE_CTX_MD_PARAMS, settable_ctx_md_params)
 
-#define GP_ASYM_CIPHER_FUNCTIONS(F)             \
-    F(NEWCTX, newctx)                           \
-    F(FREECTX, freectx)                         \
-    F(DUPCTX, dupctx)                           \
-    F(ENCRYPT_INIT, encrypt_init)               \
-    F(ENCRYPT, encrypt)                         \
-    F(DECRYPT_INIT, decrypt_init)               \
-    F(DECRYPT, decrypt)                         \
-    F(GET_CTX_PARAMS, get_ctx_params)           \
-    F(GETTABLE_CTX_PARAMS, gettable_ctx_params) \
-    F(SET_CTX_PARAMS, set_ctx_params)           \
-    F(SETTABLE_CTX_PARAMS, settable_ctx_params)
+#define GP_ASYM_CIPHER_FUNCTIONS(F)                                       \
+    F(ASYM_CIPHER, asym_cipher, NEWCTX, newctx)                           \
+    F(ASYM_CIPHER, asym_cipher, FREECTX, freectx)                         \
+    F(ASYM_CIPHER, asym_cipher, DUPCTX, dupctx)                           \
+    F(ASYM_CIPHER, asym_cipher, ENCRYPT_INIT, encrypt_init)               \
+    F(ASYM_CIPHER, asym_cipher, ENCRYPT, encrypt)                         \
+    F(ASYM_CIPHER, asym_cipher, DECRYPT_INIT, decrypt_init)               \
+    F(ASYM_CIPHER, asym_cipher, DECRYPT, decrypt)                         \
+    F(ASYM_CIPHER, asym_cipher, GET_CTX_PARAMS, get_ctx_params)           \
+    F(ASYM_CIPHER, asym_cipher, GETTABLE_CTX_PARAMS, gettable_ctx_params) \
+    F(ASYM_CIPHER, asym_cipher, SET_CTX_PARAMS, set_ctx_params)           \
+    F(ASYM_CIPHER, asym_cipher, SETTABLE_CTX_PARAMS, settable_ctx_params)
 
 typedef struct gp_default_rsa {
     OSSL_LIB_CTX *libctx; /* where it finds digests */
     void *context;        /* the default provider's own, first argument of its constructors */
     EVP_KEYMGMT *holder;  /* keeps that provider in memory */
-#define GP_FIELD(id, name) OSSL_FUNC_keymgmt_##name##_fn *name;
+#define GP_FIELD(KIND, kind, ID, name) OSSL_FUNC_##kind##_##name##_fn *name;
     struct {
         GP_KEYMGMT_FUNCTIONS(GP_FIELD)
     } keymgmt;
-#undef GP_FIELD
-#define GP_FIELD(id, name) OSSL_FUNC_signature_##name##_fn *name;
     struct {
         GP_SIGNATURE_FUNCTIONS(GP_FIELD)
     } signature;
-#undef GP_FIELD
-#define GP_FIELD(id, name) OSSL_FUNC_asym_cipher_##name##_fn *name;
     struct {
         GP_ASYM_CIPHER_FUNCTIONS(GP_FIELD)
-    } cipher;
+    } asym_cipher;
 #undef GP_FIELD
 } gp_default_rsa;
 

@@ -10,7 +10,7 @@
 static int apply(const gp_rsa_key *key, OSSL_FUNC_asym_cipher_decrypt_init_fn *init,
                  OSSL_FUNC_asym_cipher_decrypt_fn *crypt, const uint8_t *input, uint8_t *output)
 {
-    void *context = key->rsa->cipher.newctx(key->rsa->context);
+    void *context = key->rsa->asym_cipher.newctx(key->rsa->context);
     size_t size = 0;
     int padding = RSA_NO_PADDING;
     const OSSL_PARAM params[] = {
@@ -20,7 +20,7 @@ static int apply(const gp_rsa_key *key, OSSL_FUNC_asym_cipher_decrypt_init_fn *i
     int ok = context != NULL && init(context, key->inner, params) > 0
              && crypt(context, output, &size, key->bytes, input, key->bytes) > 0 && size == key->bytes;
     if (context != NULL)
-        key->rsa->cipher.freectx(context);
+        key->rsa->asym_cipher.freectx(context);
     return ok;
 }
 
@@ -32,8 +32,8 @@ static int compute(const gp_rsa_key *key, const uint8_t *input, uint8_t *output)
     int ok = 0;
     if (power == NULL) {
         GP_RAISE(key->provider, GP_R_OUT_OF_MEMORY);
-    } else if (!apply(key, key->rsa->cipher.decrypt_init, key->rsa->cipher.decrypt, input, output)
-               || !apply(key, key->rsa->cipher.encrypt_init, key->rsa->cipher.encrypt, output, power)) {
+    } else if (!apply(key, key->rsa->asym_cipher.decrypt_init, key->rsa->asym_cipher.decrypt, input, output)
+               || !apply(key, key->rsa->asym_cipher.encrypt_init, key->rsa->asym_cipher.encrypt, output, power)) {
         GP_RAISE(key->provider, GP_R_OPERATION_FAILED);
     } else if (CRYPTO_memcmp(power, input, key->bytes) != 0) {
         GP_RAISE(key->provider, GP_R_INCONSISTENT_KEY);
