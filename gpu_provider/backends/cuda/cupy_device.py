@@ -50,6 +50,14 @@ def _error(device: str, call: str, error: Exception) -> DeviceError:
     return DeviceError(f"device {device}: {call}: {error}")
 
 
+def _call(device: str, call: str, function: Any, *arguments: object) -> Any:
+    """What a function of CuPy's returns. ``call``: what the error calls it. Raises DeviceError."""
+    try:
+        return function(*arguments)
+    except RuntimeError as error:
+        raise _error(device, call, error) from None
+
+
 def _allocation_error(device: str, call: str, error: Exception) -> DeviceError:
     if getattr(error, "status", None) == _OUT_OF_MEMORY:
         return DeviceMemoryError(f"device {device}: {call}: {error}")
@@ -137,10 +145,7 @@ class CupyDevice:
     def free(self, address: int) -> None:
         with self._lock:
             self._memory.remove(address)
-        try:
-            self._runtime.free(address)
-        except RuntimeError as error:
-            raise _error(self.name, "free", error) from None
+        _call(self.name, "free", self._runtime.free, address)
 
     def allocate_pinned(self, size: int) -> NDArray[np.uint8]:
         try:
@@ -157,10 +162,7 @@ class CupyDevice:
         address = array.ctypes.data
         with self._lock:
             del self._pinned[address]
-        try:
-            self._runtime.freeHost(address)
-        except RuntimeError as error:
-            raise _error(self.name, "free of pinned memory", error) from None
+        _call(self.name, "free of pinned memory", self._runtime.freeHost, address)
 
     def stream(self) -> _CupyStream:
         stream = _CupyStream(self.name, self._runtime, self._driver, self._functions)
@@ -256,22 +258,14 @@ class _CupyEvent:
         self._device = device
         self._runtime = runtime
         self._stream = stream
-        try:
-            self._event = runtime.eventCreateWithFlags(runtime.eventBlockingSync | runtime.eventDisableTiming)
-        except RuntimeError as error:
-            raise _error(device, "making an event", error) from None
+        flags = runtime.eventBlockingSync | runtime.eventDisableTiming
+        self._event = _call(device, "making an event", runtime.eventCreateWithFlags, flags)
 
     def record(self) -> None:
-        try:
-            self._runtime.eventRecord(self._event, self._stream)
-        except RuntimeError as error:
-            raise _error(self._device, "recording an event", error) from None
+        _call(self._device, "recording an event", self._runtime.eventRecord, self._event, self._stream)
 
     def wait(self) -> None:
-        try:
-            self._runtime.eventSynchronize(self._event)
-        except RuntimeError as error:
-            raise _error(self._device, "waiting for the device", error) from None
+        _call(self._device, "waiting for the device", self._runtime.eventSynchronize, self._event)
 
     def destroy(self) -> None:
         self._runtime.eventDestroy(self._event)
@@ -285,10 +279,7 @@ class _CupyStream:
         self._runtime = runtime
         self._driver = driver
         self._functions = functions
-        try:
-            self.handle: int = runtime.streamCreateWithFlags(runtime.streamNonBlocking)
-        except RuntimeError as error:
-            raise _error(device, "making a stream", error) from None
+        self.handle: int = _call(device, "making a stream", runtime.streamCreateWithFlags, runtime.streamNonBlocking)
         self._events: list[_CupyEvent] = []
         try:
             self._last = self.event()
@@ -299,51 +290,32 @@ class _CupyStream:
         self._parameters_address = self._parameters.ctypes.data
 
     def upload(self, to: int, data: NDArray[np.uint8]) -> None:
-        runtime = self._runtime
-        try:
-            runtime.memcpyAsync(to, data.ctypes.data, data.size, runtime.memcpyHostToDevice, self.handle)
-        except RuntimeError as error:
-            raise _error(self._device, "copying to the device", error) from None
+        self._copy("copying to the device", to, data.ctypes.data, data.size, self._runtime.memcpyHostToDevice)
 
     def download(self, to: NDArray[np.uint8], source: int) -> None:
-        runtime = self._runtime
-        try:
-            runtime.memcpyAsync(to.ctypes.data, source, to.size, runtime.memcpyDeviceToHost, self.handle)
-        except RuntimeError as error:
-            raise _error(self._device, "copying from the device", error) from None
+        self._copy("copying from the device", to.ctypes.data, source, to.size, self._runtime.memcpyDeviceToHost)
 
     def copy(self, to: int, source: int, size: int) -> None:
-        runtime = self._runtime
-        try:
-            runtime.memcpyAsync(to, source, size, runtime.memcpyDeviceToDevice, self.handle)
-        except RuntimeError as error:
-            raise _error(self._device, "copying on the device", error) from None
+        self._copy("copying on the device", to, source, size, self._runtime.memcpyDeviceToDevice)
 
     def copy_rows(self, to: tuple[int, int], source: tuple[int, int], size: int, rows: int) -> None:
-        runtime = self._runtime
-        try:
-            runtime.memcpy2DAsync(*to, *source, size, rows, runtime.memcpyDeviceToDevice, self.handle)
-        except RuntimeError as error:
-            raise _error(self._device, "copying rows on the device", error) from None
+        arguments = (*to, *source, size, rows, self._runtime.memcpyDeviceToDevice, self.handle)
+        _call(self._device, "copying rows on the device", self._runtime.memcpy2DAsync, *arguments)
+
+    def _copy(self, call: str, to: int, source: int, size: int, kind: int) -> None:
+        _call(self._device, call, self._runtime.memcpyAsync, to, source, size, kind, self.handle)
 
     def clear(self, address: int, size: int) -> None:
-        try:
-            self._runtime.memsetAsync(address, 0, size, self.handle)
-        except RuntimeError as error:
-            raise _error(self._device, "clearing memory", error) from None
+        _call(self._device, "clearing memory", self._runtime.memsetAsync, address, 0, size, self.handle)
 
     def launch(self, kernel: Kernel, arguments: NDArray[np.void]) -> None:
         # One warp to a block: what limits how many run at a time is the shared memory of their tables, and small
         # blocks leave least of it unused.
         self._parameters[0] = arguments.ctypes.data
         blocks = -(-int(arguments[0]["count"]) // kernel.rows)
-        function = self._functions[kernel.index]
-        try:
-            self._driver.launchKernel(
-                *(function, blocks, 1, 1, _WARP, 1, 1, kernel.table_bytes, self.handle, self._parameters_address, 0)
-            )
-        except RuntimeError as error:
-            raise _error(self._device, f"launching {kernel.name}", error) from None
+        shape = (self._functions[kernel.index], blocks, 1, 1, _WARP, 1, 1, kernel.table_bytes)
+        launch = self._driver.launchKernel
+        _call(self._device, f"launching {kernel.name}", launch, *shape, self.handle, self._parameters_address, 0)
 
     def event(self) -> _CupyEvent:
         event = _CupyEvent(self._device, self._runtime, self.handle)
