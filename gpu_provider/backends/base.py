@@ -49,33 +49,27 @@ class Backend(Protocol):
     @property
     def name(self) -> str:
         """What logs and metrics call it."""
-        ...
 
     @property
     def workers(self) -> int:
         """How many batches it can usefully compute at a time. Fixed once ``open`` has returned."""
-        ...
 
     @property
     def verifies(self) -> bool:
         """Whether it has checked every result that it reports as ok with the public exponent."""
-        ...
 
     @property
     def pipelined(self) -> bool:
         """Whether the workers share one device, so that batches in flight wait for each other; False if each worker has
         a processor core of its own."""
-        ...
 
     def cost_curves(self) -> CostCurves:
         """What a batch costs on one worker, as measured by ``open``, or a first guess for this sort of hardware. The
         provider refines it with what it measures. Called once, after ``open``."""
-        ...
 
     def open(self, client: Client) -> None:
         """Called once, before anything is computed and after any fork that the program makes. ``client`` knows the keys
         behind the handles. Raises BackendError if the backend can't work here."""
-        ...
 
     def private_op(self, batch: Batch) -> None:
         """Computes ``outputs[i] = inputs[i]^d mod n`` with the key ``keys[i]``, and sets ``ok[i]``.
@@ -83,7 +77,6 @@ class Backend(Protocol):
         Must release the GIL for the arithmetic. Rows whose ``ok`` stays 0 are computed again on libcrypto. Raising
         anything, or a wrong result, means that the backend is broken: it is taken out of use for a while.
         """
-        ...
 
     def modexp(
         self,
@@ -97,11 +90,9 @@ class Backend(Protocol):
         Rows are least significant byte first: [n, bytes], but [n, exponent_bytes] for the exponents. Constant time in
         bases and exponents. Raising anything means that all of it failed.
         """
-        ...
 
     def close(self) -> None:
         """Called once, when none of its calls is running."""
-        ...
 
 
 @runtime_checkable
@@ -111,7 +102,6 @@ class OnGpu(Protocol):
     @property
     def pci_bus_id(self) -> str | None:
         """The GPU's address, such as ``0000:3b:00.0``; None for what stands in for a GPU."""
-        ...
 
 
 @runtime_checkable
@@ -120,4 +110,3 @@ class KeyHolder(Protocol):
 
     def keys_removed(self) -> None:
         """Some keys have left the key table since the last call, and no request uses them. Must not block."""
-        ...

@@ -75,11 +75,9 @@ class Event(Protocol):
 
     def record(self) -> None:
         """Puts the event behind all work that the stream has been given so far."""
-        ...
 
     def wait(self) -> None:
         """Sleeps, without the GIL and without polling, until the work before it is done."""
-        ...
 
 
 class Stream(Protocol):
@@ -90,37 +88,29 @@ class Stream(Protocol):
 
     def upload(self, to: int, data: NDArray[np.uint8]) -> None:
         """Copies pinned memory to the device."""
-        ...
 
     def download(self, to: NDArray[np.uint8], source: int) -> None:
         """Fills pinned memory from the device."""
-        ...
 
     def copy(self, to: int, source: int, size: int) -> None:
         """Copies within the device's memory."""
-        ...
 
     def copy_rows(self, to: tuple[int, int], source: tuple[int, int], size: int, rows: int) -> None:
         """Copies ``rows`` rows of ``size`` bytes each. ``to``, ``source``: where the first one begins, and how many
         bytes after it the next one does."""
-        ...
 
     def clear(self, address: int, size: int) -> None:
         """Zeroes memory of the device."""
-        ...
 
     def launch(self, kernel: Kernel, arguments: NDArray[np.void]) -> None:
         """``arguments``: one element of ``PRIVATE_LAUNCH`` or ``MODEXP_LAUNCH`` (``kernels/launch.py``), which may
         change once this has returned."""
-        ...
 
     def event(self) -> Event:
         """A new event, which lives as long as the stream."""
-        ...
 
     def wait(self) -> None:
         """Sleeps like an event until all its work is done."""
-        ...
 
 
 class Device(Protocol):
@@ -129,63 +119,49 @@ class Device(Protocol):
     @property
     def name(self) -> str:
         """What messages and logs call it."""
-        ...
 
     @property
     def pci_bus_id(self) -> str | None:
         """NVML's name for it; None if it is no GPU."""
-        ...
 
     @property
     def parallel_threads(self) -> int:
         """How many threads it runs at full speed: as many as a batch must have to keep it busy."""
-        ...
 
     def open(self) -> Sequence[Kernel]:
         """Makes it usable, and the device of the calling thread. If it was open, it starts over: nothing that was
         allocated before is left. Returns its kernels, of one radix. Raises DeviceError, or another BackendError that
         says what is missing."""
-        ...
 
     def close(self) -> None:
         """Gives back everything that is left, even of a device that has failed. Raises nothing."""
-        ...
 
     def allocate(self, size: int) -> int:
         """The address of new memory, aligned to 16 bytes. Raises DeviceMemoryError."""
-        ...
 
     def free(self, address: int) -> None:
         """Frees memory that no work uses any more."""
-        ...
 
     def allocate_pinned(self, size: int) -> NDArray[np.uint8]:
         """Zeroed memory of the host that the device can copy to and from by itself. Raises DeviceMemoryError."""
-        ...
 
     def free_pinned(self, array: NDArray[np.uint8]) -> None:
         """Frees memory of :meth:`allocate_pinned` that no work uses any more."""
-        ...
 
     def stream(self) -> Stream:
         """A new stream, which lives until the device is closed or opened again."""
-        ...
 
     def use(self) -> None:
         """Makes it the device of the calling thread, as each thread must before it calls anything else here."""
-        ...
 
     # ---- the callers' own arrays: on the caller's thread, whose device stays what it is ----
 
     def owns(self, address: int) -> bool:
         """Whether this is an address in the device's memory."""
-        ...
 
     def new_array(self, rows: int, limbs: int) -> CudaArray:
         """A C-contiguous uint64 array [rows, limbs] for the caller. Raises DeviceMemoryError."""
-        ...
 
     def settle(self, stream: int | None) -> None:
         """Sleeps until everything is done in the calling thread's own stream and in ``stream``, a number of the CUDA
         Array Interface. Raises DeviceError."""
-        ...
