@@ -42,6 +42,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 import pytest
@@ -52,10 +53,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from concurrent.futures import Future
 
-    import numpy as np
-    from numpy.typing import NDArray
-
-    from gpu_provider.backends.base import Batch
+    from gpu_provider.backends.base import Batch, Rows
     from gpu_provider.client import Client
     from gpu_provider.costs import CostCurves
     from gpu_provider.library.keys import Key
@@ -66,18 +64,15 @@ __all__ = ["HeldBackend", "HeldBatch", "fill_queue", "held_backend", "held_provi
 _HOUR = 3600.0
 
 
+@dataclass(eq=False)
 class HeldBatch:
     """A batch that has arrived at a :class:`HeldBackend`."""
 
-    def __init__(self, requests: int, bits: int) -> None:
-        self.requests = requests
-        """How many requests are in it."""
-        self.bits = bits
-        """Bits of its size class, or for modexp of the widest modulus."""
-        self._released = False
-
-    def __repr__(self) -> str:
-        return f"<HeldBatch of {self.requests} requests, {self.bits} bits>"
+    requests: int
+    """The number of requests in it."""
+    bits: int
+    """The bits of its size class, or for modexp of the widest modulus."""
+    _released: bool = field(default=False, init=False, repr=False)
 
 
 class HeldBackend:
@@ -93,19 +88,16 @@ class HeldBackend:
 
     def __init__(self, workers: int = 1) -> None:
         """``workers``: how many batches it takes at a time."""
+        from gpu_provider.backends.libcrypto import LibcryptoBackend  # noqa: PLC0415 (heavy)
+
         self.workers = workers
+        self._libcrypto = LibcryptoBackend(workers)
         self._changed = threading.Condition()
         self._holding = True
         self._unseen: deque[HeldBatch] = deque()
         self._held: deque[HeldBatch] = deque()
         self._faults: deque[BaseException | Literal["lie", "hang"]] = deque()
         self._hangs_over = False
-        self._client: Client | None = None
-
-    def cost_curves(self) -> CostCurves:
-        from gpu_provider.backends.libcrypto import libcrypto_cost_curves  # noqa: PLC0415 (heavy)
-
-        return libcrypto_cost_curves()
 
     # ---- what a test calls ----
 
@@ -163,32 +155,23 @@ class HeldBackend:
     # ---- what the provider calls ----
 
     def open(self, client: Client) -> None:
-        self._client = client
+        self._libcrypto.open(client)
+
+    def cost_curves(self) -> CostCurves:
+        return self._libcrypto.cost_curves()
 
     def private_op(self, batch: Batch) -> None:
-        from gpu_provider.backends.libcrypto import libcrypto_private_op  # noqa: PLC0415 (heavy)
-
         fault = self._wait_for_release(HeldBatch(len(batch), batch.class_bytes * 8))
-        if self._client is None:
-            raise RuntimeError("the backend is not open")
-        libcrypto_private_op(self._client, batch)
+        self._libcrypto.private_op(batch)
         if fault == "lie":
             batch.outputs[0, 0] ^= 1
 
-    def modexp(
-        self,
-        bases: NDArray[np.uint8],
-        exponents: NDArray[np.uint8],
-        moduli: NDArray[np.uint8],
-        outputs: NDArray[np.uint8],
-    ) -> None:
-        from gpu_provider.backends.libcrypto import LibcryptoBackend  # noqa: PLC0415 (heavy)
-
+    def modexp(self, bases: Rows, exponents: Rows, moduli: Rows, outputs: Rows) -> None:
         self._wait_for_release(HeldBatch(len(moduli), moduli.shape[1] * 8))
-        LibcryptoBackend(1).modexp(bases, exponents, moduli, outputs)
+        self._libcrypto.modexp(bases, exponents, moduli, outputs)
 
     def close(self) -> None:
-        self._client = None
+        self._libcrypto.close()
 
     def _wait_for_release(self, batch: HeldBatch) -> str | None:
         with self._changed:

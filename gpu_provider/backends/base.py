@@ -8,7 +8,7 @@ and takes a failing backend out of use for a while.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, TypeAlias, runtime_checkable
 
 if TYPE_CHECKING:
     import numpy as np
@@ -17,7 +17,10 @@ if TYPE_CHECKING:
     from gpu_provider.client import Client
     from gpu_provider.costs import CostCurves
 
-__all__ = ["Backend", "Batch", "KeyHolder", "OnGpu"]
+__all__ = ["Backend", "Batch", "KeyHolder", "OnGpu", "Rows"]
+
+Rows: TypeAlias = "NDArray[np.uint8]"
+"""Numbers as an array [n, bytes], least significant byte first."""
 
 
 @dataclass(slots=True)
@@ -32,10 +35,10 @@ class Batch:
     """Bytes per row: 256, 320, 384, 448 or 512. Shorter numbers have zeros at their most significant end."""
     keys: NDArray[np.uint64]
     """[n] key handles."""
-    inputs: NDArray[np.uint8]
-    """[n, class_bytes], least significant byte first, each row less than its modulus. Read-only."""
-    outputs: NDArray[np.uint8]
-    """[n, class_bytes] to fill, least significant byte first, all bytes of each row."""
+    inputs: Rows
+    """[n, class_bytes], each row less than its modulus. Read-only."""
+    outputs: Rows
+    """[n, class_bytes] to fill, all bytes of each row."""
     ok: NDArray[np.uint8]
     """[n] zeros; the backend sets 1 where ``outputs`` holds a result."""
 
@@ -52,15 +55,15 @@ class Backend(Protocol):
 
     @property
     def workers(self) -> int:
-        """How many batches it can usefully compute at a time. Fixed once ``open`` has returned."""
+        """The number of batches that it can usefully compute at a time. Fixed once ``open`` has returned."""
 
     @property
     def verifies(self) -> bool:
-        """Whether it has checked every result that it reports as ok with the public exponent."""
+        """True if it has checked every result that it reports as ok with the public exponent."""
 
     @property
     def pipelined(self) -> bool:
-        """Whether the workers share one device, so that batches in flight wait for each other; False if each worker has
+        """True if the workers share one device, so that batches in flight wait for each other; False if each worker has
         a processor core of its own."""
 
     def cost_curves(self) -> CostCurves:
@@ -78,17 +81,11 @@ class Backend(Protocol):
         anything, or a wrong result, means that the backend is broken: it is taken out of use for a while.
         """
 
-    def modexp(
-        self,
-        bases: NDArray[np.uint8],
-        exponents: NDArray[np.uint8],
-        moduli: NDArray[np.uint8],
-        outputs: NDArray[np.uint8],
-    ) -> None:
+    def modexp(self, bases: Rows, exponents: Rows, moduli: Rows, outputs: Rows) -> None:
         """Computes ``outputs[i] = bases[i]^exponents[i] mod moduli[i]``; odd moduli, bases less than them.
 
-        Rows are least significant byte first: [n, bytes], but [n, exponent_bytes] for the exponents. Constant time in
-        bases and exponents. Raising anything means that all of it failed.
+        Exponents have a width of their own. Constant time in bases and exponents. Raising anything means that all of it
+        failed.
         """
 
     def close(self) -> None:

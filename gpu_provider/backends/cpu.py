@@ -14,16 +14,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from gpu_provider import kernels
-from gpu_provider.backends.libcrypto import libcrypto_cost_curves, libcrypto_modexp
-from gpu_provider.client import u8, u64
+from gpu_provider.backends.libcrypto import c_arguments, libcrypto_cost_curves, libcrypto_modexp
 from gpu_provider.costs import CostCurve, CostCurves
 from gpu_provider.errors import BackendError
 from gpu_provider.native import ffi, lib
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    from gpu_provider.backends.base import Batch
+    from gpu_provider.backends.base import Batch, Rows
     from gpu_provider.client import Client
 
 __all__ = ["CpuBackend"]
@@ -63,7 +60,7 @@ class CpuBackend:
         arithmetic. ``smallest``: the smallest group that the kernels compute; None: as measured."""
         self.workers = threads or len(os.sched_getaffinity(0))
         self.isa = kernels.isa(isa)
-        self._width = kernels.lanes(self.isa)
+        self._lanes = kernels.lanes(self.isa)
         self._smallest = smallest
         self._smallest_modexp: dict[int, int] = {}
         self._client: Client | None = None
@@ -74,33 +71,19 @@ class CpuBackend:
         self._client = client
 
     def cost_curves(self) -> CostCurves:
-        if self._width == 1:
+        if self._lanes == 1:
             return libcrypto_cost_curves()
-        *private, modexp = (CostCurve([(1, one), (self._width, group)], self._width) for one, group in _FIRST_GUESSES)
+        *private, modexp = (CostCurve([(1, one), (self._lanes, group)], self._lanes) for one, group in _FIRST_GUESSES)
         return CostCurves(private, modexp)
 
     def private_op(self, batch: Batch) -> None:
         if self._client is None:
             raise BackendError("cpu: the backend is not open")
-        failed = lib.gp_cpu_private(
-            self._client.cpu,
-            len(batch),
-            u64(batch.keys),
-            u8(batch.inputs),
-            u8(batch.outputs),
-            batch.class_bytes,
-            u8(batch.ok),
-        )
+        failed = lib.gp_cpu_private(self._client.cpu, *c_arguments(batch))
         if failed:
             raise BackendError(f"cpu: {failed} of {len(batch)} results are wrong, or there was no memory for them")
 
-    def modexp(
-        self,
-        bases: NDArray[np.uint8],
-        exponents: NDArray[np.uint8],
-        moduli: NDArray[np.uint8],
-        outputs: NDArray[np.uint8],
-    ) -> None:
+    def modexp(self, bases: Rows, exponents: Rows, moduli: Rows, outputs: Rows) -> None:
         count, stride = bases.shape
         ours = self._rows_for_kernels(count, stride) if max(stride, exponents.shape[1]) <= _MAX_BYTES else 0
         if ours:
@@ -119,14 +102,14 @@ class CpuBackend:
         if self._smallest is None and stride not in self._smallest_modexp:
             self._smallest_modexp[stride] = self._measure_modexp(stride)
         smallest = self._smallest or self._smallest_modexp[stride]
-        if smallest > self._width:
+        if smallest > self._lanes:
             return 0
-        rest = count % self._width
+        rest = count % self._lanes
         return count if rest >= smallest else count - rest
 
     def _measure_modexp(self, stride: int) -> int:
-        """The smallest group for which the kernels win, for moduli of this many bytes; more than their width if they
-        never do."""
+        """The smallest group for which the kernels win, for moduli of this many bytes; more than they have lanes if
+        they never do."""
         moduli = np.full((1, stride), 0xFF, np.uint8)
         bases, outputs = np.full_like(moduli, 0x55), np.empty_like(moduli)
         exponents = np.full((1, min(stride, _MEASURED_EXPONENT_BYTES)), 0xAA, np.uint8)

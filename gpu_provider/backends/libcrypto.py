@@ -11,47 +11,29 @@ from gpu_provider.errors import BackendError
 from gpu_provider.native import lib
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
+    from _cffi_backend import FFI
 
-    from gpu_provider.backends.base import Batch
+    from gpu_provider.backends.base import Batch, Rows
     from gpu_provider.client import Client
 
-__all__ = ["LibcryptoBackend", "libcrypto_cost_curves", "libcrypto_modexp", "libcrypto_private_op", "libcrypto_verify"]
+__all__ = ["LibcryptoBackend", "c_arguments", "libcrypto_cost_curves", "libcrypto_modexp", "libcrypto_verify"]
 
 # Seconds per operation: OpenSSL 3.0 on one core of a current machine, by size class; then for a unit of modexp().
 _FIRST_GUESSES = (0.0003, 0.001, 0.002, 0.003, 0.0045, 4e-9)
 
 
-def libcrypto_private_op(client: Client, batch: Batch) -> None:
-    """``Backend.private_op`` by OpenSSL on this thread, without the GIL."""
-    lib.gp_libcrypto_private(
-        client.keys,
-        len(batch),
-        u64(batch.keys),
-        u8(batch.inputs),
-        u8(batch.outputs),
-        batch.class_bytes,
-        u8(batch.ok),
-    )
+def c_arguments(batch: Batch) -> tuple[int, FFI.CData, FFI.CData, FFI.CData, int, FFI.CData]:
+    """A batch as the functions of ``native/keys`` take it: count, keys, inputs, outputs, stride, ok."""
+    inputs, outputs = u8(batch.inputs), u8(batch.outputs)
+    return len(batch), u64(batch.keys), inputs, outputs, batch.class_bytes, u8(batch.ok)
 
 
 def libcrypto_verify(client: Client, batch: Batch) -> int:
     """Clears ``ok[i]`` where ``outputs[i]^e mod n`` is not ``inputs[i]``. Returns how many it cleared."""
-    return lib.gp_libcrypto_verify(
-        client.keys,
-        len(batch),
-        u64(batch.keys),
-        u8(batch.inputs),
-        u8(batch.outputs),
-        batch.class_bytes,
-        u8(batch.ok),
-    )
+    return lib.gp_libcrypto_verify(client.keys, *c_arguments(batch))
 
 
-def libcrypto_modexp(
-    bases: NDArray[np.uint8], exponents: NDArray[np.uint8], moduli: NDArray[np.uint8], outputs: NDArray[np.uint8]
-) -> None:
+def libcrypto_modexp(bases: Rows, exponents: Rows, moduli: Rows, outputs: Rows) -> None:
     """``Backend.modexp`` by OpenSSL on this thread, without the GIL. Raises BackendError without memory."""
     count, stride = bases.shape
     done = lib.gp_libcrypto_modexp(count, u8(bases), u8(exponents), exponents.shape[1], u8(moduli), u8(outputs), stride)
@@ -88,15 +70,9 @@ class LibcryptoBackend:
     def private_op(self, batch: Batch) -> None:
         if self._client is None:
             raise BackendError("libcrypto: the backend is not open")
-        libcrypto_private_op(self._client, batch)
+        lib.gp_libcrypto_private(self._client.keys, *c_arguments(batch))
 
-    def modexp(
-        self,
-        bases: NDArray[np.uint8],
-        exponents: NDArray[np.uint8],
-        moduli: NDArray[np.uint8],
-        outputs: NDArray[np.uint8],
-    ) -> None:
+    def modexp(self, bases: Rows, exponents: Rows, moduli: Rows, outputs: Rows) -> None:
         libcrypto_modexp(bases, exponents, moduli, outputs)
 
     def close(self) -> None:

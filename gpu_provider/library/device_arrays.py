@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from gpu_provider.backends.base import Rows
     from gpu_provider.engine.engine import Engine
     from gpu_provider.kinds import Kind
     from gpu_provider.library.operands import Operand
@@ -130,15 +131,14 @@ class DeviceArrays:
         limbs = modulus_rows.shape[1] // 8
         if base_rows.limbs > limbs:
             raise InputError(f"the base has {base_rows.limbs} limbs, and the longest modulus has {limbs}; slice it")
-        exponent_rows: DeviceRows | NDArray[np.uint8]
+        exponent_rows: Rows | DeviceRows
         if isinstance(exponents, CudaArray):
             exponent_rows, other = self.find(exponents, "exponent")
             if other is not backend:
                 raise InputError("bases and exponents are on different devices; copy one of them")
-            exponent_count, exponent_bytes = exponent_rows.rows, exponent_rows.bytes
         else:
             exponent_rows = to_rows(exponents, "exponent")
-            exponent_count, exponent_bytes = exponent_rows.shape
+        exponent_count, exponent_bytes = exponent_rows.shape
         count = rows_of_all(base_rows.rows, exponent_count, len(modulus_rows))
         if base_rows.rows != count:
             raise InputError(f"there is 1 base on a device for {count} operations; give one for each")
@@ -195,7 +195,7 @@ class DeviceArrays:
         self._settle(backend, None)
         return array, locate(array, "result")[0]
 
-    def _read(self, backend: CudaBackend, rows: DeviceRows) -> NDArray[np.uint8]:
+    def _read(self, backend: CudaBackend, rows: DeviceRows) -> Rows:
         array = self._run(backend, lambda: backend.read(rows), 1)
         if array is None:
             raise OperationError(f"{backend.name}: the array can't be read from the device")

@@ -15,7 +15,7 @@ from gpu_provider.library.operands import is_bytes, is_number, label, not_less, 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from gpu_provider.backends.base import Backend
+    from gpu_provider.backends.base import Backend, Rows
     from gpu_provider.engine.calls import Operands
     from gpu_provider.library.operands import Operand
 
@@ -23,18 +23,9 @@ __all__ = ["ModexpCall", "check_moduli", "modexp_call", "rows_of_all", "units_pe
 
 
 class ModexpCall(Call):
-    """One call of modexp(). ``bases`` and ``moduli`` are [n, stride], ``exponents`` is [n, exponent_stride]; least
-    significant byte first, stride a multiple of 8."""
+    """One call of modexp(). ``bases`` and ``moduli`` have the same width, a multiple of 8."""
 
-    def __init__(
-        self,
-        bases: NDArray[np.uint8],
-        exponents: NDArray[np.uint8],
-        moduli: NDArray[np.uint8],
-        *,
-        as_bytes: Sequence[bool],
-        single: bool,
-    ) -> None:
+    def __init__(self, bases: Rows, exponents: Rows, moduli: Rows, *, as_bytes: Sequence[bool], single: bool) -> None:
         """``as_bytes``: for which rows :meth:`numbers` returns bytes. ``single``: whether it returns one number."""
         stride = moduli.shape[1]
         operands = (bases, exponents, moduli)
@@ -43,7 +34,7 @@ class ModexpCall(Call):
         self._as_bytes = as_bytes
         self._single = single
 
-    def compute(self, backend: Backend, operands: Operands, outputs: NDArray[np.uint8], ok: NDArray[np.uint8]) -> int:
+    def compute(self, backend: Backend, operands: Operands, outputs: Rows, ok: NDArray[np.uint8]) -> int:
         bases, exponents, moduli = operands
         backend.modexp(bases, exponents, moduli, outputs)
         ok.fill(1)
@@ -102,7 +93,7 @@ def rows_of_all(bases: int, exponents: int, moduli: int) -> int:
     return count
 
 
-def check_moduli(moduli: NDArray[np.uint8]) -> None:
+def check_moduli(moduli: Rows) -> None:
     """Raises InputError unless all are odd and greater than 1."""
     even = moduli[:, 0] % 2 == 0
     one = (moduli[:, 0] == 1) & ~moduli[:, 1:].any(axis=1)

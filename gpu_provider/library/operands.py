@@ -13,6 +13,7 @@ from gpu_provider.errors import InputError
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from gpu_provider.backends.base import Rows
     from gpu_provider.backends.cuda.device import CudaArray
 
 __all__ = [
@@ -72,7 +73,7 @@ def to_int(number: object, name: str) -> int:
     raise InputError(f"{name} must be an int or bytes, not {type(number).__name__}")
 
 
-def to_rows(operand: Operand, name: str) -> NDArray[np.uint8]:
+def to_rows(operand: Operand, name: str) -> Rows:
     """[n, bytes], least significant byte first, bytes a multiple of 8. Raises InputError."""
     if isinstance(operand, np.ndarray):
         return array_to_rows(operand, name)
@@ -104,7 +105,7 @@ def label(name: str, row: int, rows: int) -> str:
     return f"the {name}" if rows == 1 else f"the {name} at index {row}"
 
 
-def array_to_rows(operand: NDArray[np.uint64], name: str) -> NDArray[np.uint8]:
+def array_to_rows(operand: NDArray[np.uint64], name: str) -> Rows:
     """Like :func:`to_rows`, for an array."""
     if operand.dtype != np.uint64:
         raise InputError(f"the {name} array has dtype {operand.dtype}; it must be uint64, least significant limb first")
@@ -123,14 +124,14 @@ def check_shape(shape: tuple[int, ...], name: str) -> None:
         )
 
 
-def widen(rows: NDArray[np.uint8], count: int, width: int) -> NDArray[np.uint8]:
+def widen(rows: Rows, count: int, width: int) -> Rows:
     """A copy of [count, width]: a single row is repeated, and columns are filled up with zeros."""
     wide = np.zeros((count, width), np.uint8)
     wide[:, : rows.shape[1]] = rows
     return wide
 
 
-def not_less(numbers: NDArray[np.uint8], moduli: NDArray[np.uint8]) -> NDArray[np.intp]:
+def not_less(numbers: Rows, moduli: Rows) -> NDArray[np.intp]:
     """The rows in which the number is not less than the modulus; both have the same width. Compares the most
     significant byte that differs. Neither is secret, so the time may depend on them."""
     differs = (numbers != moduli)[:, ::-1]
@@ -139,6 +140,6 @@ def not_less(numbers: NDArray[np.uint8], moduli: NDArray[np.uint8]) -> NDArray[n
     return np.flatnonzero(numbers[rows, place] >= moduli[rows, place])
 
 
-def limbs_of(rows: NDArray[np.uint8]) -> NDArray[np.uint64]:
+def limbs_of(rows: Rows) -> NDArray[np.uint64]:
     """[n, limbs], least significant first, of [n, bytes]."""
     return rows.view("<u8").astype(np.uint64, copy=False)

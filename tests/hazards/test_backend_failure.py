@@ -198,7 +198,7 @@ def test_a_backend_that_cannot_be_opened_is_named_at_start() -> None:
     provider = BatchingProvider(ProviderConfig(), backends=[first, _Unopenable()])
     with pytest.raises(BackendError, match="no device"):
         provider.start()
-    assert first._client is None  # closed again
+    assert first._libcrypto._client is None  # closed again
     assert threading.active_count() == before
     provider.close()
 

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from gpu_provider.backends.base import Batch
+    from gpu_provider.backends.base import Batch, Rows
     from gpu_provider.backends.cuda.device import Device, DeviceRows
     from gpu_provider.client import Client
 
@@ -87,11 +87,11 @@ class _State:
                 part.close()
 
 
-def _sampled(worker: DeviceWorker, operand: NDArray[np.uint8] | DeviceRows, rows: Sequence[int]) -> NDArray[np.uint8]:
+def _sampled(worker: DeviceWorker, operand: Rows | DeviceRows, rows: Sequence[int]) -> Rows:
     """A copy of some rows of an operand, of which one row serves all."""
+    places = rows if operand.shape[0] > 1 else [0] * len(rows)
     if isinstance(operand, np.ndarray):
-        return operand[rows if len(operand) > 1 else [0] * len(rows)]
-    places = rows if operand.rows > 1 else [0] * len(rows)
+        return operand[places]
     return np.concatenate([worker.read(operand.part(place, place + 1)) for place in places])
 
 
@@ -120,7 +120,7 @@ class CudaBackend:
         opening, to find the fastest kernels and what they cost; 0 for a rule and a guess instead."""
         self.name = name
         self.workers = workers
-        self._device = device
+        self.device = device
         self._processor = CpuBackend()
         self._measured = measured
         self._choice: KernelChoice | None = None
@@ -137,7 +137,7 @@ class CudaBackend:
         self._state = self._make_state()
         if self._measured:
             with self._in_use() as state:
-                trial = Trial(self._device, state.choice, self._measured)
+                trial = Trial(self.device, state.choice, self._measured)
                 self.measurements = state.choice.measure(trial.compute, self._measured)
                 trial.close()
         self._remover = threading.Thread(target=self._remove_keys, name=f"gpu-provider-{self.name}-keys", daemon=True)
@@ -145,10 +145,10 @@ class CudaBackend:
 
     @property
     def pci_bus_id(self) -> str | None:
-        return self._device.pci_bus_id
+        return self.device.pci_bus_id
 
     def cost_curves(self) -> CostCurves:
-        rows = max(1, self._device.parallel_threads // _THREADS_PER_ROW)
+        rows = max(1, self.device.parallel_threads // _THREADS_PER_ROW)
         curves = []
         for kind, (few, full) in enumerate(_FIRST_GUESSES):
             widths = [width for width in self.measurements if width >= class_bytes(kind)]
@@ -160,43 +160,27 @@ class CudaBackend:
         with self._worker() as worker:
             worker.private_op(batch)
 
-    def modexp(
-        self,
-        bases: NDArray[np.uint8],
-        exponents: NDArray[np.uint8],
-        moduli: NDArray[np.uint8],
-        outputs: NDArray[np.uint8],
-    ) -> None:
+    def modexp(self, bases: Rows, exponents: Rows, moduli: Rows, outputs: Rows) -> None:
         """``Backend.modexp``. There is no public exponent to check a result with, so libcrypto computes two random rows
         of each call again. That finds a broken device, not a fault in a single row."""
         with self._worker() as worker:
             if worker.modexp(bases, exponents, moduli, outputs):
-                rows = [secrets.randbelow(len(bases)) for _ in range(_SAMPLES)]
-                self._check_powers(*(operand[rows] for operand in (bases, exponents, moduli, outputs)))
+                self._check_powers(worker, bases, exponents, moduli, outputs)
                 return
         self._processor.modexp(bases, exponents, moduli, outputs)
 
-    def _check_powers(
-        self,
-        bases: NDArray[np.uint8],
-        exponents: NDArray[np.uint8],
-        moduli: NDArray[np.uint8],
-        outputs: NDArray[np.uint8],
-    ) -> None:
+    def _check_powers(self, worker: DeviceWorker, *operands: Rows | DeviceRows) -> None:
+        rows = [secrets.randbelow(operands[0].shape[0]) for _ in range(_SAMPLES)]
+        bases, exponents, moduli, outputs = (_sampled(worker, operand, rows) for operand in operands)
         again = np.empty_like(outputs)
         wide = np.zeros_like(outputs)
         wide[:, : bases.shape[1]] = bases
         libcrypto_modexp(wide, exponents, moduli, again)
         exponents.fill(0)  # may be secrets; the rows are copies
         if not np.array_equal(again, outputs):
-            raise DeviceError(f"device {self._device.name}: a result of an exponentiation is wrong")
+            raise DeviceError(f"device {self.device.name}: a result of an exponentiation is wrong")
 
     # ---- the callers' own arrays on the device (``gpu_provider/library/device_arrays.py``) ----
-
-    @property
-    def device(self) -> Device:
-        """The device that has these arrays."""
-        return self._device
 
     def private_rows(
         self, keys: NDArray[np.uint64], sizes: tuple[int, int], inputs: DeviceRows, outputs: DeviceRows
@@ -209,13 +193,7 @@ class CudaBackend:
                 _log.warning("%s; the processor computes %d operations in its place", error, len(keys))
                 return None
 
-    def modexp_rows(
-        self,
-        bases: DeviceRows,
-        exponents: NDArray[np.uint8] | DeviceRows,
-        moduli: NDArray[np.uint8],
-        outputs: DeviceRows,
-    ) -> bool:
+    def modexp_rows(self, bases: DeviceRows, exponents: Rows | DeviceRows, moduli: Rows, outputs: DeviceRows) -> bool:
         """``DeviceWorker.modexp``, and two rows of it checked like those of :meth:`modexp`. Raises BackendError."""
         with self._array_worker() as worker:
             try:
@@ -224,16 +202,15 @@ class CudaBackend:
             except DeviceMemoryError as error:
                 _log.warning("%s; the processor computes %d exponentiations in its place", error, bases.rows)
                 return False
-            rows = [secrets.randbelow(bases.rows) for _ in range(_SAMPLES)]
-            self._check_powers(*(_sampled(worker, operand, rows) for operand in (bases, exponents, moduli, outputs)))
+            self._check_powers(worker, bases, exponents, moduli, outputs)
             return True
 
-    def read(self, rows: DeviceRows) -> NDArray[np.uint8]:
-        """[rows, bytes], least significant byte first. Raises BackendError."""
+    def read(self, rows: DeviceRows) -> Rows:
+        """The caller's array. Raises BackendError."""
         with self._array_worker() as worker:
             return worker.read(rows)
 
-    def write(self, rows: DeviceRows, array: NDArray[np.uint8]) -> None:
+    def write(self, rows: DeviceRows, array: Rows) -> None:
         """Raises BackendError."""
         with self._array_worker() as worker:
             worker.write(rows, array)
@@ -241,7 +218,7 @@ class CudaBackend:
     def distrust(self) -> None:
         """Tells the backend that a result of this device is wrong: its next call rebuilds the state."""
         with contextlib.suppress(DeviceError), self._in_use():
-            raise DeviceError(f"device {self._device.name}: a result is wrong")
+            raise DeviceError(f"device {self.device.name}: a result is wrong")
 
     def keys_removed(self) -> None:
         """Tells the backend that keys have left the provider's table. They are wiped on the device soon; this returns
@@ -282,9 +259,16 @@ class CudaBackend:
 
     @contextlib.contextmanager
     def _in_use(self) -> Iterator[_State]:
-        state = self._enter()
+        """The state, rebuilt if the one before has failed."""
+        with self._lock:
+            if self._state is None:
+                self._state = self._make_state()
+            state = self._state
+            if state.ended:
+                raise BackendError(f"{self.name}: {state.users} calls from before its failure still run")
+            state.users += 1
         try:
-            self._device.use()
+            self.device.use()
             yield state
         except BaseException:
             state.ended = True
@@ -294,25 +278,15 @@ class CudaBackend:
                 state.users -= 1
                 self._discard_unused(state)
 
-    def _enter(self) -> _State:
-        """The state, rebuilt if the one before has failed."""
-        with self._lock:
-            if self._state is None:
-                self._state = self._make_state()
-            if self._state.ended:
-                raise BackendError(f"{self.name}: {self._state.users} calls from before its failure still run")
-            self._state.users += 1
-            return self._state
-
     # ---- with the lock ----
 
     def _make_state(self) -> _State:
         if self._client is None:
             raise BackendError(f"{self.name}: the backend is not open")
         try:
-            state = _State(self._device, self._client, self.workers, self._choice)
+            state = _State(self.device, self._client, self.workers, self._choice)
         except BaseException:
-            self._device.close()
+            self.device.close()
             raise
         self._choice = state.choice
         return state
@@ -322,9 +296,9 @@ class CudaBackend:
         if state.ended and not state.users:
             self._state = None
             with contextlib.suppress(DeviceError):
-                self._device.use()
+                self.device.use()
                 state.wipe()
-            self._device.close()
+            self.device.close()
 
     # ---- the thread that wipes keys ----
 

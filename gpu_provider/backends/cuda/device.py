@@ -64,6 +64,11 @@ class DeviceRows:
         """The size of a row's limbs, without what follows them up to the pitch."""
         return 8 * self.limbs
 
+    @property
+    def shape(self) -> tuple[int, int]:
+        """The number of rows, and the bytes of each: what ``Rows`` have as their shape."""
+        return self.rows, self.bytes
+
     def part(self, start: int, stop: int) -> DeviceRows:
         """The rows from ``start`` to before ``stop``, or to the last one."""
         first = self.address + start * self.pitch
@@ -126,7 +131,7 @@ class Device(Protocol):
 
     @property
     def parallel_threads(self) -> int:
-        """How many threads it runs at full speed: as many as a batch must have to keep it busy."""
+        """The threads that it runs at full speed: as many as a batch must have to keep it busy."""
 
     def open(self) -> Sequence[Kernel]:
         """Makes it usable, and the device of the calling thread. If it was open, it starts over: nothing that was

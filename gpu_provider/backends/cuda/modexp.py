@@ -13,6 +13,7 @@ from gpu_provider.kernels.launch import MODEXP_LAUNCH, Operation, modulus_record
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from gpu_provider.backends.base import Rows
     from gpu_provider.backends.cuda.device import DeviceRows
     from gpu_provider.backends.cuda.kernels import KernelChoice
     from gpu_provider.backends.cuda.staging import Staging
@@ -23,14 +24,7 @@ __all__ = ["DeviceModexp"]
 _ROWS_PER_MODULUS = 8
 
 
-def _shape(rows: NDArray[np.uint8] | DeviceRows) -> tuple[int, int]:
-    """The number of rows, and the bytes of each."""
-    if isinstance(rows, np.ndarray):
-        return rows.shape[0], rows.shape[1]
-    return rows.rows, rows.bytes
-
-
-def _distinct(moduli: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], NDArray[np.intp] | int]:
+def _distinct(moduli: Rows) -> tuple[Rows, NDArray[np.intp] | int]:
     """The different rows, and which of them each row is."""
     if (moduli == moduli[0]).all():
         return moduli[:1], 0
@@ -46,15 +40,15 @@ class DeviceModexp:
 
     def compute(
         self,
-        bases: NDArray[np.uint8] | DeviceRows,
-        exponents: NDArray[np.uint8] | DeviceRows,
-        moduli: NDArray[np.uint8],
-        outputs: NDArray[np.uint8] | DeviceRows,
+        bases: Rows | DeviceRows,
+        exponents: Rows | DeviceRows,
+        moduli: Rows,
+        outputs: Rows | DeviceRows,
     ) -> bool:
         """``Backend.modexp``, also for arrays on the device; one row of exponents or moduli serves all. False if these
         are better computed elsewhere: numbers that are too wide, or so many moduli that preparing them would cost more
         than the device saves. Raises DeviceError."""
-        (count, base_bytes), (_, exponent_bytes) = _shape(bases), _shape(exponents)
+        (count, base_bytes), (_, exponent_bytes) = bases.shape, exponents.shape
         width = self._kernels.width(Operation.MODEXP, max(moduli.shape[1], base_bytes))
         if width is None or exponent_bytes > MAX_BYTES:
             return False
@@ -69,15 +63,15 @@ class DeviceModexp:
     def _compute(
         self,
         kernel: Kernel,
-        bases: NDArray[np.uint8] | DeviceRows,
-        exponents: NDArray[np.uint8] | DeviceRows,
-        moduli: tuple[NDArray[np.uint8], NDArray[np.intp] | int],
-        outputs: NDArray[np.uint8] | DeviceRows,
+        bases: Rows | DeviceRows,
+        exponents: Rows | DeviceRows,
+        moduli: tuple[Rows, NDArray[np.intp] | int],
+        outputs: Rows | DeviceRows,
     ) -> None:
         """``moduli``: the different ones, and which of them each row has."""
         distinct, modulus_of_row = moduli
         staging, stream, width = self._staging, self._staging.stream, kernel.class_bytes
-        (count, _), (exponent_rows, exponent_bytes) = _shape(bases), _shape(exponents)
+        (count, _), (exponent_rows, exponent_bytes) = bases.shape, exponents.shape
         exponent_width = -(-exponent_bytes // 16) * 16
         sizes = [
             count * width,

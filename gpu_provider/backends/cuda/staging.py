@@ -13,6 +13,7 @@ from gpu_provider.native import ffi
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from gpu_provider.backends.base import Rows
     from gpu_provider.backends.cuda.device import Device, DeviceRows, Stream
 
 __all__ = ["INDEX_BYTES", "Arena", "Part", "Staging"]
@@ -62,7 +63,7 @@ class Part:
         """Wipes the host's side."""
         self.host.fill(0)
 
-    def fill(self, stream: Stream, rows: NDArray[np.uint8] | DeviceRows, width: int) -> None:
+    def fill(self, stream: Stream, rows: Rows | DeviceRows, width: int) -> None:
         """Fills the device's side with numbers from the host or the device, as rows of ``width`` bytes."""
         if isinstance(rows, np.ndarray):
             wide = self.host.reshape(len(rows), width)
@@ -122,7 +123,7 @@ class Staging:
         """What blinding pairs are made of."""
         self._arenas: list[Arena] = []
         self.rows = 0
-        """How many rows of any size class there is room for."""
+        """There is room for so many rows of any size class."""
         self.struct: Any = ffi.new("struct gp_staging *")
         """What ``gp_stage`` works on."""
 

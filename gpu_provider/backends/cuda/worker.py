@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from _cffi_backend import FFI
     from numpy.typing import NDArray
 
-    from gpu_provider.backends.base import Batch
+    from gpu_provider.backends.base import Batch, Rows
     from gpu_provider.backends.cuda.device import Device, DeviceRows
     from gpu_provider.backends.cuda.kernels import KernelChoice
     from gpu_provider.backends.cuda.keys import DeviceKeys
@@ -101,19 +101,19 @@ class DeviceWorker:
         self._compute(width, width, ffi.NULL, u8(ok), source=inputs, target=outputs)
         return ok
 
-    def read(self, rows: DeviceRows) -> NDArray[np.uint8]:
-        """The caller's array, [rows, bytes], least significant byte first. Raises DeviceError."""
-        array = np.empty((rows.rows, rows.bytes), np.uint8)
+    def read(self, rows: DeviceRows) -> Rows:
+        """The caller's array. Raises DeviceError."""
+        array = np.empty(rows.shape, np.uint8)
         for start, some in self._pieces(rows):
             (part,) = self._staging.down.lay_out(some.rows * some.bytes)
             part.fill(self._stream, some, some.bytes)
             part.download(self._stream)
             self._finish(part)
-            array[start : start + some.rows] = part.host.reshape(some.rows, some.bytes)
+            array[start : start + some.rows] = part.host.reshape(some.shape)
             part.wipe()
         return array
 
-    def write(self, rows: DeviceRows, array: NDArray[np.uint8]) -> None:
+    def write(self, rows: DeviceRows, array: Rows) -> None:
         """Fills the caller's array. Raises DeviceError."""
         for start, some in self._pieces(rows):
             (part,) = self._staging.up.lay_out(some.rows * some.bytes)
