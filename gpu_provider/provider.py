@@ -110,10 +110,8 @@ class BatchingProvider:
         """
         self.config = load_config(ProviderConfig, environ=os.environ) if config is None else config
         self.registry = CollectorRegistry() if registry is None else registry
-        libcrypto = LibcryptoBackend(self.config.threads)
-        for backend in backends or ():
-            if isinstance(backend, LibcryptoBackend):
-                libcrypto = backend
+        given = (backend for backend in backends or () if isinstance(backend, LibcryptoBackend))
+        libcrypto = next(given, LibcryptoBackend(self.config.threads))
         self._client = Client(self.config.queue_depth)
         self._futures = PendingFutures(self._client)
         open_more = None
@@ -189,10 +187,9 @@ class BatchingProvider:
 
         Raises ProviderClosedError before :meth:`start`, because connections would wait for threads that don't exist.
         """
-        self._client.check_process()
+        self._client.check_process()  # a forked child may never get the lock
         with self._lock:
-            if not self._started:
-                raise ProviderClosedError("the provider is not started; use it in a with statement, or call start()")
+            self._check_started()
             if self._library_context is None:
                 self._library_context = LibraryContext(self._client)
             return self._library_context
@@ -273,10 +270,7 @@ class BatchingProvider:
 
     def _check_key(self, key: Key) -> None:
         self._check_running()
-        if not isinstance(key, Key):
-            raise InputError(f"the key is of type {type(key).__name__}; it must be one that load_key() returned")
-        if key.client is not self._client:
-            raise InputError("the key was loaded by another provider; load it with this one")
+        keys.check_key(self._client, key)
 
     def _private_rows(self, keys: Keys, x: NDArray[np.uint64]) -> NDArray[np.uint64]:
         self._check_running()
@@ -417,9 +411,12 @@ class BatchingProvider:
         if self._engine.owns_current_thread():
             raise GpuProviderError("a future's callback must not wait for the provider that runs it; use submit()")
 
-    def _check_running(self) -> None:
+    def _check_started(self) -> None:
         self._client.check_process()
         if not self._started:
             raise ProviderClosedError("the provider is not started; use it in a with statement, or call start()")
+
+    def _check_running(self) -> None:
+        self._check_started()
         if self._engine.closing:
             raise ProviderClosedError("the provider is closed")

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from gpu_provider.library.key_formats import KeySource
     from gpu_provider.library.operands import BytesLike, Integer
 
-__all__ = ["Key", "load"]
+__all__ = ["Key", "check_key", "load"]
 
 _MIN_EXPONENT = 3
 
@@ -74,6 +74,14 @@ class Key:
 
 def _remove(client: Client, handle: int) -> None:
     lib.gp_client_remove_key(client.pointer, handle)
+
+
+def check_key(client: Client, key: object, name: str = "the key") -> None:
+    """Raises InputError unless it is a key in this client's table."""
+    if not isinstance(key, Key):
+        raise InputError(f"{name} is of type {type(key).__name__}; it must be one that load_key() returned")
+    if key.client is not client:
+        raise InputError("the key was loaded by another provider; load it with this one")
 
 
 def load(client: Client, source: KeySource, password: bytes | str | None = None) -> Key:

@@ -15,7 +15,7 @@ from gpu_provider.client import class_bytes, class_of
 from gpu_provider.engine.calls import Call
 from gpu_provider.errors import InputError, ProviderClosedError
 from gpu_provider.kinds import PRIVATE_ROWS
-from gpu_provider.library.keys import Key
+from gpu_provider.library.keys import check_key
 from gpu_provider.library.operands import label, not_less, widen
 from gpu_provider.native import ffi, lib
 
@@ -24,9 +24,10 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from gpu_provider.backends.base import Backend
+    from gpu_provider.backends.base import Backend, Rows
     from gpu_provider.client import Client
     from gpu_provider.engine.calls import Operands
+    from gpu_provider.library.keys import Key
 
 __all__ = ["Keys", "KeysOfRows", "PrivateCall", "keys_of_rows", "private_calls"]
 
@@ -38,9 +39,9 @@ class KeysOfRows:
     """Says which row of a call has which key."""
 
     keys: list[Key]
-    """Without duplicates."""
+    """The keys, without duplicates."""
     of_row: NDArray[np.intp]
-    """[n] index into ``keys``."""
+    """[n] indices into ``keys``."""
 
     @property
     def sizes(self) -> tuple[int, int]:
@@ -52,8 +53,8 @@ class KeysOfRows:
         """[n]."""
         return np.array([key.handle for key in self.keys], np.uint64)[self.of_row]
 
-    def moduli(self, width: int) -> NDArray[np.uint8]:
-        """[n, width], least significant byte first; read-only."""
+    def moduli(self, width: int) -> Rows:
+        """[n, width], read-only."""
         data = b"".join(key.n.to_bytes(width, "little") for key in self.keys)
         moduli = np.frombuffer(data, np.uint8).reshape(len(self.keys), width)
         if len(moduli) == 1:
@@ -75,9 +76,7 @@ class KeysOfRows:
 class PrivateCall(Call):
     """Rows of one size class. Its keys stay in the key table until its result is there, even if they are closed."""
 
-    def __init__(
-        self, client: Client, class_index: int, handles: NDArray[np.uint64], inputs: NDArray[np.uint8]
-    ) -> None:
+    def __init__(self, client: Client, class_index: int, handles: NDArray[np.uint64], inputs: Rows) -> None:
         """``handles``: [n]. ``inputs``: [n, bytes of the class], each below its modulus. If a key is closed already,
         the call has failed from the start."""
         kind, row_bytes = PRIVATE_ROWS[class_index], inputs.shape[1]
@@ -90,7 +89,7 @@ class PrivateCall(Call):
                 return
             self._pinned.append(handle)
 
-    def compute(self, backend: Backend, operands: Operands, outputs: NDArray[np.uint8], ok: NDArray[np.uint8]) -> int:
+    def compute(self, backend: Backend, operands: Operands, outputs: Rows, ok: NDArray[np.uint8]) -> int:
         handles, inputs = (operand.view() for operand in operands)
         # A backend that used its inputs as scratch space would have its results verified against the wrong numbers.
         handles.flags.writeable = inputs.flags.writeable = False
@@ -113,14 +112,9 @@ def _unpin(client: Client, handle: int) -> None:
 
 def keys_of_rows(client: Client, keys: Keys, rows: int) -> KeysOfRows:
     """``keys``: one for all rows, or one for each. Raises InputError."""
-    if not isinstance(keys, Key | Iterable):
-        raise InputError(f"the key is of type {type(keys).__name__}; it must be one that load_key() returned")
-    of_rows = [keys] if isinstance(keys, Key) else list(keys)
+    of_rows, name = (list(keys), "a key") if isinstance(keys, Iterable) else ([keys], "the key")
     for key in of_rows:
-        if not isinstance(key, Key):
-            raise InputError(f"a key is of type {type(key).__name__}; it must be one that load_key() returned")
-        if key.client is not client:
-            raise InputError("the key was loaded by another provider; load it with this one")
+        check_key(client, key, name)
     if len(of_rows) not in {1, rows}:
         raise InputError(f"there are {len(of_rows)} keys for {rows} rows; give one for all, or one for each")
     places = {key: place for place, key in enumerate(dict.fromkeys(of_rows))}
@@ -128,11 +122,9 @@ def keys_of_rows(client: Client, keys: Keys, rows: int) -> KeysOfRows:
     return KeysOfRows(list(places), np.broadcast_to(of_row, (rows,)))
 
 
-def private_calls(
-    client: Client, keys: KeysOfRows, inputs: NDArray[np.uint8]
-) -> list[tuple[NDArray[np.intp], PrivateCall]]:
-    """A call for each size class among the keys, with the indices of its rows. ``inputs``: [n, bytes], least
-    significant byte first. Raises InputError for a row that is not below its modulus."""
+def private_calls(client: Client, keys: KeysOfRows, inputs: Rows) -> list[tuple[NDArray[np.intp], PrivateCall]]:
+    """A call for each size class among the keys, with the indices of its rows. Raises InputError for a row that is not
+    below its modulus."""
     width = max(inputs.shape[1], keys.sizes[1])
     wide = widen(inputs, len(inputs), width)
     too_large = not_less(wide, keys.moduli(width))
