@@ -48,10 +48,11 @@ def open_gpus(client: Client, config: ProviderConfig) -> list[CudaBackend]:
     ]
     # On other threads: each makes its device the current one of its thread, and this thread may have another.
     with ThreadPoolExecutor(len(backends)) as pool:
-        failures = list(pool.map(lambda backend: _open(backend, client), backends))
-    working = [backend for backend, failure in zip(backends, failures, strict=True) if failure is None]
-    for backend, failure in zip(backends, failures, strict=True):
-        if failure is not None and required:
+        opening = {backend: pool.submit(backend.open, client) for backend in backends}
+    failures = {backend: opened.exception() for backend, opened in opening.items()}
+    working = [backend for backend, failure in failures.items() if failure is None]
+    for backend, failure in failures.items():
+        if failure is not None and (required or not isinstance(failure, BackendError)):
             for other in working:
                 other.close()
             raise failure
@@ -60,11 +61,3 @@ def open_gpus(client: Client, config: ProviderConfig) -> list[CudaBackend]:
     if not required:
         _log.info('backend "auto": computing with %s', ", ".join([*(backend.name for backend in working), "cpu"]))
     return working
-
-
-def _open(backend: CudaBackend, client: Client) -> BackendError | None:
-    try:
-        backend.open(client)
-    except BackendError as error:
-        return error
-    return None

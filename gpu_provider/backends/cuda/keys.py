@@ -46,7 +46,7 @@ class _Table:
         self.left_behind: list[_Memory] = []
         self.unused: list[int] = []
         self.records: dict[int, int] = {}
-        """Record by key handle; GP_NO_RECORD for a key that the kernels don't support."""
+        """Numbers of records, by key handle; GP_NO_RECORD for a key that the kernels don't support."""
 
 
 class DeviceKeys:
@@ -136,6 +136,7 @@ class DeviceKeys:
 
     def _add(self, table: _Table, handle: int) -> None:
         record: Any = ffi.new("struct gp_key_record *")
+        record.number = lib.GP_NO_RECORD  # also if it is gone: forgotten by the next remove_gone()
         address = u8(self._record)
         status = lib.gp_key_record_fill(
             self._client.keys, handle, self._fill, self._radix_bits, table.class_bytes, address, record
@@ -145,11 +146,6 @@ class DeviceKeys:
                 record.number = self._upload(table)
             finally:
                 self._record.fill(0)
-        elif status == lib.GPK_UNSUPPORTED:
-            record.number = lib.GP_NO_RECORD
-            record.e = record.prime_bits = 0
-        else:
-            record.number = lib.GP_NO_RECORD  # gone; forgotten by the next remove_gone()
         table.records[handle] = record.number
         lib.gp_records_set(self.pointer, handle, record)
 
