@@ -82,9 +82,9 @@ class Unit:
     bytes: int
     """Width of a row, and of the longest modulus that it takes."""
     threads: int
-    """How many work on one row."""
+    """The threads that work on one row."""
     limbs: int
-    """How many are in each thread."""
+    """The limbs that each thread has."""
     window: int
     """Bits of an exponent's digit."""
     key_bytes: int
@@ -113,7 +113,7 @@ class Unit:
 
     @property
     def rows(self) -> int:
-        """How many a warp computes."""
+        """The rows that a warp computes."""
         return _WARP // self.threads
 
     @property

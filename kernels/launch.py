@@ -50,10 +50,10 @@ class Kernel:
     class_bytes: int
     """Width of a row of numbers."""
     threads: int
-    """How many work on one row."""
+    """The threads that work on one row."""
     window: int
     rows: int
-    """How many a warp computes: a launch of one row costs as much as a launch of this many."""
+    """The rows that a warp computes: a launch of one row costs as much as a launch of this many."""
     table_bytes: int
     """Shared memory that a warp needs on a device."""
     record_bytes: int

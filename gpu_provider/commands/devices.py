@@ -93,7 +93,7 @@ def _precompile(names: Sequence[str], cache: CubinCache, report: _Report) -> Non
     for name in names:
         if name not in known:
             raise ConfigError(f"--arch {name}: NVRTC {nvrtc.version()} compiles for {' '.join(known)}")
-    wanted = dict.fromkeys(names) if names else dict.fromkeys(map(_architecture, _devices_to_compile_for()))
+    wanted = dict.fromkeys(names or [_architecture(device) for device in _devices_to_compile_for()])
     todo = [(name, cubins.units(cubins.arithmetics(name))) for name in wanted]
 
     def fail(error: OSError) -> None:
@@ -134,7 +134,7 @@ class _Listed:
     units: int
     compiled: int
     problem: str | None
-    """Why there can't be kernels for it."""
+    """The reason why there can't be kernels for it."""
 
 
 def _list(cache: CubinCache, report: _Report) -> list[Gpu]:

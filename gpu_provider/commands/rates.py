@@ -34,13 +34,13 @@ class Rate:
 
     bits: int
     per_second: float
-    """At best."""
+    """The best rate of any batch."""
     batch: int
-    """How many at a time that takes."""
+    """The operations of a batch that reaches it."""
     batch_seconds: float
-    """How long such a batch takes."""
+    """The time that such a batch takes."""
     single_seconds: float
-    """How long one alone takes."""
+    """The time that one operation alone takes."""
 
 
 def measure_device(device: Device, largest: int) -> list[Rate]:

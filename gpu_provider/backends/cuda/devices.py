@@ -23,7 +23,7 @@ class Gpu:
     multiprocessors: int
     memory_bytes: int
     pci_bus_id: str
-    """Such as ``0000:3b:00.0``."""
+    """The address, such as ``0000:3b:00.0``."""
 
 
 def find_devices() -> list[Gpu]:

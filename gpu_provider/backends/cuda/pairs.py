@@ -34,7 +34,7 @@ class DevicePairs:
         self._stream = stream
         self._pair_bytes = pair_bytes
         self.address = 0
-        """Where the first pair is; changes as pairs are added."""
+        """The address of the first pair; changes as pairs are added."""
         self._owner = np.empty(0, np.uint64)
         self._first, self._count, self._wanted, self._prime_bits = (np.empty(0, np.uint32) for _ in range(4))
         self._e = np.empty(0, np.uint64)
