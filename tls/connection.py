@@ -143,9 +143,7 @@ class Connection(ConnectionInfo):
             raise error
         if drain.parked:
             drain.current_home().drain()
-        ssl = self._ssl
-        if ssl is None:
-            self._closed()
+        ssl = self._pointer()
         paused = self._paused
         if paused is not None:
             self._check_resume(paused, operation, size)
@@ -276,19 +274,19 @@ class Connection(ConnectionInfo):
         the thread that ran the operation, in a later call of this package or in :func:`drain_closed_connections`. A
         closed connection's callback is not called. Closing twice is harmless.
         """
-        ssl, self._ssl = self._ssl, None
-        if ssl is not None:
-            if self._paused is None:
-                lib.SSL_free(ssl)
-            else:
-                self._park(ssl)
+        self._free()
         self._callback = self._on_ready = None
         if self._socket is not None:
             self._socket.close()
 
-    def _park(self, ssl: Any) -> None:
+    def _free(self) -> None:
+        ssl, self._ssl = self._ssl, None
+        if ssl is None:
+            return
         paused, home, notifier = self._paused, self._home, self._notifier
-        assert paused is not None  # noqa: S101  close() looked
+        if paused is None:
+            lib.SSL_free(ssl)
+            return
         assert home is not None  # noqa: S101  set with it
         self._paused = None
         if not lib.gp_connection_cut_off(ssl):
@@ -302,12 +300,7 @@ class Connection(ConnectionInfo):
             one.wait_for_descriptors(descriptors_of(ssl))
 
     def __del__(self) -> None:
-        ssl, self._ssl = self._ssl, None
-        if ssl is not None:
-            if self._paused is None:
-                lib.SSL_free(ssl)
-            else:
-                self._park(ssl)
+        self._free()
 
     def __reduce__(self) -> NoReturn:
         raise TypeError("a Connection can't be pickled or copied: it belongs to its thread and its socket")
@@ -347,8 +340,7 @@ class Connection(ConnectionInfo):
     def bio_pending(self) -> int:
         """How many bytes :meth:`bio_read` could return."""
         self._need_memory()
-        count: int = lib.BIO_ctrl_pending(self._wbio)
-        return count
+        return int(lib.BIO_ctrl_pending(self._wbio))
 
     def bio_shutdown(self) -> None:
         """Says that the peer will send nothing more."""
@@ -356,8 +348,7 @@ class Connection(ConnectionInfo):
         lib.BIO_set_mem_eof_return(self._rbio, 0)
 
     def _need_memory(self) -> None:
-        if self._ssl is None:
-            self._closed()
+        self._pointer()
         if self._socket is not None:
             raise Error("this connection works on a socket, not on memory BIOs")
 
@@ -369,14 +360,12 @@ class Connection(ConnectionInfo):
     def set_mode(self, mode: int) -> int:
         """Adds mode bits, such as ``SSL_MODE_ASYNC``; returns all that are set. Not while an operation is paused."""
         self._refuse_paused("set_mode")
-        bits: int = lib.SSL_set_mode(self._pointer(), mode)
-        return bits
+        return int(lib.SSL_set_mode(self._pointer(), mode))
 
     def clear_mode(self, mode: int) -> int:
         """Removes mode bits; returns all that are left. Not while an operation is paused."""
         self._refuse_paused("clear_mode")
-        bits: int = lib.SSL_clear_mode(self._pointer(), mode)
-        return bits
+        return int(lib.SSL_clear_mode(self._pointer(), mode))
 
     def _refuse_paused(self, what: str) -> None:
         if self._paused is not None:

@@ -149,23 +149,19 @@ class Context:
 
     def set_options(self, options: int) -> int:
         """Adds ``OP_*`` bits; returns all that are set."""
-        bits: int = lib.SSL_CTX_set_options(self._ctx, options)
-        return bits
+        return int(lib.SSL_CTX_set_options(self._ctx, options))
 
     def clear_options(self, options: int) -> int:
         """Removes ``OP_*`` bits; returns all that are left."""
-        bits: int = lib.SSL_CTX_clear_options(self._ctx, options)
-        return bits
+        return int(lib.SSL_CTX_clear_options(self._ctx, options))
 
     def set_mode(self, mode: int) -> int:
         """Adds mode bits, such as ``SSL_MODE_ASYNC``, for connections made from now on; returns all that are set."""
-        bits: int = lib.SSL_CTX_set_mode(self._ctx, mode)
-        return bits
+        return int(lib.SSL_CTX_set_mode(self._ctx, mode))
 
     def set_session_cache_mode(self, mode: int) -> int:
         """One of ``SESS_CACHE_*``; returns what it was."""
-        before: int = lib.SSL_CTX_set_session_cache_mode(self._ctx, mode)
-        return before
+        return int(lib.SSL_CTX_set_session_cache_mode(self._ctx, mode))
 
     def set_session_id_context(self, identity: str | bytes) -> None:
         """Sessions are resumed only in contexts with the same identity (1 to 32 bytes of any value, such as a hash)."""
@@ -262,8 +258,7 @@ class Context:
         self.verify_chosen = True
 
     def get_verify_mode(self) -> int:
-        mode: int = lib.SSL_CTX_get_verify_mode(self._ctx)
-        return mode
+        return int(lib.SSL_CTX_get_verify_mode(self._ctx))
 
     def set_verify_depth(self, depth: int) -> None:
         """How many authorities may stand between the peer's certificate and a trusted one."""
@@ -274,15 +269,13 @@ class Context:
         peer's certificate is verified; returns all that are set."""
         parameters = lib.SSL_CTX_get0_param(self._ctx)
         check(lib.X509_VERIFY_PARAM_set_flags(parameters, flags), f"verification flags {flags:#x}")
-        bits: int = lib.X509_VERIFY_PARAM_get_flags(parameters)
-        return bits
+        return int(lib.X509_VERIFY_PARAM_get_flags(parameters))
 
     def clear_verify_flags(self, flags: int) -> int:
         """Removes such flags; returns all that are left."""
         parameters = lib.SSL_CTX_get0_param(self._ctx)
         check(lib.X509_VERIFY_PARAM_clear_flags(parameters, flags), f"verification flags {flags:#x}")
-        bits: int = lib.X509_VERIFY_PARAM_get_flags(parameters)
-        return bits
+        return int(lib.X509_VERIFY_PARAM_get_flags(parameters))
 
     # ---- choices within the handshake ----
 

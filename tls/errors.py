@@ -1,7 +1,7 @@
 """What the TLS API raises. As in pyOpenSSL, the Want errors are states of a connection, not failures."""
 
 import os
-from typing import Any, NoReturn
+from typing import Any
 
 from gpu_provider.errors import GpuProviderError
 from gpu_provider.tls._ssl import ffi, lib
@@ -121,7 +121,3 @@ def operation_error(ssl: Any, error: int) -> Error:
         code = lib.SSL_get_verify_result(ssl)
         text += f" ({ffi.string(lib.X509_verify_cert_error_string(code)).decode()})"
     return Error(text)
-
-
-def raise_operation_error(ssl: object, error: int) -> NoReturn:
-    raise operation_error(ssl, error)

@@ -39,12 +39,9 @@ class ConnectionInfo:
     _verify_host: str | None
     _resumes: Session | None
 
-    def _closed(self) -> NoReturn:
-        raise Error("the connection is closed")
-
     def _pointer(self) -> Any:
         if self._ssl is None:
-            self._closed()
+            raise Error("the connection is closed")
         return self._ssl
 
     # ---- settings ----
@@ -97,8 +94,7 @@ class ConnectionInfo:
 
     def get_verify_mode(self) -> int:
         """``VERIFY_*`` bits."""
-        mode: int = lib.SSL_get_verify_mode(self._pointer())
-        return mode
+        return int(lib.SSL_get_verify_mode(self._pointer()))
 
     def get_session(self) -> Session | None:
         """The session, to resume it later. With TLS 1.3 call it after the first recv, which reads the server's tickets.
@@ -150,13 +146,11 @@ class ConnectionInfo:
 
     def get_shutdown(self) -> int:
         """``SENT_SHUTDOWN`` | ``RECEIVED_SHUTDOWN``."""
-        state: int = lib.SSL_get_shutdown(self._pointer())
-        return state
+        return int(lib.SSL_get_shutdown(self._pointer()))
 
     def pending(self) -> int:
         """Decrypted bytes that the next recv returns without reading from the transport."""
-        count: int = lib.SSL_pending(self._pointer())
-        return count
+        return int(lib.SSL_pending(self._pointer()))
 
     def has_pending(self) -> bool:
         """Whether bytes wait inside, decrypted or not."""
