@@ -4,9 +4,9 @@
 """
 
 from gpu_provider.status import AsyncStatus
+from gpu_provider.tls import constants as _constants
 from gpu_provider.tls.connection import Connection, set_async_job_limit
 from gpu_provider.tls.constants import *  # noqa: F403
-from gpu_provider.tls.constants import __all__ as _constants
 from gpu_provider.tls.context import AsyncCallback, Context
 from gpu_provider.tls.drain import drain_closed_connections
 from gpu_provider.tls.errors import (
@@ -47,5 +47,5 @@ __all__ = [  # noqa: PLE0604  the constants' names are strings too
     "ZeroReturnError",
     "drain_closed_connections",
     "set_async_job_limit",
-    *_constants,
+    *(name for name in vars(_constants) if not name.startswith("_")),
 ]
