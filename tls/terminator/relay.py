@@ -83,8 +83,7 @@ class Relay:
         """``upstream_events`` are those that reported the connection; its first bytes may have come with it."""
         self._session.moved()
         self._to_upstream()
-        if not self._over:
-            self.on_upstream(upstream_events)
+        self.on_upstream(upstream_events)
 
     def stop(self) -> None:
         """The session is over: events that are on their way must be ignored."""
@@ -100,7 +99,7 @@ class Relay:
             self._client_readable = True
         if events & WRITABLE and (self._for_client or self._close_notify_due):
             self._to_client()
-        if self._client_readable and not self._over:
+        if self._client_readable:
             self._to_upstream()
 
     def _on_client_reset(self) -> None:
@@ -118,13 +117,15 @@ class Relay:
             self._upstream_end_seen = True
         if events & WRITABLE and self._for_upstream:
             self._to_upstream()
-        if events & (READABLE | PEER_ENDED) and not self._over:
+        if events & (READABLE | PEER_ENDED):
             self._upstream_readable = True
             self._to_client()
 
     # ---- client to upstream ----
 
     def _to_upstream(self) -> None:
+        if self._over:
+            return
         buffer = self._shared.buffer
         for _ in range(_ROUNDS):
             if self._for_upstream:
@@ -144,11 +145,7 @@ class Relay:
                 if failure is not None and not isinstance(failure, tls.SysCallError):
                     self._client_failed(failure)  # it broke the protocol, so its bytes need not be delivered
                 return
-        self._shared.poller.again(self._again_to_upstream)
-
-    def _again_to_upstream(self) -> None:
-        if not self._over:
-            self._to_upstream()
+        self._shared.poller.again(self._to_upstream)
 
     def _read_client(self, buffer: memoryview) -> int:
         """Returns how many bytes came; 0: none now, or none ever."""
@@ -188,7 +185,7 @@ class Relay:
                 self._both_ended()
             else:
                 self._upstream_readable = self._upstream_end_seen = True
-                self._shared.poller.again(self._again_to_client)
+                self._shared.poller.again(self._to_client)
             return len(data)
 
     def _client_is_done(self) -> None:
@@ -218,6 +215,8 @@ class Relay:
     # ---- upstream to client ----
 
     def _to_client(self) -> None:
+        if self._over:
+            return
         buffer = self._shared.buffer
         for _ in range(_ROUNDS):
             if self._for_client:
@@ -236,11 +235,7 @@ class Relay:
             if sent < count:
                 self._for_client = memoryview(bytes(buffer[sent:count]))
                 return
-        self._shared.poller.again(self._again_to_client)
-
-    def _again_to_client(self) -> None:
-        if not self._over:
-            self._to_client()
+        self._shared.poller.again(self._to_client)
 
     def _read_upstream(self, buffer: memoryview) -> int:
         """Returns how many bytes came; 0: none now, or none ever."""
@@ -304,6 +299,6 @@ class Relay:
         self._over = True
         self._session.linger(result, reason)
 
-    def _end(self, result: str, reason: str = "") -> None:
+    def _end(self, result: str, reason: str) -> None:
         self._over = True
         self._session.end(result, reason)

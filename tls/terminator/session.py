@@ -128,7 +128,7 @@ class Session:
             except OSError as error:
                 self._handshake_failed("client_gone", os.strerror(error.errno or 0))
                 return
-        shared.notifier.attach(self.connection, self._resume_handshake)
+        shared.notifier.attach(self.connection, self._handshake)
         self._enter(State.HANDSHAKE)
         shared.poller.add(self.client, self._on_client)
         self._handshake()  # the client's first bytes are often here by now
@@ -200,7 +200,7 @@ class Session:
             self._end_linger()
             return
         self._shared.poller.set_handler(self.client, self._drop_input)
-        self._drop_input(READABLE)
+        self._drop_input()
 
     # ---- HANDSHAKE ----
 
@@ -212,11 +212,9 @@ class Session:
             if events & GONE and self.state is State.HANDSHAKE:
                 self._handshake_failed("client_gone", "the connection was reset")
 
-    def _resume_handshake(self) -> None:
-        if self.state is State.HANDSHAKE:
-            self._handshake()
-
     def _handshake(self) -> None:
+        if self.state is not State.HANDSHAKE:
+            return
         try:
             with self._shared.notifier.turn:
                 self.connection.do_handshake()
@@ -228,7 +226,7 @@ class Session:
             self._waits_for = WRITABLE
         except tls.WantAsyncJobError:
             self._waits_for = 0
-            self._shared.notifier.when_job_ends(self._resume_handshake)
+            self._shared.notifier.when_job_ends(self._handshake)
         except tls.SysCallError as error:
             self._handshake_failed("client_gone", str(error))
         except tls.Error as error:
@@ -298,7 +296,7 @@ class Session:
     def _end_linger(self) -> None:
         self.end(self._result, self._reason)
 
-    def _drop_input(self, events: int) -> None:
+    def _drop_input(self, _events: int = 0) -> None:
         if self.state is not State.LINGER:
             return
         try:
@@ -311,10 +309,7 @@ class Session:
         except OSError:
             self._end_linger()
             return
-        self._shared.poller.again(self._drop_more)
-
-    def _drop_more(self) -> None:
-        self._drop_input(READABLE)
+        self._shared.poller.again(self._drop_input)
 
     def _close(self) -> None:
         self._enter(State.ENDED)
