@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 from itertools import zip_longest
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from gpu_provider.errors import ConfigError
 
-__all__ = ["Address", "Resolved", "format_address", "parse_address", "resolve"]
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = ["Address", "Resolved", "format_address", "named", "parse_address", "resolve"]
 
 
 class Address(NamedTuple):
@@ -32,6 +36,15 @@ def format_address(address: tuple[str, int] | tuple[str, int, int, int]) -> str:
     """``host:port``, with brackets around an IPv6 address."""
     host, port = address[:2]
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+@contextlib.contextmanager
+def named(setting: str) -> Iterator[None]:
+    """Has a ConfigError begin with the setting's name."""
+    try:
+        yield
+    except ConfigError as error:
+        raise ConfigError(f"{setting}: {error}") from None
 
 
 def parse_address(text: str, *, any_host: bool) -> Address:

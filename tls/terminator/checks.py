@@ -10,7 +10,7 @@ from gpu_provider import tls
 from gpu_provider.backends.cuda.devices import find_devices
 from gpu_provider.errors import BackendError, ConfigError
 from gpu_provider.tls import constants
-from gpu_provider.tls.terminator.addresses import Address, Resolved, format_address, resolve
+from gpu_provider.tls.terminator.addresses import Resolved, format_address, named, resolve
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -37,8 +37,10 @@ def _check_backend(config: TerminatorConfig) -> None:
 
 
 def _check_addresses(config: TerminatorConfig, upstream: tuple[Resolved, ...]) -> list[str]:
-    listen = _resolved("listen", config.listen_address)
-    admin = () if config.admin_address is None else _resolved("admin", config.admin_address)
+    with named("listen"):
+        listen = resolve(config.listen_address, to_listen=True)
+    with named("admin"):
+        admin = () if config.admin_address is None else resolve(config.admin_address, to_listen=True)
     for one in listen:
         for other in admin:
             if _same_port(one, other) and (_host(one) == _host(other) or _is_any(one) or _is_any(other)):
@@ -56,13 +58,6 @@ def _check_addresses(config: TerminatorConfig, upstream: tuple[Resolved, ...]) -
         if any(_reaches(target, listener) for listener in admin):
             return [f"upstream = {config.upstream!r} is the admin port: its metrics would be served to every client"]
     return []
-
-
-def _resolved(setting: str, address: Address) -> tuple[Resolved, ...]:
-    try:
-        return resolve(address, to_listen=True)
-    except ConfigError as error:
-        raise ConfigError(f"{setting}: {error}") from None
 
 
 def _host(one: Resolved) -> str:

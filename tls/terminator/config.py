@@ -10,7 +10,7 @@ from msgspec import Meta
 from gpu_provider.config import ProviderConfig
 from gpu_provider.errors import ConfigError
 from gpu_provider.settings import Shown
-from gpu_provider.tls.terminator.addresses import Address, parse_address
+from gpu_provider.tls.terminator.addresses import Address, named, parse_address
 
 __all__ = ["TerminatorConfig"]
 
@@ -151,10 +151,8 @@ class TerminatorConfig(ProviderConfig, frozen=True, kw_only=True, forbid_unknown
 
 
 def _address(setting: str, text: str, *, any_host: bool) -> Address:
-    try:
+    with named(setting):
         return parse_address(text, any_host=any_host)
-    except ConfigError as error:
-        raise ConfigError(f"{setting}: {error}") from None
 
 
 def _files(paths: tuple[Path, ...]) -> str:

@@ -10,7 +10,7 @@ import socket
 import struct
 
 from gpu_provider.errors import ConfigError
-from gpu_provider.tls.terminator.addresses import Address, format_address, resolve
+from gpu_provider.tls.terminator.addresses import Address, format_address, named, resolve
 
 __all__ = [
     "connections_allowed",
@@ -52,10 +52,11 @@ _REMEDIES = {
 def listen(address: Address, setting: str) -> list[socket.socket]:
     """Opens non-blocking listening sockets for all that ``address`` resolves to. Raises a ConfigError that names
     ``setting``."""
+    with named(setting):
+        resolved = resolve(address, to_listen=True)
     listeners: list[socket.socket] = []
     port = address.port
     try:
-        resolved = resolve(address, to_listen=True)
         for family, sockaddr in resolved:
             try:
                 listener = socket.socket(family, socket.SOCK_STREAM)
@@ -74,11 +75,9 @@ def listen(address: Address, setting: str) -> list[socket.socket]:
             listener.listen(_BACKLOG)
             # Port 0 means any free one, and then the same for the other families.
             port = listener.getsockname()[1]
-    except (ConfigError, OSError) as error:
+    except OSError as error:
         for listener in listeners:
             listener.close()
-        if isinstance(error, ConfigError):
-            raise ConfigError(f"{setting}: {error}") from None
         number = error.errno or 0
         remedy = _REMEDIES.get(number)
         text = f"{setting}: can't listen on {format_address(address)}: {os.strerror(number)}"

@@ -14,7 +14,7 @@ from prometheus_client import CollectorRegistry
 
 from gpu_provider import BatchingProvider
 from gpu_provider.errors import ConfigError, GpuProviderError
-from gpu_provider.tls.terminator.addresses import Resolved, resolve
+from gpu_provider.tls.terminator.addresses import named, resolve
 from gpu_provider.tls.terminator.certificate_checks import date
 from gpu_provider.tls.terminator.certificates import load_certificates
 from gpu_provider.tls.terminator.checks import check_settings
@@ -35,33 +35,6 @@ _LAST_LINES_SECONDS = 1.0
 _log = structlog.stdlib.get_logger(__name__)
 
 
-def check(config: TerminatorConfig) -> list[str]:
-    """Checks everything that needs no listening: files, keys, names, and how they fit together. Returns warnings about
-    what works but is surely a mistake. Raises ConfigError for what can't work."""
-    with _start_errors():
-        return _check(config)
-
-
-def _check(config: TerminatorConfig) -> list[str]:
-    certificates = load_certificates(config, None)
-    expired = (
-        f"certificate file {str(one.path)!r} has expired: it was valid until {date(one.not_after)}"
-        for one in certificates.all
-        if one.not_after < time.time()
-    )
-    return [*check_settings(config, _resolve_upstream(config)), *expired, *certificates.warnings]
-
-
-def run(config: TerminatorConfig) -> int:
-    """Serves until a signal ends it. Returns the exit code. Raises ConfigError if it can't start."""
-    signals = SignalHandlers()
-    try:
-        with _start_errors():
-            return _run(config, signals)
-    finally:
-        signals.ignore_all()
-
-
 @contextlib.contextmanager
 def _start_errors() -> Iterator[None]:
     """Turns whatever keeps it from starting into a ConfigError of one line."""
@@ -75,12 +48,38 @@ def _start_errors() -> Iterator[None]:
         raise ConfigError("there is not enough memory to start; raise its limit (ulimit -v)") from None
 
 
+@_start_errors()
+def check(config: TerminatorConfig) -> list[str]:
+    """Checks everything that needs no listening: files, keys, names, and how they fit together. Returns warnings about
+    what works but is surely a mistake. Raises ConfigError for what can't work."""
+    certificates = load_certificates(config, None)
+    expired = (
+        f"certificate file {str(one.path)!r} has expired: it was valid until {date(one.not_after)}"
+        for one in certificates.all
+        if one.not_after < time.time()
+    )
+    with named("upstream"):
+        upstream = resolve(config.upstream_address, to_listen=False)
+    return [*check_settings(config, upstream), *expired, *certificates.warnings]
+
+
+def run(config: TerminatorConfig) -> int:
+    """Serves until a signal ends it. Returns the exit code. Raises ConfigError if it can't start."""
+    signals = SignalHandlers()
+    try:
+        return _run(config, signals)
+    finally:
+        signals.ignore_all()
+
+
+@_start_errors()
 def _run(config: TerminatorConfig, signals: SignalHandlers) -> int:
     log = configure_logging(config.log_level)
     # Private keys are in this process's memory, and must not end up in a file on disk.
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     raise_descriptor_limit(config.max_connections)
-    upstream = _resolve_upstream(config)
+    with named("upstream"):
+        upstream = resolve(config.upstream_address, to_listen=False)
     for warning in check_settings(config, upstream):
         _log.warning(warning)
     listeners = listen(config.listen_address, "listen")
@@ -103,13 +102,6 @@ def _run(config: TerminatorConfig, signals: SignalHandlers) -> int:
                 log.wait_written(_LAST_LINES_SECONDS)
                 os._exit(code)
             return code
-
-
-def _resolve_upstream(config: TerminatorConfig) -> tuple[Resolved, ...]:
-    try:
-        return resolve(config.upstream_address, to_listen=False)
-    except ConfigError as error:
-        raise ConfigError(f"upstream: {error}") from None
 
 
 def _loop_factory() -> type[asyncio.AbstractEventLoop] | None:
