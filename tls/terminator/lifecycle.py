@@ -87,8 +87,7 @@ class Terminator:
         loop.set_exception_handler(self._on_loop_error)
         signals.deliver_to(loop, self._on_signal)
         await admin.start(admin_listeners)
-        server.limit_connections(_connections_allowed(self._config))
-        server.start(listeners)
+        server.start(listeners, _connections_allowed(self._config))
         # What start-up created stays until the end: garbage collections need not walk it again and again.
         gc.collect()
         gc.freeze()

@@ -75,7 +75,7 @@ class Server:
             upstream=upstream,
         )
         self._config = config
-        self._max_connections = metrics.max_connections = config.max_connections
+        self._max_connections = 0
         self._sessions: set[Session] = set()
         self._all_ended = asyncio.Event()
         self._listeners: list[socket.socket] = []
@@ -95,11 +95,8 @@ class Server:
 
     # ---- accepting ----
 
-    def limit_connections(self, most: int) -> None:
-        """Lowers ``max_connections`` to ``most``."""
-        self._max_connections = self._metrics.max_connections = min(most, self._max_connections)
-
-    def start(self, listeners: list[socket.socket]) -> None:
+    def start(self, listeners: list[socket.socket], max_connections: int) -> None:
+        self._max_connections = self._metrics.max_connections = max_connections
         self._listeners = listeners
         for listener in listeners:
             defer_accept(listener)
