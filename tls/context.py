@@ -14,7 +14,7 @@ from gpu_provider.tls import constants, credentials
 from gpu_provider.tls._ssl import ffi, lib
 from gpu_provider.tls.errors import CertificateError, Error, check, why
 from gpu_provider.tls.library_context import default_library_context
-from gpu_provider.tls.server_names import OwnedContext, ServerNames
+from gpu_provider.tls.server_names import OwnedContext, ServerNames, is_server_name
 from gpu_provider.tls.text import c_string, encoded
 from gpu_provider.tls.tickets import TicketKeys
 
@@ -291,11 +291,9 @@ class Context:
         with the alert no_application_protocol; one that offers nothing is served without ALPN. Raises ValueError as
         :meth:`set_alpn_protos` does."""
         wire = alpn_wire(protocols)
-        table = lib.gp_protocols_new(wire, len(wire))
-        if table == ffi.NULL:
-            raise MemoryError("ALPN protocols")
+        table = ffi.new("gp_protocols *", (len(wire), wire))
         # Earlier tables are kept too: a handshake may be reading one.
-        self._owned.alive.append(ffi.gc(table, lib.gp_protocols_free))
+        self._owned.alive.append(table)
         lib.gp_protocols_install(self._ctx, table)
 
     def set_sni_contexts(self, names: Mapping[str, "Context"]) -> None:
@@ -307,14 +305,13 @@ class Context:
 
         Calling it again replaces the table for connections made from then on.
         """
-        entries = []
+        table = {}
         for name, context in names.items():
             text = name.lower().rstrip(".")
-            host = text.removeprefix("*.")
-            if not host or "*" in host or not text.isascii() or len(text) > 255 or "\0" in text:
+            if not is_server_name(text):
                 raise ValueError(f"a server name must be like www.example or *.example, not {name!r}")
-            entries.append((text, context._owned))
-        self.server_names = ServerNames(entries)
+            table[text] = context._owned
+        self.server_names = ServerNames(table)
         lib.gp_names_enable(self._ctx)
 
     # ---- asyncio ----

@@ -5,51 +5,14 @@
 
 #define MAX_NAME 255u
 
-struct entry {
-    char *name;
-    SSL_CTX *ctx;
-};
-
-struct gp_names {
-    size_t count;
-    struct entry entries[];
-};
-
 static int compare(const void *left, const void *right)
 {
-    return strcmp(((const struct entry *)left)->name, ((const struct entry *)right)->name);
+    return strcmp(((const struct gp_name *)left)->name, ((const struct gp_name *)right)->name);
 }
 
-gp_names *gp_names_new(const char *const *names, SSL_CTX *const *contexts, size_t count)
+static const struct gp_name *find(const gp_names *names, const char *name)
 {
-    gp_names *table = calloc(1, sizeof(*table) + count * sizeof(table->entries[0]));
-    if (table == NULL)
-        return NULL;
-    for (size_t i = 0; i < count; i++) {
-        char *name = strdup(names[i]);
-        if (name == NULL) {
-            gp_names_free(table);
-            return NULL;
-        }
-        table->entries[i] = (struct entry){name, contexts[i]};
-        table->count++;
-    }
-    qsort(table->entries, table->count, sizeof(table->entries[0]), compare);
-    return table;
-}
-
-void gp_names_free(gp_names *names)
-{
-    if (names == NULL)
-        return;
-    for (size_t i = 0; i < names->count; i++)
-        free(names->entries[i].name);
-    free(names);
-}
-
-static const struct entry *find(const gp_names *names, const char *name)
-{
-    struct entry wanted = {(char *)name, NULL};
+    struct gp_name wanted = {name, NULL};
     return bsearch(&wanted, names->entries, names->count, sizeof(wanted), compare);
 }
 
@@ -70,7 +33,7 @@ static int select_name(SSL *ssl, int *alert, void *argument)
         name[i] = (char)(given[i] >= 'A' && given[i] <= 'Z' ? given[i] | 0x20 : given[i]);
     name[length] = '\0';
 
-    const struct entry *entry = find(names, name);
+    const struct gp_name *entry = find(names, name);
     if (entry == NULL) {
         /* "*.example" stands for exactly one label, and a name that begins with '*' is not a host name. */
         char *dot = strchr(name, '.');

@@ -1,28 +1,5 @@
 #include "protocols.h"
 
-#include <stdlib.h>
-#include <string.h>
-
-struct gp_protocols {
-    unsigned int size;
-    unsigned char wire[];
-};
-
-gp_protocols *gp_protocols_new(const unsigned char *wire, unsigned int size)
-{
-    gp_protocols *protocols = malloc(sizeof(*protocols) + size);
-    if (protocols == NULL)
-        return NULL;
-    protocols->size = size;
-    memcpy(protocols->wire, wire, size);
-    return protocols;
-}
-
-void gp_protocols_free(gp_protocols *protocols)
-{
-    free(protocols);
-}
-
 static int select_protocol(SSL *ssl, const unsigned char **out, unsigned char *out_length, const unsigned char *in,
                            unsigned int in_length, void *argument)
 {

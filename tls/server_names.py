@@ -1,11 +1,17 @@
 """Tables of contexts by server name, and the SSL_CTXs that they refer to."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from gpu_provider.tls._ssl import ffi, lib
 
-__all__ = ["OwnedContext", "ServerNames"]
+__all__ = ["OwnedContext", "ServerNames", "is_server_name"]
+
+
+def is_server_name(name: str) -> bool:
+    """Whether clients can ask for it. Of wildcards, clients accept only ``*.`` at the front."""
+    host = name.removeprefix("*.")
+    return bool(host) and len(name) <= 255 and name.isascii() and "*" not in host and "\0" not in host
 
 
 class OwnedContext:
@@ -31,16 +37,10 @@ class ServerNames:
     each other would form a cycle, and their private keys would stay in memory until a garbage collection.
     """
 
-    __slots__ = ("_contexts", "pointer")
+    __slots__ = ("_alive", "pointer")
 
-    def __init__(self, entries: Sequence[tuple[str, OwnedContext]]) -> None:
-        texts = [ffi.new("char[]", name.encode()) for name, _ in entries]
-        self._contexts = [context for _, context in entries]
-        table = lib.gp_names_new(
-            ffi.new("char *[]", texts),
-            ffi.new("SSL_CTX *[]", [context.pointer for context in self._contexts]),
-            len(entries),
-        )
-        if table == ffi.NULL:
-            raise MemoryError("server names")
-        self.pointer = ffi.gc(table, lib.gp_names_free)
+    def __init__(self, contexts: Mapping[str, OwnedContext]) -> None:
+        """``contexts`` by ASCII names in lower case."""
+        self._alive = [(ffi.new("char[]", name.encode()), context) for name, context in sorted(contexts.items())]
+        entries = [(name, context.pointer) for name, context in self._alive]
+        self.pointer = ffi.new("gp_names *", (len(entries), entries))
