@@ -53,16 +53,12 @@ static int append_common_names(struct names *names, const X509_NAME *subject)
     return 1;
 }
 
-int64_t gp_leaf_names(const SSL_CTX *ctx, char *text, size_t capacity)
+int64_t gp_leaf_names(const X509 *certificate, char *text, size_t capacity)
 {
-    const X509 *certificate = SSL_CTX_get0_certificate(ctx);
     struct names names = {.text = text, .capacity = capacity};
     int critical = 0, ok = 0;
-    GENERAL_NAMES *alternative;
+    GENERAL_NAMES *alternative = X509_get_ext_d2i(certificate, NID_subject_alt_name, &critical, NULL);
 
-    if (certificate == NULL)
-        return -1;
-    alternative = X509_get_ext_d2i(certificate, NID_subject_alt_name, &critical, NULL);
     if (alternative != NULL)
         ok = append_dns_names(&names, alternative);
     else if (critical == -1) /* there is no such extension; otherwise it is there twice, or damaged */
@@ -72,21 +68,17 @@ int64_t gp_leaf_names(const SSL_CTX *ctx, char *text, size_t capacity)
     return ok ? (int64_t)names.size : -1;
 }
 
-int gp_leaf_public_key(const SSL_CTX *ctx, unsigned char digest[32])
+int gp_leaf_public_key(const X509 *certificate, unsigned char digest[32])
 {
-    const X509 *certificate = SSL_CTX_get0_certificate(ctx);
-    int ok = certificate != NULL && X509_pubkey_digest(certificate, EVP_sha256(), digest, NULL);
+    int ok = X509_pubkey_digest(certificate, EVP_sha256(), digest, NULL);
 
     ERR_clear_error();
     return ok;
 }
 
-int64_t gp_leaf_not_after(const SSL_CTX *ctx)
+int64_t gp_leaf_not_after(const X509 *certificate)
 {
-    const X509 *certificate = SSL_CTX_get0_certificate(ctx);
     struct tm utc;
 
-    if (certificate == NULL || ASN1_TIME_to_tm(X509_get0_notAfter(certificate), &utc) != 1)
-        return INT64_MIN;
-    return (int64_t)timegm(&utc);
+    return ASN1_TIME_to_tm(X509_get0_notAfter(certificate), &utc) == 1 ? (int64_t)timegm(&utc) : INT64_MIN;
 }

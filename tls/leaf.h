@@ -1,21 +1,21 @@
-/* A context's own certificate as OpenSSL reads it. OpenSSL serves some certificates that other parsers refuse. */
+/* A certificate as OpenSSL reads it. OpenSSL serves some certificates that other parsers refuse. */
 #ifndef GP_TLS_LEAF_H
 #define GP_TLS_LEAF_H
 
-#include <openssl/ssl.h>
+#include <openssl/x509.h>
 #include <stddef.h>
 #include <stdint.h>
 
 /* cffi: */
 /* The DNS names or, if there are no subject alternative names, the common names, each ended by a 0. Names that contain
  * a 0 are left out. Returns how many bytes they need, or -1: they can't be read, or need more than `capacity`. */
-int64_t gp_leaf_names(const SSL_CTX *ctx, char *names, size_t capacity);
+int64_t gp_leaf_names(const X509 *certificate, char *names, size_t capacity);
 
 /* SHA-256 of the public key. Returns 1, or 0: it can't be read. */
-int gp_leaf_public_key(const SSL_CTX *ctx, unsigned char digest[32]);
+int gp_leaf_public_key(const X509 *certificate, unsigned char digest[32]);
 
 /* Unix time; INT64_MIN: it can't be read. */
-int64_t gp_leaf_not_after(const SSL_CTX *ctx);
+int64_t gp_leaf_not_after(const X509 *certificate);
 /* :cffi */
 
 #endif

@@ -1,6 +1,7 @@
 """A Context's own certificate as OpenSSL reads it. OpenSSL serves some certificates that other parsers refuse."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from gpu_provider.tls._ssl import ffi, lib
 from gpu_provider.tls.context import Context
@@ -28,22 +29,22 @@ class Leaf:
 
 def read_leaf(context: Context) -> Leaf:
     """Reads the certificate that the context was given last. Raises CertificateError, which does not name the file."""
+    certificate = lib.SSL_CTX_get0_certificate(context.pointer)
     names = ffi.new("char[]", _MOST_BYTES)
-    size = lib.gp_leaf_names(context.pointer, names, _MOST_BYTES)
+    size = lib.gp_leaf_names(certificate, names, _MOST_BYTES)
     if size < 0:
         raise CertificateError("its subject alternative names can't be read, or are there twice; issue it again")
-    not_after = lib.gp_leaf_not_after(context.pointer)
+    not_after = lib.gp_leaf_not_after(certificate)
     if not_after == -(1 << 63):
         raise CertificateError("the time it is valid for can't be read; issue it again")
     texts = ffi.buffer(names, size)[:].decode("utf-8", "replace").split("\0")[:-1]
     digest = ffi.new("unsigned char[32]")
-    if not lib.gp_leaf_public_key(context.pointer, digest):
+    if not lib.gp_leaf_public_key(certificate, digest):
         raise CertificateError("its public key can't be read; issue it again")
-    return Leaf(tuple(texts), _key_type(context), bytes(ffi.buffer(digest)), float(not_after))
+    return Leaf(tuple(texts), _key_type(lib.X509_get0_pubkey(certificate)), bytes(ffi.buffer(digest)), float(not_after))
 
 
-def _key_type(context: Context) -> str:
-    key = lib.X509_get0_pubkey(lib.SSL_CTX_get0_certificate(context.pointer))
+def _key_type(key: Any) -> str:
     if any(lib.EVP_PKEY_is_a(key, name) == 1 for name in (b"RSA", b"RSA-PSS")):
         return f"RSA-{lib.EVP_PKEY_get_bits(key)}"
     if lib.EVP_PKEY_is_a(key, b"EC") == 1:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import stat
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from gpu_provider import tls
 from gpu_provider.errors import ConfigError
 from gpu_provider.tls import constants
 from gpu_provider.tls.leaf import read_leaf
+from gpu_provider.tls.server_names import is_server_name
 from gpu_provider.tls.terminator.certificate_checks import file_warnings, never_used_warnings
 from gpu_provider.tls.terminator.trial_handshake import handshake_problem
 
@@ -27,7 +28,7 @@ _MOST_BYTES = 1 << 20
 _READ_BUFFER = 65536  # four records of the largest size
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class Certificate:
     """One certificate file: what its leaf says, and what is wrong with the file."""
 
@@ -39,7 +40,7 @@ class Certificate:
     public_key_sha256: bytes
     not_after: float
     """Unix time."""
-    warnings: tuple[str, ...] = ()
+    warnings: tuple[str, ...]
     """What is surely a mistake in the file, although it can be served."""
 
     @property
@@ -48,7 +49,7 @@ class Certificate:
         return self.key_type.partition("-")[0]
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class Certificates:
     """All certificates, read at the same time."""
 
@@ -97,14 +98,20 @@ def _read(config: TerminatorConfig, cert: Path, key: Path) -> Certificate:
     _check_file(key)
     context = _settings_context(config, None)
     _use_certificate(context, cert, key)
-    certificate = _describe(cert, context)
+    try:
+        leaf = read_leaf(context)
+    except tls.CertificateError as error:
+        raise ConfigError(f"certificate file {str(cert)!r} can't be used: {error}") from None
     _use_key(context, cert, key)
     warnings = file_warnings(cert)
-    problems = {version: handshake_problem(context, _VERSIONS[version]) for version in _versions(config)}
+    lowest, highest = _VERSIONS[config.tls_min], _VERSIONS[config.tls_max]
+    problems = {
+        name: handshake_problem(context, version) for name, version in _VERSIONS.items() if lowest <= version <= highest
+    }
     if all(problems.values()):
         reasons = "; ".join(dict.fromkeys(str(problem) for problem in problems.values()))
         raise ConfigError(
-            f"certificate file {str(cert)!r} (its key is {certificate.key_type}) can't be used in any handshake: "
+            f"certificate file {str(cert)!r} (its key is {leaf.key_type}) can't be used in any handshake: "
             f"{reasons}; use a certificate with an RSA-2048 or P-256 key and SHA-256, or see whether ciphers, "
             "ciphersuites, tls_min and tls_max allow for this one"
         )
@@ -113,7 +120,8 @@ def _read(config: TerminatorConfig, cert: Path, key: Path) -> Certificate:
         for version, problem in problems.items()
         if problem is not None
     ]
-    return dataclasses.replace(certificate, warnings=tuple(warnings))
+    names = dict.fromkeys(filter(is_server_name, (name.rstrip(".").lower() for name in leaf.names)))
+    return Certificate(cert, tuple(names), leaf.key_type, leaf.public_key_sha256, leaf.not_after, tuple(warnings))
 
 
 def _with_its_counterpart(certificates: list[Certificate]) -> tuple[int, ...]:
@@ -124,12 +132,6 @@ def _with_its_counterpart(certificates: list[Certificate]) -> tuple[int, ...]:
         if other.kind != first.kind and first.names and set(first.names) <= set(other.names):
             return 0, index
     return (0,)
-
-
-def _versions(config: TerminatorConfig) -> list[str]:
-    return [
-        name for name, version in _VERSIONS.items() if _VERSIONS[config.tls_min] <= version <= _VERSIONS[config.tls_max]
-    ]
 
 
 def _context(
@@ -199,19 +201,3 @@ def _check_file(path: Path) -> None:
         raise ConfigError(f"{str(path)!r} is no regular file; give a PEM file")
     if status.st_size > _MOST_BYTES:
         raise ConfigError(f"{str(path)!r} has {status.st_size} bytes; a PEM file has at most {_MOST_BYTES}")
-
-
-def _describe(path: Path, context: tls.Context) -> Certificate:
-    try:
-        leaf = read_leaf(context)
-    except tls.CertificateError as error:
-        raise ConfigError(f"certificate file {str(path)!r} can't be used: {error}") from None
-    usable = (name.rstrip(".").lower() for name in leaf.names)
-    names = tuple(dict.fromkeys(name for name in usable if _is_server_name(name)))
-    return Certificate(path, names, leaf.key_type, leaf.public_key_sha256, leaf.not_after)
-
-
-def _is_server_name(name: str) -> bool:
-    """Whether clients can ask for it. Of wildcards, clients accept only ``*.`` at the front."""
-    host = name.removeprefix("*.")
-    return bool(host) and len(name) <= 255 and name.isascii() and "*" not in host and "\0" not in host
