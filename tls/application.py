@@ -63,9 +63,7 @@ class Application:
 
     def lose(self, error: BaseException | None) -> None:
         protocol, self.protocol, self.buffered = self.protocol, None, None
-        self.transport = self._failed = (
-            None  # break the cycle, which would keep the connection until a garbage collection
-        )
+        self.transport = self._failed = None  # a cycle, which would keep the connection until a garbage collection
         if self.connected and protocol is not None:
             self.connected = False
             protocol.connection_lost(cast("Exception | None", error))

@@ -385,7 +385,8 @@ class TLSLayer(asyncio.BufferedProtocol):
         if self.state is not State.OPEN:  # sending failed, or the protocol's pause_writing() closed
             return
         self.state = State.CLOSING
-        self._timer = self._loop.call_later(self._timeouts.shutdown, self._shutdown_too_slow)
+        too_slow = TimeoutError(f"the TLS shutdown took longer than {self._timeouts.shutdown} seconds")
+        self._timer = self._loop.call_later(self._timeouts.shutdown, self.abort, too_slow)
         if self._peer_closed or self._connection.get_shutdown() & RECEIVED_SHUTDOWN:
             self._end()
             return
@@ -409,9 +410,6 @@ class TLSLayer(asyncio.BufferedProtocol):
     def _end(self) -> None:
         """Closes the transport below once it has sent what it holds. The timer bounds that."""
         self._loop.call_soon(self.below.close)
-
-    def _shutdown_too_slow(self) -> None:
-        self.abort(TimeoutError(f"the TLS shutdown took longer than {self._timeouts.shutdown} seconds"))
 
     def _fail(self, error: BaseException) -> None:
         """Ends the connection after a fatal error. The alert, if any, is on its way; connection_lost tells the

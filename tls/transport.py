@@ -46,9 +46,7 @@ class TLSTransport(transports._FlowControlMixin):
     def _protocol_paused(self) -> bool:  # ``sendfile`` reads this
         return self._layer.app.writing_paused
 
-    def _force_close(
-        self, exc: BaseException | None
-    ) -> None:  # called by asyncio's own TLS, if it runs over this transport
+    def _force_close(self, exc: BaseException | None) -> None:  # asyncio's own TLS over this transport calls it
         self._layer.abort(exc)
 
     def get_extra_info(self, name: str, default: Any = None) -> Any:

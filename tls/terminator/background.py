@@ -26,11 +26,9 @@ async def in_background(function: Callable[P, T], *args: P.args, **kwargs: P.kwa
 
     def run() -> None:
         try:
-            result = function(*args, **kwargs)
+            outcome.set_result(function(*args, **kwargs))
         except BaseException as error:  # noqa: BLE001 - whoever awaits the call handles it
             outcome.set_exception(error)
-        else:
-            outcome.set_result(result)
 
     try:
         threading.Thread(target=run, name="gpu-provider-background", daemon=True).start()
