@@ -85,9 +85,8 @@ async def create_connection(
         raise ValueError("server_hostname is needed without a host")
     _refuse_ssl(options)
     timeouts = _timeouts(handshake_timeout, shutdown_timeout)
+    layer, done = _awaited_layer(protocol_factory, _client(context, name), timeouts, name)
     loop = asyncio.get_running_loop()
-    done = _waiter(loop)
-    layer = TLSLayer(protocol_factory, _client(context, name), timeouts=timeouts, server_hostname=name, done=done)
     return await _connect(loop.create_connection(lambda: layer, host, port, **options), layer, done)
 
 
@@ -106,10 +105,8 @@ async def create_unix_connection(
         raise ValueError("server_hostname is needed on a Unix socket")
     _refuse_ssl(options)
     timeouts = _timeouts(handshake_timeout, shutdown_timeout)
+    layer, done = _awaited_layer(protocol_factory, _client(context, server_hostname), timeouts, server_hostname)
     loop = asyncio.get_running_loop()
-    done = _waiter(loop)
-    connection = _client(context, server_hostname)
-    layer = TLSLayer(protocol_factory, connection, timeouts=timeouts, server_hostname=server_hostname, done=done)
     return await _connect(loop.create_unix_connection(lambda: layer, path, **options), layer, done)
 
 
@@ -132,17 +129,10 @@ async def start_tls(
     if transport.is_closing():
         raise ConnectionResetError("start_tls() on a transport that is closing")
     timeouts = _timeouts(handshake_timeout, shutdown_timeout)
+    name = None if server_side else server_hostname
+    connection = _server(context) if server_side else _client(context, name)
+    layer, done = _awaited_layer(lambda: protocol, connection, timeouts, name, upgraded=True)
     loop = asyncio.get_running_loop()
-    done = _waiter(loop)
-    connection = _server(context) if server_side else _client(context, server_hostname)
-    layer = TLSLayer(
-        lambda: protocol,
-        connection,
-        timeouts=timeouts,
-        server_hostname=None if server_side else server_hostname,
-        done=done,
-        upgraded=True,
-    )
     below = cast("asyncio.Transport", transport)
     below.pause_reading()  # until the layer has its transport
     below.set_protocol(layer)
@@ -164,10 +154,8 @@ async def connect_accepted_socket(
     shutdown_timeout: float = SHUTDOWN_TIMEOUT,
 ) -> tuple[TLSTransport, Any]:
     """``loop.connect_accepted_socket``: ``connecting`` gives the socket a transport below, with a protocol of ours."""
-    done = _waiter(asyncio.get_running_loop())
-    layer = TLSLayer(
-        protocol_factory, _server(context), timeouts=_timeouts(handshake_timeout, shutdown_timeout), done=done
-    )
+    timeouts = _timeouts(handshake_timeout, shutdown_timeout)
+    layer, done = _awaited_layer(protocol_factory, _server(context), timeouts)
     return await _connect(connecting(lambda: layer), layer, done)
 
 
@@ -238,11 +226,17 @@ def _client(context: Context, name: str | None) -> Connection:
     return connection
 
 
-def _waiter(loop: asyncio.AbstractEventLoop) -> asyncio.Future[Connected]:
-    """A future for the end of a handshake. If it fails after its caller was cancelled, nobody is told."""
-    done: asyncio.Future[Connected] = loop.create_future()
+def _awaited_layer(
+    factory: ProtocolFactory,
+    connection: Connection,
+    timeouts: Timeouts,
+    name: str | None = None,
+    upgraded: bool = False,
+) -> tuple[TLSLayer, asyncio.Future[Connected]]:
+    """A layer, and the end of its handshake. If that fails after its caller was cancelled, nobody is told."""
+    done: asyncio.Future[Connected] = asyncio.get_running_loop().create_future()
     done.add_done_callback(lambda done: done.cancelled() or done.exception())
-    return done
+    return TLSLayer(factory, connection, timeouts=timeouts, server_hostname=name, done=done, upgraded=upgraded), done
 
 
 async def _connect(connecting: Any, layer: TLSLayer, done: asyncio.Future[Connected]) -> tuple[TLSTransport, Any]:
