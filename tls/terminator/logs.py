@@ -21,9 +21,6 @@ import structlog
 from gpu_provider.errors import MORE_THREADS, BackendError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-    from typing import Self
-
     from _typeshed import ReadableBuffer
 
 __all__ = ["BackgroundWriter", "configure_logging"]
@@ -39,28 +36,21 @@ _log = structlog.stdlib.get_logger(__name__)
 
 
 class BackgroundWriter(io.RawIOBase):
-    """A stream whose :meth:`write` never waits: its own thread writes to ``descriptor``.
+    """A stream whose :meth:`write` never waits: its own thread writes to stderr.
 
     It does not change the descriptor's flags, because other programs may share them.
     """
 
-    def __init__(self, descriptor: int, recovered: Callable[[int], None]) -> None:
-        """``recovered(count)`` is called on that thread when it can write again after ``count`` writes were dropped."""
+    def __init__(self) -> None:
+        """Raises RuntimeError if no thread can be started."""
         super().__init__()
         self.dropped = 0
-        self._descriptor = descriptor
-        self._recovered = recovered
         self._reported = 0
         self._line_cut = False
         # A destructor may log while its thread is in here: SimpleQueue and RLock can bear that, Queue and Lock can't.
         self._waiting: SimpleQueue[bytes | threading.Event] = SimpleQueue()
         self._lock = threading.RLock()
-        self._thread = threading.Thread(target=self._run, name="gpu-provider-log", daemon=True)
-
-    def start(self) -> Self:
-        """Raises RuntimeError if no thread can be started."""
-        self._thread.start()
-        return self
+        threading.Thread(target=self._run, name="gpu-provider-log", daemon=True).start()
 
     def writable(self) -> bool:
         return True
@@ -112,9 +102,9 @@ class BackgroundWriter(io.RawIOBase):
         written = 0
         while written < len(data):
             try:
-                written += os.write(self._descriptor, data[written:])
+                written += os.write(_STDERR, data[written:])
             except BlockingIOError:  # another program has made the description that it shares with us non-blocking
-                select.select([], [self._descriptor], [])
+                select.select([], [_STDERR], [])
             except OSError:
                 self._line_cut = self._line_cut or written > 0
                 raise
@@ -125,7 +115,7 @@ class BackgroundWriter(io.RawIOBase):
         dropped = self.dropped
         if dropped != self._reported and self._waiting.empty():
             missing, self._reported = dropped - self._reported, dropped
-            self._recovered(missing)
+            _log.warning("log lines were dropped, because nobody read them or they could not be written", lines=missing)
 
 
 def configure_logging(level_name: str) -> BackgroundWriter:
@@ -156,7 +146,7 @@ def configure_logging(level_name: str) -> BackgroundWriter:
         cache_logger_on_first_use=True,
     )
     try:
-        writer = BackgroundWriter(_STDERR, _lines_dropped).start()
+        writer = BackgroundWriter()
     except RuntimeError as error:
         raise BackendError(f"the log's thread can't be started: {error}; {MORE_THREADS}") from None
     atexit.register(writer.wait_written, _EXIT_SECONDS)
@@ -173,7 +163,3 @@ def configure_logging(level_name: str) -> BackgroundWriter:
     root.setLevel(level)
     logging.getLogger("asyncio").setLevel(max(logging.INFO, root.level))
     return writer
-
-
-def _lines_dropped(count: int) -> None:
-    _log.warning("log lines were dropped, because nobody read them or they could not be written", lines=count)
