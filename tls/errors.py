@@ -69,17 +69,13 @@ class PrivateKeyError(Error):
     """A private key can't be read or used, or does not belong to the certificate. Never holds key material."""
 
 
-def reasons() -> list[str]:
+def why(default: str = "no reason given") -> str:
     """Empties this thread's OpenSSL error queue: the reasons, first cause first."""
     found = []
     while error := lib.ERR_get_error():
         reason = lib.ERR_reason_error_string(error)
         found.append(ffi.string(reason).decode() if reason != ffi.NULL else f"error {error:#x}")
-    return found
-
-
-def why(default: str = "no reason given") -> str:
-    return "; ".join(dict.fromkeys(reasons())) or default
+    return "; ".join(dict.fromkeys(found)) or default
 
 
 def check(ok: int, doing: str) -> None:

@@ -161,8 +161,6 @@ class Session:
                     self._deadline.start(self)
                 else:
                     self._end_linger()
-            case State.ENDED:
-                pass
 
     def abort(self, result: str = "forced") -> None:
         """Ends the session whatever it is doing, without telling either side."""
