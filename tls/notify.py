@@ -153,9 +153,7 @@ class LoopNotifier(Notifier):
         self._starved.append(retry)
 
     def _wake(self) -> None:
-        loop = self._loop()
-        if loop is None:
-            return
+        loop = asyncio.get_running_loop()
         # One loop callback for each: the loop reports what one raises, and the others still run.
         for waiter in self.take():
             loop.call_soon(waiter.wake)
@@ -164,12 +162,9 @@ class LoopNotifier(Notifier):
     def _retry_starved(self) -> None:
         """Runs behind the connections that were woken. If it ran before them, what finds no job while they still hold
         theirs would wait for a wake-up that nobody is left to give."""
-        loop = self._loop()
-        if loop is None:
-            return
         starved, self._starved = self._starved, []
         for retry in starved:
-            loop.call_soon(retry)
+            asyncio.get_running_loop().call_soon(retry)
 
     def close(self) -> None:
         loop = self._loop()
