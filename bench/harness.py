@@ -18,8 +18,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
-from typing import Self, TypeVar
+from typing import TypeVar
 
 from .environment import ROOT
 
@@ -133,20 +132,12 @@ def interleave(rounds: int, subjects: Sequence[T]) -> Iterator[tuple[int, T]]:
             yield turn, subject
 
 
-class Bench:
+class Bench(contextlib.ExitStack):
     """Processes, programs compiled from C, and a directory for their files; a context manager that ends them all."""
 
     def __init__(self) -> None:
-        self._stack = contextlib.ExitStack()
-
-    def __enter__(self) -> Self:
-        self.directory = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="gpu-provider-bench-")))
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self._stack.close()
+        super().__init__()
+        self.directory = Path(self.enter_context(tempfile.TemporaryDirectory(prefix="gpu-provider-bench-")))
 
     def compile(self, name: str, *flags: str) -> Path:
         """Compiles ``bench/NAME.c``; returns the program's path. For machines without a compiler, ``gpu/archive.py``
@@ -170,13 +161,11 @@ class Bench:
         both = self.directory / f"certificate-{bits}.pem"
         if both.exists():
             return both
-        key = self.directory / f"key-{bits}.pem"
         command = ["openssl", "req", "-x509", "-newkey", f"rsa:{bits}", "-nodes", "-subj", "/CN=localhost"]
         try:
-            subprocess.run([*command, "-keyout", key, "-out", both], check=True, capture_output=True, timeout=60)
+            subprocess.run([*command, "-keyout", both, "-out", both], check=True, capture_output=True, timeout=60)
         except FileNotFoundError:
             raise BenchError("no openssl program: apt-get install openssl") from None
-        both.write_text(both.read_text() + key.read_text())
         return both
 
     def serve(self, name: str, command: Callable[[int], Sequence[str]]) -> Server:
@@ -189,7 +178,7 @@ class Bench:
                 [*DIES_WITH_US, *command(port)],
                 stdin=subprocess.DEVNULL, stdout=output, stderr=output, cwd=ROOT, start_new_session=True,
             )  # fmt: skip
-        self._stack.callback(stop, process)
+        self.callback(stop, process)
         deadline = time.monotonic() + START_TIMEOUT
         while process.poll() is None and time.monotonic() < deadline:
             with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
@@ -225,7 +214,12 @@ class Bench:
             ],
         )  # fmt: skip
 
-    def haproxy(self, upstream_port: int, program: str, bits: int = RSA_BITS) -> Server:
+    def haproxy(self, upstream_port: int, notes: list[str], bits: int = RSA_BITS) -> list[Server]:
+        """HAProxy, or nothing but a note if it is not installed."""
+        program = find_haproxy()
+        if program is None:
+            notes.append("haproxy is not installed and could not be: not measured (apt-get install haproxy)")
+            return []
         certificate = self.certificate(bits)
 
         def command(port: int) -> Sequence[str]:
@@ -235,7 +229,7 @@ class Bench:
             )
             return [program, "-db", "-f", str(configuration)]
 
-        return self.serve("haproxy", command)
+        return [self.serve("haproxy", command)]
 
     def relays(self, upstream_port: int, notes: list[str]) -> list[Server]:
         """Every relay that can be measured here. ``notes`` gets the names of the others."""
@@ -245,43 +239,29 @@ class Bench:
             servers += [self.terminator(upstream_port, uvloop=uvloop), self.asyncio_relay(upstream_port, uvloop=uvloop)]
         if not have_uvloop():
             notes.append("uvloop is not installed: not measured")
-        return [*servers, *self.haproxy_if_there(upstream_port, notes)]
-
-    def haproxy_if_there(self, upstream_port: int, notes: list[str], bits: int = RSA_BITS) -> list[Server]:
-        program = find_haproxy()
-        if program is None:
-            notes.append("haproxy is not installed and could not be: not measured (apt-get install haproxy)")
-            return []
-        return [self.haproxy(upstream_port, program, bits)]
+        return [*servers, *self.haproxy(upstream_port, notes)]
 
     def load(self, server: Server, connections: int, concurrency: int, size: int) -> Load:
         """Runs the load generator against a server: every connection asks for ``size`` bytes. All must succeed."""
         program = self.compile("servers/load", "-lssl", "-lcrypto")
-        arguments = [server.port, connections, concurrency, size, LOAD_TIMEOUT]
-        done = subprocess.run(
-            [*DIES_WITH_US, str(program), *map(str, arguments)],
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=LOAD_TIMEOUT + 30,
-        )
+        command = [*DIES_WITH_US, str(program), *map(str, (server.port, connections, concurrency, size))]
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=LOAD_TIMEOUT)
+        except subprocess.TimeoutExpired:
+            raise BenchError(
+                f"{connections} connections to {server.name} did not end in {LOAD_TIMEOUT} s; its log: "
+                f"{tail(server.log)}"
+            ) from None
         if done.returncode:
             raise BenchError(f"load on {server.name}: {done.stderr.strip()}; its log: {tail(server.log)}")
         report = json.loads(done.stdout)
-        if report["failed"]:
+        failed, failure = report.pop("failed"), report.pop("failure")
+        if failed:
             raise BenchError(
-                f"{report['failed']} of {connections} connections to {server.name} failed, the first with: "
-                f"{report['failure']}; its log: {tail(server.log)}"
+                f"{failed} of {connections} connections to {server.name} failed, the first with: {failure}; its log: "
+                f"{tail(server.log)}"
             )
-        return Load(
-            connections=connections,
-            wall_seconds=report["wall_ns"] / 1e9,
-            client_cpu_seconds=report["client_cpu_ns"] / 1e9,
-            tickets=report["tickets"],
-            bytes=report["bytes"],
-            abrupt=report["abrupt"],
-            handshake_seconds=[latency / 1e9 for latency in report["handshake_ns"]],
-        )
+        return Load(**report)
 
 
 def stop(process: subprocess.Popen[bytes]) -> None:

@@ -4,10 +4,10 @@
 the upstream. Asyncio's streams over Python's ``ssl``, with its defaults; of the buffers from 16 to 256 KiB the fastest.
 """
 
-import argparse
 import asyncio
 import contextlib
 import ssl
+import sys
 
 BUFFER = 256 * 1024
 
@@ -39,17 +39,12 @@ async def serve(port: int, upstream_port: int, certificate: str) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("port", type=int)
-    parser.add_argument("upstream_port", type=int)
-    parser.add_argument("certificate")
-    parser.add_argument("--uvloop", action="store_true")
-    arguments = parser.parse_args()
-    if arguments.uvloop:
+    port, upstream_port, certificate, *flags = sys.argv[1:]
+    if flags == ["--uvloop"]:
         import uvloop  # noqa: PLC0415  an extra: needed only where it is asked for
 
         asyncio.set_event_loop_policy(uvloop.EventLoopPolicy())
-    asyncio.run(serve(arguments.port, arguments.upstream_port, arguments.certificate))
+    asyncio.run(serve(int(port), int(upstream_port), certificate))
 
 
 if __name__ == "__main__":

@@ -34,7 +34,7 @@ def measure(
         for backend in ("cpu", "libcrypto"):
             server = bench.terminator(upstream, uvloop=have_uvloop(), backend=backend, bits=bits)
             servers.append((bits, server))
-        servers += [(bits, server) for server in bench.haproxy_if_there(upstream, result.notes, bits)]
+        servers += [(bits, server) for server in bench.haproxy(upstream, result.notes, bits)]
     result.notes = list(dict.fromkeys(result.notes))
     for bits, server in servers:
         bench.load(server, counts[bits], CONCURRENCY[-1], BODY)  # first-time work is not what is measured
