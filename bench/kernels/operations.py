@@ -3,21 +3,18 @@
 OpenSSL's private operation is EVP's without padding, which blinds and verifies as the kernels do.
 """
 
-from __future__ import annotations
-
+import decimal
 import secrets
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from cffi import FFI
+from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from numpy.typing import NDArray
 
 from gpu_provider import kernels
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from cryptography.hazmat.primitives.asymmetric import rsa
 
 RSA_NO_PADDING = 3
 EXPONENT_BITS = 225  # of a key exchange in ffdhe2048: RFC 7919, appendix A.1
@@ -37,7 +34,6 @@ int EVP_PKEY_generate(EVP_PKEY_CTX *ctx, EVP_PKEY **made);
 int EVP_PKEY_derive_init(EVP_PKEY_CTX *ctx);
 int EVP_PKEY_derive_set_peer(EVP_PKEY_CTX *ctx, EVP_PKEY *peer);
 int EVP_PKEY_derive(EVP_PKEY_CTX *ctx, unsigned char *key, size_t *keylen);
-const char *OpenSSL_version(int type);
 """)
 
 
@@ -48,15 +44,16 @@ def succeed(result: Any) -> None:
 
 def openssl_private(library: Any, key: rsa.RSAPrivateKey) -> Callable[[], Any]:
     der = key.private_bytes(Encoding.DER, PrivateFormat.TraditionalOpenSSL, NoEncryption())
-    pkey = load(library, der)
+    encoded = openssl.new("unsigned char[]", der)
+    pkey = library.d2i_AutoPrivateKey(openssl.NULL, openssl.new("const unsigned char **", encoded), len(der))
+    succeed(pkey != openssl.NULL)
     context = library.EVP_PKEY_CTX_new(pkey, openssl.NULL)
     size = key.key_size // 8
     succeed(library.EVP_PKEY_decrypt_init(context))
     succeed(library.EVP_PKEY_CTX_set_rsa_padding(context, RSA_NO_PADDING))
     output, length = openssl.new("unsigned char[]", size), openssl.new("size_t *", size)
-    data = openssl.new(
-        "unsigned char[]", (secrets.randbelow(key.private_numbers().public_numbers.n)).to_bytes(size, "big")
-    )
+    number = secrets.randbelow(key.public_key().public_numbers().n)
+    data = openssl.new("unsigned char[]", number.to_bytes(size, "big"))
 
     def operation() -> None:
         length[0] = size
@@ -65,28 +62,24 @@ def openssl_private(library: Any, key: rsa.RSAPrivateKey) -> Callable[[], Any]:
     return operation
 
 
-def load(library: Any, der: bytes) -> Any:
-    data = openssl.new("unsigned char[]", der)
-    at = openssl.new("const unsigned char **", data)
-    pkey = library.d2i_AutoPrivateKey(openssl.NULL, at, len(der))
-    succeed(pkey != openssl.NULL)
-    return pkey
+def private_key(key: rsa.RSAPrivateKey) -> kernels.PrivateKey:
+    numbers = key.private_numbers()
+    public = numbers.public_numbers
+    parts = {"p": numbers.p, "q": numbers.q, "dp": numbers.dmp1, "dq": numbers.dmq1, "qinv": numbers.iqmp}
+    return kernels.PrivateKey(n=public.n, e=public.e, **parts)
+
+
+def random_rows(count: int, size: int) -> NDArray[np.uint8]:
+    """[count, size], each below any modulus of so many bytes."""
+    rows = np.frombuffer(secrets.token_bytes(count * size), np.uint8).reshape(count, size).copy()
+    rows[:, -1] &= 0x7F
+    return rows
 
 
 def ours_private(keys: list[rsa.RSAPrivateKey], count: int) -> Callable[[], Any]:
-    handles = []
-    for key in keys:
-        numbers = key.private_numbers()
-        public = numbers.public_numbers
-        handles.append(
-            kernels.PrivateKey(
-                n=public.n, e=public.e, p=numbers.p, q=numbers.q, dp=numbers.dmp1, dq=numbers.dmq1, qinv=numbers.iqmp
-            )
-        )
+    handles = [private_key(key) for key in keys]
     rows = [handles[i % len(handles)] for i in range(count)]
-    size = keys[0].key_size // 8
-    inputs = np.frombuffer(secrets.token_bytes(count * size), np.uint8).reshape(count, size).copy()
-    inputs[:, -1] &= 0x7F
+    inputs = random_rows(count, keys[0].key_size // 8)
     outputs, ok = np.zeros_like(inputs), np.zeros(count, np.uint8)
 
     def operation() -> None:
@@ -98,13 +91,9 @@ def ours_private(keys: list[rsa.RSAPrivateKey], count: int) -> Callable[[], Any]
 
 def group_ffdhe2048() -> int:
     """RFC 7919, appendix A.1: p = 2^2048 - 2^1984 + (floor(2^1918 e) + 560316) 2^64 - 1."""
-    terms, scale = 0, 1 << 2100
-    term, k = scale, 0
-    while term:
-        terms += term
-        k += 1
-        term //= k
-    return 2**2048 - 2**1984 + ((terms >> (2100 - 1918)) + 560316) * 2**64 - 1
+    with decimal.localcontext(prec=700):
+        floor = int(decimal.Decimal(1).exp() * 2**1918)
+    return 2**2048 - 2**1984 + (floor + 560316) * 2**64 - 1
 
 
 def openssl_derive(library: Any) -> Callable[[], Any]:
@@ -131,9 +120,7 @@ def openssl_derive(library: Any) -> Callable[[], Any]:
 def ours_derive(count: int) -> Callable[[], Any]:
     modulus = np.frombuffer(group_ffdhe2048().to_bytes(256, "little"), np.uint8)
     moduli = np.tile(modulus, (count, 1))
-    bases = np.frombuffer(secrets.token_bytes(count * 256), np.uint8).reshape(count, 256).copy()
-    bases[:, -1] &= 0x7F
-    exponents = np.frombuffer(secrets.token_bytes(count * 29), np.uint8).reshape(count, 29).copy()
+    bases, exponents = random_rows(count, 256), random_rows(count, 29)
     outputs, ok = np.zeros_like(bases), np.zeros(count, np.uint8)
 
     def operation() -> None:

@@ -3,32 +3,25 @@
 Each round measures the limit, OpenSSL and the kernels, one after the other, in CPU time.
 """
 
-from __future__ import annotations
-
 import os
 import time
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric import rsa
 
 from gpu_provider import kernels
 
+from ..harness import Bench
 from ..report import Curve, Result, Row, Spread, Target
 from .limit import exchange, mad52_rate, private_operation
 from .operations import EXPONENT_BITS, openssl, openssl_derive, openssl_private, ours_derive, ours_private
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-
-    from ..harness import Bench
 
 EXCHANGE = f"FFDHE-2048, {EXPONENT_BITS} bits"
 # At least so many times OpenSSL 3.0's rate, and so much of the limit.
 TARGETS = {"RSA-2048": 2.05, "RSA-3072": 4.4, "RSA-4096": 4.4, EXCHANGE: 5.5}
 SHARE = 0.9
-
-Operation = tuple["Callable[[], Any]", int]  # and how many it computes per call
 
 
 @dataclass(frozen=True)
@@ -48,14 +41,7 @@ def measure(
     result = Result(
         "kernels",
         f"Operations per second on one core, batches of {sizes.batch}, with blinding and verification",
-        {
-            "rounds": rounds,
-            "seconds": seconds,
-            "batch": sizes.batch,
-            "keys": sizes.keys,
-            "batch_sizes": sizes.batch_sizes,
-            "isa": kernels.isa().name,
-        },
+        {"rounds": rounds, "seconds": seconds, **asdict(sizes), "isa": kernels.isa().name},
     )
     allowed = os.sched_getaffinity(0)
     os.sched_setaffinity(0, {max(allowed)})
@@ -90,8 +76,8 @@ def compare(
             advance(subject, steps)
             sample: dict[str, Any] = {"round": turn, "subject": subject}
             before = limit() if limit else 0.0
-            sample["openssl"] = rate((theirs, 1), seconds)
-            sample["kernels"] = rate((ours, sizes.batch), seconds)
+            sample["openssl"] = rate(theirs, 1, seconds)
+            sample["kernels"] = rate(ours, sizes.batch, seconds)
             if limit:
                 sample["mad52"] = (before + limit()) / 2
                 sample["limit"] = sample["mad52"] / instructions * lanes
@@ -101,10 +87,10 @@ def compare(
         theirs = openssl_private(library, keys[subject][0])
         batches = {size: ours_private(keys[subject], size) for size in sizes.batch_sizes}
         for turn in range(rounds):
-            base = rate((theirs, 1), seconds / 2)
+            base = rate(theirs, 1, seconds / 2)
             for size, ours in batches.items():
                 advance(f"{subject}, batches of {size}", steps)
-                ratio = rate((ours, size), seconds / 4) / base
+                ratio = rate(ours, size, seconds / 4) / base
                 result.samples.append({"round": turn, "subject": subject, "batch": size, "ratio": ratio})
         points = [
             (float(size), Spread.of(result.values("ratio", subject=subject, batch=size))) for size in sizes.batch_sizes
@@ -127,9 +113,8 @@ def rows(result: Result, subject: str, *, with_limit: bool) -> None:
     result.rows.append(Row(subject, "OpenSSL", unit, Spread.of(openssl_rates)))
 
 
-def rate(operation: Operation, seconds: float) -> float:
+def rate(call: Callable[[], Any], per_call: int, seconds: float) -> float:
     """Operations per second of CPU time, so that what else runs on the machine does not count."""
-    call, per_call = operation
     calls, start = 0, time.thread_time()
     while True:
         call()

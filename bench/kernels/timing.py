@@ -8,36 +8,24 @@ which leave out interrupts. Below 4.5 it shows no difference. Two things are com
 - keys: 64 copies of one key, and 64 different keys, with random inputs. Copies, so that the caches see no difference.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import os
 import random
-import secrets
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric import rsa
+from numpy.typing import NDArray
 
 from gpu_provider import kernels
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from numpy.typing import NDArray
+from .operations import private_key, random_rows
 
 KEYS = 64
 PERCENTILES = (100, 99, 95, 90, 75, 50, 25)
-
-
-def load(key: rsa.RSAPrivateKey) -> kernels.PrivateKey:
-    numbers = key.private_numbers()
-    public = numbers.public_numbers
-    parts = {"p": numbers.p, "q": numbers.q, "dp": numbers.dmp1, "dq": numbers.dmq1, "qinv": numbers.iqmp}
-    return kernels.PrivateKey(n=public.n, e=public.e, **parts)
 
 
 def welch(first: NDArray[np.float64], second: NDArray[np.float64]) -> float:
@@ -67,32 +55,23 @@ def timed(operation: Callable[[int], None], chosen: int) -> int:
 def operations(bits: int, count: int) -> dict[str, Callable[[int], None]]:
     size = bits // 8
     made = [rsa.generate_private_key(65537, bits) for _ in range(KEYS)]
-    copies, different = [load(made[0]) for _ in range(KEYS)], [load(key) for key in made]
-    inputs, outputs, ok = (
-        np.zeros((count, size), np.uint8),
-        np.zeros((count, size), np.uint8),
-        np.zeros(count, np.uint8),
-    )
-    fixed = np.zeros_like(inputs)
+    copies, different = [private_key(made[0]) for _ in range(KEYS)], [private_key(key) for key in made]
+    inputs = np.zeros((count, size), np.uint8)
+    outputs, fixed, ok = np.zeros_like(inputs), np.zeros_like(inputs), np.zeros(count, np.uint8)
     fixed[:, 0] = 2
-
-    def random_rows() -> NDArray[np.uint8]:
-        rows = np.frombuffer(secrets.token_bytes(count * size), np.uint8).reshape(count, size).copy()
-        rows[:, -1] &= 0x7F
-        return rows
 
     def run(keys: list[kernels.PrivateKey], rows: NDArray[np.uint8]) -> None:
         inputs[:] = rows
         kernels.private_op(keys, inputs, outputs, ok)
 
     def by_input(chosen: int) -> None:
-        rows = random_rows()
+        rows = random_rows(count, size)
         run(copies[:count], rows if chosen else fixed)
 
     def by_key(chosen: int) -> None:
         start = random.randrange(KEYS)  # noqa: S311
         pool = different if chosen else copies
-        run([pool[(start + i) % KEYS] for i in range(count)], random_rows())
+        run([pool[(start + i) % KEYS] for i in range(count)], random_rows(count, size))
 
     for chosen in (0, 1):
         for _ in range(KEYS):
