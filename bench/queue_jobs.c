@@ -30,9 +30,8 @@ struct feeder {
     uint64_t handle;
     const uint8_t *input;
     uint32_t size;
-    struct job *jobs; /* [size] */
-    uint32_t *free;   /* [size] jobs that are not in flight */
-    uint32_t *taken;  /* [size] jobs being resumed */
+    struct job *jobs;  /* [size] */
+    struct job **free; /* [size] jobs that are not in flight */
     uint32_t free_count;
     uint64_t failed;
     /* Written by whoever completes a batch, without a lock, as a server's event loop would take it: several threads
@@ -84,16 +83,14 @@ struct feeder *feeder_new(private_op_fn *private_op, void *client, void *key, ui
                               .input = input,
                               .size = size,
                               .jobs = calloc(size, sizeof *feeder->jobs),
-                              .free = calloc(size, sizeof *feeder->free),
-                              .taken = calloc(size, sizeof *feeder->taken)};
+                              .free = calloc(size, sizeof(struct job *))};
     pthread_mutex_init(&feeder->lock, NULL);
     pthread_cond_init(&feeder->woken, NULL);
-    if (feeder->jobs == NULL || feeder->free == NULL || feeder->taken == NULL)
+    if (feeder->jobs == NULL || feeder->free == NULL)
         abort();
-    while (feeder->free_count < size) {
-        feeder->jobs[feeder->free_count].feeder = feeder;
-        feeder->free[feeder->free_count] = feeder->free_count;
-        feeder->free_count++;
+    for (struct job *job = feeder->jobs; job < feeder->jobs + size; job++) {
+        job->feeder = feeder;
+        feeder->free[feeder->free_count++] = job;
     }
     return feeder;
 }
@@ -105,14 +102,12 @@ void feeder_free(struct feeder *feeder)
     pthread_cond_destroy(&feeder->woken);
     free(feeder->jobs);
     free(feeder->free);
-    free(feeder->taken);
     free(feeder);
 }
 
 /* Starts or resumes a job; returns 1 if it has ended. */
-static uint32_t step(struct feeder *feeder, uint32_t index)
+static uint32_t step(struct feeder *feeder, struct job *job)
 {
-    struct job *job = &feeder->jobs[index];
     int result = 0;
     switch (ASYNC_start_job(&job->job, job->context, &result, body, &feeder, sizeof feeder)) {
     case ASYNC_PAUSE:
@@ -126,7 +121,7 @@ static uint32_t step(struct feeder *feeder, uint32_t index)
         feeder->failed++;
     ASYNC_WAIT_CTX_free(job->context);
     job->context = NULL;
-    feeder->free[feeder->free_count++] = index;
+    feeder->free[feeder->free_count++] = job;
     return 1;
 }
 
@@ -135,13 +130,12 @@ static uint32_t start(struct feeder *feeder, uint64_t count, uint64_t *ended)
 {
     uint32_t started = 0;
     while (started < count && feeder->free_count > 0) {
-        uint32_t index = feeder->free[--feeder->free_count];
-        struct job *job = &feeder->jobs[index];
+        struct job *job = feeder->free[--feeder->free_count];
         job->job = NULL;
         job->context = ASYNC_WAIT_CTX_new();
         if (job->context == NULL || !ASYNC_WAIT_CTX_set_callback(job->context, on_ready, job))
             abort();
-        *ended += step(feeder, index);
+        *ended += step(feeder, job);
         started++;
     }
     return started;
@@ -158,41 +152,33 @@ static void await(struct feeder *feeder, uint32_t count)
     pthread_mutex_unlock(&feeder->lock);
 }
 
-/* Empties the stack of ready jobs into `indices`, [size], the first one first; returns how many. */
-static uint32_t take_ready(struct feeder *feeder, uint32_t *indices)
-{
-    uint32_t count = 0;
-    for (struct job *job = atomic_exchange(&feeder->ready, NULL); job != NULL;) {
-        struct job *next = job->next; /* from when is_ready is cleared, it may be pushed again */
-        indices[count++] = (uint32_t)(job - feeder->jobs);
-        atomic_store(&job->is_ready, 0);
-        job = next;
-    }
-    atomic_fetch_sub(&feeder->ready_count, count);
-    for (uint32_t i = 0; i < count / 2; i++) {
-        const uint32_t last = indices[i];
-        indices[i] = indices[count - 1 - i];
-        indices[count - 1 - i] = last;
-    }
-    return count;
-}
-
-/* Resumes the jobs that are ready; returns how many have ended. */
+/* Empties the stack of ready jobs and resumes those in flight, the first one first; returns how many have ended. */
 static uint64_t resume(struct feeder *feeder)
 {
+    struct job *first = NULL, *next;
     uint64_t ended = 0;
-    uint32_t count = take_ready(feeder, feeder->taken);
-    for (uint32_t i = 0; i < count; i++) {
-        if (feeder->jobs[feeder->taken[i]].context != NULL)
-            ended += step(feeder, feeder->taken[i]);
+    uint32_t count = 0;
+    for (struct job *job = atomic_exchange(&feeder->ready, NULL); job != NULL; job = next) {
+        next = job->next;
+        job->next = first;
+        first = job;
+        count++;
+    }
+    atomic_fetch_sub(&feeder->ready_count, count);
+    for (struct job *job = first; job != NULL; job = next) {
+        next = job->next;                   /* from when is_ready is cleared, it may be pushed again */
+        atomic_exchange(&job->is_ready, 0); /* sees what was done before a callback that found it set */
+        if (job->context != NULL)
+            ended += step(feeder, job);
     }
     return ended;
 }
 
-/* Runs `requests` jobs, always `size` of them in flight while there are enough left. Returns how many failed. */
+/* Runs `requests` jobs, always `size` of them in flight while there are enough left. Returns how many have failed since
+ * the feeder was made. */
 uint64_t feeder_run(struct feeder *feeder, uint64_t requests)
 {
-    uint64_t started = 0, ended = 0, failed_before = feeder->failed;
+    uint64_t started = 0, ended = 0;
     while (ended < requests) {
         started += start(feeder, requests - started, &ended);
         if (ended == started)
@@ -200,14 +186,14 @@ uint64_t feeder_run(struct feeder *feeder, uint64_t requests)
         await(feeder, 1);
         ended += resume(feeder);
     }
-    return feeder->failed - failed_before;
+    return feeder->failed;
 }
 
 /* Starts `size` jobs and leaves them paused. None may be in flight, and none may be completed meanwhile. */
 void feeder_fill(struct feeder *feeder)
 {
     uint64_t ended = 0;
-    take_ready(feeder, feeder->taken);
+    resume(feeder); /* whose callback fired after they had ended */
     start(feeder, feeder->size, &ended);
 }
 

@@ -1,10 +1,11 @@
 """What the queue and the batching provider cost by themselves: an idle backend, fed from ASYNC jobs in C."""
 
+import contextlib
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from cffi import FFI
@@ -12,16 +13,15 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from numpy.typing import NDArray
 
 from gpu_provider import BatchingProvider, Key, ProviderConfig
-from gpu_provider.backends.base import Batch
+from gpu_provider.backends.base import Backend, Batch
 from gpu_provider.backends.cuda.backend import CudaBackend
 from gpu_provider.client import CLASSES, Client
 from gpu_provider.costs import CostCurve, CostCurves
-from gpu_provider.kernels.launch import Kernel
 from gpu_provider.native import ffi, lib
 
 from .gpu.host_device import HostDevice
 from .harness import RSA_BITS, Bench, BenchError
-from .report import Result, Row, Spread, Target
+from .report import Result, Target
 
 IN_FLIGHT = (1, 64, 1024, 4096)
 ROWS_OF_A_CALL = 8  # few, because the cost of a row is not what is measured
@@ -64,56 +64,30 @@ class NullBackend:
         self.gate.wait()
         batch.ok[:] = 1
 
-    def modexp(
-        self,
-        bases: NDArray[np.uint8],
-        exponents: NDArray[np.uint8],
-        moduli: NDArray[np.uint8],
-        outputs: NDArray[np.uint8],
-    ) -> None:
+    def modexp(self, *_: Any, **__: Any) -> None:
         raise NotImplementedError
 
     def close(self) -> None:
         pass
 
 
-class NothingEvent:
-    def __init__(self, gate: threading.Event) -> None:
-        self._gate = gate
-
-    def record(self) -> None:
-        pass
-
-    def wait(self) -> None:
-        self._gate.wait()
-
-
 class NothingStream:
-    """Costs nothing, and says that every result is there and right. While ``gate`` is clear, it is not done."""
+    """Costs nothing, and says that every result is there and right. While ``gate`` is clear, it is not done. It is its
+    own event."""
 
     def __init__(self, gate: threading.Event) -> None:
         self._gate = gate
 
-    def upload(self, to: int, data: NDArray[np.uint8]) -> None:
+    def nothing(self, *_: Any) -> None:
         pass
+
+    upload = copy = copy_rows = clear = launch = record = nothing
 
     def download(self, to: NDArray[np.uint8], source: int) -> None:
         to[-(to.size // (RSA_BITS // 8 + 1)) :] = 1  # the verdicts lie behind the results
 
-    def copy(self, to: int, source: int, size: int) -> None:
-        pass
-
-    def copy_rows(self, to: tuple[int, int], source: tuple[int, int], size: int, rows: int) -> None:
-        pass
-
-    def clear(self, address: int, size: int) -> None:
-        pass
-
-    def launch(self, kernel: Kernel, arguments: NDArray[np.void]) -> None:
-        pass
-
-    def event(self) -> NothingEvent:
-        return NothingEvent(self._gate)
+    def event(self) -> Self:
+        return self
 
     def wait(self) -> None:
         self._gate.wait()
@@ -170,11 +144,8 @@ def measure(bench: Bench, *, rounds: int, requests: int, advance: Callable[[str,
     steps = rounds * len(IN_FLIGHT) + 2 * (rounds + 1) + rounds
     library: Any = FEEDER.dlopen(str(compile_feeder(bench)))
     backend = NullBackend()
-    before = set(threading.enumerate())
-    with BatchingProvider(ProviderConfig(queue_depth=DEPTH), backends=[backend]) as provider:
-        threads = set(threading.enumerate()) - before
+    with provider_with(backend) as (provider, key, threads):
         names = sorted(thread.name for thread in threads)
-        key = provider.load_key(rsa.generate_private_key(65537, RSA_BITS))
         operation = operation_of(key)
         nothing = (ffi.NULL, *operation[1:])
         for size in IN_FLIGHT:
@@ -199,25 +170,31 @@ def measure(bench: Bench, *, rounds: int, requests: int, advance: Callable[[str,
                 result.samples.append({"round": turn - 1, **sample})
     result.samples += samples_of_device(library, rounds, lambda what: advance(what, steps))
     for size in IN_FLIGHT:
-        cpu = Spread.of(result.values("cpu_us", in_flight=size))
+        cpu = result.values("cpu_us", in_flight=size)
         target = Target(5.0) if size in WITH_TARGET else None
-        result.rows.append(Row(f"{size} in flight", "submission to completion", "µs of CPU", cpu, target=target))
-    rate = Spread.of(result.values("burst_rate", burst=True))
-    result.rows.append(Row("full batches", "batching thread", "requests/s", rate, target=Target(1e6, at_most=False)))
-    rate = Spread.of(result.values("device_rate", device=True))
-    result.rows.append(
-        Row("full batches", "CUDA backend, idle device", "requests/s", rate, target=Target(2e6, at_most=False))
-    )
-    cpu = Spread.of(result.values("call_us", calls=True))
-    case = f"a batch of {ROWS_OF_A_CALL}"
-    result.rows.append(Row(case, "CUDA backend's call, idle device", "µs of CPU", cpu, target=Target(60.0)))
-    cpu = Spread.of(result.values("threads_us", calls=True))
-    result.rows.append(Row(case, "all threads of the provider, idle device", "µs of CPU", cpu))
+        result.add_row(f"{size} in flight", "submission to completion", "µs of CPU", cpu, target=target)
+    rates = result.values("burst_rate", burst=True)
+    result.add_row("full batches", "batching thread", "requests/s", rates, target=Target(1e6, at_most=False))
+    rates = result.values("device_rate", device=True)
+    result.add_row("full batches", "CUDA backend, idle device", "requests/s", rates, target=Target(2e6, at_most=False))
+    case, cpu = f"a batch of {ROWS_OF_A_CALL}", result.values("call_us", calls=True)
+    result.add_row(case, "CUDA backend's call, idle device", "µs of CPU", cpu, target=Target(60.0))
+    cpu = result.values("threads_us", calls=True)
+    result.add_row(case, "all threads of the provider, idle device", "µs of CPU", cpu)
     for thread in names:
-        cpu = Spread.of(result.values(thread, burst=True))
-        if cpu.high > 0:
-            result.rows.append(Row("full batches", f"thread {thread}", "µs of CPU", cpu))
+        cpu = result.values(thread, burst=True)
+        if max(cpu) > 0:
+            result.add_row("full batches", f"thread {thread}", "µs of CPU", cpu)
     return result
+
+
+@contextlib.contextmanager
+def provider_with(backend: Backend) -> Iterator[tuple[BatchingProvider, Key, set[threading.Thread]]]:
+    """A provider with this backend alone, a key, and the provider's threads."""
+    before = set(threading.enumerate())
+    with BatchingProvider(ProviderConfig(queue_depth=DEPTH), backends=[backend]) as provider:
+        threads = set(threading.enumerate()) - before
+        yield provider, provider.load_key(rsa.generate_private_key(65537, RSA_BITS)), threads
 
 
 def samples_of_device(library: Any, rounds: int, advance: Callable[[str], None]) -> list[dict[str, Any]]:
@@ -225,10 +202,7 @@ def samples_of_device(library: Any, rounds: int, advance: Callable[[str], None])
     samples: list[dict[str, Any]] = []
     device = NothingDevice()
     cuda = CudaBackend(device)
-    before = set(threading.enumerate())
-    with BatchingProvider(ProviderConfig(queue_depth=DEPTH), backends=[cuda]) as provider:
-        threads = set(threading.enumerate()) - before
-        key = provider.load_key(rsa.generate_private_key(65537, RSA_BITS))
+    with provider_with(cuda) as (provider, key, threads):
         feeder = Feeder(library, operation_of(key), DEPTH)
         for turn in range(rounds + 1):
             advance("full batches, device")
@@ -245,10 +219,9 @@ def samples_of_device(library: Any, rounds: int, advance: Callable[[str], None])
 
 def operation_of(key: Key) -> tuple[Any, Any, Any, int]:
     """Returns what a feeder calls; the key must outlive it."""
-    pointer = key.client.pointer
     core: Any = lib
     native_key = ffi.gc(core.gp_key_table_get(key.client.keys, key.handle), core.gp_key_free)
-    return (ffi.addressof(core, "gp_wait_private_op"), pointer, native_key, key.handle)
+    return (ffi.addressof(core, "gp_wait_private_op"), key.client.pointer, native_key, key.handle)
 
 
 def cpu_of(feeder: Feeder, requests: int) -> float:

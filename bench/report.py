@@ -102,6 +102,14 @@ class Result:
             if all(sample.get(name) == value for name, value in match.items())
         ]  # fmt: skip
 
+    def add_row(
+        self, case: str, subject: str, unit: str, values: Sequence[float], *,
+        to: tuple[str, Sequence[float]] | None = None, target: Target | None = None,
+    ) -> None:  # fmt: skip
+        """``values``: one for each round. ``to``: what they are compared with, and its values."""
+        ratio = Spread.of_ratios(values, to[1]) if to else None
+        self.rows.append(Row(case, subject, unit, Spread.of(values), to[0] if to else None, ratio, target))
+
 
 def save(result: Result, directory: Path) -> Path:
     """Writes ``DATE-WHAT.json`` into the directory; returns its path."""

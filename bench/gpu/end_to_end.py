@@ -19,10 +19,9 @@ from gpu_provider.backends.cuda.device import Device
 from gpu_provider.errors import BackendError
 from gpu_provider.library.device_arrays import locate
 from gpu_provider.library.operands import limbs_of
-from gpu_provider.native import ffi, lib
 
 from ..harness import RSA_BITS, Bench, BenchError
-from ..queue_overhead import FEEDER, Feeder, compile_feeder
+from ..queue_overhead import FEEDER, Feeder, compile_feeder, operation_of
 from .backend import CHECKED
 from .report import EndToEnd, Report
 
@@ -95,10 +94,7 @@ def feed(provider: BatchingProvider, key: Key, in_flight: tuple[int, ...], reque
     """ASYNC jobs in C keep so many in flight."""
     with Bench() as bench:
         library: Any = FEEDER.dlopen(str(compile_feeder(bench)))
-        core: Any = lib
-        pointer = key.client.pointer
-        native_key = ffi.gc(core.gp_key_table_get(key.client.keys, key.handle), core.gp_key_free)
-        operation = (ffi.addressof(core, "gp_wait_private_op"), pointer, native_key, key.handle)
+        operation = operation_of(key)
         for size in in_flight:
             feeder = Feeder(library, operation, size)
             feeder.run(size)

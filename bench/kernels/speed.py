@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from gpu_provider import kernels
 
 from ..harness import Bench
-from ..report import Curve, Result, Row, Spread, Target
+from ..report import Curve, Result, Spread, Target
 from .limit import exchange, mad52_rate, private_operation
 from .operations import EXPONENT_BITS, openssl, openssl_derive, openssl_private, ours_derive, ours_private
 
@@ -100,17 +100,13 @@ def compare(
 
 def rows(result: Result, subject: str, *, with_limit: bool) -> None:
     openssl_rates, rates = (result.values(key, subject=subject) for key in ("openssl", "kernels"))
-    unit, measured = "operations/s", Spread.of(rates)
-    target = Target(TARGETS[subject], at_most=False)
-    result.rows.append(
-        Row(subject, "kernels", unit, measured, "OpenSSL", Spread.of_ratios(rates, openssl_rates), target)
-    )
+    unit, target, share = "operations/s", Target(TARGETS[subject], at_most=False), Target(SHARE, at_most=False)
+    result.add_row(subject, "kernels", unit, rates, to=("OpenSSL", openssl_rates), target=target)
     if with_limit:
         limits = result.values("limit", subject=subject)
-        share = Spread.of_ratios(rates, limits)
-        result.rows.append(Row(subject, "kernels", unit, measured, "limit", share, Target(SHARE, at_most=False)))
-        result.rows.append(Row(subject, "limit", unit, Spread.of(limits)))
-    result.rows.append(Row(subject, "OpenSSL", unit, Spread.of(openssl_rates)))
+        result.add_row(subject, "kernels", unit, rates, to=("limit", limits), target=share)
+        result.add_row(subject, "limit", unit, limits)
+    result.add_row(subject, "OpenSSL", unit, openssl_rates)
 
 
 def rate(call: Callable[[], Any], per_call: int, seconds: float) -> float:

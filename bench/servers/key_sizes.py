@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from itertools import product
 
 from ..harness import Bench, Server, have_uvloop, interleave
-from ..report import Result, Row, Spread, Target
+from ..report import Result, Spread, Target
 
 SIZES = (2048, 3072, 4096)
 CONCURRENCY = (16, 64)
@@ -51,26 +51,16 @@ def measure(
     names = list(dict.fromkeys(server.name for _bits, server in servers))
     cases = list(product(sizes, CONCURRENCY))
     for bits, concurrency in cases:
-        rows(result, names, bits, concurrency)
+        case, unit = f"RSA-{bits}, {concurrency} at a time", "µs of CPU"
+        values = {name: result.values("cpu_us", server=name, bits=bits, concurrency=concurrency) for name in names}
+        for base in BASELINES:
+            if base in names:
+                to, target = (base, values[base]), Target(1.0, goal=True)
+                result.add_row(case, SUBJECT, unit, values[SUBJECT], to=to, target=target)
+        for name in names:
+            if name != SUBJECT:
+                result.add_row(case, name, unit, values[name])
     for (bits, concurrency), name in product(cases, names):
-        rate = result.values("rate", server=name, bits=bits, concurrency=concurrency)
-        result.rows.append(Row(case_of(bits, concurrency), name, "connections/s", Spread.of(rate)))
+        rates = result.values("rate", server=name, bits=bits, concurrency=concurrency)
+        result.add_row(f"RSA-{bits}, {concurrency} at a time", name, "connections/s", rates)
     return result
-
-
-def case_of(bits: int, concurrency: int) -> str:
-    return f"RSA-{bits}, {concurrency} at a time"
-
-
-def rows(result: Result, names: list[str], bits: int, concurrency: int) -> None:
-    """CPU per connection, with its ratios."""
-    case, unit = case_of(bits, concurrency), "µs of CPU"
-    values = {name: result.values("cpu_us", server=name, bits=bits, concurrency=concurrency) for name in names}
-    ours = values[SUBJECT]
-    for base in BASELINES:
-        if base in names:
-            ratio = Spread.of_ratios(ours, values[base])
-            result.rows.append(Row(case, SUBJECT, unit, Spread.of(ours), base, ratio, Target(1.0, goal=True)))
-    for name in names:
-        if name != SUBJECT:
-            result.rows.append(Row(case, name, unit, Spread.of(values[name])))

@@ -4,7 +4,7 @@ import sys
 from collections.abc import Callable
 
 from ..harness import RSA_BITS, Bench, Server, interleave
-from ..report import Result, Row, Spread, Target
+from ..report import Result, Spread, Target
 
 
 def measure(bench: Bench, *, rounds: int, connections: int, advance: Callable[[str, int], None]) -> Result:
@@ -24,12 +24,9 @@ def measure(bench: Bench, *, rounds: int, connections: int, advance: Callable[[s
         sample = {"round": turn, "server": server.name, "median_us": Spread.of(latency).median, "latency_us": latency}
         result.samples.append(sample)
     provider, alone = (result.values("median_us", server=server.name) for server in servers)
-    ratio = Spread.of_ratios(provider, alone)
-    case = "1 at a time"
-    result.rows = [
-        Row(case, servers[0].name, "µs", Spread.of(provider), servers[1].name, ratio, Target(1.15)),
-        Row(case, servers[1].name, "µs", Spread.of(alone)),
-    ]
+    to = (servers[1].name, alone)
+    result.add_row("1 at a time", servers[0].name, "µs", provider, to=to, target=Target(1.15))
+    result.add_row("1 at a time", servers[1].name, "µs", alone)
     return result
 
 

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from itertools import product
 
 from ..harness import Bench, interleave
-from ..report import Result, Row, Spread, Target
+from ..report import Result, Target
 
 MIB = 1 << 20
 GIB = 1 << 30
@@ -53,12 +53,10 @@ def measure(
             values = {name: result.values(key, server=name, connections=connections) for name in names}
             target = Target(1.0, at_most=False) if key == "mib_per_s" else None
             for name in names:
-                measured, base = Spread.of(values[name]), BASELINES.get(name)
-                if base is None:
-                    result.rows.append(Row(case, name, unit, measured))
+                if base := BASELINES.get(name):
+                    result.add_row(case, name, unit, values[name], to=(base, values[base]), target=target)
                 else:
-                    ratio = Spread.of_ratios(values[name], values[base])
-                    result.rows.append(Row(case, name, unit, measured, base, ratio, target))
-        limit = Spread.of(result.values("client_limit_mib_per_s", connections=connections))
-        result.rows.append(Row(case, "client: what one core can read", "MiB/s", limit))
+                    result.add_row(case, name, unit, values[name])
+        limit = result.values("client_limit_mib_per_s", connections=connections)
+        result.add_row(case, "client: what one core can read", "MiB/s", limit)
     return result
