@@ -5,8 +5,8 @@ import os
 import signal
 import sys
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
@@ -16,51 +16,41 @@ from .harness import Bench, BenchError
 from .kernels import speed
 from .servers import connections, key_sizes, latency, throughput
 
-Measure = Callable[..., report.Result]
-
-# The full run takes about twenty minutes, the quick one about one; the quick one's figures are only a hint.
-FULL: dict[str, Measure] = {
-    "connections": partial(connections.measure, rounds=9, connections=600),
-    "key-sizes": partial(key_sizes.measure, rounds=5, connections=600),
-    "kernels": partial(speed.measure, rounds=15, seconds=0.08),
-    "queue": partial(queue_overhead.measure, rounds=9, requests=50_000),
-    "throughput": partial(throughput.measure, rounds=7, size=throughput.GIB),
-    "latency": partial(latency.measure, rounds=40, connections=50),
-    "scheduling": partial(scheduling.measure, requests=3000),
-}
-QUICK: dict[str, Measure] = {
-    "connections": partial(connections.measure, rounds=3, connections=100),
-    "key-sizes": partial(key_sizes.measure, rounds=2, connections=60),
-    "kernels": partial(speed.measure, rounds=3, seconds=0.02),
-    "queue": partial(queue_overhead.measure, rounds=3, requests=10_000),
-    "throughput": partial(throughput.measure, rounds=2, size=128 * throughput.MIB),
-    "latency": partial(latency.measure, rounds=8, connections=25),
-    "scheduling": partial(scheduling.measure, rates=(100, 100_000), requests=1000),
+# What takes each measurement, and its sizes: of the full run, which takes about twenty minutes, and of the quick
+# one, which takes about one and is only a hint.
+MEASUREMENTS: dict[str, tuple[Callable[..., report.Result], dict[str, Any], dict[str, Any]]] = {
+    "connections": (connections.measure, {"rounds": 9, "connections": 600}, {"rounds": 3, "connections": 100}),
+    "key-sizes": (key_sizes.measure, {"rounds": 5, "connections": 600}, {"rounds": 2, "connections": 60}),
+    "kernels": (speed.measure, {"rounds": 15, "seconds": 0.08}, {"rounds": 3, "seconds": 0.02}),
+    "queue": (queue_overhead.measure, {"rounds": 9, "requests": 50_000}, {"rounds": 3, "requests": 10_000}),
+    "throughput": (throughput.measure, {"rounds": 7, "size": 1 << 30}, {"rounds": 2, "size": 1 << 27}),
+    "latency": (latency.measure, {"rounds": 40, "connections": 50}, {"rounds": 8, "connections": 25}),
+    "scheduling": (scheduling.measure, {"requests": 3000}, {"rates": (100, 100_000), "requests": 1000}),
 }
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
-    parser.add_argument("what", nargs="*", metavar="|".join(FULL), help="measurements to take (default: all)")
+    parser.add_argument("what", nargs="*", metavar="|".join(MEASUREMENTS), help="measurements to take (default: all)")
     parser.add_argument("--quick", action="store_true", help="small sizes, to see that everything runs")
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results", metavar="DIRECTORY")
     arguments = parser.parse_args()
-    unknown = set(arguments.what) - set(FULL)
-    if unknown:
-        parser.error(f"no measurement {', '.join(sorted(unknown))}; there are {', '.join(FULL)}")
+    if unknown := set(arguments.what) - set(MEASUREMENTS):
+        parser.error(f"no measurement {', '.join(sorted(unknown))}; there are {', '.join(MEASUREMENTS)}")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
-        return run(arguments.what or list(FULL), QUICK if arguments.quick else FULL, arguments.output)
+        return run(arguments.what or list(MEASUREMENTS), arguments.quick, arguments.output)
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         return 130
 
 
-def run(names: list[str], measurements: dict[str, Measure], output: Path) -> int:
+def run(names: list[str], quick: bool, output: Path) -> int:
     errors = Console(stderr=True)
     code = 0
     load = os.getloadavg()[0]  # before our own
     for name in names:
+        measure, full_sizes, quick_sizes = MEASUREMENTS[name]
         with Progress(
             TextColumn(f"{name}: {{task.description}}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
             console=errors, transient=True,
@@ -72,7 +62,7 @@ def run(names: list[str], measurements: dict[str, Measure], output: Path) -> int
 
             try:
                 with Bench() as bench:
-                    result = measurements[name](bench, advance=advance)
+                    result = measure(bench, **(quick_sizes if quick else full_sizes), advance=advance)
             except BenchError as error:
                 errors.print(f"{name}: {error}", style="red", markup=False)
                 code = 1

@@ -134,11 +134,11 @@ async def _plot(path: Path, seconds: float, errors: Console) -> None:
     said: list[str] = []
     command = [sys.executable, "-m", "bench.plot", str(path)]
     try:
-        ended = await run_process(command, max(0.0, seconds - 1), lambda _line: True, said.append)
+        outcome = await run_process(command, max(0.0, seconds - 1), lambda _line: True, said.append)
     except OSError as error:
         errors.print(f"no plot: {error}", markup=False)
         return
-    if ended.code != 0:
+    if outcome.status != "done":
         errors.print(f"no plot: {said[-1] if said else 'no time was left'}", markup=False, soft_wrap=True)
 
 

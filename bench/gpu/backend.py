@@ -10,12 +10,13 @@ from typing import Any, cast
 
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric import rsa
+from numpy.typing import NDArray
 
 from gpu_provider import Key
 from gpu_provider.backends.base import Batch
 from gpu_provider.backends.cuda.backend import CudaBackend
 from gpu_provider.backends.cuda.cupy_device import CupyDevice
-from gpu_provider.backends.cuda.device import Device, Stream
+from gpu_provider.backends.cuda.device import Device
 from gpu_provider.client import Client
 from gpu_provider.errors import BackendError
 from gpu_provider.kernels.cubin_cache import CubinCache
@@ -60,17 +61,23 @@ def make_batch(key: Key, rows: int) -> Batch:
 
 
 def compute_checked(backend: CudaBackend, key: Key, batch: Batch) -> float:
-    """The seconds that it took. Raises BackendError if Python's pow(), which checks some of the rows, finds one
-    wrong."""
+    """The seconds that it took. Raises BackendError for a wrong row, where :func:`check_rows` looks."""
     batch.outputs.fill(0)
     started = time.perf_counter()
     backend.private_op(batch)
     seconds = time.perf_counter() - started
-    for row in range(0, len(batch), max(1, len(batch) // CHECKED)):
-        x, result = (int.from_bytes(rows[row].tobytes(), "little") for rows in (batch.inputs, batch.outputs))
-        if not batch.ok[row] or pow(result, key.e, key.n) != x:
-            raise BackendError(f"row {row} of a batch of {len(batch)}, RSA-{key.bits}, is wrong")
+    check_rows(key, batch.inputs, batch.outputs, f"a batch of {len(batch)}, RSA-{key.bits},")
+    if not batch.ok.all():
+        raise BackendError(f"row {batch.ok.argmin()} of a batch of {len(batch)}, RSA-{key.bits}, was not verified")
     return seconds
+
+
+def check_rows(key: Key, inputs: NDArray[np.uint8], outputs: NDArray[np.uint8], what: str) -> None:
+    """Checks some of the private operations by Python's pow(). Raises BackendError if one is wrong."""
+    for row in range(0, len(inputs), max(1, len(inputs) // CHECKED)):
+        x, result = (int.from_bytes(rows[row].tobytes(), "little") for rows in (inputs, outputs))
+        if pow(result, key.e, key.n) != x:
+            raise BackendError(f"row {row} of {what} is wrong")
 
 
 def run_in_flight(backend: CudaBackend, batches: Sequence[Batch], seconds: float, latencies: list[float]) -> float:
@@ -101,30 +108,23 @@ def run_in_flight(backend: CudaBackend, batches: Sequence[Batch], seconds: float
     return (len(latencies) - before) * len(batches[0]) / (time.perf_counter() - started)
 
 
-class _UnwipedStream:
-    def __init__(self, stream: Stream) -> None:
-        self._stream = stream
+class _Unwiped:
+    """A device or one of its streams."""
+
+    def __init__(self, wrapped: Any) -> None:
+        self._wrapped = wrapped
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._stream, name)
+        return getattr(self._wrapped, name)
+
+    def stream(self) -> "_Unwiped":
+        return _Unwiped(self._wrapped.stream())
 
     def clear(self, address: int, size: int) -> None:
         pass
 
 
-class UnwipedDevice:
-    """Wipes nothing, to measure what wiping costs. Only for keys and inputs that were made for this, and for batches of
-    the kernels' own widths, which need no zeros beside them."""
-
-    def __init__(self, device: Device) -> None:
-        self._device = device
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._device, name)
-
-    def stream(self) -> Stream:
-        return cast("Stream", _UnwipedStream(self._device.stream()))
-
-
 def unwiped(device: Device) -> Device:
-    return cast("Device", UnwipedDevice(device))
+    """The device, but it wipes nothing, to measure what wiping costs. Only for keys and inputs that were made for this,
+    and for batches of the kernels' own widths, which need no zeros beside them."""
+    return cast("Device", _Unwiped(device))

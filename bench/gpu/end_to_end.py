@@ -6,7 +6,7 @@ under load, most of what they measure is their own cost in Python.
 
 import statistics
 import time
-from functools import partial
+from concurrent.futures import Future
 from queue import SimpleQueue
 from typing import Any
 
@@ -18,11 +18,10 @@ from gpu_provider.backends.cuda.backend import CudaBackend
 from gpu_provider.backends.cuda.device import Device
 from gpu_provider.errors import BackendError
 from gpu_provider.library.device_arrays import locate
-from gpu_provider.library.operands import limbs_of
 
 from ..harness import RSA_BITS, Bench, BenchError
 from ..queue_overhead import FEEDER, Feeder, compile_feeder, operation_of
-from .backend import CHECKED
+from .backend import CHECKED, check_rows
 from .report import EndToEnd, Report
 
 CUDA = "cuda"
@@ -53,16 +52,18 @@ def futures(provider: BatchingProvider, key: Key, requests: int, report: Report)
     """One Python thread submits everything at once."""
     report.progress("requests by futures", STEPS)
     taken: SimpleQueue[float] = SimpleQueue()
-    submitted = []
-    started = time.perf_counter()
-    for _ in range(requests):
+
+    def submit() -> Future[int]:
         at = time.perf_counter()
         future = provider.submit(key, 2)
-        future.add_done_callback(partial(note_end, taken, at))
-        submitted.append(future)
+        future.add_done_callback(lambda _: taken.put(time.perf_counter() - at))
+        return future
+
+    started = time.perf_counter()
+    submitted = [submit() for _ in range(requests)]
     latencies = [taken.get() for _ in submitted]  # not wait(), which returns before the last call-back
     seconds = time.perf_counter() - started
-    if any(pow(int(future.result()), key.e, key.n) != 2 for future in submitted[:CHECKED]):
+    if any(pow(future.result(), key.e, key.n) != 2 for future in submitted[:CHECKED]):
         raise BackendError("a result of the batching provider is wrong")
     report.sample(EndToEnd(by="futures", in_flight=requests, rate=requests / seconds, **percentiles(latencies)))
 
@@ -77,17 +78,9 @@ def arrays(provider: BatchingProvider, backend: CudaBackend, key: Key, rows: int
         started = time.perf_counter()
         result: Any = provider.private_op(key, array)
         seconds = time.perf_counter() - started
-        if by == "an array on the device":
-            result = limbs_of(backend.read(locate(result, "result")[0]))
-        for row in range(0, rows, max(1, rows // CHECKED)):
-            x, y = (int.from_bytes(numbers[row].tobytes(), "little") for numbers in (on_host, result))
-            if pow(y, key.e, key.n) != x:
-                raise BackendError(f"row {row} of {by} is wrong")
+        outputs = backend.read(locate(result, "result")[0]) if array is on_device else result.view(np.uint8)
+        check_rows(key, on_host.view(np.uint8), outputs, by)
         report.sample(EndToEnd(by=by, in_flight=rows, rate=rows / seconds))
-
-
-def note_end(taken: SimpleQueue[float], since: float, _future: object) -> None:
-    taken.put(time.perf_counter() - since)
 
 
 def feed(provider: BatchingProvider, key: Key, in_flight: tuple[int, ...], requests: int, report: Report) -> None:

@@ -163,7 +163,6 @@ class GpuLauncher(Launcher):
             "cuda_driver": runtime.driverGetVersion(),
             "cuda_runtime": runtime.runtimeGetVersion(),
             "cupy": nvrtc.import_cupy().__version__,
-            "nvrtc": nvrtc.version(),
         }
 
     def describe_kernels(self) -> dict[str, Any]:

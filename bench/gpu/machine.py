@@ -1,7 +1,6 @@
 """What the GPU suite's figures depend on: the GPU, its driver, and the rest of the machine."""
 
 import ctypes
-import importlib.metadata
 import os
 import platform
 from collections.abc import Sequence
@@ -11,7 +10,7 @@ from gpu_provider.errors import BackendError
 from gpu_provider.kernels import nvrtc
 from gpu_provider.observe.nvml import Nvml
 
-from ..environment import first_line
+from ..environment import first_line, package_version
 from .plan import find_tool
 
 NVIDIA_SMI = "name,driver_version,clocks.sm,clocks.max.sm,power.limit,temperature.gpu,mig.mode.current,ecc.mode.current"
@@ -31,7 +30,7 @@ def describe() -> dict[str, Any]:
         "libc": " ".join(platform.libc_ver()),
         "tools": {name: find_tool(name) for name in TOOLS},
         "libraries": [name for name in LIBRARIES if _loads(name)],
-        "packages": {name: _version(name) for name in PACKAGES},
+        "packages": {name: package_version(name) for name in PACKAGES},
         "user": os.geteuid(),
     }
 
@@ -47,13 +46,6 @@ def _nvrtc_version() -> str | None:
     try:
         return nvrtc.version()
     except BackendError:
-        return None
-
-
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
         return None
 
 

@@ -5,6 +5,7 @@ import contextlib
 import os
 import shutil
 import signal
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,21 +14,24 @@ from .. import environment
 from ..harness import DIES_WITH_US
 
 LONGEST_LINE = 4 << 20
-TAIL_LINES = 40
+TAIL_LINES = 20
 ENDING_SECONDS = 3.0
 """How long to wait for a killed process. One that the kernel can't end, because a driver hangs, is left behind."""
 
 
 @dataclass(frozen=True)
-class Ended:
-    """How a process ended."""
+class Outcome:
+    """How a section ended."""
 
-    code: int | None
-    """None if it was killed because its time was over."""
-    tail: Sequence[str]
-    """The last lines of its standard error, and of its standard output where that is no report."""
-    garbled: bool
-    """Whether a line of its standard output was no report."""
+    status: str
+    """"done", "failed", "out of time", "skipped" for lack of time, "stopped" by a signal, or "not run" because this
+    machine can't or the smoke test failed."""
+    seconds: float = 0.0
+    reason: str | None = None
+    output: str | None = None
+    """The end of what a failed section printed besides its reports."""
+    code: int | None = None
+    """The exit status of a failed section's process; if a signal ended it, the signal's number, negated."""
 
 
 class _Section(asyncio.SubprocessProtocol):
@@ -37,7 +41,7 @@ class _Section(asyncio.SubprocessProtocol):
         self.exited = asyncio.get_running_loop().create_future()
         self.drained = asyncio.get_running_loop().create_future()
         self.tail: deque[str] = deque(maxlen=TAIL_LINES)
-        self.garbled = False
+        self.garbled = False  # whether a line of standard output was no report
         self._read = read
         self._log = log
         self._rest = {1: b"", 2: b""}
@@ -72,11 +76,17 @@ class _Section(asyncio.SubprocessProtocol):
 
 
 async def run_process(
-    command: Sequence[str], seconds: float, read: Callable[[bytes], bool], log: Callable[[str], None]
-) -> Ended:
+    command: Sequence[str],
+    seconds: float,
+    read: Callable[[bytes], bool],
+    log: Callable[[str], None],
+    *,
+    reports_only: bool = True,
+) -> Outcome:
     """Runs a command in a process group of its own, which is killed when the command has ended, when its time is over
-    and when this task is cancelled. Raises OSError if it can't be started."""
-    loop = asyncio.get_running_loop()
+    and when this task is cancelled. ``reports_only``: it has failed if a line of its standard output is no report.
+    Raises OSError if it can't be started."""
+    loop, started = asyncio.get_running_loop(), time.monotonic()
     if shutil.which(DIES_WITH_US[0]):
         command = [*DIES_WITH_US, *command]
     starting = loop.create_task(
@@ -105,4 +115,13 @@ async def run_process(
         await asyncio.wait({section.exited, section.drained}, timeout=ENDING_SECONDS)
         code = transport.get_returncode()
         transport.close()
-    return Ended(None if late else code, list(section.tail), section.garbled)
+    taken, output = time.monotonic() - started, "\n".join(section.tail) or None
+    if late:
+        reason = f"killed after {seconds:.0f} s: what it had found by then counts"
+        return Outcome("out of time", taken, reason, output)
+    if code:
+        how = f"signal {-code}" if code < 0 else f"exit status {code}"
+        return Outcome("failed", taken, f"{how}: {section.tail[-1]}" if section.tail else how, output, code)
+    if section.garbled and reports_only:
+        return Outcome("failed", taken, "it printed something that is not a result", output)
+    return Outcome("done", taken)

@@ -108,9 +108,9 @@ def defaults(options: Options) -> dict[str, str]:
     """The variant that the CUDA backend chooses by its rule for each size of key and batch, "bits/rows" of the sweep.
     (When it is opened, it measures which number of threads is the fastest, but takes arithmetic and window as
     given.)"""
-    backend_device = _backend_device(options)
+    device = backend.open_device(options.device, options.cache)
     try:
-        choice = KernelChoice(backend_device.open(), backend_device.parallel_threads)
+        choice = KernelChoice(device.open(), device.parallel_threads)
         kernels = {
             f"{bits}/{rows}": choice.choose(Operation.PRIVATE, bits // 8, rows)
             for bits in backend.SIZES
@@ -118,7 +118,7 @@ def defaults(options: Options) -> dict[str, str]:
         }
         return {case: str(Variant.of(kernel)) for case, kernel in kernels.items()}
     finally:
-        backend_device.close()
+        device.close()
 
 
 def launch_for_profiler(options: Options) -> None:
@@ -134,23 +134,23 @@ def launch_for_profiler(options: Options) -> None:
         launcher.wait()
 
 
-def measure_end_to_end(options: Options, report: Report) -> None:
+def measure_end_to_end(device: Device, tiny: bool, report: Report) -> None:
     from . import end_to_end  # noqa: PLC0415 - the batching provider, which every other section would import too
 
-    end_to_end.measure(_backend_device(options), options.tiny, report)
+    end_to_end.measure(device, tiny, report)
 
 
-def _backend_device(options: Options) -> Device:
-    return backend.open_device(options.device, options.cache)
+def _on_backend(measure: Callable[[Device, bool, Report], None]) -> Callable[[Options, Report], None]:
+    return lambda options, report: measure(backend.open_device(options.device, options.cache), options.tiny, report)
 
 
 RUN: dict[str, Callable[[Options, Report], None]] = {
     "machine": describe_machine,
     "compile": lambda options, report: compile_kernels(options, backend_units(options), report),
-    "smoke": lambda options, report: smoke.check(_backend_device(options), options.tiny, report),
-    "in-flight": lambda options, report: in_flight.measure_in_flight(_backend_device(options), options.tiny, report),
-    "pairs": lambda options, report: in_flight.measure_pairs(_backend_device(options), options.tiny, report),
-    "sustained": lambda options, report: in_flight.measure_sustained(_backend_device(options), options.tiny, report),
+    "smoke": _on_backend(smoke.check),
+    "in-flight": _on_backend(in_flight.measure_in_flight),
+    "pairs": _on_backend(in_flight.measure_pairs),
+    "sustained": _on_backend(in_flight.measure_sustained),
     "compile-all": lambda options, report: compile_kernels(options, all_units(), report),
     "kernels": describe_kernels,
     "correctness": lambda options, report: correctness.check(
@@ -158,7 +158,7 @@ RUN: dict[str, Callable[[Options, Report], None]] = {
     ),
     "pipes": lambda options, report: pipes.measure(open_launcher(options, []), report),
     "sweep": lambda options, report: sweep.measure(*open_variants(options), options.tiny, report),
-    "end-to-end": measure_end_to_end,
+    "end-to-end": _on_backend(measure_end_to_end),
     "profile": lambda options, _report: launch_for_profiler(options),
 }
 

@@ -7,7 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import msgspec
@@ -20,17 +20,8 @@ from .. import report
 from . import plan
 from .files import Files
 from .goals import GOALS
-from .plan import (
-    NCU_SECTIONS,
-    SANITIZED_ROWS,
-    SANITIZERS,
-    Section,
-    default_unit,
-    find_tool,
-    sanitized_units,
-    time_for,
-)
-from .process import Ended, run_process
+from .plan import SANITIZERS, Section, default_unit
+from .process import Outcome, run_process
 from .report import AnySample, Device, Profiled, read_line
 from .section import NO_DEVICE, Options
 from .summary import summarise
@@ -39,26 +30,10 @@ WATCH_SECONDS = 0.25
 SANITIZER_FOUND_ERRORS = 66
 ENDING_SECONDS = 3.0
 """Kept free for ending the last section and saving."""
-SHOWN_LINES = 20
 METRIC = re.compile(
     r"^\s+(Duration|Elapsed Cycles|SM Frequency|Executed Ipc Active|Issue Slots Busy|No Eligible|Theoretical Occupancy"
     r"|Achieved Occupancy|Registers Per Thread)\s+(\S+)\s+([\d,.]+)\s*$"
 )
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """How a section ended."""
-
-    status: str
-    """"done", "failed", "out of time", "skipped" for lack of time, "stopped" by a signal, or "not run" because this
-    machine can't or the smoke test failed."""
-    seconds: float = 0.0
-    reason: str | None = None
-    output: str | None = None
-    """The end of what a failed section printed besides its reports."""
-    code: int | None = None
-    """The exit status of a failed section's process; if a signal ended it, the signal's number, negated."""
 
 
 class Watch:
@@ -156,7 +131,7 @@ class Suite:
 
     async def _run_section(self, section: Section, later: Sequence[Section]) -> Outcome:
         if section.name in SANITIZERS:
-            return await self._sanitize(section, later, sanitized_units(self.device.architecture))
+            return await self._sanitize(section, later, plan.sanitized_units(self.device.architecture))
         if section.name == "ncu":
             return await self._profile(section, later)
         outcome, _ = await self._run_child(section, later, section.name, self._options)
@@ -169,7 +144,7 @@ class Suite:
         fault."""
         started = time.monotonic()
         left = self._end - ENDING_SECONDS - started
-        seconds = time_for(section, later, left)
+        seconds = plan.time_for(section, later, left)
         if seconds is None:
             return Outcome("skipped", reason=f"{max(0, left):.0f} s left, {section.least:g} needed"), []
         printed: list[str] = []
@@ -182,16 +157,18 @@ class Suite:
         self._files.begin_section(f"{section.name}, at most {seconds:.0f} s")
         command = [*before, sys.executable, "-m", "bench.gpu.section", program, json.dumps(asdict(options))]
         try:
-            ended = await run_process(
-                command, seconds, lambda line: self._take(line, section.name, task, bool(before)), log
-            )
+            is_tool = bool(before)
+            outcome = await run_process(
+                command, seconds, lambda line: self._take(line, section.name, task, is_tool), log,
+                reports_only=not is_tool,
+            )  # fmt: skip
         except OSError as error:
             return Outcome("failed", reason=f"it can't be started: {error}"), []
         finally:
             self._progress.remove_task(task)
             if figures := self._watch.since(started):
                 self._watched[section.name] = _spreads(figures)
-        return _outcome(ended, time.monotonic() - started, seconds, bool(before)), printed
+        return outcome, printed
 
     def _take(self, text: bytes, section: str, task: Any, is_tool: bool) -> bool:
         """Uses a line of a section; False if it means nothing."""
@@ -215,7 +192,7 @@ class Suite:
         program = self._find("ncu")
         if isinstance(program, Outcome):
             return program
-        choice = [argument for name in NCU_SECTIONS for argument in ("--section", name)]
+        choice = [argument for name in plan.NCU_SECTIONS for argument in ("--section", name)]
         arguments = ("--clock-control", "none", "--kernel-name", "gpk_private", "--launch-skip", "1")
         before = (program, *arguments, "--launch-count", "1", *choice)
         options = replace(self._options, names=[default_unit(self.device.architecture)])
@@ -231,7 +208,7 @@ class Suite:
         if isinstance(program, Outcome):
             return program
         before = (program, "--tool", section.name, "--error-exitcode", str(SANITIZER_FOUND_ERRORS))
-        options = replace(self._options, names=units, rows=SANITIZED_ROWS)
+        options = replace(self._options, names=units, rows=plan.SANITIZED_ROWS)
         outcome, printed = await self._run_child(section, later, "correctness", options, before)
         text = [self._texts.get("sanitizer", ""), f"{section.name} of {' '.join(units)}: {outcome.status}", *printed]
         self._texts["sanitizer"] = "\n".join(text).lstrip()
@@ -240,7 +217,7 @@ class Suite:
     def _find(self, tool: str) -> str | Outcome:
         if self._options.device == "host":
             return Outcome("not run", reason=f"{tool} looks at GPUs alone")
-        return find_tool(tool) or Outcome("not run", reason=f"{tool} is not installed")
+        return plan.find_tool(tool) or Outcome("not run", reason=f"{tool} is not installed")
 
     def save(self) -> None:
         """What can't be saved now may be saved after the next section."""
@@ -279,19 +256,6 @@ class Suite:
         }
         summarise(result, self._samples, self.device, clocks)
         return result
-
-
-def _outcome(ended: Ended, taken: float, seconds: float, is_tool: bool) -> Outcome:
-    output = "\n".join(ended.tail[-SHOWN_LINES:]) or None
-    if ended.code is None:
-        reason = f"killed after {seconds:.0f} s: what it had found by then counts"
-        return Outcome("out of time", taken, reason, output)
-    if ended.code:
-        how = f"signal {-ended.code}" if ended.code < 0 else f"exit status {ended.code}"
-        return Outcome("failed", taken, f"{how}: {ended.tail[-1]}" if ended.tail else how, output, ended.code)
-    if ended.garbled and not is_tool:
-        return Outcome("failed", taken, "it printed something that is not a result", output)
-    return Outcome("done", taken)
 
 
 def _spreads(figures: Sequence[GpuFigures]) -> dict[str, dict[str, float]]:
