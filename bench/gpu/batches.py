@@ -7,10 +7,10 @@ import numpy as np
 from cryptography.hazmat.primitives.asymmetric import rsa
 from numpy.typing import NDArray
 
-from gpu_provider.kernels import cubins
+from gpu_provider.kernels.cubins import Arithmetic, Unit
 from gpu_provider.kernels.launch import MODEXP_LAUNCH, PRIVATE_LAUNCH, Operation, key_record, modulus_record
 
-from .launcher import Launcher, Variant
+from .launcher import Launcher
 
 KEYS = 4
 
@@ -22,9 +22,7 @@ def private_keys(bits: int) -> list[rsa.RSAPrivateNumbers]:
 
 
 @functools.cache
-def _records(
-    arithmetic: cubins.Arithmetic, class_bytes: int, record_bytes: int, sizes: tuple[int, ...]
-) -> NDArray[np.uint8]:
+def _records(arithmetic: Arithmetic, class_bytes: int, record_bytes: int, sizes: tuple[int, ...]) -> NDArray[np.uint8]:
     keys = [key for bits in sizes for key in private_keys(bits)]
     records = np.zeros((len(keys), record_bytes), np.uint8)
     for record, key in zip(records, keys, strict=True):
@@ -46,14 +44,14 @@ def to_numbers(rows: NDArray[np.uint8]) -> list[int]:
 
 
 class PrivateBatch:
-    """A batch of private operations by one variant, with keys of these sizes in turn. It can be launched again and
+    """A batch of private operations by one unit, with keys of these sizes in turn. It can be launched again and
     again, with more or fewer of its rows."""
 
-    def __init__(self, launcher: Launcher, variant: Variant, rows: int, sizes: tuple[int, ...]) -> None:
-        self._launcher, self._variant, self._rows = launcher, variant, rows
+    def __init__(self, launcher: Launcher, unit: Unit, rows: int, sizes: tuple[int, ...]) -> None:
+        self._launcher, self._unit, self._rows = launcher, unit, rows
         keys = [key for bits in sizes for key in private_keys(bits)]
-        kernel, width = launcher.kernels[variant, Operation.PRIVATE], variant.class_bytes
-        records = _records(variant.arithmetic, width, kernel.record_bytes, sizes)
+        kernel, width = launcher.kernels[unit, Operation.PRIVATE], unit.bytes
+        records = _records(unit.arithmetic, width, kernel.record_bytes, sizes)
         index = np.arange(rows, dtype=np.uint32)
         self.moduli = [keys[row % len(keys)].public_numbers.n for row in range(rows)]
         self.inputs = launcher.host_array((rows, width), np.uint8)
@@ -79,14 +77,14 @@ class PrivateBatch:
         return address
 
     def set_inputs(self, numbers: list[int]) -> None:
-        self.inputs[:] = to_rows(numbers, self._variant.class_bytes)
+        self.inputs[:] = to_rows(numbers, self._unit.bytes)
 
     def make_pairs(self) -> None:
         """Makes a pair for each row, and waits for them."""
         random = np.frombuffer(secrets.token_bytes(self.inputs.nbytes), np.uint8)
         arguments = self._arguments.copy()
         arguments["count"], arguments["inputs"] = self._rows, self._put(random)
-        self._launcher.launch(self._variant, Operation.MAKE_PAIRS, arguments)
+        self._launcher.launch(self._unit, Operation.MAKE_PAIRS, arguments)
         self._launcher.wait()
 
     def upload(self, rows: int) -> None:
@@ -94,7 +92,7 @@ class PrivateBatch:
 
     def launch(self, rows: int) -> None:
         self._arguments["count"] = rows
-        self._launcher.launch(self._variant, Operation.PRIVATE, self._arguments)
+        self._launcher.launch(self._unit, Operation.PRIVATE, self._arguments)
 
     def download(self, rows: int) -> None:
         self._launcher.download(self.outputs[:rows], int(self._arguments[0]["outputs"]))
@@ -103,7 +101,7 @@ class PrivateBatch:
 
 def modexp(
     launcher: Launcher,
-    variant: Variant,
+    unit: Unit,
     bases: list[int],
     exponents: NDArray[np.uint8],
     moduli: list[int],
@@ -112,11 +110,11 @@ def modexp(
 ) -> list[int]:
     """``bases[i] ** exponents[i] % moduli[i]`` for the low ``bits`` of the exponents, as the device computes it."""
     distinct = sorted(set(moduli))
-    kernel = launcher.kernels[variant, Operation.MODEXP]
+    kernel = launcher.kernels[unit, Operation.MODEXP]
     records = np.zeros((len(distinct), kernel.record_bytes), np.uint8)
     for record, modulus in zip(records, distinct, strict=True):
-        modulus_record(record, variant.arithmetic.radix_bits, variant.class_bytes, modulus)
-    outputs = launcher.host_array((len(bases), variant.class_bytes), np.uint8)
+        modulus_record(record, unit.arithmetic.radix_bits, unit.bytes, modulus)
+    outputs = launcher.host_array((len(bases), unit.bytes), np.uint8)
     place = {modulus: index for index, modulus in enumerate(distinct)}
     arguments = np.zeros(1, MODEXP_LAUNCH)
     launch = arguments[0]
@@ -124,14 +122,14 @@ def modexp(
     for name, array in (
         ("modulus_of_row", np.array([place[modulus] for modulus in moduli], np.uint32)),
         ("moduli", records),
-        ("bases", to_rows(bases, variant.class_bytes)),
+        ("bases", to_rows(bases, unit.bytes)),
         ("exponents", exponents),
     ):
         launch[name] = launcher.allocate(array.nbytes)
         launcher.upload(int(launch[name]), array)
         launcher.wait()
     launch["outputs"] = launcher.allocate(outputs.nbytes)
-    launcher.launch(variant, Operation.MODEXP, arguments)
+    launcher.launch(unit, Operation.MODEXP, arguments)
     launcher.download(outputs, int(launch["outputs"]))
     launcher.wait()
     return to_numbers(outputs)

@@ -14,10 +14,11 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 from gpu_provider import kernels
+from gpu_provider.kernels.cubins import Unit
 from gpu_provider.kernels.launch import Operation
 
 from .batches import PrivateBatch, modexp, private_keys, to_numbers, to_rows
-from .launcher import Launcher, Variant
+from .launcher import Launcher
 from .report import Correctness, Report
 
 # Keys of other sizes go into the next class; their primes end within a limb.
@@ -29,27 +30,27 @@ SHOWN = 4
 PORTION = 8  # rows that one thread computes at a time
 
 
-def check(launcher: Launcher, variants: Sequence[Variant], rows: int | None, tiny: bool, report: Report) -> None:
-    for variant in variants:
+def check(launcher: Launcher, units: Sequence[Unit], rows: int | None, tiny: bool, report: Report) -> None:
+    for unit in units:
         # One more than fills the device, so that the last warp is not full.
-        count = rows or launcher.full_rows(variant) + 1
-        report.progress(f"{variant}, {count} rows", len(variants))
-        checks = {"private": check_private(launcher, variant, count, report, rounds=1 if tiny else ROUNDS)}
-        if (variant, Operation.MODEXP) in launcher.kernels:
-            checks["modexp"] = check_modexp(launcher, variant, min(count, 32) if tiny else count, EXPONENT_BITS, report)
+        count = rows or launcher.full_rows(unit) + 1
+        report.progress(f"{unit}, {count} rows", len(units))
+        checks = {"private": check_private(launcher, unit, count, report, rounds=1 if tiny else ROUNDS)}
+        if (unit, Operation.MODEXP) in launcher.kernels:
+            checks["modexp"] = check_modexp(launcher, unit, min(count, 32) if tiny else count, EXPONENT_BITS, report)
             if not tiny:
                 full = min(count, FULL_EXPONENTS)
-                checks["modexp, full exponents"] = check_modexp(launcher, variant, full, variant.bits, report)
+                checks["modexp, full exponents"] = check_modexp(launcher, unit, full, 8 * unit.bytes, report)
         launcher.free_all()
         for operation, wrong in checks.items():
-            report.sample(Correctness(variant=str(variant), operation=operation, rows=count, wrong=wrong))
+            report.sample(Correctness(variant=str(unit), operation=operation, rows=count, wrong=wrong))
 
 
-def check_private(launcher: Launcher, variant: Variant, rows: int, report: Report, *, rounds: int) -> int:
+def check_private(launcher: Launcher, unit: Unit, rows: int, report: Report, *, rounds: int) -> int:
     """How many rows were wrong."""
-    batch = PrivateBatch(launcher, variant, rows, SIZES[variant.class_bytes])
+    batch = PrivateBatch(launcher, unit, rows, SIZES[unit.bytes])
     inputs = to_numbers(batch.inputs)
-    edges = [0, 1, batch.moduli[2 % rows] - 1, batch.moduli[3 % rows], (1 << variant.bits) - 1]
+    edges = [0, 1, batch.moduli[2 % rows] - 1, batch.moduli[3 % rows], (1 << 8 * unit.bytes) - 1]
     inputs[: min(len(edges), rows)] = edges[:rows]
     batch.set_inputs(inputs)
     batch.make_pairs()
@@ -74,22 +75,22 @@ def check_private(launcher: Launcher, variant: Variant, rows: int, report: Repor
             wrong += 1
             if wrong <= SHOWN:
                 report.mismatch(
-                    kernel=f"{variant} private", row=row, input=hex(x), modulus=hex(n), e=65537, got=hex(result), ok=ok
+                    kernel=f"{unit} private", row=row, input=hex(x), modulus=hex(n), e=65537, got=hex(result), ok=ok
                 )
     return wrong
 
 
-def check_modexp(launcher: Launcher, variant: Variant, rows: int, bits: int, report: Report) -> int:
+def check_modexp(launcher: Launcher, unit: Unit, rows: int, bits: int, report: Report) -> int:
     """How many rows were wrong."""
-    width = variant.class_bytes
+    width = unit.bytes
     numbers = [key.public_numbers.n for size in SIZES[width] for key in private_keys(size)]
-    moduli = list(itertools.islice(itertools.cycle([*numbers, 3, (1 << variant.bits) - 1]), rows))
+    moduli = list(itertools.islice(itertools.cycle([*numbers, 3, (1 << 8 * width) - 1]), rows))
     bases = [secrets.randbelow(modulus) for modulus in moduli]
     stride = (bits + 31) // 32 * 4
     exponents = np.frombuffer(secrets.token_bytes(rows * stride), np.uint8).reshape(rows, stride).copy()
     exponents[:1] = 0
     exponents[1:2] = 255
-    got = modexp(launcher, variant, bases, exponents, moduli, bits=bits)
+    got = modexp(launcher, unit, bases, exponents, moduli, bits=bits)
     expected = np.zeros((rows, width), np.uint8)
     ok = np.zeros(rows, np.uint8)
     arrays = (to_rows(bases, width), exponents, to_rows(moduli, width), expected, ok)
@@ -106,7 +107,7 @@ def check_modexp(launcher: Launcher, variant: Variant, rows: int, bits: int, rep
         wrong += 1
         if wrong <= SHOWN:
             report.mismatch(
-                kernel=f"{variant} modexp", row=row, base=hex(bases[row]),
+                kernel=f"{unit} modexp", row=row, base=hex(bases[row]),
                 exponent=exponents[row].tobytes()[::-1].hex(),
                 exponent_bits=bits, modulus=hex(moduli[row]), expected=hex(right), got=hex(result),
             )  # fmt: skip

@@ -3,8 +3,7 @@
 import itertools
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,50 +14,29 @@ from gpu_provider.backends.cuda.device import Device, DeviceError, Stream
 from gpu_provider.errors import BackendError
 from gpu_provider.kernels import cubins, nvrtc
 from gpu_provider.kernels.cubin_cache import CubinCache
+from gpu_provider.kernels.cubins import Unit
 from gpu_provider.kernels.launch import Kernel, Operation
 
+from ..kernels.units import unit_of
 from .host_device import HostDevice, HostKernels
 
-_ARITHMETICS = {arithmetic.radix_bits: arithmetic for arithmetic in cubins.Arithmetic}
 _WARP = 32
-
-
-@dataclass(frozen=True, order=True)
-class Variant:
-    """Kernels that differ only in the operation that they compute."""
-
-    arithmetic: cubins.Arithmetic
-    class_bytes: int
-    threads_per_row: int
-    window: int
-
-    @classmethod
-    def of(cls, kernel: Kernel) -> Self:
-        return cls(_ARITHMETICS[kernel.radix_bits], kernel.class_bytes, kernel.threads, kernel.window)
-
-    @property
-    def bits(self) -> int:
-        return 8 * self.class_bytes
-
-    def __str__(self) -> str:
-        """The name of the unit that the kernels are compiled in."""
-        return f"{self.arithmetic}-{self.bits}-t{self.threads_per_row}-w{self.window}"
 
 
 class Launcher:
     """Kernels of a device, and one stream. One thread."""
 
     def __init__(self, device: Device, kernels: Sequence[Kernel], stream: Stream) -> None:
-        self.kernels = {(Variant.of(kernel), kernel.operation): kernel for kernel in kernels}
+        self.kernels = {(unit_of(kernel), kernel.operation): kernel for kernel in kernels}
         self.missing: dict[str, str] = {}
-        """Variants that can't be launched, and why."""
+        """Units whose kernels can't be launched, and why."""
         self._device = device
         self._stream = stream
         self._memory: list[int] = []
         self._pinned: list[NDArray[np.uint8]] = []
 
-    def variants(self) -> list[Variant]:
-        return [variant for variant, operation in self.kernels if operation is Operation.PRIVATE]
+    def units(self) -> list[Unit]:
+        return [unit for unit, operation in self.kernels if operation is Operation.PRIVATE]
 
     def describe(self) -> dict[str, Any]:
         """The device, as JSON can hold it."""
@@ -67,9 +45,9 @@ class Launcher:
     def describe_kernels(self) -> dict[str, Any]:
         return {}
 
-    def full_rows(self, variant: Variant) -> int:
+    def full_rows(self, unit: Unit) -> int:
         """Rows that are computed at the same time."""
-        return self.kernels[variant, Operation.PRIVATE].rows
+        return self.kernels[unit, Operation.PRIVATE].rows
 
     def host_array(self, shape: tuple[int, ...], dtype: type[np.generic]) -> NDArray[Any]:
         """Allocates an array in memory that the device can copy to and from by itself."""
@@ -96,8 +74,8 @@ class Launcher:
     def download(self, array: NDArray[Any], source: int) -> None:
         self._stream.download(array.reshape(-1).view(np.uint8), source)
 
-    def launch(self, variant: Variant, operation: Operation, arguments: NDArray[np.void]) -> None:
-        self._stream.launch(self.kernels[variant, operation], arguments)
+    def launch(self, unit: Unit, operation: Operation, arguments: NDArray[np.void]) -> None:
+        self._stream.launch(self.kernels[unit, operation], arguments)
 
     def wait(self) -> None:
         """Until all of it is done. Raises DeviceError."""
@@ -123,7 +101,7 @@ class HostLauncher(Launcher):
 
 
 class GpuLauncher(Launcher):
-    def __init__(self, found: devices.Gpu, cache: CubinCache, units: Sequence[cubins.Unit]) -> None:
+    def __init__(self, found: devices.Gpu, cache: CubinCache, units: Sequence[Unit]) -> None:
         """Loads what the cache has of these units. Raises BackendError where there is no CuPy, and for a cache that
         can't be used."""
         self.architecture = cubins.architecture_for(found.major, found.minor)
@@ -169,16 +147,16 @@ class GpuLauncher(Launcher):
         driver = self._cuda.driver
         return {
             "registers": {
-                f"{variant} {operation.name.lower()}": driver.funcGetAttribute(
+                f"{unit} {operation.name.lower()}": driver.funcGetAttribute(
                     driver.CU_FUNC_ATTRIBUTE_NUM_REGS, self._function(kernel)
                 )
-                for (variant, operation), kernel in self.kernels.items()
+                for (unit, operation), kernel in self.kernels.items()
             },
-            "full_rows": {str(variant): self.full_rows(variant) for variant in self.variants()},
+            "full_rows": {str(unit): self.full_rows(unit) for unit in self.units()},
         }
 
-    def full_rows(self, variant: Variant) -> int:
-        kernel = self.kernels[variant, Operation.PRIVATE]
+    def full_rows(self, unit: Unit) -> int:
+        kernel = self.kernels[unit, Operation.PRIVATE]
         warps = self._cuda.driver.occupancyMaxActiveBlocksPerMultiprocessor(
             self._function(kernel), _WARP, kernel.table_bytes
         )

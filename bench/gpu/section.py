@@ -18,10 +18,10 @@ from gpu_provider.kernels import cubins, nvrtc
 from gpu_provider.kernels.cubin_cache import CubinCache
 from gpu_provider.kernels.launch import Operation
 
-from ..kernels.units import all_units
+from ..kernels.units import all_units, unit_of
 from . import backend, correctness, in_flight, machine, pipes, smoke, sweep
 from .batches import PrivateBatch
-from .launcher import GpuLauncher, HostLauncher, Launcher, Variant, find_device
+from .launcher import GpuLauncher, HostLauncher, Launcher, find_device
 from .report import Compiled, Report
 
 NO_DEVICE = 69  # EX_UNAVAILABLE: there is no such device
@@ -86,26 +86,26 @@ def open_launcher(options: Options, units: Sequence[cubins.Unit]) -> Launcher:
     return GpuLauncher(find_device(options.device), CubinCache(Path(options.cache)), units)
 
 
-def open_variants(options: Options) -> tuple[Launcher, list[Variant]]:
+def open_units(options: Options) -> tuple[Launcher, list[cubins.Unit]]:
     """The kernels that the options name. Raises BackendError if none of them can be loaded."""
     launcher = open_launcher(options, [unit for unit in all_units() if not options.names or str(unit) in options.names])
-    variants = [variant for variant in launcher.variants() if not options.names or str(variant) in options.names]
+    units = [unit for unit in launcher.units() if not options.names or str(unit) in options.names]
     if options.tiny and not options.names:
-        variants = [variant for variant in variants if variant.bits == 2048 and variant.threads_per_row == 8]
-    if not variants:
+        units = [unit for unit in units if unit.bytes == 256 and unit.threads == 8]
+    if not units:
         reasons = "; ".join(f"{unit}: {reason}" for unit, reason in launcher.missing.items())
         raise BackendError(f"no kernel can be loaded: {reasons or options.names}")
-    return launcher, variants
+    return launcher, units
 
 
 def describe_kernels(options: Options, report: Report) -> None:
-    launcher, _ = open_variants(options)
+    launcher, _ = open_units(options)
     report.describe({**launcher.describe_kernels(), "missing_kernels": launcher.missing})
     report.describe({"defaults": defaults(options)})
 
 
 def defaults(options: Options) -> dict[str, str]:
-    """The variant that the CUDA backend chooses by its rule for each size of key and batch, "bits/rows" of the sweep.
+    """The unit that the CUDA backend chooses by its rule for each size of key and batch, "bits/rows" of the sweep.
     (When it is opened, it measures which number of threads is the fastest, but takes arithmetic and window as
     given.)"""
     device = backend.open_device(options.device, options.cache)
@@ -116,16 +116,16 @@ def defaults(options: Options) -> dict[str, str]:
             for bits in backend.SIZES
             for rows in sweep.BATCHES
         }
-        return {case: str(Variant.of(kernel)) for case, kernel in kernels.items()}
+        return {case: str(unit_of(kernel)) for case, kernel in kernels.items()}
     finally:
         device.close()
 
 
 def launch_for_profiler(options: Options) -> None:
     """Launches full batches of one kernel."""
-    launcher, variants = open_variants(options)
-    rows = launcher.full_rows(variants[0])
-    batch = PrivateBatch(launcher, variants[0], rows, (variants[0].bits,))
+    launcher, units = open_units(options)
+    rows = launcher.full_rows(units[0])
+    batch = PrivateBatch(launcher, units[0], rows, (8 * units[0].bytes,))
     batch.make_pairs()
     for _ in range(PROFILED_BATCHES):
         batch.upload(rows)
@@ -153,11 +153,9 @@ RUN: dict[str, Callable[[Options, Report], None]] = {
     "sustained": _on_backend(in_flight.measure_sustained),
     "compile-all": lambda options, report: compile_kernels(options, all_units(), report),
     "kernels": describe_kernels,
-    "correctness": lambda options, report: correctness.check(
-        *open_variants(options), options.rows, options.tiny, report
-    ),
+    "correctness": lambda options, report: correctness.check(*open_units(options), options.rows, options.tiny, report),
     "pipes": lambda options, report: pipes.measure(open_launcher(options, []), report),
-    "sweep": lambda options, report: sweep.measure(*open_variants(options), options.tiny, report),
+    "sweep": lambda options, report: sweep.measure(*open_units(options), options.tiny, report),
     "end-to-end": _on_backend(measure_end_to_end),
     "profile": lambda options, _report: launch_for_profiler(options),
 }

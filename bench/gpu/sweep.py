@@ -7,7 +7,7 @@ from functools import partial
 from gpu_provider.kernels import cubins
 
 from .batches import PrivateBatch
-from .launcher import Launcher, Variant
+from .launcher import Launcher
 from .report import Report, Sweep
 
 BATCHES = (1, 16, 64, 256, 512, 1024, 2048, 3072, 4096, 6144, 8192, 12288, 16384)
@@ -17,18 +17,18 @@ REPEATS = (3, 20)
 LATENCY_ENOUGH = 0.1  # a larger batch takes longer than any handshake should
 
 
-def measure(launcher: Launcher, variants: Sequence[Variant], tiny: bool, report: Report) -> None:
+def measure(launcher: Launcher, units: Sequence[cubins.Unit], tiny: bool, report: Report) -> None:
     """The backend's own kernels come first, in case there is no time for all."""
-    total = len(variants) * len(TINY if tiny else BATCHES)
+    total = len(units) * len(TINY if tiny else BATCHES)
     own = {str(unit) for unit in cubins.units(cubins.Arithmetic)}
-    for variant in sorted(variants, key=lambda variant: (str(variant) not in own, variant.bits)):
-        full = launcher.full_rows(variant)
+    for unit in sorted(units, key=lambda unit: (str(unit) not in own, unit.bytes)):
+        full = launcher.full_rows(unit)
         sizes = TINY if tiny else sorted({*BATCHES, *(full * waves for waves in (1, 2, 3) if full * waves <= 32768)})
-        batch = PrivateBatch(launcher, variant, max(sizes), (variant.bits,))
+        batch = PrivateBatch(launcher, unit, max(sizes), (8 * unit.bytes,))
         batch.make_pairs()
         slow = False
         for rows in sizes:
-            report.progress(f"{variant}, batches of {rows}", total)
+            report.progress(f"{unit}, batches of {rows}", total)
             if slow:
                 continue
             upload, kernel, download = measure_batch(launcher, batch, rows, 1 if tiny else None)
@@ -36,7 +36,7 @@ def measure(launcher: Launcher, variants: Sequence[Variant], tiny: bool, report:
             ok = bool(batch.ok[:rows].all())
             report.sample(
                 Sweep(
-                    variant=str(variant), bits=variant.bits, rows=rows,
+                    variant=str(unit), bits=8 * unit.bytes, rows=rows,
                     kernel_seconds=kernel, latency_seconds=latency, ok=ok,
                 )
             )  # fmt: skip

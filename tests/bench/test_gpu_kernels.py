@@ -21,7 +21,7 @@ from bench.gpu import (
     smoke,
     sweep,
 )
-from bench.gpu.launcher import GpuLauncher, HostLauncher, Variant
+from bench.gpu.launcher import GpuLauncher, HostLauncher
 from bench.gpu.report import Report
 from bench.kernels.units import all_units
 from bench.queue_overhead import NothingDevice
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from gpu_provider.backends.base import Batch
     from gpu_provider.backends.cuda.backend import CudaBackend
 
-VARIANT = Variant(cubins.Arithmetic.INT32, 256, 8, 4)
+UNIT = next(unit for unit in all_units() if str(unit) == "int32-2048-t8-w4")
 
 
 class FlippingLauncher(HostLauncher):
@@ -57,12 +57,12 @@ class FlippingLauncher(HostLauncher):
 def test_one_wrong_bit_is_found_and_reported_without_a_secret(operation: str) -> None:
     pipe = io.StringIO()
     if operation == "private":
-        wrong = correctness.check_private(FlippingLauncher(), VARIANT, 5, Report(pipe), rounds=1)
+        wrong = correctness.check_private(FlippingLauncher(), UNIT, 5, Report(pipe), rounds=1)
     else:
-        wrong = correctness.check_modexp(FlippingLauncher(), VARIANT, 5, 64, Report(pipe))
+        wrong = correctness.check_modexp(FlippingLauncher(), UNIT, 5, 64, Report(pipe))
     assert wrong == 1
     (mismatch,) = (json.loads(line)["mismatch"] for line in pipe.getvalue().splitlines())
-    assert mismatch["kernel"] == f"{VARIANT} {operation}"
+    assert mismatch["kernel"] == f"{UNIT} {operation}"
     assert mismatch["row"] == FlippingLauncher.row
     for key in batches.private_keys(2048):
         for secret in (key.p, key.q, key.d, key.dmp1, key.dmq1):
@@ -77,7 +77,7 @@ def test_a_verdict_that_should_not_be_there_is_found() -> None:
             if array.ndim == 1:
                 array[:] = 1
 
-    wrong = correctness.check_private(Trusting(), VARIANT, 5, Report(io.StringIO()), rounds=1)
+    wrong = correctness.check_private(Trusting(), UNIT, 5, Report(io.StringIO()), rounds=1)
     assert wrong == 2  # the modulus itself, and the largest number that a row can hold
 
 
@@ -131,7 +131,7 @@ def test_a_gpu_is_measured_through_cupy(tmp_path: Path, monkeypatch: pytest.Monk
     assert described["pci_bus_id"] == "0000:3b:00.0"
     assert described["full_rows"]["fp64-2048-t8-w5"] == 16
     pipe = io.StringIO()
-    variants = sorted(set(gpu.variants()) & set(HostLauncher().variants()))
+    variants = sorted(set(gpu.units()) & set(HostLauncher().units()))
     correctness.check(gpu, variants, 5, True, Report(pipe))
     sweep.measure(gpu, variants, True, Report(pipe))
     lines = [json.loads(line) for line in pipe.getvalue().splitlines()]
@@ -140,7 +140,7 @@ def test_a_gpu_is_measured_through_cupy(tmp_path: Path, monkeypatch: pytest.Monk
     assert {sample["variant"] for sample in samples} == {str(variant) for variant in variants}
     cuda.functions.clear()
     (one,) = (unit for unit in units if str(unit) == "int32-2048-t8-w4")
-    assert GpuLauncher(GPU, CubinCache(tmp_path), [one]).variants() == [VARIANT]
+    assert GpuLauncher(GPU, CubinCache(tmp_path), [one]).units() == [UNIT]
     assert {unit for unit, _ in cuda.functions} == {"int32-2048-t8-w4"}  # nothing else was loaded
     assert all(
         sample["ok"] and sample["kernel_seconds"] == [1e-3] for sample in samples if sample["section"] == "sweep"
