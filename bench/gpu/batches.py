@@ -62,19 +62,13 @@ class PrivateBatch:
         arguments = self._arguments[0]
         arguments["exponent_bits"] = max(max(key.p.bit_length(), key.q.bit_length()) for key in keys)
         arguments["any_e"] = functools.reduce(int.__or__, (key.public_numbers.e for key in keys))
-        arguments["records"] = self._put(records)
-        arguments["record_of_row"] = self._put(index % len(keys))
-        arguments["pair_of_row"] = self._put(index)
+        arguments["records"] = launcher.put(records)
+        arguments["record_of_row"] = launcher.put(index % len(keys))
+        arguments["pair_of_row"] = launcher.put(index)
         arguments["pairs"] = launcher.allocate(rows * kernel.pair_bytes)
         arguments["inputs"] = launcher.allocate(self.inputs.nbytes)
         arguments["outputs"] = launcher.allocate(self.outputs.nbytes)
         arguments["ok"] = launcher.allocate(rows)
-
-    def _put(self, array: NDArray[np.generic]) -> int:
-        address = self._launcher.allocate(array.nbytes)
-        self._launcher.upload(address, array)
-        self._launcher.wait()
-        return address
 
     def set_inputs(self, numbers: list[int]) -> None:
         self.inputs[:] = to_rows(numbers, self._unit.bytes)
@@ -83,7 +77,7 @@ class PrivateBatch:
         """Makes a pair for each row, and waits for them."""
         random = np.frombuffer(secrets.token_bytes(self.inputs.nbytes), np.uint8)
         arguments = self._arguments.copy()
-        arguments["count"], arguments["inputs"] = self._rows, self._put(random)
+        arguments["count"], arguments["inputs"] = self._rows, self._launcher.put(random)
         self._launcher.launch(self._unit, Operation.MAKE_PAIRS, arguments)
         self._launcher.wait()
 
@@ -125,9 +119,7 @@ def modexp(
         ("bases", to_rows(bases, unit.bytes)),
         ("exponents", exponents),
     ):
-        launch[name] = launcher.allocate(array.nbytes)
-        launcher.upload(int(launch[name]), array)
-        launcher.wait()
+        launch[name] = launcher.put(array)
     launch["outputs"] = launcher.allocate(outputs.nbytes)
     launcher.launch(unit, Operation.MODEXP, arguments)
     launcher.download(outputs, int(launch["outputs"]))

@@ -26,34 +26,30 @@ class Files:
         self._logged = 0
 
     def name(self, what: str) -> None:
-        """Only the first name counts."""
+        """Only the first name counts. Nothing can be saved before."""
         if self._stem is None:
             self._stem = f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d}-{what}"
             for suffix in SUFFIXES:  # of an earlier run
                 with contextlib.suppress(OSError):
                     self.path(suffix).unlink(missing_ok=True)
             for line in self._early:
-                self._append(line)
+                self.write(line)
 
     def begin_section(self, title: str) -> None:
         self._logged = 0
-        self._append(f"=== {title}")
-
-    def end_section(self, outcome: str) -> None:
-        self._append(outcome)
+        self.write(f"=== {title}")
 
     def log(self, line: str) -> bool:
-        """False if the section has printed too much for this line to be kept."""
+        """Writes what a section prints. False if the section has printed too much for this line to be kept."""
         before, self._logged = self._logged, self._logged + len(line) + 1
         if self._logged <= LOG_BYTES:
-            self._append(line)
+            self.write(line)
         elif before <= LOG_BYTES:
-            self._append("what this section printed after this is left out")
+            self.write("what this section printed after this is left out")
         return self._logged <= LOG_BYTES
 
     def save(self, result: report.Result) -> None:
         """Raises OSError."""
-        self.name("gpu")  # if the device has not told its name
         report.write(result, self.path(".json"))
 
     def save_text(self, name: str, text: str) -> None:
@@ -63,7 +59,8 @@ class Files:
     def path(self, suffix: str) -> Path:
         return self._directory / f"{self._stem}{suffix}"
 
-    def _append(self, line: str) -> None:
+    def write(self, line: str) -> None:
+        """Appends to the log."""
         if self._stem is None:
             self._early.append(line)
             return

@@ -71,6 +71,13 @@ class Launcher:
         """Like :meth:`download` and :meth:`launch`, begins when what was given before is done."""
         self._stream.upload(to, array.reshape(-1).view(np.uint8))
 
+    def put(self, array: NDArray[Any]) -> int:
+        """Uploads it, and waits for that. Returns its address on the device."""
+        address = self.allocate(array.nbytes)
+        self.upload(address, array)
+        self.wait()
+        return address
+
     def download(self, array: NDArray[Any], source: int) -> None:
         self._stream.download(array.reshape(-1).view(np.uint8), source)
 

@@ -42,12 +42,9 @@ class Watch:
     def __init__(self) -> None:
         self._nvml = Nvml()
         self._figures: list[tuple[float, GpuFigures]] = []
-        self._thread: threading.Thread | None = None
 
     def start(self, pci_bus_id: str) -> None:
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._run, args=(pci_bus_id,), daemon=True)
-            self._thread.start()
+        threading.Thread(target=self._run, args=(pci_bus_id,), daemon=True).start()
 
     def since(self, started: float) -> list[GpuFigures]:
         return [figures for at, figures in self._figures if at >= started]
@@ -94,11 +91,11 @@ class Suite:
             for place, section in enumerate(sections):
                 self.outcomes[section.name] = Outcome("stopped", reason="by a signal")
                 self.outcomes[section.name] = outcome = await self._run_section(section, sections[place + 1 :])
-                if section.name == "machine" and outcome.code == NO_DEVICE:
-                    raise BackendError(outcome.output or "there is no such device")
-                self._files.name(self._what)
-                if self.device.pci_bus_id:
-                    self._watch.start(self.device.pci_bus_id)
+                if section.name == "machine":
+                    if outcome.code == NO_DEVICE:
+                        raise BackendError(outcome.output or "there is no such device")
+                    if self.device.pci_bus_id:
+                        self._watch.start(self.device.pci_bus_id)
                 self._tell(section.name, outcome)
                 self.save()
                 if section.name in {"machine", "smoke"} and outcome.status in {"failed", "out of time"}:
@@ -114,7 +111,7 @@ class Suite:
         reason = f": {outcome.reason}" if outcome.reason else ""
         after = f" after {outcome.seconds:.1f} s" if outcome.seconds else ""
         line = f"{name}: {outcome.status}{after}{reason}"
-        self._files.end_section(line)
+        self._files.write(line)
         style = "red" if outcome.status in {"failed", "out of time"} else None
         self._progress.console.print(line, style=style, markup=False, highlight=False, soft_wrap=True)
 
@@ -221,6 +218,7 @@ class Suite:
 
     def save(self) -> None:
         """What can't be saved now may be saved after the next section."""
+        self._files.name(self._what)
         try:
             for name, text in self._texts.items():
                 self._files.save_text(name, text + "\n")

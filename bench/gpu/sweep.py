@@ -26,11 +26,8 @@ def measure(launcher: Launcher, units: Sequence[cubins.Unit], tiny: bool, report
         sizes = TINY if tiny else sorted({*BATCHES, *(full * waves for waves in (1, 2, 3) if full * waves <= 32768)})
         batch = PrivateBatch(launcher, unit, max(sizes), (8 * unit.bytes,))
         batch.make_pairs()
-        slow = False
         for rows in sizes:
             report.progress(f"{unit}, batches of {rows}", total)
-            if slow:
-                continue
             upload, kernel, download = measure_batch(launcher, batch, rows, 1 if tiny else None)
             latency = [sum(parts) for parts in zip(upload, kernel, download, strict=True)]
             ok = bool(batch.ok[:rows].all())
@@ -40,7 +37,8 @@ def measure(launcher: Launcher, units: Sequence[cubins.Unit], tiny: bool, report
                     kernel_seconds=kernel, latency_seconds=latency, ok=ok,
                 )
             )  # fmt: skip
-            slow = statistics.median(latency) > LATENCY_ENOUGH
+            if statistics.median(latency) > LATENCY_ENOUGH:
+                break
         launcher.free_all()
 
 

@@ -194,7 +194,7 @@ def describe(architecture: str, unit: cubins.Unit, code: Code, digit: Digit | No
         registers=code.registers,
         table_bytes=unit.table_bytes,
         instructions=len(code.instructions),
-        multiply_adds=code.multiply_adds,
+        multiply_adds=sum(each.is_multiply_add for each in code.instructions),
         iadd3=code.count("IADD3"),
         shfl=code.count("SHFL"),
         local=code.count("LDL", "STL"),

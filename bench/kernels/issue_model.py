@@ -16,8 +16,6 @@ from dataclasses import dataclass
 
 from .machine_code import Code, Instruction
 
-__all__ = ["Digit", "digit_of", "warp_cycles"]
-
 # Cycles for which one instruction of a warp occupies its pipe. What goes to memory or to another thread shares one pipe
 # with the other three schedulers.
 _WIDE, _INTEGER, _MEMORY, _ISSUE = 4, 2, 4, 1

@@ -10,8 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-__all__ = ["Code", "Instruction", "MissingToolError", "read_cubin"]
-
 _SECTION = re.compile(r"^\s*\.section\s+\.text\.(\w+),.*\n", re.MULTILINE)
 _LABEL = re.compile(r"^([.$][\w.$]+):")
 _INSTRUCTION = re.compile(r"^\s+/\*([0-9a-f]{4,})\*/\s+(@!?U?P[0-9T]+ )?([A-Z][A-Z0-9_.]*)(.*?);")
@@ -60,11 +58,6 @@ class Code:
 
     def count(self, *kinds: str) -> int:
         return sum(instruction.kind in kinds for instruction in self.instructions)
-
-    @property
-    def multiply_adds(self) -> int:
-        """How many IMAD.WIDE and DFMA there are."""
-        return sum(instruction.is_multiply_add for instruction in self.instructions)
 
     def exchanges_apart(self) -> list[Instruction]:
         """Instructions that all threads of a warp must execute together, where some may have branched off: behind a

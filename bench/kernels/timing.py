@@ -38,18 +38,14 @@ def measure(operation: Callable[[int], None], samples: int) -> dict[str, float]:
     order = np.array([random.getrandbits(1) for _ in range(samples)])
     times = np.empty(samples)
     for i, chosen in enumerate(order):
-        times[i] = timed(operation, int(chosen))
+        start = time.perf_counter_ns()
+        operation(int(chosen))
+        times[i] = time.perf_counter_ns() - start
     result = {}
     for percentile in PERCENTILES:
         kept = times <= np.percentile(times, percentile)
         result[str(percentile)] = welch(times[kept & (order == 0)], times[kept & (order == 1)])
     return result
-
-
-def timed(operation: Callable[[int], None], chosen: int) -> int:
-    start = time.perf_counter_ns()
-    operation(chosen)
-    return time.perf_counter_ns() - start
 
 
 def operations(bits: int, count: int) -> dict[str, Callable[[int], None]]:
