@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import Progress, TaskID
 
 from . import plot, queue_overhead, report, scheduling
 from .harness import Bench, BenchError
@@ -51,10 +51,7 @@ def run(names: list[str], quick: bool, output: Path) -> int:
     load = os.getloadavg()[0]  # before our own
     for name in names:
         measure, full_sizes, quick_sizes = MEASUREMENTS[name]
-        with Progress(
-            TextColumn(f"{name}: {{task.description}}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
-            console=errors, transient=True,
-        ) as progress:  # fmt: skip
+        with report.progress_on(errors, prefix=f"{name}: ") as progress:
             task = progress.add_task("starting", total=None)
 
             def advance(what: str, total: int, progress: Progress = progress, task: TaskID = task) -> None:

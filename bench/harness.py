@@ -114,14 +114,13 @@ def have_uvloop() -> bool:
     return importlib.util.find_spec("uvloop") is not None
 
 
-def find_haproxy(install: bool = True) -> str | None:
+def find_haproxy() -> str | None:
     """The haproxy program. If it is missing, and we are root, it is installed from the distribution's packages."""
-    path = shutil.which("haproxy", path=os.environ.get("PATH", "") + ":/usr/sbin")
-    if path is None and install and os.geteuid() == 0 and shutil.which("apt-get"):
+    places = os.environ.get("PATH", "") + ":/usr/sbin"
+    if shutil.which("haproxy", path=places) is None and os.geteuid() == 0 and shutil.which("apt-get"):
         command = ["apt-get", "install", "-y", "--no-install-recommends", "haproxy"]
         subprocess.run(command, check=False, capture_output=True, timeout=300)
-        return find_haproxy(install=False)
-    return path
+    return shutil.which("haproxy", path=places)
 
 
 def interleave(rounds: int, subjects: Sequence[T]) -> Iterator[tuple[int, T]]:

@@ -1,6 +1,7 @@
 """Results: rows with spread and target, shown as a table or as JSON lines, and saved as JSON."""
 
 import datetime
+import itertools
 import json
 import statistics
 from collections.abc import Sequence
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from . import environment
@@ -141,6 +143,12 @@ def replace_file(path: Path, text: str) -> None:
     new.replace(path)
 
 
+def progress_on(console: Console, *, prefix: str = "") -> Progress:
+    """A bar that is shown on a terminal alone, and goes when its work is done."""
+    columns = (TextColumn(f"{prefix}{{task.description}}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+
+
 def show(result: Result, console: Console) -> None:
     """A table on a terminal, one JSON object per row into a pipe."""
     if not console.is_terminal:
@@ -159,14 +167,12 @@ def show(result: Result, console: Console) -> None:
     table.add_column("to")
     table.add_column("target", justify="right")
     table.add_column("met")
-    before = None
-    for row in result.rows:
-        if before is not None and (row.case, row.unit) != before:
-            table.add_section()
-        before = (row.case, row.unit)
-        met = {None: "", True: "[green]yes", False: "[yellow]no" if row.target and row.target.goal else "[red]no"}
-        table.add_row(
-            row.case, row.subject, str(row.measured), row.unit,
-            str(row.ratio or ""), row.baseline or "", str(row.target or ""), met[row.met],
-        )  # fmt: skip
+    for _, group in itertools.groupby(result.rows, key=lambda row: (row.case, row.unit)):
+        table.add_section()
+        for row in group:
+            met = {None: "", True: "[green]yes", False: "[yellow]no" if row.target and row.target.goal else "[red]no"}
+            table.add_row(
+                row.case, row.subject, str(row.measured), row.unit,
+                str(row.ratio or ""), row.baseline or "", str(row.target or ""), met[row.met],
+            )  # fmt: skip
     console.print(table)

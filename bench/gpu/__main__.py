@@ -15,7 +15,6 @@ import time
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from gpu_provider.errors import BackendError
 from gpu_provider.kernels.cubin_cache import default_directory
@@ -81,8 +80,7 @@ async def run(given: argparse.Namespace, options: Options, files: Files, end: fl
     """0 if every section was done, or is not possible here, and no result was wrong; 128 plus the signal's number if
     one stopped it. Raises BackendError without the device."""
     errors = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=errors, transient=True, disable=not errors.is_terminal) as progress:
+    with report.progress_on(errors) as progress:
         suite = Suite(options, given.commit, end, files, progress)
         stopped = await _until_a_signal(suite, given.sections or [section.name for section in plan.PLAN])
     result = suite.result()

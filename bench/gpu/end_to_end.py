@@ -104,7 +104,5 @@ def feed(provider: BatchingProvider, key: Key, in_flight: tuple[int, ...], reque
 
 
 def percentiles(values: list[float]) -> dict[str, float]:
-    if len(values) < 2:
-        return {"p50": values[0], "p99": values[0]}
     cuts = statistics.quantiles(values, n=100, method="inclusive")
     return {"p50": cuts[49], "p99": cuts[98]}

@@ -27,19 +27,8 @@ PEER = "the nearest peer, on an L40S"
 PEER_RATES = {2048: 0.39e6, 4096: 49e3}
 
 
-@dataclass(frozen=True)
-class IssueLimit:
-    """The rate that an architecture's schedulers allow the RSA-2048 kernel, by its count of instructions."""
-
-    rate: float
-    clock: float
-    """The rate is that at so many Hz."""
-    multiprocessors: int
-    share: float
-    """How much of the rate the kernel should reach."""
-
-    def at(self, clock: float, multiprocessors: int) -> float:
-        return self.rate * clock / self.clock * multiprocessors / self.multiprocessors
-
-
-ISSUE_LIMITS = {"sm_90": IssueLimit(2.12e6, 1.755e9, 132, 0.83)}
+ISSUE_CYCLES = {"sm_90": 1.755e9 * 132 / 2.12e6}
+"""Clock cycles in which a multiprocessor's schedulers issue the instructions of one RSA-2048 operation. (An H100, with
+1.755 GHz and 132 of them, could issue 2.12 million operations per second.)"""
+ISSUE_SHARE = 0.83
+"""How much of that rate the kernel should reach."""

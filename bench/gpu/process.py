@@ -39,13 +39,12 @@ class _Section(asyncio.SubprocessProtocol):
 
     def __init__(self, read: Callable[[bytes], bool], log: Callable[[str], None]) -> None:
         self.exited = asyncio.get_running_loop().create_future()
-        self.drained = asyncio.get_running_loop().create_future()
+        self.lost = asyncio.get_running_loop().create_future()
         self.tail: deque[str] = deque(maxlen=TAIL_LINES)
         self.garbled = False  # whether a line of standard output was no report
         self._read = read
         self._log = log
         self._rest = {1: b"", 2: b""}
-        self._open = {1, 2}
 
     def pipe_data_received(self, fd: int, data: bytes) -> None:
         *lines, rest = (self._rest[fd] + data).split(b"\n")
@@ -58,13 +57,13 @@ class _Section(asyncio.SubprocessProtocol):
     def pipe_connection_lost(self, fd: int, _error: Exception | None) -> None:
         if self._rest[fd]:
             self._take(fd, self._rest[fd])
-        self._open.discard(fd)
-        if not self._open and not self.drained.done():
-            self.drained.set_result(None)
 
     def process_exited(self) -> None:
-        if not self.exited.done():
-            self.exited.set_result(None)
+        self.exited.set_result(None)
+
+    def connection_lost(self, _error: Exception | None) -> None:
+        """The process has ended, and both pipes are closed."""
+        self.lost.set_result(None)
 
     def _take(self, fd: int, line: bytes) -> None:
         if not line.strip() or (fd == 1 and self._read(line)):
@@ -112,7 +111,7 @@ async def run_process(
         with contextlib.suppress(ProcessLookupError):
             os.killpg(transport.get_pid(), signal.SIGKILL)
         # A process that has left the group may keep the pipes open for ever.
-        await asyncio.wait({section.exited, section.drained}, timeout=ENDING_SECONDS)
+        await asyncio.wait({section.lost}, timeout=ENDING_SECONDS)
         code = transport.get_returncode()
         transport.close()
     taken, output = time.monotonic() - started, "\n".join(section.tail) or None

@@ -22,7 +22,6 @@ from pathlib import Path
 
 import msgspec
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from gpu_provider.errors import BackendError
@@ -30,6 +29,7 @@ from gpu_provider.kernels import cubins, nvrtc
 from gpu_provider.kernels.cubin_cache import CubinCache
 
 from ..environment import ROOT
+from ..report import progress_on
 from .issue_model import Digit, digit_of, warp_cycles
 from .machine_code import Code, MissingToolError, read_cubin
 from .units import all_units
@@ -163,13 +163,7 @@ def compiled(
     todo: Mapping[str, Sequence[cubins.Unit]], console: Console
 ) -> Iterator[tuple[str, cubins.Unit, Code]]:  # fmt: skip
     """Every kernel of these units, by architecture."""
-    with (
-        Progress(
-            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
-            console=console, transient=True, disable=not console.is_terminal,
-        ) as progress,
-        tempfile.TemporaryDirectory() as directory,
-    ):  # fmt: skip
+    with progress_on(console) as progress, tempfile.TemporaryDirectory() as directory:
         task = progress.add_task("", total=sum(map(len, todo.values())))
         for name, units in todo.items():
 
