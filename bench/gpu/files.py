@@ -5,8 +5,6 @@ import datetime
 import tempfile
 from pathlib import Path
 
-from .. import report
-
 SUFFIXES = (".json", ".log", ".png", "-ncu.txt", "-sanitizer.txt")
 LOG_BYTES = 1 << 20
 """How much of one section's output is kept: one that prints without end must not fill the disk."""
@@ -26,7 +24,7 @@ class Files:
         self._logged = 0
 
     def name(self, what: str) -> None:
-        """Only the first name counts. Nothing can be saved before."""
+        """Only the first name counts. Before, there are no paths."""
         if self._stem is None:
             self._stem = f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d}-{what}"
             for suffix in SUFFIXES:  # of an earlier run
@@ -47,14 +45,6 @@ class Files:
         elif before <= LOG_BYTES:
             self.write("what this section printed after this is left out")
         return self._logged <= LOG_BYTES
-
-    def save(self, result: report.Result) -> None:
-        """Raises OSError."""
-        report.write(result, self.path(".json"))
-
-    def save_text(self, name: str, text: str) -> None:
-        """Raises OSError."""
-        report.replace_file(self.path(f"-{name}.txt"), text)
 
     def path(self, suffix: str) -> Path:
         return self._directory / f"{self._stem}{suffix}"

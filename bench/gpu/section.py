@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from gpu_provider.backends.cuda.device import Device
@@ -50,12 +51,13 @@ def describe_machine(options: Options, report: Report) -> None:
     report.describe({**launcher.describe(), **machine.describe()})
 
 
-def compile_kernels(options: Options, units: Sequence[cubins.Unit], report: Report) -> None:
-    """Compiles them into the cache."""
+def compile_kernels(options: Options, report: Report, *, everything: bool) -> None:
+    """Compiles into the cache what the CUDA backend can load on this device, or everything that there is."""
     if options.device == "host":
         return
     found = find_device(options.device)
     architecture, cached, started = cubins.architecture_for(found.major, found.minor), 0, time.monotonic()
+    units = all_units() if everything else cubins.units(cubins.arithmetics(architecture))
 
     def loaded(unit: cubins.Unit, was_cached: bool) -> None:
         nonlocal cached
@@ -69,14 +71,6 @@ def compile_kernels(options: Options, units: Sequence[cubins.Unit], report: Repo
 
 def _fail(error: OSError) -> None:
     raise BackendError(f"the kernel cache can't be used: {error}; name another by --kernel-cache")
-
-
-def backend_units(options: Options) -> list[cubins.Unit]:
-    """The units that the CUDA backend can load on this device."""
-    if options.device == "host":
-        return []
-    found = find_device(options.device)
-    return cubins.units(cubins.arithmetics(cubins.architecture_for(found.major, found.minor)))
 
 
 def open_launcher(options: Options, units: Sequence[cubins.Unit]) -> Launcher:
@@ -146,12 +140,12 @@ def _on_backend(measure: Callable[[Device, bool, Report], None]) -> Callable[[Op
 
 RUN: dict[str, Callable[[Options, Report], None]] = {
     "machine": describe_machine,
-    "compile": lambda options, report: compile_kernels(options, backend_units(options), report),
+    "compile": partial(compile_kernels, everything=False),
     "smoke": _on_backend(smoke.check),
     "in-flight": _on_backend(in_flight.measure_in_flight),
     "pairs": _on_backend(in_flight.measure_pairs),
     "sustained": _on_backend(in_flight.measure_sustained),
-    "compile-all": lambda options, report: compile_kernels(options, all_units(), report),
+    "compile-all": partial(compile_kernels, everything=True),
     "kernels": describe_kernels,
     "correctness": lambda options, report: correctness.check(*open_units(options), options.rows, options.tiny, report),
     "pipes": lambda options, report: pipes.measure(open_launcher(options, []), report),

@@ -36,25 +36,6 @@ METRIC = re.compile(
 )
 
 
-class Watch:
-    """Reads the GPU's figures on a thread of its own, so that a hanging driver holds up nothing else."""
-
-    def __init__(self) -> None:
-        self._nvml = Nvml()
-        self._figures: list[tuple[float, GpuFigures]] = []
-
-    def start(self, pci_bus_id: str) -> None:
-        threading.Thread(target=self._run, args=(pci_bus_id,), daemon=True).start()
-
-    def since(self, started: float) -> list[GpuFigures]:
-        return [figures for at, figures in self._figures if at >= started]
-
-    def _run(self, pci_bus_id: str) -> None:
-        while (now := self._nvml.read(pci_bus_id)) is not None:
-            self._figures.append((time.monotonic(), now))
-            time.sleep(WATCH_SECONDS)
-
-
 class Suite:
     """Runs the sections, and saves everything that is known after each."""
 
@@ -68,7 +49,7 @@ class Suite:
         self._notes: list[str] = []
         self._watched: dict[str, dict[str, dict[str, float]]] = {}
         self._texts: dict[str, str] = {}
-        self._watch = Watch()
+        self._figures: list[tuple[float, GpuFigures]] = []  # and when each was read
         self._options = options
         self._commit = commit
         self._end = end
@@ -95,7 +76,7 @@ class Suite:
                     if outcome.code == NO_DEVICE:
                         raise BackendError(outcome.output or "there is no such device")
                     if self.device.pci_bus_id:
-                        self._watch.start(self.device.pci_bus_id)
+                        threading.Thread(target=self._watch, args=(self.device.pci_bus_id,), daemon=True).start()
                 self._tell(section.name, outcome)
                 self.save()
                 if section.name in {"machine", "smoke"} and outcome.status in {"failed", "out of time"}:
@@ -106,6 +87,13 @@ class Suite:
                 self.outcomes.setdefault(section.name, Outcome("not run", reason="the run was stopped by a signal"))
             self.save()
             raise
+
+    def _watch(self, pci_bus_id: str) -> None:
+        """Reads the GPU's figures, on a thread of its own, so that a hanging driver holds up nothing else."""
+        nvml = Nvml()
+        while (now := nvml.read(pci_bus_id)) is not None:
+            self._figures.append((time.monotonic(), now))
+            time.sleep(WATCH_SECONDS)
 
     def _tell(self, name: str, outcome: Outcome) -> None:
         reason = f": {outcome.reason}" if outcome.reason else ""
@@ -163,7 +151,7 @@ class Suite:
             return Outcome("failed", reason=f"it can't be started: {error}"), []
         finally:
             self._progress.remove_task(task)
-            if figures := self._watch.since(started):
+            if figures := [now for at, now in self._figures if at >= started]:
                 self._watched[section.name] = _spreads(figures)
         return outcome, printed
 
@@ -221,8 +209,8 @@ class Suite:
         self._files.name(self._what)
         try:
             for name, text in self._texts.items():
-                self._files.save_text(name, text + "\n")
-            self._files.save(self.result())
+                report.replace_file(self._files.path(f"-{name}.txt"), text + "\n")
+            report.write(self.result(), self._files.path(".json"))
             self.unsaved = None
         except OSError as error:
             self.unsaved = error

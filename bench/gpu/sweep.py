@@ -20,16 +20,16 @@ LATENCY_ENOUGH = 0.1  # a larger batch takes longer than any handshake should
 def measure(launcher: Launcher, units: Sequence[cubins.Unit], tiny: bool, report: Report) -> None:
     """The backend's own kernels come first, in case there is no time for all."""
     total = len(units) * len(TINY if tiny else BATCHES)
-    own = {str(unit) for unit in cubins.units(cubins.Arithmetic)}
-    for unit in sorted(units, key=lambda unit: (str(unit) not in own, unit.bytes)):
+    own = set(cubins.units(cubins.Arithmetic))
+    for unit in sorted(units, key=lambda unit: (unit not in own, unit.bytes)):
         full = launcher.full_rows(unit)
         sizes = TINY if tiny else sorted({*BATCHES, *(full * waves for waves in (1, 2, 3) if full * waves <= 32768)})
         batch = PrivateBatch(launcher, unit, max(sizes), (8 * unit.bytes,))
         batch.make_pairs()
         for rows in sizes:
             report.progress(f"{unit}, batches of {rows}", total)
-            upload, kernel, download = measure_batch(launcher, batch, rows, 1 if tiny else None)
-            latency = [sum(parts) for parts in zip(upload, kernel, download, strict=True)]
+            times = measure_batch(launcher, batch, rows, 1 if tiny else None)
+            kernel, latency = [kernel for _, kernel, _ in times], [sum(parts) for parts in times]
             ok = bool(batch.ok[:rows].all())
             report.sample(
                 Sweep(
@@ -42,14 +42,11 @@ def measure(launcher: Launcher, units: Sequence[cubins.Unit], tiny: bool, report
         launcher.free_all()
 
 
-def measure_batch(
-    launcher: Launcher, batch: PrivateBatch, rows: int, repeats: int | None
-) -> tuple[list[float], list[float], list[float]]:
-    """Seconds that the copy to the device takes, the kernel, and the copy back."""
+def measure_batch(launcher: Launcher, batch: PrivateBatch, rows: int, repeats: int | None) -> list[list[float]]:
+    """For each repetition the seconds of the copy to the device, of the kernel, and of the copy back."""
     steps = [partial(step, rows) for step in (batch.upload, batch.launch, batch.download)]
     batch.ok.fill(0)
     once = sum(launcher.seconds(*steps))
     if repeats is None:
         repeats = min(max(REPEATS[0], int(SECONDS / once)), REPEATS[1])
-    times = [launcher.seconds(*steps) for _ in range(repeats)]
-    return tuple(list(each) for each in zip(*times, strict=True))  # type: ignore[return-value]
+    return [launcher.seconds(*steps) for _ in range(repeats)]
