@@ -1,7 +1,6 @@
 """What follows from the GPU suite's samples: rates beside the goals, the cost of each choice, and what the backend's
 defaults should be."""
 
-import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
@@ -229,11 +228,8 @@ def end_to_end(samples: list[EndToEnd]) -> Iterator[Row]:
 
 def curves(samples: list[Sweep], device: Device) -> Iterator[Curve]:
     """The kernels that the backend chooses for some size of batch."""
-    chosen = set(device.defaults.values())
-    right = sorted((sample for sample in samples if sample.ok), key=lambda sample: (sample.variant, sample.rows))
-    for variant, group in itertools.groupby(right, key=lambda sample: sample.variant):
-        if variant in chosen:
-            mine = list(group)
+    for variant in sorted(set(device.defaults.values())):
+        if mine := [sample for sample in samples if sample.ok and sample.variant == variant]:
             points = [(float(sample.rows), _kernel_rate(sample)) for sample in mine]
             yield Curve(variant, "rows of a batch", UNIT, points, logarithmic=True)
             times = [(float(sample.rows), _milliseconds(sample.latency_seconds)) for sample in mine]
