@@ -141,7 +141,9 @@ class Simulation:
                 self._take(waiting[0].kind, waiting[0].count, now)
                 continue
             now += DECIDING_SECONDS
-            for launch in decide(waiting, [backend.view(i, now) for i, backend in enumerate(self._backends)], LIMITS, int(now * 1e9)).launches:
+            for launch in decide(
+                waiting, [backend.view(i, now) for i, backend in enumerate(self._backends)], LIMITS, int(now * 1e9)
+            ).launches:
                 now += LAUNCHING_SECONDS
                 self._launch(launch, now)
         return Outcome(float(self._waited) / total, self._throughput(0.99 * total), self._launched)

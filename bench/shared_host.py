@@ -13,7 +13,7 @@ import numpy as np
 
 from gpu_provider.costs import CostCurve
 from gpu_provider.engine.pace import Pace
-from gpu_provider.engine.scheduler import NO_PATIENCE, BackendView, Patience, Waiting, decide, patience
+from gpu_provider.engine.scheduler import NO_PATIENCE, Patience, Waiting, decide, patience
 from gpu_provider.kinds import Kind
 
 from .scheduling import (
@@ -78,13 +78,18 @@ class Host:
     """One run until ``connections`` have ended."""
 
     def __init__(
-        self, machine: Sequence[Hardware], cores: int, kinds: Sequence[Kind], mix: Sequence[float], *, waits: bool, seed: int
+        self,
+        machine: Sequence[Hardware],
+        cores: int,
+        kinds: Sequence[Kind],
+        mix: Sequence[float],
+        *,
+        waits: bool,
+        seed: int,
     ) -> None:
         self._random = np.random.default_rng(seed)
         self._kinds, self._mix = kinds, np.cumsum(mix)
-        self._backends = [
-            Backend(h, {k: CostCurve(h.points[k], h.granules[k]) for k in kinds}) for h in machine
-        ]
+        self._backends = [Backend(h, {k: CostCurve(h.points[k], h.granules[k]) for k in kinds}) for h in machine]
         self._inline = next((b for b in self._backends if not b.hardware.pipelined), None)
         self._processors = Processors(cores)
         self._cores = cores
@@ -270,7 +275,6 @@ class Host:
             self._thread_busy = True
             kind = ready[0]
             batch = self._take(kind, SMALL_BATCH)
-            assert self._inline is not None
             seconds = self._inline.hardware.curves[kind](len(batch)) * self._noise()
             self._cpu += seconds
             inline = self._inline

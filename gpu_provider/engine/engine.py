@@ -17,13 +17,14 @@ from queue import SimpleQueue
 from typing import TYPE_CHECKING
 
 from gpu_provider.engine.call_queue import CallQueue
+from gpu_provider.engine.class_rules import ClassRules
+from gpu_provider.engine.company import Company
 from gpu_provider.engine.health import BackendState
 from gpu_provider.engine.jobs import Buffers, refuse_waiting
 from gpu_provider.engine.launcher import Launcher
 from gpu_provider.engine.pool import Pool
 from gpu_provider.engine.results import Results
 from gpu_provider.engine.scheduler import Limits
-from gpu_provider.engine.small_batches import SmallBatches
 from gpu_provider.engine.watchdog import Watchdog
 from gpu_provider.errors import MORE_THREADS, BackendError, OperationError, ProviderClosedError
 from gpu_provider.kinds import REQUESTS
@@ -81,7 +82,7 @@ class Engine:
         self._watchdog = Watchdog(config.backend_timeout)
         self._results = Results(client, futures, statistics, self._pool.last_resort, config.max_delay)
         of_pool = (backend for backend in self._pool.backends if backend.backend is inline)
-        self._small = SmallBatches(next(of_pool, self._pool.last_resort))
+        self._rules = ClassRules(next(of_pool, self._pool.last_resort))
         self._for_failed = Buffers(_FAILED_AT_ONCE)  # allocated now: there may be no memory for it later
         # No lock between the applications' threads and these: a signal handler, or what the garbage collector runs, may
         # call close() while its thread is in the middle of submit().
@@ -90,11 +91,13 @@ class Engine:
         self._ended = False  # the batching thread takes nothing more
         self._wait_for_end: deque[SimpleQueue[None]] = deque()
         self._calls = CallQueue()
+        self._company = Company(self._pool, self._limits)
         self._workers_free = True  # while there are none, a submission need not wake the thread: a worker will
         self._launcher = Launcher(
             client=client,
             pool=self._pool,
             calls=self._calls,
+            company=self._company,
             results=self._results,
             watchdog=self._watchdog,
             statistics=statistics,
@@ -198,6 +201,7 @@ class Engine:
             self._futures.deliver()
             self._futures.fail_all()
         finally:
+            self._company.close()
             self._ended = True
             self._calls.fail_submitted()
             atexit.unregister(self.close)
@@ -211,19 +215,18 @@ class Engine:
             missed_call = self._workers_free and self._calls.any_submitted
             timeout_ns = 0 if missed_call or (closing and self._idle()) else self._timeout_until_ns()
             # While no worker is free a submission can't be served: it need not wake this thread, the worker will.
-            allowed = not (self._launcher.computing or self._results.again or self._calls)
-            rules = self._small.apply(self._pool, self._launcher.patience, allowed)
+            idle = not (self._launcher.computing or self._results.again or self._calls)
             removed_keys = lib.gp_consumer_wait(
                 self._client.consumer,
                 timeout_ns,
                 self._workers_free,
-                rules,
+                self._rules.update(self._pool, self._company.patience, idle=idle),
                 self._launcher.waiting,
                 self._launcher.oldest_ns,
             )
-            if allowed:
+            if idle:
                 for batch in self._statistics.take_small_batches():
-                    self._launcher.launched(REQUESTS[batch.class_index], batch.requests, batch.newest_ns)
+                    self._company.launched(REQUESTS[batch.class_index], batch.requests, batch.newest_ns)
             if removed_keys != self._removed_keys:
                 self._removed_keys = removed_keys
                 self._pool.announce_removed_keys()
@@ -272,7 +275,7 @@ class Engine:
         self._launcher.computing -= not worker.hung
         self._watchdog.forget(worker)
         worker.take_back()
-        self._small.outdated = True
+        self._rules.outdated = True
         if done.late:
             return
         if done.broken is None:
@@ -287,7 +290,7 @@ class Engine:
             self._out_of_use(owner, done.broken)
 
     def _out_of_use(self, backend: BackendWorkers, reason: str) -> None:
-        self._small.outdated = True
+        self._rules.outdated = True
         if backend.health is not None:
             backend.health.failed(reason, time.monotonic())
             self._statistics.backend_state(backend.name, in_use=False)

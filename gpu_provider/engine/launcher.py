@@ -7,9 +7,7 @@ from typing import TYPE_CHECKING
 
 from gpu_provider.client import CLASSES
 from gpu_provider.engine.jobs import RsaJob
-from gpu_provider.engine.pace import Pace
-from gpu_provider.engine.pressure import ProcessorPressure
-from gpu_provider.engine.scheduler import NO_PATIENCE, BackendView, Patience, Waiting, decide, patience
+from gpu_provider.engine.scheduler import BackendView, Waiting, decide
 from gpu_provider.kinds import REQUESTS, RequestKind
 from gpu_provider.native import ffi
 
@@ -17,6 +15,7 @@ if TYPE_CHECKING:
     from gpu_provider.client import Client
     from gpu_provider.engine.call_queue import CallQueue
     from gpu_provider.engine.chunk_job import ChunkJob
+    from gpu_provider.engine.company import Company
     from gpu_provider.engine.jobs import Job
     from gpu_provider.engine.pool import Pool
     from gpu_provider.engine.results import Results
@@ -28,8 +27,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Launcher"]
 
-_DECIDE_AGAIN_NS = 1_000_000
-
 
 class Launcher:
     """Makes jobs of what waits, and gives them to workers."""
@@ -40,6 +37,7 @@ class Launcher:
         client: Client,
         pool: Pool,
         calls: CallQueue,
+        company: Company,
         results: Results,
         watchdog: Watchdog,
         statistics: Statistics,
@@ -53,12 +51,10 @@ class Launcher:
         """Workers with a job, except those that hang."""
         self.decide_again_ns = 0
         """When the scheduler has to think again about what it left waiting; 0: not before something changes."""
-        self.pressure = ProcessorPressure()
-        self.paces = {kind: Pace() for kind in REQUESTS}
-        self.patience: dict[RequestKind, Patience] = dict.fromkeys(REQUESTS, NO_PATIENCE)
         self._client = client
         self._pool = pool
         self._calls = calls
+        self._company = company
         self._results = results
         self._watchdog = watchdog
         self._statistics = statistics
@@ -89,7 +85,7 @@ class Launcher:
         """Takes the workers that it uses out of ``free``."""
         self.decide_again_ns = 0
         waiting = [
-            Waiting(kind, self.waiting[index], self.oldest_ns[index], patience=self.patience[kind])
+            Waiting(kind, self.waiting[index], self.oldest_ns[index], patience=self._company.patience[kind])
             for index, kind in enumerate(REQUESTS)
             if self.waiting[index]
         ]
@@ -102,8 +98,9 @@ class Launcher:
             for index, (backend, workers) in enumerate(free)
             if (busy := backend.busy(now_ns)) or workers
         ]
-        decision = decide(waiting, views, self._limits, now_ns)
-        for launch in decision.launches:
+        launches, until_ns = decide(waiting, views, self._limits, now_ns)
+        self.decide_again_ns = until_ns or 0
+        for launch in launches:
             backend, workers = free[launch.backend]
             worker, kind = workers[-1], launch.kind
             if isinstance(kind, RequestKind):
@@ -114,12 +111,6 @@ class Launcher:
             if job is not None:
                 self._launch(worker, job)
                 workers.pop()
-        if any(workers for _, workers in free) and (self._calls or any(self.waiting)):
-            # Beside a free worker, something waits for a busy one: that may be late.
-            busy = [seconds for view in views for seconds in view.busy]
-            self.decide_again_ns = now_ns + max(_DECIDE_AGAIN_NS, int(min(busy, default=0.0) * 1e9))
-            if decision.until_ns is not None:
-                self.decide_again_ns = min(self.decide_again_ns, decision.until_ns) if busy else decision.until_ns
 
     def _launch(self, worker: Worker, job: Job) -> None:
         self.computing += 1
@@ -134,17 +125,8 @@ class Launcher:
             worker.recycle(buffers)
         else:
             self._statistics.launched(kind, job.oldest_submitted_ns)
-            self.launched(kind, job.count, job.newest_submitted_ns)
+            self._company.launched(kind, job.count, job.newest_submitted_ns)
         return job
-
-    def launched(self, kind: RequestKind, count: int, newest_ns: int) -> None:
-        pace = self.paces[kind]
-        pace.launched(count, newest_ns, self.patience[kind].least)
-        self.pressure.look(time.monotonic_ns())
-        backend = self._pool.in_use()[-1]  # a processor's, if there is one: it would get what has no company
-        self.patience[kind] = patience(
-            backend.costs[kind], pace, self.pressure.share, self._limits, pipelined=backend.backend.pipelined
-        )
 
     def _next_chunk(self, backend: BackendWorkers, kind: Kind, count: int) -> ChunkJob | None:
         """At most ``count`` rows of the next calls; fewer if their rows cost more than the scheduler knew."""

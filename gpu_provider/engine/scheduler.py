@@ -43,6 +43,8 @@ _SHARE_OF_HORIZON = 0.5
 _CONNECTIONS_PER_THREAD = 64.0
 _MOST_WAITING = 128.0
 """Connections that are taken to wait for a processor, however long the kernel says that somebody does."""
+_DECIDE_AGAIN_NS = 1_000_000
+_NEVER_NS = 1 << 63
 _LAUNCH_SECONDS = 100e-6
 _GAPS = 2.0
 """Those that should come in a wait may take so many times as long as usual."""
@@ -111,18 +113,19 @@ class Launch:
 
 class Decision(NamedTuple):
     launches: list[Launch]
+    """In this order."""
     until_ns: int | None
-    """When what waits for company has waited long enough; None: nothing does."""
+    """When to decide again about what is left waiting, if nothing happens before; None: only when something does."""
 
 
 def patience(curve: CostCurve, pace: Pace, pressure: float, limits: Limits, *, pipelined: bool) -> Patience:
     """How long requests wait for company. ``pressure``: the share of the time in which somebody waits for a processor.
 
     In a batch of n, each costs c(n) / n seconds of a processor, and has waited (n - 1) / 2 gaps on average for the
-    others; of a device's batch, c(n) is what it costs the processor to launch it, since what leaves the device half
-    empty leaves room for the next. Where w others wait for that processor, each second of it that is saved is worth w seconds. The best n
-    minimizes the sum: the threshold of Deb and Serfozo, "Optimal control of batch service queues", Advances in Applied
-    Probability 5, 1973. On an idle machine nobody waits for a processor: then no request waits.
+    others. For a device, c(n) is what the launch costs the processor: a batch that leaves the device half empty leaves
+    room for the next. Where w others wait for that processor, each second of it that is saved is worth w seconds. The
+    best n minimizes the sum: the threshold of Deb and Serfozo, "Optimal control of batch service queues", Advances in
+    Applied Probability 5, 1973. On an idle machine nobody waits for a processor: then no request waits.
 
     The kernel counts threads, not connections. If somebody waits for a share p of the time, p^2 / (1 - p) wait beyond
     the first, as in any queue that grows and shrinks at random; and behind the thread of an event loop wait all its
@@ -187,13 +190,14 @@ class _Offer:
 
 
 def decide(waiting: Sequence[Waiting], backends: Sequence[BackendView], limits: Limits, now_ns: int) -> Decision:
-    """The batches to launch now, in this order. A backend never gets more than it has free workers. ``now_ns``: on the
-    clock of ``Waiting.oldest_ns``."""
+    """The batches to launch now. A backend never gets more than it has free workers. ``now_ns``: on the clock of
+    ``Waiting.oldest_ns``."""
     by_age, until_ns = _ready(waiting, now_ns)
     loads = [_Load(backend, len(by_age)) for backend in backends]
     plans = [_plan(place, work, loads, limits) for place, work in enumerate(by_age)]
     shares = {id(load): _share_workers(load.backend.free, load.groups) for load in loads}
     launches = []
+    remaining = 0
     for place, (work, plan) in enumerate(zip(by_age, plans, strict=True)):
         left = work.count
         for offer in plan:
@@ -206,11 +210,16 @@ def decide(waiting: Sequence[Waiting], backends: Sequence[BackendView], limits: 
                 part -= count
                 workers -= 1
             left += part
+        remaining += left
+    if remaining and len(launches) < sum(backend.free for backend in backends):
+        # Beside a free worker, something waits for a busy one: that may be late.
+        busy = min((seconds for backend in backends for seconds in backend.busy), default=0.0)
+        until_ns = min(until_ns or _NEVER_NS, now_ns + max(_DECIDE_AGAIN_NS, int(busy * 1e9)))
     return Decision(launches, until_ns)
 
 
 def _ready(waiting: Sequence[Waiting], now_ns: int) -> tuple[list[Waiting], int | None]:
-    """What is to be launched now, the oldest first, and when the rest will have waited long enough."""
+    """What need not wait for company, the oldest first, and when the rest will have waited long enough."""
     ready = []
     until_ns = None
     for work in waiting:
@@ -219,9 +228,10 @@ def _ready(waiting: Sequence[Waiting], now_ns: int) -> tuple[list[Waiting], int 
         rest = work.count % group if work.count > group else work.count
         if 0 < rest < least and now_ns < due_ns:
             until_ns = due_ns if until_ns is None else min(due_ns, until_ns)
-            work = replace(work, count=work.count - rest)
-        if work.count:
-            ready.append(work)
+        else:
+            rest = 0
+        if work.count > rest:
+            ready.append(replace(work, count=work.count - rest))
     return sorted(ready, key=attrgetter("oldest_ns")), until_ns
 
 

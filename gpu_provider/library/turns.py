@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-from weakref import WeakKeyDictionary, ref
+import asyncio
+from weakref import WeakKeyDictionary
 
 from gpu_provider.native import lib
-
-if TYPE_CHECKING:
-    import asyncio
 
 __all__ = ["Turn"]
 
 
 class Turn:
-    """Submit inside ``with turn``. The batching thread is woken once, when the loop has handled everything that was
-    ready. The loop's thread only."""
+    """Submit inside ``with turn``. Where requests wait for company, the batching thread is woken once, when the loop
+    has handled everything that was ready. The loop's thread only."""
 
-    __slots__ = ("_ending", "_loop")
+    __slots__ = ("_ending",)
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._loop = ref(loop)  # weak: the loop must not be kept by what is found by it
+    def __init__(self) -> None:
         self._ending = False
 
     @classmethod
@@ -28,21 +24,16 @@ class Turn:
         """The turns of ``loop``."""
         turn = _by_loop.get(loop)
         if turn is None:
-            turn = _by_loop[loop] = cls(loop)
+            turn = _by_loop[loop] = cls()
         return turn
 
     def __enter__(self) -> None:
         lib.gp_turn_begin()
 
     def __exit__(self, *_: object) -> None:
-        if not lib.gp_turn_suspend() or self._ending:
-            return
-        loop = self._loop()
-        if loop is None or loop.is_closed():
-            lib.gp_turn_end()
-            return
-        loop.call_soon(self._end)
-        self._ending = True
+        if lib.gp_turn_suspend() and not self._ending:
+            asyncio.get_running_loop().call_soon(self._end)
+            self._ending = True
 
     def _end(self) -> None:
         self._ending = False

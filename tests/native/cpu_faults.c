@@ -69,7 +69,8 @@ int main(void)
     gp_key_handle handle = gp_client_add_key(client, key), keys[ROWS];
     uint64_t oldest[GP_CLASSES];
     uint32_t waiting[GP_CLASSES];
-    const struct gp_class_rule small[GP_CLASSES] = {{.small = 8}, {.small = 8}, {.small = 8}, {.small = 8}, {.small = 8}};
+    const struct gp_class_rule small[GP_CLASSES] = {
+        {.small = 8}, {.small = 8}, {.small = 8}, {.small = 8}, {.small = 8}};
     struct gp_client_stats counters;
     struct gp_small_batch batches[GP_SMALL_BATCHES];
 

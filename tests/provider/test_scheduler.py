@@ -34,9 +34,7 @@ def curves(*seconds: float) -> dict[Kind, CostCurve]:
 
 def decide(waiting: list[Waiting], backends: Sequence[BackendView], limits: Limits) -> list[Launch]:
     """Of requests that don't wait for company."""
-    launches, until_ns = scheduler.decide(waiting, backends, limits, 100)
-    assert until_ns is None
-    return launches
+    return scheduler.decide(waiting, backends, limits, 100).launches
 
 
 @dataclass

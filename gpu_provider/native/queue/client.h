@@ -33,9 +33,10 @@ void gp_client_wake_consumer(gp_client *client);
 
 /* For a thread that has more to submit, as an event loop has that handles all that is ready, so that one turn makes one
  * batch. Between gp_turn_begin() and gp_turn_suspend() its requests don't wake the consumer where they would wait for
- * company anyway (gp_client_hold_turns()); gp_turn_end() does. So does the one that makes GP_TURN_REQUESTS, or that comes GP_TURN_NS after the first. It is a hint: the requests are in the
- * queue, and whatever else wakes the consumer finds them. gp_turn_suspend() returns how many are held back; until
- * gp_turn_end() the turn may go on with gp_turn_begin(). */
+ * company anyway (gp_client_hold_turns()); gp_turn_end() does. So does the one that makes GP_TURN_REQUESTS, or that
+ * comes GP_TURN_NS after the first. It is a hint: the requests are in the queue, and whatever else wakes the consumer
+ * finds them. gp_turn_suspend() returns how many are held back; until gp_turn_end() the turn may go on with
+ * gp_turn_begin(). */
 #define GP_TURN_REQUESTS 8u
 #define GP_TURN_NS 2000000u
 void gp_turn_begin(void);

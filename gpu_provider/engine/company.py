@@ -1,0 +1,41 @@
+"""How long requests wait for company now: the scheduler's answer, from what the engine measures."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+from gpu_provider.engine.pace import Pace
+from gpu_provider.engine.pressure import ProcessorPressure
+from gpu_provider.engine.scheduler import NO_PATIENCE, Patience, patience
+from gpu_provider.kinds import REQUESTS, RequestKind
+
+if TYPE_CHECKING:
+    from gpu_provider.engine.pool import Pool
+    from gpu_provider.engine.scheduler import Limits
+
+__all__ = ["Company"]
+
+
+class Company:
+    """The batching thread only."""
+
+    def __init__(self, pool: Pool, limits: Limits) -> None:
+        self.patience: dict[RequestKind, Patience] = dict.fromkeys(REQUESTS, NO_PATIENCE)
+        self._pool = pool
+        self._limits = limits
+        self._pressure = ProcessorPressure()
+        self._paces = {kind: Pace() for kind in REQUESTS}
+
+    def launched(self, kind: RequestKind, count: int, newest_ns: int) -> None:
+        """A batch was launched, the last of its requests submitted at ``newest_ns``."""
+        pace = self._paces[kind]
+        pace.launched(count, newest_ns, self.patience[kind].least)
+        self._pressure.look(time.monotonic_ns())
+        backend = self._pool.in_use()[-1]  # a processor's, if there is one: it would get what has no company
+        self.patience[kind] = patience(
+            backend.costs[kind], pace, self._pressure.share, self._limits, pipelined=backend.backend.pipelined
+        )
+
+    def close(self) -> None:
+        self._pressure.close()
