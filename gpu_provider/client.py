@@ -114,10 +114,10 @@ class SmallBatch(NamedTuple):
     failed: int
     again: int
     """Requests computed again by OpenSSL, because the kernels failed."""
-    overdue: bool
-    """Its requests had waited for company, but too few came."""
     newest_ns: int
     """When the last of its requests was submitted."""
+    held_ns: int
+    """How long its requests waited for company, though they could have been computed."""
     waited_ns: int
     executed_ns: int
 
@@ -184,8 +184,8 @@ class Client:
                 one.requests,
                 one.failed,
                 one.again,
-                bool(one.overdue),
                 one.newest_ns,
+                one.held_ns,
                 one.waited_ns,
                 one.executed_ns,
             )

@@ -73,10 +73,11 @@ class ProviderConfig(Settings, frozen=True, kw_only=True, forbid_unknown_fields=
         Shown(
             "batches",
             "SECONDS",
-            "seconds that one batch may be expected to take. No request waits for a batch to fill",
+            "seconds that one batch may be expected to take, and the longest that a request may wait for others to fill "
+            "one",
         ),
     ] = 0.010
-    """It bounds how long a request waits for a busy worker."""
+    """It bounds how long a request waits for a busy worker, and for company."""
 
     threads: Annotated[
         Annotated[int, Meta(ge=1, le=1024, description="a number of threads from 1 to 1024")] | None,

@@ -13,6 +13,7 @@ from gpu_provider.kinds import REQUESTS, RequestKind
 if TYPE_CHECKING:
     from gpu_provider.engine.pool import Pool
     from gpu_provider.engine.scheduler import Limits
+    from gpu_provider.observe.stats import Statistics
 
 __all__ = ["Company"]
 
@@ -20,10 +21,11 @@ __all__ = ["Company"]
 class Company:
     """The batching thread only."""
 
-    def __init__(self, pool: Pool, limits: Limits) -> None:
+    def __init__(self, pool: Pool, limits: Limits, statistics: Statistics) -> None:
         self.patience: dict[RequestKind, Patience] = dict.fromkeys(REQUESTS, NO_PATIENCE)
         self._pool = pool
         self._limits = limits
+        self._statistics = statistics
         self._pressure = ProcessorPressure()
         self._paces = {kind: Pace() for kind in REQUESTS}
 
@@ -32,6 +34,7 @@ class Company:
         pace = self._paces[kind]
         pace.launched(count, newest_ns, self.patience[kind].least)
         self._pressure.look(time.monotonic_ns())
+        self._statistics.processor_pressure = self._pressure.share
         backend = self._pool.in_use()[-1]  # a processor's, if there is one: it would get what has no company
         self.patience[kind] = patience(
             backend.costs[kind], pace, self._pressure.share, self._limits, pipelined=backend.backend.pipelined

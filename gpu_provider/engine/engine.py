@@ -82,7 +82,9 @@ class Engine:
         self._watchdog = Watchdog(config.backend_timeout)
         self._results = Results(client, futures, statistics, self._pool.last_resort, config.max_delay)
         of_pool = (backend for backend in self._pool.backends if backend.backend is inline)
-        self._rules = ClassRules(next(of_pool, self._pool.last_resort))
+        inline_workers = next(of_pool, self._pool.last_resort)
+        self._rules = ClassRules(inline_workers)
+        statistics.price = inline_workers.price
         self._for_failed = Buffers(_FAILED_AT_ONCE)  # allocated now: there may be no memory for it later
         # No lock between the applications' threads and these: a signal handler, or what the garbage collector runs, may
         # call close() while its thread is in the middle of submit().
@@ -91,7 +93,7 @@ class Engine:
         self._ended = False  # the batching thread takes nothing more
         self._wait_for_end: deque[SimpleQueue[None]] = deque()
         self._calls = CallQueue()
-        self._company = Company(self._pool, self._limits)
+        self._company = Company(self._pool, self._limits, statistics)
         self._workers_free = True  # while there are none, a submission need not wake the thread: a worker will
         self._launcher = Launcher(
             client=client,

@@ -126,8 +126,10 @@ class RsaJob(Job):
 
     kind: RequestKind
 
-    def __init__(self, client: Client, kind: RequestKind, buffers: Buffers, count: int) -> None:
+    def __init__(self, client: Client, kind: RequestKind, buffers: Buffers, count: int, held_ns: int = 0) -> None:
+        """``held_ns``: how long they waited for company, though they could have been computed."""
         super().__init__(kind, count, count, buffers)
+        self.held_ns = held_ns
         width = class_bytes(kind.class_index)
         self.batch = Batch(
             class_bytes=width,
@@ -143,11 +145,12 @@ class RsaJob(Job):
     def take(cls, client: Client, kind: RequestKind, count: int, buffers: Buffers) -> RsaJob | None:
         """Takes up to ``count`` waiting requests out of the queue; None if all were orphaned. The batching thread
         only."""
+        held_ns = lib.gp_consumer_held_ns(client.consumer, kind.class_index)
         taken = _take(client, kind, count, buffers)
         if not taken:
             return None
         try:
-            return cls(client, kind, buffers, taken)
+            return cls(client, kind, buffers, taken, held_ns)
         except MemoryError:
             # The requests have left the queue, and nobody else knows of them.
             _refuse(client, kind, taken, buffers)

@@ -124,7 +124,7 @@ class Launcher:
         if job is None:
             worker.recycle(buffers)
         else:
-            self._statistics.launched(kind, job.oldest_submitted_ns)
+            self._statistics.launched(kind, job.oldest_submitted_ns, job.held_ns)
             self._company.launched(kind, job.count, job.newest_submitted_ns)
         return job
 

@@ -18,8 +18,8 @@ class ProcessorPressure:
     def __init__(self) -> None:
         self.share = 0.0
         """Of the time, from 0 to 1, smoothed; 0 where the kernel does not count it."""
-        self._file = _open()
-        self._stalled_us = self._stalled()
+        self._file: int | None = None
+        self._stalled_us = 0
         self._read_ns = 0
 
     def look(self, now_ns: int) -> None:
@@ -27,6 +27,8 @@ class ProcessorPressure:
         elapsed_ns = now_ns - self._read_ns
         if elapsed_ns < _INTERVAL_NS:
             return
+        if self._file is None:
+            self._file = _open()
         stalled_us = self._stalled()
         if self._read_ns:
             share = min(1.0, (stalled_us - self._stalled_us) * 1000 / elapsed_ns)
@@ -36,12 +38,13 @@ class ProcessorPressure:
         self._stalled_us, self._read_ns = stalled_us, now_ns
 
     def close(self) -> None:
-        if self._file >= 0:
+        if self._file is not None and self._file >= 0:
             os.close(self._file)
-            self._file = -1
+        self._file = -1
 
     def _stalled(self) -> int:
-        if self._file < 0:
+        """Microseconds since the system was started."""
+        if self._file is None or self._file < 0:
             return 0
         # some avg10=0.00 avg60=0.00 avg300=0.00 total=84456
         with contextlib.suppress(OSError, ValueError, IndexError):
@@ -50,6 +53,7 @@ class ProcessorPressure:
 
 
 def _open() -> int:
+    """A descriptor, or -1."""
     for name in _FILES:
         with contextlib.suppress(OSError):
             file = os.open(name, os.O_RDONLY | os.O_CLOEXEC)
@@ -57,6 +61,6 @@ def _open() -> int:
                 os.pread(file, 1, 0)  # fails where the kernel was started with psi=0
             except OSError:
                 os.close(file)
-                continue
+                raise
             return file
     return -1

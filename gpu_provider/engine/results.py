@@ -64,7 +64,10 @@ class Results:
             return
         buffers, succeeded = job.buffers, job.succeeded()
         last_resort = worker.owner is self._last_resort
-        self._statistics.batch(worker.owner.name, job.kind, job.count, succeeded, seconds, last_resort=last_resort)
+        price = worker.owner.price(job.kind, job.cost_units)
+        self._statistics.batch(
+            worker.owner.name, job.kind, job.count, succeeded, seconds, price=price, last_resort=last_resort
+        )
         if succeeded == job.count:
             # First, so that the batching thread takes the next batch while this thread delivers.
             self._return(Return(worker, job, seconds))

@@ -148,6 +148,11 @@ class BackendWorkers:
             return curve.seconds_pipelined(job.count, job.cost_units // job.count, max(self.busy(now_ns), default=0.0))
         return curve.seconds(job.cost_units)
 
+    def price(self, kind: Kind, operations: int) -> float:
+        """How many times as much each of so many operations should cost as in a full group; at least 1."""
+        curve = self.costs[kind]
+        return max(1.0, curve.seconds(operations) / operations / (curve.seconds(curve.granule) / curve.granule))
+
     def observe(self, job: Job, seconds: float) -> None:
         """Records in the cost curve that the job took ``seconds``."""
         curve = self.costs[job.kind]

@@ -56,6 +56,11 @@ class ProviderCollector(Collector):
     def collect(self) -> Iterable[Metric]:
         yield from _queue(self._client.counters(), self._depth)
         yield from _batches(self._statistics.counts())
+        yield GaugeMetricFamily(
+            "gpu_provider_processor_pressure_ratio",
+            "Share of the time in which a thread waited for a processor, when requests last came",
+            value=self._statistics.processor_pressure,
+        )
         yield from _gpu_figures({backend: self._nvml.read(bus_id) for backend, bus_id in self._gpus().items()})
         build = GaugeMetricFamily("gpu_provider_build_info", "Always 1", labels=["version", "openssl"])
         build.add_metric(self._build, 1)
@@ -100,6 +105,22 @@ def _batches(counts: BatchCounts) -> Iterable[Metric]:
         ["size"],
         {(label,): waited for label, waited in counts.queue_seconds.items()},
     )
+    yield _histogram(
+        "gpu_provider_held_seconds",
+        "Time for which each batch's requests waited for company although a worker was free",
+        ["size"],
+        {(label,): held for label, held in counts.held_seconds.items()},
+    )
+    rows = CounterMetricFamily("gpu_provider_rows", "Requests that were computed", labels=["backend", "size"])
+    paid = CounterMetricFamily(
+        "gpu_provider_rows_paid",
+        "Requests that full groups would have computed in the time that those of gpu_provider_rows should have taken",
+        labels=["backend", "size"],
+    )
+    for (backend, label), computed in counts.rows.items():
+        rows.add_metric([backend, label], computed)
+        paid.add_metric([backend, label], counts.rows_paid[backend, label])
+    yield from (rows, paid)
     yield _histogram(
         "gpu_provider_execute_seconds",
         "Time that a backend took for a batch, verification included",

@@ -13,10 +13,10 @@ from collections import Counter, defaultdict
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from gpu_provider.kinds import LABELS
+from gpu_provider.kinds import LABELS, REQUESTS
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from gpu_provider.client import Client, SmallBatch
     from gpu_provider.kinds import Kind
@@ -103,16 +103,32 @@ class BatchCounts:
     fallbacks: Counter[tuple[str, str]] = field(default_factory=Counter)
     """Requests, by the backend that failed them and why."""
     in_use: dict[str, bool] = field(default_factory=dict)
+    rows: Counter[tuple[str, str]] = field(default_factory=Counter)
+    """Requests computed, by backend and kind."""
+    rows_paid: defaultdict[tuple[str, str], float] = field(default_factory=lambda: defaultdict(float))
+    """How many full groups would have computed in the time that these should have taken."""
     queue_seconds: defaultdict[str, Distribution] = field(default_factory=lambda: defaultdict(_times))
     """Time from submission to launch, by kind."""
+    held_seconds: defaultdict[str, Distribution] = field(default_factory=lambda: defaultdict(_times))
+    """Of that, waiting for company though a worker was free, by kind."""
     execute_seconds: defaultdict[tuple[str, str], Distribution] = field(default_factory=lambda: defaultdict(_times))
     """Time that a batch took, by backend and kind."""
     sizes: defaultdict[str, Distribution] = field(default_factory=lambda: defaultdict(_sizes))
     """Requests in a batch, by backend."""
 
     def batch(
-        self, backend: str, label: str, requests: int, succeeded: int, seconds: float, *, last_resort: bool
+        self,
+        backend: str,
+        label: str,
+        requests: int,
+        succeeded: int,
+        seconds: float,
+        *,
+        price: float,
+        last_resort: bool,
     ) -> None:
+        self.rows[backend, label] += requests
+        self.rows_paid[backend, label] += requests * price
         self.batches += 1
         self.requests += requests
         self.largest = max(self.largest, requests)
@@ -124,11 +140,15 @@ class BatchCounts:
         if last_resort and succeeded < requests:
             self.results[label, False] += requests - succeeded
 
-    def small_batch(self, backend: str, batch: SmallBatch) -> None:
+    def launched(self, label: str, waited_ns: int, held_ns: int) -> None:
+        self.queue_seconds[label].observe(waited_ns / 1e9)
+        self.held_seconds[label].observe(held_ns / 1e9)
+
+    def small_batch(self, backend: str, batch: SmallBatch, price: float) -> None:
         label = LABELS[batch.class_index]
-        self.queue_seconds[label].observe(batch.waited_ns / 1e9)
-        succeeded = batch.requests - batch.failed
-        self.batch(backend, label, batch.requests, succeeded, batch.executed_ns / 1e9, last_resort=True)
+        self.launched(label, batch.waited_ns, batch.held_ns)
+        succeeded, seconds = batch.requests - batch.failed, batch.executed_ns / 1e9
+        self.batch(backend, label, batch.requests, succeeded, seconds, price=price, last_resort=True)
         if batch.again:
             self.fallbacks[backend, "wrong_result"] += batch.again
 
@@ -138,13 +158,18 @@ class BatchCounts:
             results=self.results.copy(),
             by_backend=self.by_backend.copy(),
             fallbacks=self.fallbacks.copy(),
+            rows=self.rows.copy(),
+            rows_paid=self.rows_paid.copy(),
             in_use=self.in_use.copy(),
             queue_seconds=defaultdict(_times),
+            held_seconds=defaultdict(_times),
             execute_seconds=defaultdict(_times),
             sizes=defaultdict(_sizes),
         )
         for label, waited in self.queue_seconds.items():
             counts.queue_seconds[label] = waited.copy()
+        for label, held in self.held_seconds.items():
+            counts.held_seconds[label] = held.copy()
         for key, executed in self.execute_seconds.items():
             counts.execute_seconds[key] = executed.copy()
         for backend, sizes in self.sizes.items():
@@ -161,19 +186,33 @@ class Statistics:
         self._inline = inline
         self._lock = threading.Lock()
         self._counts = BatchCounts()
+        self.processor_pressure = 0.0
+        """The share of the time in which somebody waits for a processor, when requests last came. The batching thread
+        sets it."""
+        self.price: Callable[[Kind, int], float] = lambda _kind, _requests: 1.0
+        """``BackendWorkers.price`` of the inline backend."""
 
-    def launched(self, kind: Kind, oldest_submitted_ns: int) -> None:
-        waited = time.monotonic_ns() - oldest_submitted_ns
+    def launched(self, kind: Kind, oldest_submitted_ns: int, held_ns: int) -> None:
+        waited_ns = time.monotonic_ns() - oldest_submitted_ns
         with self._lock:
-            self._counts.queue_seconds[kind.label].observe(waited / 1e9)
+            self._counts.launched(kind.label, waited_ns, held_ns)
 
     def batch(
-        self, backend: str, kind: Kind, requests: int, succeeded: int, seconds: float, *, last_resort: bool = False
+        self,
+        backend: str,
+        kind: Kind,
+        requests: int,
+        succeeded: int,
+        seconds: float,
+        *,
+        price: float = 1.0,
+        last_resort: bool = False,
     ) -> None:
         """Counts a batch that a backend has returned. Called before the results are delivered, so that whoever gets a
-        result sees it counted. ``last_resort``: what has not succeeded has failed for good."""
+        result sees it counted. ``price``: of each request, relative to a full group's. ``last_resort``: what has not
+        succeeded has failed for good."""
         with self._lock:
-            self._counts.batch(backend, kind.label, requests, succeeded, seconds, last_resort=last_resort)
+            self._counts.batch(backend, kind.label, requests, succeeded, seconds, price=price, last_resort=last_resort)
 
     def take_small_batches(self) -> list[SmallBatch]:
         """Counts those that the C core has computed since the last time. The batching thread only: no signal handler
@@ -181,7 +220,7 @@ class Statistics:
         with self._lock:
             batches = self._client.small_batches(take=True)
             for batch in batches:
-                self._counts.small_batch(self._inline, batch)
+                self._counts.small_batch(self._inline, batch, self._price(batch))
         return batches
 
     def fallback(self, backend: str, reason: str, count: int) -> None:
@@ -197,8 +236,11 @@ class Statistics:
         with self._lock:
             counts = self._counts.copy()
             for batch in self._client.small_batches(take=False):
-                counts.small_batch(self._inline, batch)
+                counts.small_batch(self._inline, batch, self._price(batch))
         return counts
+
+    def _price(self, batch: SmallBatch) -> float:
+        return self.price(REQUESTS[batch.class_index], batch.requests)
 
     def snapshot(self, backend: str) -> ProviderStats:
         """``backend``: the name of the one in use."""

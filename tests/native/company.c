@@ -73,7 +73,7 @@ static void check_waiting(void)
 
     /* The first after a silence goes at once, whatever the rule. */
     submit();
-    CHECK(returns(60LL * SECOND, 0, 8, SECOND / 1000) && waiting[0] == 1);
+    CHECK(returns(60LL * SECOND, 0, 8, SECOND / 1000) && waiting[0] == 1 && gp_consumer_held_ns(consumer, 0) == 0);
     complete(1);
 
     /* One that follows waits for another, … */
@@ -81,6 +81,7 @@ static void check_waiting(void)
     CHECK(!returns(SECOND / 100, 0, 2, NEVER) && waiting[0] == 1);
     submit();
     CHECK(returns(60LL * SECOND, 0, 2, NEVER) && waiting[0] == 2);
+    CHECK(gp_consumer_held_ns(consumer, 0) >= SECOND / 100);
     complete(2);
 
     /* … but no longer than the rule says, … */
@@ -99,11 +100,13 @@ static void check_waiting(void)
     CHECK(!returns(SECOND / 100, 8, 2, NEVER) && gp_consumer_small_batches(consumer, batches, 1) == 0);
     requests[1] = submit();
     CHECK(!returns(SECOND / 100, 8, 2, NEVER) && waiting[0] == 0);
-    CHECK(gp_consumer_small_batches(consumer, batches, 1) == 1 && batches[0].requests == 2 && !batches[0].overdue);
+    CHECK(gp_consumer_small_batches(consumer, batches, 1) == 1 && batches[0].requests == 2);
     CHECK(batches[0].newest_ns <= gp_now_ns() && batches[0].waited_ns >= SECOND / 100);
+    CHECK(0 < batches[0].held_ns && batches[0].held_ns <= batches[0].waited_ns);
     requests[2] = submit();
     CHECK(returns(60LL * SECOND, 8, 2, SECOND / 100) && waiting[0] == 0);
-    CHECK(gp_consumer_small_batches(consumer, batches, 1) == 1 && batches[0].requests == 1 && batches[0].overdue);
+    CHECK(gp_consumer_small_batches(consumer, batches, 1) == 1 && batches[0].requests == 1);
+    CHECK(batches[0].held_ns > 0);
     for (int i = 0; i < 3; i++)
         CHECK(gp_client_collect(client, requests[i], BYTES, NULL, 0));
 }

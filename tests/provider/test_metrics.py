@@ -40,6 +40,10 @@ def test_requests_batches_and_times() -> None:
     assert values["gpu_provider_execute_seconds_count", ("cpu", "2048")] == 2
     assert values["gpu_provider_execute_seconds_sum", ("cpu", "2048")] > 0
     assert values["gpu_provider_batch_size_sum", ("cpu",)] == 6
+    assert values["gpu_provider_rows_total", ("cpu", "2048")] == 2
+    assert 2 <= values["gpu_provider_rows_paid_total", ("cpu", "2048")] <= 16
+    assert values["gpu_provider_held_seconds_count", ("2048",)] == 2
+    assert 0 <= values["gpu_provider_processor_pressure_ratio", ()] <= 1
     assert sum(values["gpu_provider_keys", (prepared,)] for prepared in ("locked", "unlocked", "no")) == 3
     assert values["gpu_provider_queue_depth", ()] == 100
     assert values["gpu_provider_queue_in_use", ()] == 0
@@ -72,6 +76,9 @@ def test_small_batches_of_connections_are_counted_like_others() -> None:
     assert values["gpu_provider_batch_size_bucket", ("cpu", "1.0")] == 3
     assert values["gpu_provider_execute_seconds_count", ("cpu", "2048")] == 3
     assert values["gpu_provider_queue_seconds_count", ("2048",)] == 3
+    assert values["gpu_provider_held_seconds_count", ("2048",)] == 3
+    assert values["gpu_provider_rows_total", ("cpu", "2048")] == 3
+    assert values["gpu_provider_rows_paid_total", ("cpu", "2048")] >= 3
 
 
 def test_build_info_names_the_version_and_openssl() -> None:

@@ -26,9 +26,11 @@ struct gp_consumer {
 
     /* the one thread of gp_consumer_wait() */
     struct gp_slot_list waiting[GP_CLASSES];
-    uint64_t last_ns[GP_CLASSES];    /* the last submission */
-    uint64_t silence_ns[GP_CLASSES]; /* before the oldest that waits */
-    uint8_t awaited[GP_CLASSES];     /* in this wait: something was submitted, or waited for company */
+    uint64_t last_ns[GP_CLASSES];       /* the last submission */
+    uint64_t silence_ns[GP_CLASSES];    /* before the oldest that waits */
+    uint8_t awaited[GP_CLASSES];        /* in this wait: something was submitted, or waited for company */
+    uint64_t held_since_ns[GP_CLASSES]; /* what waits for company has done so since; 0: nothing does */
+    uint64_t held_ns[GP_CLASSES];       /* how long what is ready did */
 
     pthread_mutex_t small_lock; /* never held together with another */
     struct gp_small_batch small[GP_SMALL_BATCHES];
@@ -150,35 +152,49 @@ static uint64_t due_ns(const gp_consumer *consumer, uint32_t class_index, const 
     return consumer->queue->submitted_ns[list->slots[list->first]] + rule->wait_ns;
 }
 
-static int is_ready(const gp_consumer *consumer, uint32_t class_index, const struct gp_class_rule *rules, uint64_t now)
+/* Whether a class has something to launch. If not, and it has anything, it waits for company from now on. */
+static int is_ready(gp_consumer *consumer, uint32_t class_index, const struct gp_class_rule *rules, uint64_t now)
 {
-    return consumer->waiting[class_index].count > 0 && due_ns(consumer, class_index, &rules[class_index]) <= now;
+    uint64_t *since_ns = &consumer->held_since_ns[class_index];
+
+    if (consumer->waiting[class_index].count == 0)
+        return 0;
+    if (due_ns(consumer, class_index, &rules[class_index]) > now) {
+        consumer->awaited[class_index] = 1;
+        if (*since_ns == 0)
+            *since_ns = now;
+        return 0;
+    }
+    if (*since_ns != 0)
+        consumer->held_ns[class_index] += now - *since_ns;
+    *since_ns = 0;
+    return 1;
 }
 
 /* Whether there is something to launch that was not there, or not ready, when the wait began. */
-static int has_news(const gp_consumer *consumer, const struct gp_class_rule *rules, uint64_t now)
+static int has_news(gp_consumer *consumer, const struct gp_class_rule *rules, uint64_t now)
 {
+    int news = 0;
+
     for (uint32_t i = 0; i < GP_CLASSES; i++)
-        if (consumer->awaited[i] && is_ready(consumer, i, rules, now))
-            return 1;
-    return 0;
+        news |= is_ready(consumer, i, rules, now) && consumer->awaited[i];
+    return news;
 }
 
 /* When the next class will be ready that waits for company; UINT64_MAX: none does. */
-static uint64_t next_due_ns(gp_consumer *consumer, const struct gp_class_rule *rules, uint64_t now)
+static uint64_t next_due_ns(const gp_consumer *consumer, const struct gp_class_rule *rules)
 {
     uint64_t next = UINT64_MAX;
 
-    for (uint32_t i = 0; i < GP_CLASSES; i++) {
-        uint64_t due = consumer->waiting[i].count > 0 ? due_ns(consumer, i, &rules[i]) : 0;
-
-        if (due <= now)
-            continue;
-        consumer->awaited[i] = 1;
-        if (due < next)
-            next = due;
-    }
+    for (uint32_t i = 0; i < GP_CLASSES; i++)
+        if (consumer->held_since_ns[i] != 0 && due_ns(consumer, i, &rules[i]) < next)
+            next = due_ns(consumer, i, &rules[i]);
     return next;
+}
+
+uint64_t gp_consumer_held_ns(const gp_consumer *consumer, uint32_t class_index)
+{
+    return consumer->held_ns[class_index];
 }
 
 /* ---- small batches ---- */
@@ -216,7 +232,7 @@ uint32_t gp_consumer_small_batches(gp_consumer *consumer, struct gp_small_batch 
 }
 
 /* The class of all that is ready, if it is one class and no more than its limit; GP_CLASSES otherwise. */
-static uint32_t small_class(const gp_consumer *consumer, const struct gp_class_rule *rules, uint64_t now)
+static uint32_t small_class(gp_consumer *consumer, const struct gp_class_rule *rules, uint64_t now)
 {
     uint32_t class_index = GP_CLASSES;
     const struct gp_slot_list *list;
@@ -251,10 +267,12 @@ static enum served serve_small(gp_consumer *consumer, const struct gp_class_rule
     gp_cpu *cpu = gp_client_cpu(consumer->client);
     struct gp_small_batch batch = {.class_index = small_class(consumer, rules, start)};
     uint32_t stride = GP_CLASS_BYTES(batch.class_index);
+    int overdue;
 
     if (batch.class_index == GP_CLASSES)
         return NOTHING;
-    batch.overdue = due_ns(consumer, batch.class_index, &rules[batch.class_index]) != 0;
+    overdue = due_ns(consumer, batch.class_index, &rules[batch.class_index]) != 0;
+    batch.held_ns = gp_consumer_held_ns(consumer, batch.class_index);
     batch.requests = gp_consumer_take(consumer, batch.class_index, GP_SMALL_BATCH, handles, keys, inputs, submitted_ns);
     if (batch.requests == 0)
         return SERVED; /* they were orphans */
@@ -271,19 +289,21 @@ static enum served serve_small(gp_consumer *consumer, const struct gp_class_rule
     record_small(consumer, &batch); /* first: who gets a result sees it counted */
     gp_consumer_complete(consumer, batch.requests, handles, outputs, stride, ok);
     OPENSSL_cleanse(outputs, (size_t)batch.requests * stride);
-    return batch.overdue && batch.requests == 1 ? IN_VAIN : SERVED;
+    return overdue && batch.requests == 1 ? IN_VAIN : SERVED;
 }
 
 uint64_t gp_consumer_wait(gp_consumer *consumer, int64_t timeout_ns, int watch_submissions,
                           const struct gp_class_rule *rules, uint32_t *waiting, uint64_t *oldest_ns)
 {
     uint64_t deadline = timeout_ns < 0 ? UINT64_MAX : gp_now_ns() + (uint64_t)timeout_ns;
-    uint32_t held = 0;
+    uint32_t held = 0, small = 0;
 
     if (rules == NULL)
         rules = no_rules;
-    for (uint32_t i = 0; i < GP_CLASSES; i++)
+    for (uint32_t i = 0; i < GP_CLASSES; i++) {
         held |= (uint32_t)(rules[i].least > 1) << i;
+        small |= rules[i].small;
+    }
     gp_client_hold_turns(consumer->client, held);
     memset(consumer->awaited, 0, sizeof(consumer->awaited));
     drain_ring(consumer);
@@ -294,7 +314,7 @@ uint64_t gp_consumer_wait(gp_consumer *consumer, int64_t timeout_ns, int watch_s
         gp_client_run_errands(consumer->client);
         if (gp_client_take_wake(consumer->client))
             break;
-        while (served == SERVED && count_small(consumer) < GP_SMALL_BATCHES
+        while (small && served == SERVED && count_small(consumer) < GP_SMALL_BATCHES
                && (served = serve_small(consumer, rules)) != NOTHING)
             drain_ring(consumer);
         now = gp_now_ns();
@@ -304,7 +324,7 @@ uint64_t gp_consumer_wait(gp_consumer *consumer, int64_t timeout_ns, int watch_s
             break;
         if (now >= deadline)
             break;
-        until = watch_submissions ? next_due_ns(consumer, rules, now) : UINT64_MAX;
+        until = watch_submissions ? next_due_ns(consumer, rules) : UINT64_MAX;
         if (until > deadline)
             until = deadline;
         gp_queue_sleep(consumer->queue, until == UINT64_MAX ? -1 : (int64_t)(until - now), watch_submissions);
@@ -361,6 +381,7 @@ uint32_t gp_consumer_take(gp_consumer *consumer, uint32_t class_index, uint32_t 
         taken++;
     }
     consumer->silence_ns[class_index] = 0; /* those that are left had company */
+    consumer->held_since_ns[class_index] = consumer->held_ns[class_index] = 0;
     return taken;
 }
 

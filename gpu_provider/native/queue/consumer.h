@@ -50,6 +50,10 @@ uint64_t gp_consumer_wait(gp_consumer *consumer, int64_t timeout_ns, int watch_s
 uint32_t gp_consumer_take(gp_consumer *consumer, uint32_t class_index, uint32_t count, gp_request_handle *handles,
                           gp_key_handle *keys, uint8_t *inputs, uint64_t *submitted_ns);
 
+/* How long what gp_consumer_take() would take of a class has waited for company, though it could have been computed.
+ * The thread of gp_consumer_wait only. */
+uint64_t gp_consumer_held_ns(const gp_consumer *consumer, uint32_t class_index);
+
 /* Any thread. outputs: [count][stride]. ok[i]: 1 for a result, 0 for ERR. Wakes every waiter; no lock is held then.
  * Completing a handle twice, or one that was orphaned, does nothing. */
 void gp_consumer_complete(gp_consumer *consumer, uint32_t count, const gp_request_handle *handles,
@@ -62,8 +66,8 @@ struct gp_small_batch {
     uint32_t requests;
     uint32_t failed;    /* of those, ERR */
     uint32_t again;     /* of those, computed again by OpenSSL because the kernels failed */
-    uint32_t overdue;   /* 1: fewer than the rule's `least`, but their time had come */
     uint64_t newest_ns; /* when the last of them was submitted */
+    uint64_t held_ns;   /* how long they waited for company, though they could have been computed */
     uint64_t waited_ns; /* from the submission of the oldest request to the launch */
     uint64_t executed_ns;
 };
