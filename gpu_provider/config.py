@@ -73,8 +73,7 @@ class ProviderConfig(Settings, frozen=True, kw_only=True, forbid_unknown_fields=
         Shown(
             "batches",
             "SECONDS",
-            "seconds that one batch may be expected to take, and the longest that a request may wait for others to fill "
-            "one",
+            "seconds that a batch may be expected to take, and that a request may wait for others to share one",
         ),
     ] = 0.010
     """It bounds how long a request waits for a busy worker, and for company."""

@@ -28,9 +28,12 @@ class Company:
         self._statistics = statistics
         self._pressure = ProcessorPressure()
         self._paces = {kind: Pace() for kind in REQUESTS}
+        self._over = False
 
     def launched(self, kind: RequestKind, count: int, newest_ns: int) -> None:
         """A batch was launched, the last of its requests submitted at ``newest_ns``."""
+        if self._over:
+            return
         pace = self._paces[kind]
         pace.launched(count, newest_ns, self.patience[kind].least)
         self._pressure.look(time.monotonic_ns())
@@ -40,5 +43,8 @@ class Company:
             backend.costs[kind], pace, self._pressure.share, self._limits, pipelined=backend.backend.pipelined
         )
 
-    def close(self) -> None:
+    def end(self) -> None:
+        """From now on nothing waits."""
+        self._over = True
+        self.patience = dict.fromkeys(REQUESTS, NO_PATIENCE)
         self._pressure.close()

@@ -203,7 +203,7 @@ class Engine:
             self._futures.deliver()
             self._futures.fail_all()
         finally:
-            self._company.close()
+            self._company.end()
             self._ended = True
             self._calls.fail_submitted()
             atexit.unregister(self.close)
@@ -214,6 +214,8 @@ class Engine:
         while True:
             # Read before the wait, so that everything that was submitted before the client was closed is seen by it.
             closing = self._closing
+            if closing:
+                self._company.end()
             missed_call = self._workers_free and self._calls.any_submitted
             timeout_ns = 0 if missed_call or (closing and self._idle()) else self._timeout_until_ns()
             # While no worker is free a submission can't be served: it need not wake this thread, the worker will.
