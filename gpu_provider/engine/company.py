@@ -30,12 +30,13 @@ class Company:
         self._paces = {kind: Pace() for kind in REQUESTS}
         self._over = False
 
-    def launched(self, kind: RequestKind, count: int, newest_ns: int) -> None:
-        """A batch was launched, the last of its requests submitted at ``newest_ns``."""
+    def launched(self, kind: RequestKind, count: int, newest_ns: int, held_ns: int) -> None:
+        """A batch was launched, the last of its requests submitted at ``newest_ns``. It had waited for company for
+        ``held_ns``."""
         if self._over:
             return
-        pace = self._paces[kind]
-        pace.launched(count, newest_ns, self.patience[kind].least)
+        pace, least = self._paces[kind], self.patience[kind].least
+        pace.launched(count, newest_ns, least if held_ns else min(count, least))
         self._pressure.look(time.monotonic_ns())
         self._statistics.processor_pressure = self._pressure.share
         backend = self._pool.in_use()[-1]  # a processor's, if there is one: it would get what has no company

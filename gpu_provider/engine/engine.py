@@ -230,7 +230,7 @@ class Engine:
             )
             if idle:
                 for batch in self._statistics.take_small_batches():
-                    self._company.launched(REQUESTS[batch.class_index], batch.requests, batch.newest_ns)
+                    self._company.launched(REQUESTS[batch.class_index], batch.requests, batch.newest_ns, batch.held_ns)
             if removed_keys != self._removed_keys:
                 self._removed_keys = removed_keys
                 self._pool.announce_removed_keys()

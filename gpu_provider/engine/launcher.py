@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 from gpu_provider.client import CLASSES
 from gpu_provider.engine.jobs import RsaJob
-from gpu_provider.engine.scheduler import BackendView, Waiting, decide
+from gpu_provider.engine.scheduler import NO_PATIENCE, BackendView, Patience, Waiting, decide
 from gpu_provider.kinds import REQUESTS, RequestKind
-from gpu_provider.native import ffi
+from gpu_provider.native import ffi, lib
 
 if TYPE_CHECKING:
     from gpu_provider.client import Client
@@ -85,7 +85,7 @@ class Launcher:
         """Takes the workers that it uses out of ``free``."""
         self.decide_again_ns = 0
         waiting = [
-            Waiting(kind, self.waiting[index], self.oldest_ns[index], patience=self._company.patience[kind])
+            Waiting(kind, self.waiting[index], self.oldest_ns[index], patience=self._patience(kind))
             for index, kind in enumerate(REQUESTS)
             if self.waiting[index]
         ]
@@ -112,6 +112,11 @@ class Launcher:
                 self._launch(worker, job)
                 workers.pop()
 
+    def _patience(self, kind: RequestKind) -> Patience:
+        found = self._company.patience[kind]
+        alone = lib.gp_consumer_is_alone(self._client.consumer, kind.class_index, int(found.seconds * 1e9))
+        return NO_PATIENCE if alone else found
+
     def _launch(self, worker: Worker, job: Job) -> None:
         self.computing += 1
         worker.launch(job)
@@ -125,7 +130,7 @@ class Launcher:
             worker.recycle(buffers)
         else:
             self._statistics.launched(kind, job.oldest_submitted_ns, job.held_ns)
-            self._company.launched(kind, job.count, job.newest_submitted_ns)
+            self._company.launched(kind, job.count, job.newest_submitted_ns, job.held_ns)
         return job
 
     def _next_chunk(self, backend: BackendWorkers, kind: Kind, count: int) -> ChunkJob | None:

@@ -74,6 +74,7 @@ static void check_waiting(void)
     /* The first after a silence goes at once, whatever the rule. */
     submit();
     CHECK(returns(60LL * SECOND, 0, 8, SECOND / 1000) && waiting[0] == 1 && gp_consumer_held_ns(consumer, 0) == 0);
+    CHECK(gp_consumer_is_alone(consumer, 0, SECOND / 1000) && !gp_consumer_is_alone(consumer, 0, NEVER));
     complete(1);
 
     /* One that follows waits for another, … */
@@ -104,7 +105,7 @@ static void check_waiting(void)
     CHECK(batches[0].newest_ns <= gp_now_ns() && batches[0].waited_ns >= SECOND / 100);
     CHECK(0 < batches[0].held_ns && batches[0].held_ns <= batches[0].waited_ns);
     requests[2] = submit();
-    CHECK(returns(60LL * SECOND, 8, 2, SECOND / 100) && waiting[0] == 0);
+    CHECK(returns(60LL * SECOND, 8, 2, SECOND / 2) && waiting[0] == 0);
     CHECK(gp_consumer_small_batches(consumer, batches, 1) == 1 && batches[0].requests == 1);
     CHECK(batches[0].held_ns > 0);
     for (int i = 0; i < 3; i++)

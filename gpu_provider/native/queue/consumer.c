@@ -142,12 +142,17 @@ static void drain_ring(gp_consumer *consumer)
 
 static const struct gp_class_rule no_rules[GP_CLASSES];
 
+int gp_consumer_is_alone(const gp_consumer *consumer, uint32_t class_index, uint64_t wait_ns)
+{
+    return consumer->waiting[class_index].count == 1 && consumer->silence_ns[class_index] > wait_ns;
+}
+
 /* Until when the requests of a class wait for company; 0: no longer. */
 static uint64_t due_ns(const gp_consumer *consumer, uint32_t class_index, const struct gp_class_rule *rule)
 {
     const struct gp_slot_list *list = &consumer->waiting[class_index];
 
-    if (list->count >= rule->least || (list->count == 1 && consumer->silence_ns[class_index] > rule->wait_ns))
+    if (list->count >= rule->least || gp_consumer_is_alone(consumer, class_index, rule->wait_ns))
         return 0;
     return consumer->queue->submitted_ns[list->slots[list->first]] + rule->wait_ns;
 }

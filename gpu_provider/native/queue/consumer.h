@@ -50,6 +50,10 @@ uint64_t gp_consumer_wait(gp_consumer *consumer, int64_t timeout_ns, int watch_s
 uint32_t gp_consumer_take(gp_consumer *consumer, uint32_t class_index, uint32_t count, gp_request_handle *handles,
                           gp_key_handle *keys, uint8_t *inputs, uint64_t *submitted_ns);
 
+/* Whether one request of a class waits that came after a silence longer than wait_ns, so that it need not wait for
+ * company. The thread of gp_consumer_wait only. */
+int gp_consumer_is_alone(const gp_consumer *consumer, uint32_t class_index, uint64_t wait_ns);
+
 /* How long what gp_consumer_take() would take of a class has waited for company, though it could have been computed.
  * The thread of gp_consumer_wait only. */
 uint64_t gp_consumer_held_ns(const gp_consumer *consumer, uint32_t class_index);
