@@ -10,6 +10,10 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+from cryptography.hazmat.backends.openssl.backend import backend
+
+from gpu_provider.native import ffi, lib
+
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("gpu-provider", "cffi", "cryptography", "numpy", "uvloop")
 
@@ -25,11 +29,13 @@ def first_line(*command: str) -> str | None:
     return done.stdout.partition("\n")[0].strip() if done.returncode == 0 else None
 
 
-def cpu_model() -> str:
+def cpuinfo(name: str) -> str | None:
+    """What the kernel says of the first processor; None if it says nothing by that name, as on other architectures."""
     for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.machine()
+        key, _, value = line.partition(":")
+        if key.strip() == name:
+            return value.strip()
+    return None
 
 
 def package_version(name: str) -> str | None:
@@ -37,6 +43,22 @@ def package_version(name: str) -> str | None:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
         return None
+
+
+def openssl_linked() -> str:
+    """The OpenSSL that gpu-provider is linked to, as a rule the distribution's: "OpenSSL 3.0.22"."""
+    text: Any = ffi.string(lib.OpenSSL_version(0))
+    return without_date(text.decode())
+
+
+def openssl_of_cryptography() -> str:
+    """The OpenSSL that ``cryptography`` uses: its wheel brings a new one, a distribution's package uses the
+    distribution's."""
+    return without_date(backend.openssl_version_text())
+
+
+def without_date(version: str) -> str:
+    return " ".join(version.split()[:2])
 
 
 @functools.cache
@@ -47,7 +69,11 @@ def describe() -> dict[str, Any]:
     changed = first_line("git", "status", "--porcelain", "--untracked-files=no", "--", ".", ":!bench/results")
     return {
         "machine": {
-            "cpu": cpu_model(),
+            "cpu": cpuinfo("model name") or platform.machine(),
+            # A virtual machine's name for it can be as short as "AMD EPYC", whatever the generation.
+            "cpu_family": cpuinfo("cpu family"),
+            "cpu_model": cpuinfo("model"),
+            "cpu_stepping": cpuinfo("stepping"),
             "cores": os.cpu_count(),
             "cores_allowed": len(os.sched_getaffinity(0)),
             "kernel": platform.release(),
@@ -57,6 +83,8 @@ def describe() -> dict[str, Any]:
         "versions": {
             "python": platform.python_version(),
             "openssl_of_python": ssl.OPENSSL_VERSION,
+            "openssl_of_gpu_provider": openssl_linked(),
+            "openssl_of_cryptography": openssl_of_cryptography(),
             "openssl": first_line("openssl", "version"),
             "haproxy": first_line("haproxy", "-v"),
             "cc": first_line("cc", "--version"),
