@@ -1,6 +1,7 @@
-"""The operations that ``speed.py`` compares: OpenSSL's, raw and one at a time, and batches of ours.
+"""The operations that ``speed.py`` compares: OpenSSL's, one at a time, and batches of ours.
 
-OpenSSL's private operation is EVP's without padding, which blinds and verifies as the kernels do.
+OpenSSL's private operation is EVP's without padding, which blinds and verifies as the kernels do. ``cryptography``
+offers none without padding, so there it is a signature.
 """
 
 import decimal
@@ -10,11 +11,14 @@ from typing import Any
 
 import numpy as np
 from cffi import FFI
-from cryptography.hazmat.primitives.asymmetric import rsa
+from cryptography.hazmat.primitives.asymmetric import padding, rsa
+from cryptography.hazmat.primitives.asymmetric.utils import Prehashed
+from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from numpy.typing import NDArray
 
 from gpu_provider import kernels
+from gpu_provider.native import _core
 
 RSA_NO_PADDING = 3
 EXPONENT_BITS = 225  # of a key exchange in ffdhe2048: RFC 7919, appendix A.1
@@ -42,6 +46,11 @@ def succeed(result: Any) -> None:
         raise RuntimeError("an operation under measurement failed")
 
 
+def linked_openssl() -> Any:
+    """The libcrypto that gpu-provider is linked to: a symbol is also looked up in what the library depends on."""
+    return openssl.dlopen(_core.__file__)
+
+
 def openssl_private(library: Any, key: rsa.RSAPrivateKey) -> Callable[[], Any]:
     der = key.private_bytes(Encoding.DER, PrivateFormat.TraditionalOpenSSL, NoEncryption())
     encoded = openssl.new("unsigned char[]", der)
@@ -60,6 +69,12 @@ def openssl_private(library: Any, key: rsa.RSAPrivateKey) -> Callable[[], Any]:
         succeed(library.EVP_PKEY_decrypt(context, output, length, data, size))
 
     return operation
+
+
+def cryptography_private(key: rsa.RSAPrivateKey) -> Callable[[], Any]:
+    """A signature of a digest by PKCS#1 v1.5, whose padding costs least."""
+    digest, scheme, algorithm = secrets.token_bytes(32), padding.PKCS1v15(), Prehashed(SHA256())
+    return lambda: key.sign(digest, scheme, algorithm)
 
 
 def private_key(key: rsa.RSAPrivateKey) -> kernels.PrivateKey:

@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Callable
 
+from .. import environment
 from ..harness import RSA_BITS, Bench, Server, interleave
 from ..report import Result, Spread, Target
 
@@ -14,7 +15,7 @@ def measure(bench: Bench, *, rounds: int, connections: int, advance: Callable[[s
         f"Handshake latency, one connection at a time, TLS 1.3, RSA-{RSA_BITS}",
         {"rounds": rounds, "connections": connections, "rsa_bits": RSA_BITS},
     )
-    servers = [start(bench, "with the provider", "--provider"), start(bench, "OpenSSL alone")]
+    servers = [start(bench, "with the provider", "--provider"), start(bench, f"{environment.openssl_linked()} alone")]
     for server in servers:
         bench.load(server, connections, 1, 0)
     for turn, server in interleave(rounds, servers):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import json
 import os
 import signal
@@ -16,9 +17,10 @@ import pytest
 
 pytest.importorskip("matplotlib", reason="the bench draws with matplotlib, the [bench] extra")
 
-from bench import harness, plot, queue_overhead, report, scheduling
+from bench import environment, harness, plot, queue_overhead, report, scheduling
 from bench.kernels import speed
 from bench.servers import connections, key_sizes, latency, throughput
+from gpu_provider.native import _core
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -57,12 +59,36 @@ def test_a_measurement_runs_and_its_file_is_complete(
     assert len(steps) >= len(document["samples"])
     assert document["samples"]
     assert document["environment"]["machine"]["cpu"]
-    assert document["environment"]["versions"]["openssl_of_python"]
+    for user in ("python", "gpu_provider", "cryptography"):
+        assert document["environment"]["versions"][f"openssl_of_{user}"]
     assert any(row["met"] is not None for row in document["rows"])
     for row in document["rows"]:
         for spread in filter(None, (row["measured"], row["ratio"])):
             assert spread["low"] <= spread["median"] <= spread["high"]
     assert plot.draw(path).read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("bundled", ["a newer one", "the same"])
+def test_the_kernels_are_compared_with_each_openssl_at_hand_by_its_version(
+    bundled: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    linked = environment.openssl_linked()
+    monkeypatch.setattr(speed, "openssl_of_cryptography", lambda: linked if bundled == "the same" else "OpenSSL 99.0.1")
+    with harness.Bench() as bench:
+        result = MEASUREMENTS["kernels"](bench, lambda _name, _total: None)
+    expected = {linked} if bundled == "the same" else {linked, "OpenSSL 99.0.1"}
+    for bits in (2048, 3072, 4096):
+        rows = [row for row in result.rows if row.case == f"RSA-{bits}"]
+        assert {row.baseline for row in rows if row.ratio} - {"limit"} == expected
+        assert {row.subject for row in rows} - {"kernels", "limit"} == expected
+    assert any("OpenSSL 99.0.1 is cryptography's" in note for note in result.notes) == (bundled == "a newer one")
+    assert any(f"cryptography uses {linked} too" in note for note in result.notes) == (bundled == "the same")
+
+
+def test_the_linked_openssl_is_measured_under_its_own_version() -> None:
+    measured = ctypes.CDLL(_core.__file__)
+    measured.OpenSSL_version.restype = ctypes.c_char_p
+    assert measured.OpenSSL_version(0).decode().startswith(f"{environment.openssl_linked()} ")
 
 
 def test_what_the_bench_started_has_ended_after_it() -> None:
