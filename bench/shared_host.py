@@ -1,377 +1,441 @@
-"""Connections on a simulated host whose processors do everything: the handshakes' other work, and the batches.
+"""Simulates a host whose processors do everything: the clients, the server's event loops, and the batches.
 
-The scheduler, the cost curves and the paces are the real ones. The processors are taken first come, first served.
+It shows what waiting for company does to whole connections where processors are short. The scheduler, its cost curves,
+the paces and the patience are the real ones. Clients and server are event loops, each on a thread; a connection needs
+one step of a client's loop, then one of a server's, the private operation, and one more of the server's.
 """
 
 import heapq
+import math
+from bisect import bisect
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import count
+from itertools import accumulate, count
 
 import numpy as np
+from numpy.typing import NDArray
 
 from gpu_provider.costs import CostCurve
 from gpu_provider.engine.pace import Pace
-from gpu_provider.engine.scheduler import NO_PATIENCE, Patience, Waiting, decide, patience
+from gpu_provider.engine.scheduler import NO_PATIENCE, Launch, Patience, Waiting, decide, patience
 from gpu_provider.kinds import Kind
 
-from .scheduling import (
+from .simulated_hardware import (
     DECIDING_SECONDS,
     LAUNCHING_SECONDS,
     LIMITS,
     SMALL_BATCH,
     SMALL_BATCH_SECONDS,
     Backend,
-    Hardware,
+    gpu,
+    processor,
 )
 
 CLIENT_SECONDS = 300e-6
 BEFORE_SECONDS = 200e-6
-"""Of a processor, for what a connection needs before its private operation, at the client and at the server."""
+"""Of a processor, for the server's part of a handshake before its private operation."""
 AFTER_SECONDS = 250e-6
+"""With BEFORE_SECONDS and a private operation, about what ``python -m bench connections`` measures for the
+terminator."""
+CONNECTION_SECONDS = CLIENT_SECONDS + BEFORE_SECONDS + AFTER_SECONDS
+NOISE = (0.9, 1.1)
+"""Any piece of work takes so many times as long as it should."""
+TURN_REQUESTS = 8
+TURN_SECONDS = 0.002
+"""GP_TURN_REQUESTS and GP_TURN_NS of ``queue/client.h``."""
+PRESSURE_SECONDS = 0.1
+"""As often, ``engine/pressure.py`` asks the kernel, and takes half of the answer."""
+
+Action = Callable[[], None]
 
 
 @dataclass(frozen=True)
 class Outcome:
-    latency: float
-    """Of whole connections, the mean in seconds."""
-    worst: float
+    mean_latency: float
+    """Of whole connections, in seconds."""
+    high_latency: float
     """The 99th percentile."""
-    cpu: float
-    """Seconds of a processor per private operation."""
+    operation: float
+    """Seconds of a processor per private operation. A GPU's cost none."""
     mean_batch: float
-    throughput: float
 
 
-@dataclass(eq=False)
-class Connection:
-    kind: Kind
-    began: float
-    submitted: float = 0.0
-    server: "Loop | None" = None
+class Clock:
+    """Simulated time, and what will happen."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self._events: list[tuple[float, int, Action]] = []
+        self._order = count()
+
+    def at(self, time: float, action: Action) -> None:
+        heapq.heappush(self._events, (time, next(self._order), action))
+
+    def step(self) -> bool:
+        """Lets the next thing happen; returns False if there is none."""
+        if not self._events:
+            return False
+        self.now, _, action = heapq.heappop(self._events)
+        action()
+        return True
+
+
+class Processors:
+    """Each finishes what it has begun. The rest is taken first come, first served, but urgent work before other."""
+
+    def __init__(self, clock: Clock, processors: int) -> None:
+        self._clock = clock
+        self._free = processors
+        self._urgent: deque[Action] = deque()
+        self._waiting: deque[Action] = deque()
+        self._stalled = 0.0  # seconds in which somebody waited, since _pressure_at
+        self._stalled_at = 0.0
+        self._pressure = 0.0
+        self._pressure_at = 0.0
+
+    def work(self, seconds: float, done: Action, *, urgent: bool) -> None:
+        """Calls ``done`` when a processor has worked for so long."""
+
+        def start() -> None:
+            self._clock.at(self._clock.now + seconds, end)
+
+        def end() -> None:
+            self._count_stalled()
+            if waiting := self._urgent or self._waiting:
+                waiting.popleft()()
+            else:
+                self._free += 1
+            done()
+
+        self._count_stalled()
+        if self._free:
+            self._free -= 1
+            start()
+        else:
+            (self._urgent if urgent else self._waiting).append(start)
+
+    def pressure(self) -> float:
+        """The share of the time in which somebody waited for a processor, as ``engine/pressure.py`` measures it."""
+        self._count_stalled()
+        elapsed = self._clock.now - self._pressure_at
+        if elapsed >= PRESSURE_SECONDS:
+            self._pressure += (self._stalled / elapsed - self._pressure) / 2
+            self._stalled, self._pressure_at = 0.0, self._clock.now
+        return self._pressure
+
+    def _count_stalled(self) -> None:
+        """Called before anybody starts or ends waiting."""
+        if self._waiting or self._urgent:
+            self._stalled += self._clock.now - self._stalled_at
+        self._stalled_at = self._clock.now
+
+
+class EventLoop:
+    """A thread that handles in each turn what was ready when the turn began."""
+
+    def __init__(self, clock: Clock, processors: Processors, wake: Action) -> None:
+        self._clock = clock
+        self._processors = processors
+        self._wake = wake
+        self._ready: deque[tuple[float, Action]] = deque()
+        self._running = False
+        self._left = 0  # of what this turn handles
+        self._held = 0  # requests of which the batching thread has not been told
+        self._held_since = 0.0
+
+    def handle(self, seconds: float, done: Action) -> None:
+        self._ready.append((seconds, done))
+        if not self._running:
+            self._running = True
+            self._next()
+
+    def submitted(self, *, hold: bool) -> None:
+        """Wakes the batching thread; with ``hold`` only when the turn ends, unless that would be late: as
+        ``gp_turn_begin()`` and its like do."""
+        if hold:
+            if not self._held:
+                self._held_since = self._clock.now
+            self._held += 1
+            if self._held < TURN_REQUESTS and self._clock.now - self._held_since < TURN_SECONDS:
+                return
+        self._held = 0
+        self._wake()
+
+    def _next(self) -> None:
+        if not self._left:
+            self._left = len(self._ready)
+            if self._held:
+                self._held = 0
+                self._wake()
+        if not self._left:
+            self._running = False
+            return
+        self._left -= 1
+        seconds, done = self._ready.popleft()
+
+        def end() -> None:
+            done()
+            self._next()
+
+        self._processors.work(seconds, end, urgent=False)
+
+
+@dataclass(frozen=True)
+class Request:
+    submitted: float
+    done: Action
 
 
 @dataclass
-class Processors:
-    """First come, first served."""
+class Queue:
+    """What waits of one kind, and what the batching thread has learnt about it."""
 
-    free: int
-    waiting: deque[Callable[[], None]] = field(default_factory=deque)
-    urgent: deque[Callable[[], None]] = field(default_factory=deque)
-    since: float = 0.0
-    used: float = 0.0
-    read: float = 0.0
-    pressure: float = 0.0
+    requests: deque[Request] = field(default_factory=deque)
+    pace: Pace = field(default_factory=Pace)
+    patience: Patience = NO_PATIENCE
+    last: float = -math.inf
+    """When a request was submitted last."""
+    silence: float = 0.0
+    """Seconds without a request before the first of those that wait."""
+
+    def least(self) -> int:
+        """How many must be together. A request that comes after a silence longer than a wait need not wait: hardly
+        anybody would join it."""
+        alone = len(self.requests) == 1 and self.silence > self.patience.seconds
+        return 1 if alone else self.patience.least
+
+    def due(self) -> float:
+        """When those that wait have waited long enough."""
+        if len(self.requests) >= self.least():
+            return 0.0
+        return self.requests[0].submitted + self.patience.seconds
+
+    def take(self, most: int) -> list[Request]:
+        least = self.least()
+        batch = [self.requests.popleft() for _ in range(min(most, len(self.requests)))]
+        self.silence = 0.0
+        self.pace.launched(len(batch), int(batch[-1].submitted * 1e9), least)
+        return batch
 
 
-@dataclass(eq=False)
-class Loop:
-    items: deque = field(default_factory=deque)
-    running: bool = False
-    left: int = 0
-    held: int = 0
-    since: float = 0.0
+class BatchingThread:
+    """Decides, launches, and computes small batches itself, as the engine and ``gp_consumer_wait`` do together.
 
-
-class Host:
-    """One run until ``connections`` have ended."""
+    It and the workers go first where processors are short: they have slept, and Linux prefers such threads to event
+    loops that never do.
+    """
 
     def __init__(
-        self,
-        machine: Sequence[Hardware],
-        cores: int,
-        kinds: Sequence[Kind],
-        mix: Sequence[float],
-        *,
-        waits: bool,
-        seed: int,
-    ) -> None:
-        self._random = np.random.default_rng(seed)
-        self._kinds, self._mix = kinds, np.cumsum(mix)
-        self._backends = [Backend(h, {k: CostCurve(h.points[k], h.granules[k]) for k in kinds}) for h in machine]
-        self._inline = next((b for b in self._backends if not b.hardware.pipelined), None)
-        self._processors = Processors(cores)
-        self._cores = cores
-        self._servers = [Loop() for _ in range(max(1, cores // 2))]
-        self._clients = [Loop() for _ in range(max(1, cores // 2))]
+        self, clock: Clock, processors: Processors, backends: Sequence[Backend], kinds: Iterable[Kind],
+        noise: Callable[[], float], *, waits: bool,
+    ) -> None:  # fmt: skip
+        self.batches = 0
+        self.seconds = 0.0
+        """Of processors, for private operations."""
+        self._clock = clock
+        self._processors = processors
+        self._backends = backends
+        self._inline = backends[-1]
+        self._queues = {kind: Queue() for kind in kinds}
+        self._noise = noise
         self._waits = waits
-        self._paces = {kind: Pace() for kind in kinds}
-        self._patience: dict[Kind, Patience] = dict.fromkeys(kinds, NO_PATIENCE)
-        self._queues: dict[Kind, deque[Connection]] = {kind: deque() for kind in kinds}
-        self._silence = dict.fromkeys(kinds, 0.0)
-        self._last = dict.fromkeys(kinds, -1e9)
-        self._completed = -1e9
-        self._computing = 0
-        self._thread_busy = False
-        self._now = 0.0
-        self._events: list[tuple[float, int, Callable[[], None]]] = []
-        self._sequence = count()
-        self._timer = float("inf")
-        self._slowdown = {id(b): 1.0 for b in self._backends}
-        self._latencies: list[float] = []
-        self._cpu = 0.0
-        self._batches = 0
-        self._again: Callable[[], None] = lambda: None
+        self._busy = False
+        self._computing = 0  # batches of the workers
+        self._completed = -math.inf  # when a batch was completed last
+        self._timer = math.inf
 
-    def closed(self, clients: int, connections: int) -> Outcome:
-        """Clients that connect again as soon as they are served."""
-        self._again = self._begin
-        for _ in range(clients):
-            self._at(self._random.uniform(0, 0.001), self._begin)
-        return self._run(connections)
+    def submit(self, kind: Kind, loop: EventLoop, done: Action) -> None:
+        """``done`` is called with the result. ``loop`` submits."""
+        now, queue = self._clock.now, self._queues[kind]
+        if not queue.requests:
+            queue.silence = now - max(queue.last, self._completed)
+        queue.last = now
+        queue.requests.append(Request(now, done))
+        loop.submitted(hold=queue.patience.least > 1)
 
-    def open(self, rate: float, connections: int) -> Outcome:
-        """Poisson arrivals."""
-        for time in np.cumsum(self._random.exponential(1 / rate, connections)):
-            self._at(float(time), self._begin)
-        return self._run(connections)
-
-    def _run(self, connections: int) -> Outcome:
-        skipped = connections // 5  # until it is in balance
-        cpu = batches = start = 0.0
-        while len(self._latencies) < connections and self._events:
-            self._now, _, action = heapq.heappop(self._events)
-            before = len(self._latencies)
-            action()
-            if before < skipped <= len(self._latencies):
-                cpu, batches, start = self._cpu, self._batches, self._now
-        latencies = np.array(self._latencies[skipped:])
-        done = len(latencies)
-        return Outcome(
-            float(latencies.mean()), float(np.quantile(latencies, 0.99)), (self._cpu - cpu) / done,
-            done / max(1.0, self._batches - batches), done / (self._now - start),
-        )  # fmt: skip
-
-    def _at(self, time: float, action: Callable[[], None]) -> None:
-        heapq.heappush(self._events, (time, next(self._sequence), action))
-
-    def _work(self, seconds: float, done: Callable[[float], None], urgent: bool = True) -> None:
-        """``done(wall)`` is called when a processor has worked for so long, with the time that it took."""
-        ready = self._now
-
-        def start() -> None:
-            self._at(self._now + seconds, end)
-
-        def end() -> None:
-            self._note()
-            if self._processors.urgent or self._processors.waiting:
-                (self._processors.urgent or self._processors.waiting).popleft()()
-            else:
-                self._processors.free += 1
-            done(self._now - ready)
-
-        self._note()
-        if self._processors.free:
-            self._processors.free -= 1
-            start()
-        elif urgent:
-            self._processors.urgent.append(start)
-        else:
-            self._processors.waiting.append(start)
-
-    def _note(self) -> None:
-        """Before the run queue changes."""
-        p = self._processors
-        if p.waiting or p.urgent:
-            p.used += self._now - p.since
-        p.since = self._now
-
-    def _pressure(self) -> float:
-        self._note()
-        p = self._processors
-        if self._now - p.read >= 0.1:
-            p.pressure += (p.used / (self._now - p.read) - p.pressure) / 2
-            p.used, p.read = 0.0, self._now
-        return p.pressure
-
-    def _loop_work(self, loop: "Loop", seconds: float, done: Callable[[float], None]) -> None:
-        loop.items.append((seconds, done))
-        if not loop.running:
-            loop.running = True
-            self._turn(loop)
-
-    def _turn(self, loop: "Loop") -> None:
-        if loop.left == 0:
-            loop.left = len(loop.items)
-            if loop.held:
-                loop.held = 0
-                self._look()
-        if not loop.items:
-            loop.running = False
+    def look(self) -> None:
+        """Starts whatever can be started now."""
+        if self._busy:
             return
-        loop.left -= 1
-        seconds, done = loop.items.popleft()
-
-        def end(wall: float) -> None:
-            done(wall)
-            self._turn(loop)
-
-        self._work(seconds, end, urgent=False)
-
-    def _noise(self) -> float:
-        return float(self._random.uniform(0.9, 1.1))
-
-    # ---- connections ----
-
-    def _begin(self) -> None:
-        place = int(np.searchsorted(self._mix, self._random.random(), "right"))
-        connection = Connection(self._kinds[min(place, len(self._kinds) - 1)], self._now)
-        server = connection.server = self._servers[int(self._random.integers(len(self._servers)))]
-        client = self._clients[int(self._random.integers(len(self._clients)))]
-        self._loop_work(
-            client,
-            CLIENT_SECONDS * self._noise(),
-            lambda _: self._loop_work(server, BEFORE_SECONDS * self._noise(), lambda _: self._submit(connection)),
-        )
-
-    def _submit(self, connection: Connection) -> None:
-        kind, queue = connection.kind, self._queues[connection.kind]
-        connection.submitted = self._now
-        if not queue:
-            self._silence[kind] = self._now - max(self._last[kind], self._completed)
-        self._last[kind] = self._now
-        queue.append(connection)
-        loop = connection.server
-        if self._patience[kind].least > 1:
-            if not loop.held:
-                loop.since = self._now
-            loop.held += 1
-            if loop.held < 8 and self._now - loop.since < 0.002:
-                return
-        loop.held = 0
-        self._look()
-
-    def _complete(self, batch: Sequence[Connection]) -> None:
-        self._completed = self._now
-        for connection in batch:
-            self._loop_work(connection.server, AFTER_SECONDS * self._noise(), lambda _, c=connection: self._end(c))
-
-    def _end(self, connection: Connection) -> None:
-        self._latencies.append(self._now - connection.began)
-        self._again()
-
-    # ---- the batching thread ----
-
-    def _due(self, kind: Kind) -> float:
-        queue, patience_of = self._queues[kind], self._patience[kind]
-        if len(queue) >= patience_of.least or (len(queue) == 1 and self._silence[kind] > patience_of.seconds):
-            return 0.0
-        return queue[0].submitted + patience_of.seconds
-
-    def _look(self) -> None:
-        if self._thread_busy:
-            return
-        waiting = [kind for kind, queue in self._queues.items() if queue]
-        ready = [kind for kind in waiting if self._due(kind) <= self._now + 1e-12]
-        if len(ready) < len(waiting):
-            timer = min(self._due(kind) for kind in waiting if kind not in ready)
-            if self._timer <= self._now or timer < self._timer:
-                self._timer = timer
-                self._at(timer, self._look)
-        if not ready:
-            return
+        now = self._clock.now
+        due = {kind: queue.due() for kind, queue in self._queues.items() if queue.requests}
+        ready = [kind for kind, time in due.items() if time <= now]
+        if len(ready) < len(due):
+            self._look_at(min(time for time in due.values() if time > now))
         if len(ready) == 1 and self._is_small(ready[0]):
-            self._thread_busy = True
-            kind = ready[0]
-            batch = self._take(kind, SMALL_BATCH)
-            seconds = self._inline.hardware.curves[kind](len(batch)) * self._noise()
-            self._cpu += seconds
-            inline = self._inline
+            self._compute_inline(ready[0])
+        elif ready and any(len(backend.busy) < backend.hardware.workers for backend in self._backends):
+            self._work(DECIDING_SECONDS, self._decide)
 
-            def done(wall: float) -> None:
-                self._feel(inline, wall, seconds)
-                self._thread_busy = False
-                self._complete(batch)
-                self._look()
+    def _look_at(self, time: float) -> None:
+        if time < self._timer or self._timer <= self._clock.now:
+            self._timer = time
+            self._clock.at(time, self.look)
 
-            self._work(seconds, done)
-        elif any(len(b.busy) < b.hardware.workers for b in self._backends):
-            self._thread_busy = True
-            self._work(DECIDING_SECONDS, lambda _: self._decide())
+    def _work(self, seconds: float, done: Action) -> None:
+        def end() -> None:
+            self._busy = False
+            done()
+
+        self._busy = True
+        self._processors.work(seconds, end, urgent=True)
 
     def _is_small(self, kind: Kind) -> bool:
-        if self._inline is None or self._computing or len(self._queues[kind]) > SMALL_BATCH:
+        waiting = len(self._queues[kind].requests)
+        if self._computing or waiting > SMALL_BATCH:
             return False
-        seconds = self._inline.costs[kind].seconds(len(self._queues[kind]))
-        others = [b.costs[kind].seconds(1) for b in self._backends if b is not self._inline]
-        return seconds <= min([SMALL_BATCH_SECONDS, *others])
+        others = [backend.costs[kind].seconds(1) for backend in self._backends if backend is not self._inline]
+        return self._inline.costs[kind].seconds(waiting) <= min([SMALL_BATCH_SECONDS, *others])
+
+    def _compute_inline(self, kind: Kind) -> None:
+        batch = self._take(kind, SMALL_BATCH)
+
+        def done() -> None:
+            self._complete(batch)
+            self.look()
+
+        self._work(self._seconds_of(self._inline, kind, len(batch)), done)
 
     def _decide(self) -> None:
         waiting = [
-            Waiting(kind, len(queue), int(queue[0].submitted * 1e9), patience=self._patience[kind])
+            Waiting(kind, len(queue.requests), int(queue.requests[0].submitted * 1e9), patience=queue.patience)
             for kind, queue in self._queues.items()
-            if queue
+            if queue.requests
         ]
-        views = [backend.view(i, self._now) for i, backend in enumerate(self._backends)]
-        launches = deque(decide(waiting, views, LIMITS, int(self._now * 1e9)).launches)
+        views = [backend.view(index, self._clock.now) for index, backend in enumerate(self._backends)]
+        decision = decide(waiting, views, LIMITS, int(self._clock.now * 1e9))
+        if decision.launches:
+            self._launch_in_turn(deque(decision.launches))
 
-        def next_launch(_: float) -> None:
-            launch = launches.popleft()
-            self._launch(self._backends[launch.backend], launch.kind, launch.count)
+    def _launch_in_turn(self, launches: deque[Launch]) -> None:
+        def launch() -> None:
+            self._launch(launches.popleft())
             if launches:
-                self._work(LAUNCHING_SECONDS, next_launch)
+                self._launch_in_turn(launches)
             else:
-                self._thread_busy = False
-                self._look()
+                self.look()
 
-        if launches:
-            self._work(LAUNCHING_SECONDS, next_launch)
-        else:
-            self._thread_busy = False
+        self._work(LAUNCHING_SECONDS, launch)
 
-    def _launch(self, backend: Backend, kind: Kind, size: int) -> None:
-        batch = self._take(kind, size)
-        if not batch:
-            return
+    def _launch(self, launch: Launch) -> None:
+        kind, backend, start = launch.kind, self._backends[launch.backend], self._clock.now
+        batch = self._take(kind, launch.count)
         self._computing += 1
-        start = self._now
+
+        def done() -> None:
+            backend.finish(kind, len(batch), start, expected, self._clock.now)
+            self._computing -= 1
+            self._complete(batch)
+            self.look()
+
         if backend.hardware.pipelined:
-            expected, end = backend.launch(kind, len(batch), self._now, self._noise())
-            alone = backend.costs[kind].seconds(len(batch))
+            expected, end = backend.launch(kind, len(batch), start, self._noise())
+            self._clock.at(end, done)
+        else:
+            # When it ends depends on when the worker gets a processor.
+            expected = start + backend.costs[kind].seconds(len(batch))
+            backend.busy.append(expected)
+            self._processors.work(self._seconds_of(backend, kind, len(batch)), done, urgent=True)
 
-            def finish() -> None:
-                backend.finish(kind, len(batch), start, expected, self._now)
-                self._feel(backend, self._now - start, alone)
-                self._returned(batch)
+    def _seconds_of(self, backend: Backend, kind: Kind, size: int) -> float:
+        """How long a processor will truly compute the batch."""
+        seconds = backend.hardware.curves[kind](size) * self._noise()
+        self.seconds += seconds
+        return seconds
 
-            self._at(end, finish)
-            return
-        seconds = backend.hardware.curves[kind](len(batch)) * self._noise()
-        self._cpu += seconds
-        expected = self._now + backend.costs[kind].seconds(len(batch))
-        backend.busy.append(expected)
-
-        def done(wall: float) -> None:
-            backend.busy.remove(expected)
-            backend.costs[kind].observe(len(batch), wall)
-            self._feel(backend, wall, seconds)
-            self._returned(batch)
-
-        self._work(seconds, done)
-
-    def _returned(self, batch: Sequence[Connection]) -> None:
-        self._computing -= 1
-        self._complete(batch)
-        self._look()
-
-    def _take(self, kind: Kind, size: int) -> list[Connection]:
+    def _take(self, kind: Kind, most: int) -> list[Request]:
         queue = self._queues[kind]
-        least = self._patience[kind].least
-        if len(queue) == 1 and self._silence[kind] > self._patience[kind].seconds:
-            least = 1
-        batch = [queue.popleft() for _ in range(min(size, len(queue)))]
-        self._silence[kind] = 0.0
-        self._batches += 1
-        if batch:
-            self._paces[kind].launched(len(batch), int(batch[-1].submitted * 1e9), least)
-            if self._waits:
-                backend = self._backends[-1]
-                pace = self._paces[kind]
-                self._patience[kind] = patience(
-                    backend.costs[kind], pace, self._pressure(), LIMITS, pipelined=backend.hardware.pipelined
-                )
+        batch = queue.take(most)
+        self.batches += 1
+        if self._waits:
+            curve = self._inline.costs[kind]
+            queue.patience = patience(curve, queue.pace, self._processors.pressure(), LIMITS, pipelined=False)
         return batch
 
-    def _feel(self, backend: Backend, wall: float, alone: float) -> None:
-        self._slowdown[id(backend)] += (max(1.0, wall / alone) - self._slowdown[id(backend)]) / 8
+    def _complete(self, batch: Sequence[Request]) -> None:
+        self._completed = self._clock.now
+        for request in batch:
+            request.done()
+
+
+class Host:
+    """One run: either :meth:`serve_clients` or :meth:`serve_arrivals`, once."""
+
+    def __init__(self, processors: int, gpus: int, mix: Mapping[Kind, float], *, waits: bool, seed: int) -> None:
+        """``mix``: the share of each kind. ``waits``: whether requests may wait for company."""
+        self._random = np.random.default_rng(seed)
+        self._kinds = list(mix)
+        self._up_to = list(accumulate(mix.values()))[:-1]
+        self._clock = Clock()
+        self._processors = Processors(self._clock, processors)
+        backends = [
+            Backend(hardware, {kind: CostCurve(hardware.points[kind], hardware.granules[kind]) for kind in mix})
+            for hardware in [*(gpu() for _ in range(gpus)), processor(processors)]
+        ]
+        self._thread = BatchingThread(self._clock, self._processors, backends, mix, self._noise, waits=waits)
+        self._servers = self._loops(max(1, processors // 2))
+        self._clients = self._loops(max(1, processors // 2))
+        self._connect_again = False
+        self._latencies: list[float] = []
+
+    def serve_clients(self, clients: int, connections: int) -> Outcome:
+        """Clients that connect again as soon as they are served, until there have been so many connections."""
+        self._connect_again = True
+        return self._serve(self._random.uniform(0, 0.001, clients), connections)
+
+    def serve_arrivals(self, times: NDArray[np.float64]) -> Outcome:
+        """A connection at each of the times."""
+        return self._serve(times, len(times))
+
+    def _serve(self, times: NDArray[np.float64], connections: int) -> Outcome:
+        for time in times.tolist():
+            self._clock.at(time, self._connect)
+        skipped = connections // 5  # until it is in balance
+        self._run_until(skipped)
+        seconds, batches = self._thread.seconds, self._thread.batches
+        self._run_until(connections)
+        latencies = np.array(self._latencies[skipped:])
+        return Outcome(
+            float(latencies.mean()),
+            float(np.quantile(latencies, 0.99)),
+            (self._thread.seconds - seconds) / len(latencies),
+            len(latencies) / max(1, self._thread.batches - batches),
+        )
+
+    def _run_until(self, connections: int) -> None:
+        while len(self._latencies) < connections:
+            if not self._clock.step():
+                raise RuntimeError(f"only {len(self._latencies)} of {connections} connections were served")
+
+    def _connect(self) -> None:
+        """One connection, from its client's first step to its server's last."""
+        began = self._clock.now
+        kind = self._kinds[bisect(self._up_to, self._random.random())]
+        server, client = self._any_of(self._servers), self._any_of(self._clients)
+
+        def connect() -> None:
+            server.handle(BEFORE_SECONDS * self._noise(), sign)
+
+        def sign() -> None:
+            self._thread.submit(kind, server, go_on)
+
+        def go_on() -> None:
+            server.handle(AFTER_SECONDS * self._noise(), end)
+
+        def end() -> None:
+            self._latencies.append(self._clock.now - began)
+            if self._connect_again:
+                self._connect()
+
+        client.handle(CLIENT_SECONDS * self._noise(), connect)
+
+    def _loops(self, number: int) -> list[EventLoop]:
+        return [EventLoop(self._clock, self._processors, self._thread.look) for _ in range(number)]
+
+    def _any_of(self, loops: Sequence[EventLoop]) -> EventLoop:
+        return loops[int(self._random.integers(len(loops)))]
+
+    def _noise(self) -> float:
+        low, high = NOISE
+        return low + (high - low) * self._random.random()
