@@ -305,6 +305,8 @@ class BatchingThread:
         ]
         views = [backend.view(index, self._clock.now) for index, backend in enumerate(self._backends)]
         decision = decide(waiting, views, LIMITS, int(self._clock.now * 1e9))
+        if decision.until_ns is not None:
+            self._look_at(decision.until_ns / 1e9)
         if decision.launches:
             self._launch_in_turn(deque(decision.launches))
 
