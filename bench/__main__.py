@@ -11,12 +11,12 @@ from typing import Any
 from rich.console import Console
 from rich.progress import Progress, TaskID
 
-from . import plot, queue_overhead, report, scheduling
+from . import plot, queue_overhead, report, scheduling, waiting
 from .harness import Bench, BenchError
 from .kernels import speed
 from .servers import connections, key_sizes, latency, throughput
 
-# What takes each measurement, and its sizes: of the full run, which takes about twenty minutes, and of the quick
+# What takes each measurement, and its sizes: of the full run, which takes about 25 minutes, and of the quick
 # one, which takes about one and is only a hint.
 MEASUREMENTS: dict[str, tuple[Callable[..., report.Result], dict[str, Any], dict[str, Any]]] = {
     "connections": (connections.measure, {"rounds": 9, "connections": 600}, {"rounds": 3, "connections": 100}),
@@ -25,7 +25,11 @@ MEASUREMENTS: dict[str, tuple[Callable[..., report.Result], dict[str, Any], dict
     "queue": (queue_overhead.measure, {"rounds": 9, "requests": 50_000}, {"rounds": 3, "requests": 10_000}),
     "throughput": (throughput.measure, {"rounds": 7, "size": 1 << 30}, {"rounds": 2, "size": 1 << 27}),
     "latency": (latency.measure, {"rounds": 40, "connections": 50}, {"rounds": 8, "connections": 25}),
-    "scheduling": (scheduling.measure, {"requests": 3000}, {"rates": (100, 100_000), "requests": 1000}),
+    "scheduling": (
+        scheduling.measure,
+        {"requests": 3000, "connections": 20_000},
+        {"rates": (100, 100_000), "requests": 1000, "cases": waiting.CASES[::9], "connections": 4000},
+    ),
 }
 
 

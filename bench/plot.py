@@ -6,25 +6,29 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
 
 def draw(path: Path) -> Path:
-    """One panel per unit, one for the ratios with their targets, one for each kind of curve; bars and points are
-    medians, lines reach from min to max."""
+    """One panel per unit and one for the ratios with their targets, then two to a row the curves of each kind; bars and
+    points are medians, lines reach from min to max."""
     document = json.loads(path.read_text())
-    rows = document["rows"]
+    rows = document["rows"] if document.get("draw_rows", True) else []  # files of before 2026-11-30 don't say it
     units = list(dict.fromkeys(row["unit"] for row in rows))
     ratios = [row for row in rows if row["ratio"]]
     curves = document.get("curves", [])  # files of before 2026-11-23 have none
     kinds = list(dict.fromkeys((curve["x"], curve["y"]) for curve in curves))
     panels = [unique([row for row in rows if row["unit"] == unit]) for unit in units] + ([ratios] if ratios else [])
-    heights = [1 + 0.3 * len(panel) for panel in panels] + [3.5] * len(kinds)
-    figure = Figure(figsize=(9, sum(heights) + 1), layout="constrained")
-    axes = figure.subplots(len(heights), 1, squeeze=False, height_ratios=heights)
-    for axis, panel, unit in zip(axes[: len(panels), 0], panels, [*units, None], strict=False):
-        bars(axis, panel, unit)
-    for axis, kind in zip(axes[len(panels) :, 0], kinds, strict=True):
+    columns = min(2, max(1, len(kinds)))
+    heights = [1 + 0.3 * len(panel) for panel in panels] + [3.5] * -(-len(kinds) // columns)
+    figure = Figure(figsize=(9 if columns == 1 else 12, sum(heights) + 1), layout="constrained")
+    grid = figure.add_gridspec(len(heights), columns, height_ratios=heights)
+    for place, (panel, unit) in enumerate(zip(panels, [*units, None], strict=False)):
+        bars(figure.add_subplot(grid[place, :]), panel, unit)
+    for place, kind in enumerate(kinds, start=len(panels) * columns):
+        axis = figure.add_subplot(grid[divmod(place, columns)])
         lines(axis, [curve for curve in curves if (curve["x"], curve["y"]) == kind])
     environment = document["environment"]
     machine = f"{environment['machine']['cpu']}, {environment['machine']['cores']} cores"
@@ -70,6 +74,8 @@ def lines(axis: Axes, curves: list[dict[str, Any]]) -> None:
         axis.fill_between(xs, [spread["low"] for spread in spreads], [spread["high"] for spread in spreads], alpha=0.2)
     if curves[0].get("logarithmic"):
         axis.set(xscale="log", yscale="log")
+        for one in (axis.xaxis, axis.yaxis):
+            label_plainly(one)
     else:
         axis.axhline(1, color="black", linewidth=1)
         axis.set_xscale("log", base=2)
@@ -80,6 +86,14 @@ def lines(axis: Axes, curves: list[dict[str, Any]]) -> None:
     axis.tick_params(labelsize=8)
     axis.grid(visible=True, alpha=0.3)
     axis.legend(fontsize=8)
+
+
+def label_plainly(axis: Axis) -> None:
+    """1,000 instead of 10^3; between the powers of ten, 2 and 5 where they are few."""
+    low, high = axis.get_view_interval()
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high / low < 1000 else (1,)))
+    axis.set_major_formatter(StrMethodFormatter("{x:,.9g}"))
+    axis.set_minor_formatter(NullFormatter())
 
 
 if __name__ == "__main__":

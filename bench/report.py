@@ -95,6 +95,8 @@ class Result:
     rows: list[Row] = field(default_factory=list)
     curves: list[Curve] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    draw_rows: bool = True
+    """False where the curves say enough."""
 
     def values(self, key: str, **match: Any) -> list[float]:
         """``key`` of the samples that agree with ``match``, in the order they were taken."""
@@ -131,6 +133,7 @@ def write(result: Result, path: Path) -> None:
         "rows": [row.as_json() for row in result.rows],
         "curves": [asdict(curve) for curve in result.curves],
         "notes": result.notes,
+        "draw_rows": result.draw_rows,
         "samples": result.samples,
     }
     replace_file(path, json.dumps(document, indent=1) + "\n")

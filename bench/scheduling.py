@@ -1,5 +1,5 @@
 """The scheduler on simulated hardware: latency and throughput over the offered load for the processor alone, GPUs
-alone, and both together (``python -m bench scheduling``).
+alone, and both together (``python -m bench scheduling``, which also takes the measurement of ``waiting.py``).
 
 The scheduler and its cost curves are the real ones; the clock and the backends are simulated, so the result says
 nothing about the machine that it runs on. What a batch truly takes comes from the recorded curves in ``curves/``. The
@@ -11,8 +11,13 @@ alone.
 
 import heapq
 import json
+import signal
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from functools import partial
+from multiprocessing import get_context
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +26,7 @@ from gpu_provider.costs import CostCurve
 from gpu_provider.engine.scheduler import Launch, Waiting, decide
 from gpu_provider.kinds import Kind
 
+from . import waiting
 from .harness import Bench
 from .report import Curve, Result, Row, Spread, Target
 from .simulated_hardware import (
@@ -172,6 +178,7 @@ SCENARIOS = tuple(
     for what, mix in (("RSA-2048", ONE_SIZE), ("mixed sizes", MIXED))
     for devices in (1, 8)
 )
+DRAWN = SCENARIOS[2]
 
 
 def arrivals_of(scenario: Scenario, rate: float, requests: int, bursts: int, seed: int) -> Arrivals:
@@ -195,63 +202,100 @@ def compare(scenario: Scenario, rate: float, requests: int, bursts: int = 200, s
     return {subject: Simulation(machine, arrivals, seed).run() for subject, machine in machines}
 
 
-def measure(
-    bench: Bench,
-    *,
-    scenarios: Sequence[Scenario] = SCENARIOS,
-    rates: Sequence[int] = RATES,
-    requests: int,
-    advance: Callable[[str, int], None],
-) -> Result:
-    result = Result(
-        "scheduling",
-        "Simulated: processor, GPUs, and both, by the scheduler",
+Outcomes = dict[tuple[Scenario, int], dict[str, Outcome]]
+"""By scenario and rate, then by subject."""
+
+
+def samples_of(outcomes: Outcomes) -> list[dict[str, Any]]:
+    return [
         {
-            "cores": CORES,
-            "in_flight": IN_FLIGHT,
-            "max_batch": LIMITS.max_batch,
-            "max_delay": LIMITS.max_delay,
-            "requests": requests,
-            "gpu_curves": json.loads(GPU.read_text())["label"],
-        },
-        notes=[
-            "simulated, whatever machine it ran on; before the brackets stands the worst of all rates",
-            f"the GPU's curves are {json.loads(GPU.read_text())['label']}",
-        ],
-    )
-    for scenario in scenarios:
-        latencies, throughputs = [], []
-        for rate in rates:
-            advance(f"{scenario.name}, {rate:,}/s", len(scenarios) * len(rates))
-            outcomes = compare(scenario, rate, requests)
-            by_subject = {subject: vars(outcome) for subject, outcome in outcomes.items()}
-            result.samples.append({"case": scenario.name, "rate": rate, "outcomes": by_subject})
-            latency, throughput = ratios(outcomes)
-            latencies.append(latency)
-            throughputs.append(throughput)
-        for subject in SUBJECTS:
-            outcomes_of = [(s["rate"], s["outcomes"][subject]) for s in result.samples if s["case"] == scenario.name]
-            points = [(float(rate), Spread.of([outcome["latency"] * 1000])) for rate, outcome in outcomes_of]
-            y = f"mean latency in ms: {scenario.name}"
-            result.curves.append(Curve(subject, "offered requests per second", y, points, logarithmic=True))
+            "case": scenario.name,
+            "rate": rate,
+            "outcomes": {subject: asdict(outcome) for subject, outcome in by_subject.items()},
+        }
+        for (scenario, rate), by_subject in outcomes.items()
+    ]
+
+
+def rows_of(outcomes: Outcomes) -> list[Row]:
+    """The worst ratios of all rates in each scenario."""
+    rows = []
+    for scenario in dict.fromkeys(scenario for scenario, _rate in outcomes):
+        of_rates = [ratios(by_subject) for (of, _rate), by_subject in outcomes.items() if of is scenario]
+        latencies, throughputs = zip(*of_rates, strict=True)
         for values, unit, target in (
             (latencies, "mean latency, highest of all rates", Target(1.05)),
             (throughputs, "throughput, lowest of all rates", Target(0.95, at_most=False)),
         ):
             worst = max(values) if target.at_most else min(values)
-            result.rows.append(
-                Row(
-                    scenario.name,
-                    SUBJECTS[2],
-                    f"times the better alone: {unit}",
-                    Spread(worst, min(values), max(values)),
-                    target=target,
-                )
-            )
-    return result
+            spread = Spread(worst, min(values), max(values))
+            rows.append(Row(scenario.name, SUBJECTS[2], f"times the better alone: {unit}", spread, target=target))
+    return rows
+
+
+def curves_of(outcomes: Outcomes) -> list[Curve]:
+    x, y = "offered requests in 1/s", f"mean latency of a request in ms: {DRAWN.name}"
+    drawn = [(float(rate), by_subject) for (scenario, rate), by_subject in outcomes.items() if scenario == DRAWN]
+    return [
+        Curve(subject, x, y, [(rate, Spread.of([by[subject].latency * 1000])) for rate, by in drawn], logarithmic=True)
+        for subject in SUBJECTS
+        if drawn
+    ]
 
 
 def ratios(outcomes: dict[str, Outcome]) -> tuple[float, float]:
     """Mean latency and throughput of both together, relative to the better alone."""
     cpu, gpus, both = (outcomes[subject] for subject in SUBJECTS)
     return both.latency / min(cpu.latency, gpus.latency), both.throughput / max(cpu.throughput, gpus.throughput)
+
+
+def measure(
+    bench: Bench,
+    *,
+    scenarios: Sequence[Scenario] = SCENARIOS,
+    rates: Sequence[int] = RATES,
+    requests: int,
+    cases: Sequence[waiting.Case] = waiting.CASES,
+    connections: int,
+    advance: Callable[[str, int], None],
+) -> Result:
+    gpu_curves = json.loads(GPU.read_text())["label"]
+    result = Result(
+        "scheduling",
+        "Simulated: processor, GPUs, and both, by the scheduler; with and without waiting for company",
+        {
+            "cores": CORES,
+            "in_flight": IN_FLIGHT,
+            "max_batch": LIMITS.max_batch,
+            "max_delay": LIMITS.max_delay,
+            "requests": requests,
+            "connections": connections,
+            "gpu_curves": gpu_curves,
+        },
+        notes=[
+            "simulated, whatever machine it ran on; before the brackets stands the worst of all rates or cases",
+            f"the GPU's curves are {gpu_curves}",
+        ],
+        draw_rows=False,
+    )
+    steps = len(scenarios) * len(rates) + len(cases)
+    offers = [(scenario, rate) for scenario in scenarios for rate in rates]
+    # Ctrl-C reaches them too; this process ends them.
+    with ProcessPoolExecutor(
+        mp_context=get_context("spawn"), initializer=signal.signal, initargs=(signal.SIGINT, signal.SIG_IGN)
+    ) as pool:
+        outcomes: Outcomes = {}
+        compared = pool.map(
+            partial(compare, requests=requests), [scenario for scenario, _ in offers], [rate for _, rate in offers]
+        )
+        for (scenario, rate), by_subject in zip(offers, compared, strict=True):
+            advance(f"{scenario.name}, {rate:,}/s", steps)
+            outcomes[scenario, rate] = by_subject
+        comparisons = []
+        for comparison in pool.map(partial(waiting.compare, connections=connections), cases):
+            advance(f"{comparison.case.machine}, {comparison.case}", steps)
+            comparisons.append(comparison)
+    result.samples = samples_of(outcomes) + [asdict(comparison) for comparison in comparisons]
+    result.rows = rows_of(outcomes) + waiting.rows_of(comparisons)
+    result.curves = waiting.curves_of(comparisons) + curves_of(outcomes)
+    return result

@@ -17,7 +17,7 @@ import pytest
 
 pytest.importorskip("matplotlib", reason="the bench draws with matplotlib, the [bench] extra")
 
-from bench import environment, harness, plot, queue_overhead, report, scheduling
+from bench import environment, harness, plot, queue_overhead, report, scheduling, waiting
 from bench.kernels import speed
 from bench.servers import connections, key_sizes, latency, throughput
 from gpu_provider.native import _core
@@ -40,7 +40,13 @@ MEASUREMENTS: dict[str, Callable[[harness.Bench, Callable[[str, int], None]], re
     ),
     "latency": lambda bench, advance: latency.measure(bench, rounds=2, connections=3, advance=advance),
     "scheduling": lambda bench, advance: scheduling.measure(
-        bench, scenarios=scheduling.SCENARIOS[3:5], rates=(1000,), requests=50, advance=advance
+        bench,
+        scenarios=scheduling.SCENARIOS[2:4],
+        rates=(1000,),
+        requests=50,
+        cases=[case for case in waiting.CASES if case.clients == 16 or case.load == 0.5],
+        connections=100,
+        advance=advance,
     ),
 }
 
