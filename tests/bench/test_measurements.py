@@ -175,3 +175,12 @@ def test_processor_and_gpu_together_are_no_worse_than_the_better_of_them(name: s
     latency, throughput = scheduling.ratios(scheduling.compare(scenario, rate, requests=1000, bursts=50))
     assert latency <= 1.05
     assert throughput >= 0.95
+
+
+@pytest.mark.parametrize("clients", [1, 2, 64])
+def test_waiting_for_company_saves_processor_time_and_costs_no_latency(clients: int) -> None:
+    """Simulated too: without patience, processor time is wasted; with too much, requests wait for nobody."""
+    comparison = waiting.compare(waiting.Case(waiting.Machine(2), "RSA-4096", clients), connections=5000)
+    assert comparison.mean_latency() <= 1.03
+    if clients == 64:
+        assert comparison.waiting.operation <= 0.5 * comparison.at_once.operation
