@@ -159,15 +159,17 @@ class EventLoop:
             self._held += 1
             if self._held < TURN_REQUESTS and self._clock.now - self._held_since < TURN_SECONDS:
                 return
+        self._wake_thread()
+
+    def _wake_thread(self) -> None:
         self._held = 0
         self._wake()
 
     def _next(self) -> None:
-        if not self._left:
+        if not self._left:  # a turn ends, and the next begins
             self._left = len(self._ready)
             if self._held:
-                self._held = 0
-                self._wake()
+                self._wake_thread()
         if not self._left:
             self._running = False
             return
@@ -269,6 +271,7 @@ class BatchingThread:
             self._work(DECIDING_SECONDS, self._decide)
 
     def _look_at(self, time: float) -> None:
+        """Looks then at the latest."""
         if time < self._timer or self._timer <= self._clock.now:
             self._timer = time
             self._clock.at(time, self.look)
