@@ -14,13 +14,16 @@ from rich.progress import Progress, TaskID
 from . import plot, queue_overhead, report, scheduling, waiting
 from .harness import Bench, BenchError
 from .kernels import speed
-from .servers import connections, key_sizes, latency, throughput
+from .servers import connections, latency, throughput
 
-# What takes each measurement, and its sizes: of the full run, which takes about 25 minutes, and of the quick
-# one, which takes about one and is only a hint.
+# What takes each measurement, and its sizes: of the full run, which takes about half an hour, and of the quick
+# one, which takes about two minutes and is only a hint.
 MEASUREMENTS: dict[str, tuple[Callable[..., report.Result], dict[str, Any], dict[str, Any]]] = {
-    "connections": (connections.measure, {"rounds": 9, "connections": 600}, {"rounds": 3, "connections": 100}),
-    "key-sizes": (key_sizes.measure, {"rounds": 5, "connections": 600}, {"rounds": 2, "connections": 60}),
+    "connections": (
+        connections.measure,
+        {"rounds": 7, "connections": {2048: 2000, 4096: 800}},
+        {"rounds": 2, "connections": {2048: 250, 4096: 100}},
+    ),
     "kernels": (speed.measure, {"rounds": 15, "seconds": 0.08}, {"rounds": 3, "seconds": 0.02}),
     "queue": (queue_overhead.measure, {"rounds": 9, "requests": 50_000}, {"rounds": 3, "requests": 10_000}),
     "throughput": (throughput.measure, {"rounds": 7, "size": 1 << 30}, {"rounds": 2, "size": 1 << 27}),
@@ -37,24 +40,34 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     parser.add_argument("what", nargs="*", metavar="|".join(MEASUREMENTS), help="measurements to take (default: all)")
     parser.add_argument("--quick", action="store_true", help="small sizes, to see that everything runs")
+    parser.add_argument(
+        "--before",
+        type=lambda path: Path(path).resolve(),
+        metavar="CHECKOUT",
+        help="another checkout, after its `make .venv/ready-bench`: connections measures its terminator too",
+    )
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results", metavar="DIRECTORY")
     arguments = parser.parse_args()
     if unknown := set(arguments.what) - set(MEASUREMENTS):
         parser.error(f"no measurement {', '.join(sorted(unknown))}; there are {', '.join(MEASUREMENTS)}")
+    names = arguments.what or list(MEASUREMENTS)
+    if arguments.before and "connections" not in names:
+        parser.error("--before is for connections")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
-        return run(arguments.what or list(MEASUREMENTS), arguments.quick, arguments.output)
+        return run(names, arguments.quick, arguments.output, arguments.before)
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         return 130
 
 
-def run(names: list[str], quick: bool, output: Path) -> int:
+def run(names: list[str], quick: bool, output: Path, before: Path | None) -> int:
     errors = Console(stderr=True)
     code = 0
     load = os.getloadavg()[0]  # before our own
     for name in names:
         measure, full_sizes, quick_sizes = MEASUREMENTS[name]
+        arguments = (quick_sizes if quick else full_sizes) | ({"before": before} if name == "connections" else {})
         with report.progress_on(errors, prefix=f"{name}: ") as progress:
             task = progress.add_task("starting", total=None)
 
@@ -63,7 +76,7 @@ def run(names: list[str], quick: bool, output: Path) -> int:
 
             try:
                 with Bench() as bench:
-                    result = measure(bench, **(quick_sizes if quick else full_sizes), advance=advance)
+                    result = measure(bench, **arguments, advance=advance)
             except BenchError as error:
                 errors.print(f"{name}: {error}", style="red", markup=False)
                 code = 1

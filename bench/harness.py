@@ -4,6 +4,7 @@ Everything ends with the ``Bench`` that started it, however that ends.
 """
 
 import contextlib
+import dataclasses
 import importlib.util
 import json
 import os
@@ -15,10 +16,14 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
+
+from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.samples import Sample
 
 from .environment import ROOT
 
@@ -50,6 +55,7 @@ DIES_WITH_US = ("setpriv", "--pdeathsig", "KILL")
 # `gpu-provider terminator` uses uvloop wherever it is installed; a name that is None in sys.modules can't be imported.
 TERMINATOR = "import sys; {hide}from gpu_provider.commands.cli import main; sys.exit(main())"
 HIDE_UVLOOP = "sys.modules['uvloop'] = None; "
+TERMINATOR_BEFORE = "terminator before"
 
 T = TypeVar("T")
 
@@ -66,6 +72,15 @@ class Server:
     process: subprocess.Popen[bytes]
     port: int
     log: Path = field(repr=False)
+    admin_port: int | None = None  # of our terminators
+
+    def metrics(self) -> list[Sample]:
+        """Of one of our terminators; none of another server."""
+        if self.admin_port is None:
+            return []
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.admin_port}/metrics", timeout=10) as answer:
+            families = text_string_to_metric_families(answer.read().decode())
+        return [sample for family in families for sample in family.samples]
 
     def cpu_seconds(self) -> float:
         """CPU time of all its threads since it started, ended ones included, in nanosecond resolution."""
@@ -171,7 +186,7 @@ class Bench(contextlib.ExitStack):
         """Starts a server by its command line for a port, and waits until it listens. It ends with us. A session of its
         own keeps the terminal's Ctrl-C for the bench."""
         port = free_port()
-        log = self.directory / f"{name.replace(' ', '-')}.log"
+        log = self.directory / f"{name.replace(' ', '-')}-{port}.log"
         with log.open("wb") as output:
             process = subprocess.Popen(
                 [*DIES_WITH_US, *command(port)],
@@ -190,28 +205,39 @@ class Bench(contextlib.ExitStack):
         program = str(self.compile("servers/upstream"))
         return self.serve("upstream", lambda port: [program, str(port)]).port
 
-    def asyncio_relay(self, upstream_port: int, *, uvloop: bool) -> Server:
+    def asyncio_relay(self, upstream_port: int, *, uvloop: bool, bits: int = RSA_BITS) -> Server:
         flags = ["--uvloop"] if uvloop else []
         return self.serve(
             "asyncio uvloop" if uvloop else "asyncio",
             lambda port: [
                 sys.executable, "-m", "bench.servers.asyncio_relay",
-                str(port), str(upstream_port), str(self.certificate()), *flags,
+                str(port), str(upstream_port), str(self.certificate(bits)), *flags,
             ],
         )  # fmt: skip
 
-    def terminator(self, upstream_port: int, *, uvloop: bool, backend: str = "auto", bits: int = RSA_BITS) -> Server:
-        certificate = str(self.certificate(bits))
+    def terminator(self, upstream_port: int, *, uvloop: bool, bits: int = RSA_BITS) -> Server:
         code = TERMINATOR.format(hide="" if uvloop else HIDE_UVLOOP)
-        name = "terminator uvloop" if uvloop else "terminator"
-        return self.serve(
-            name if backend == "auto" else f"terminator {backend}",
+        program = [sys.executable, "-c", code]
+        return self.run_terminator("terminator uvloop" if uvloop else "terminator", program, upstream_port, bits)
+
+    def terminator_before(self, upstream_port: int, checkout: Path, bits: int) -> Server:
+        """The terminator of another checkout, on uvloop."""
+        if not list(checkout.glob(".venv/lib/python*/site-packages/uvloop")):
+            raise BenchError(f"{checkout} has no .venv with uvloop: make -C {checkout} .venv/ready-bench")
+        program = [str(checkout / ".venv/bin/gpu-provider")]
+        return self.run_terminator(TERMINATOR_BEFORE, program, upstream_port, bits)
+
+    def run_terminator(self, name: str, program: Sequence[str], upstream_port: int, bits: int) -> Server:
+        certificate = str(self.certificate(bits))
+        admin_port = free_port()
+        server = self.serve(
+            name,
             lambda port: [
-                sys.executable, "-c", code, "terminator", "--listen", f"127.0.0.1:{port}",
-                "--upstream", f"127.0.0.1:{upstream_port}", "--admin", "off", "--cert", certificate,
-                "--key", certificate, "--backend", backend,
+                *program, "terminator", "--listen", f"127.0.0.1:{port}", "--upstream", f"127.0.0.1:{upstream_port}",
+                "--admin", f"127.0.0.1:{admin_port}", "--cert", certificate, "--key", certificate,
             ],
         )  # fmt: skip
+        return dataclasses.replace(server, admin_port=admin_port)
 
     def haproxy(self, upstream_port: int, notes: list[str], bits: int = RSA_BITS) -> list[Server]:
         """HAProxy, or nothing but a note if it is not installed."""
@@ -230,15 +256,18 @@ class Bench(contextlib.ExitStack):
 
         return [self.serve("haproxy", command)]
 
-    def relays(self, upstream_port: int, notes: list[str]) -> list[Server]:
-        """Every relay that can be measured here. ``notes`` gets the names of the others."""
-        loops = [False, True] if have_uvloop() else [False]
-        servers = []
-        for uvloop in loops:
-            servers += [self.terminator(upstream_port, uvloop=uvloop), self.asyncio_relay(upstream_port, uvloop=uvloop)]
+    def relays(
+        self, upstream_port: int, notes: list[str], *, bits: int = RSA_BITS, before: Path | None = None
+    ) -> list[Server]:
+        """Every relay that can be measured here; ``notes`` gets the names of the others. Where keys aren't of the usual
+        size, the slower event loop is left out. ``before``: another checkout, whose terminator is among them."""
+        servers = [self.terminator_before(upstream_port, before, bits)] if before else []
+        for uvloop in [False, True] if have_uvloop() and bits == RSA_BITS else [have_uvloop()]:
+            servers.append(self.terminator(upstream_port, uvloop=uvloop, bits=bits))
+            servers.append(self.asyncio_relay(upstream_port, uvloop=uvloop, bits=bits))
         if not have_uvloop():
             notes.append("uvloop is not installed: not measured")
-        return [*servers, *self.haproxy(upstream_port, notes)]
+        return [*servers, *self.haproxy(upstream_port, notes, bits)]
 
     def load(self, server: Server, connections: int, concurrency: int, size: int) -> Load:
         """Runs the load generator against a server: every connection asks for ``size`` bytes. All must succeed."""

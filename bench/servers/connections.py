@@ -1,72 +1,161 @@
-"""Server CPU per new TLS 1.3 connection: RSA-2048, one small HTTP request, every server relays to the same upstream."""
+"""New TLS 1.3 connections, each for one small HTTP request, through servers that relay to the same upstream: CPU time
+and latency of each connection, connections per second, and how our terminators batch."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from itertools import product
+from pathlib import Path
 
-from ..harness import RSA_BITS, Bench, interleave
-from ..report import Result, Row, Spread, Target
+from ..environment import first_line
+from ..harness import TERMINATOR_BEFORE, Bench, Server, interleave
+from ..report import Curve, Result, Spread, Target
 
-CONCURRENCY = (1, 16, 64)
+CONCURRENCY = (1, 8, 64, 256)
 BODY = 64
+UNITS = {
+    "cpu_us": "µs of CPU",
+    "rate": "connections/s",
+    "handshake_median_us": "µs, median handshake",
+    "handshake_p99_us": "µs, 99th percentile",
+}
+BATCHING_UNITS = {
+    "batch_size": "requests per batch",
+    "lone_batches": "share of lone batches",
+    "execute_us": "µs in a backend",
+}
+DRAWN = ("cpu_us", "handshake_median_us", "batch_size")
 BASELINES = {
     "terminator": (("asyncio", Target(1.0)), ("haproxy", Target(1.0, goal=True))),
     "terminator uvloop": (("asyncio uvloop", Target(1.0)), ("haproxy", Target(1.0, goal=True))),
 }
+# By value, key size and concurrency. Before: dd649c0, the last commit whose batches never waited for company.
+LIMITS_TO_BEFORE = {
+    ("cpu_us", 2048, 64): 0.88,
+    ("cpu_us", 2048, 256): 0.88,
+    ("cpu_us", 4096, 8): 0.5,
+    ("cpu_us", 4096, 64): 0.85,
+    ("handshake_median_us", 2048, 1): 1.03,
+    ("handshake_median_us", 4096, 1): 1.03,
+    ("handshake_median_us", 4096, 8): 1.0,
+    ("handshake_median_us", 4096, 64): 1.0,
+    ("handshake_median_us", 4096, 256): 1.0,
+}
 
 
-def measure(bench: Bench, *, rounds: int, connections: int, advance: Callable[[str, int], None]) -> Result:
-    """``advance(what, total)`` is called before each of the ``total`` runs."""
+def measure(
+    bench: Bench,
+    *,
+    rounds: int,
+    connections: Mapping[int, int],
+    before: Path | None = None,
+    advance: Callable[[str, int], None],
+) -> Result:
+    """``connections``: how many each run opens, by RSA key size; one at a time, a third of them. ``before``: another
+    checkout, whose terminator is measured too. ``advance(what, total)`` is called before each of the ``total`` runs."""
+    commit = before and first_line("git", "-C", str(before), "log", "-1", "--format=%h %s")
     result = Result(
         "connections",
-        f"Server CPU per new TLS 1.3 connection, RSA-{RSA_BITS}, one small request",
-        {"rounds": rounds, "connections": connections, "concurrency": CONCURRENCY, "rsa_bits": RSA_BITS, "body": BODY},
+        "New TLS 1.3 connections, one small request each",
+        {
+            "rounds": rounds,
+            "connections": connections,
+            "concurrency": CONCURRENCY,
+            "rsa_bits": list(connections),
+            "body": BODY,
+            "before": commit,
+        },
     )
-    servers = bench.relays(bench.upstream(), result.notes)
-    for server in servers:
-        bench.load(server, connections, CONCURRENCY[-1], BODY)  # first-time work is not what is measured
-        server.settled_cpu_seconds()
-    subjects = list(product(CONCURRENCY, servers))
-    for turn, (concurrency, server) in interleave(rounds, subjects):
-        advance(f"{server.name}, {concurrency} at a time", rounds * len(subjects))
-        before = server.cpu_seconds()
-        load = bench.load(server, connections, concurrency, BODY)
-        cpu = server.settled_cpu_seconds() - before
-        result.samples.append(
-            {
-                "round": turn,
-                "server": server.name,
-                "concurrency": concurrency,
-                "cpu_us": cpu / connections * 1e6,
-                "rate": connections / load.wall_seconds,
-                "client_cpu_us": load.client_cpu_seconds / connections * 1e6,
-                "client_busy": load.client_cpu_seconds / load.wall_seconds,
-                "tickets": load.tickets / connections,
-                "abrupt": load.abrupt,
-                "handshake_median_us": Spread.of(load.handshake_seconds).median * 1e6,
-            }
-        )
-    names = [server.name for server in servers]
-    tickets = {name: Spread.of(result.values("tickets", server=name)).median for name in names}
+    if before:
+        result.notes.append(f"{TERMINATOR_BEFORE}: commit {commit}")
+    upstream = bench.upstream()
+    servers = {bits: bench.relays(upstream, result.notes, bits=bits, before=before) for bits in connections}
+    result.notes = list(dict.fromkeys(result.notes))
+    for bits, group in servers.items():
+        for server in group:
+            bench.load(server, connections[bits], 64, BODY)  # first-time work is not what is measured
+    subjects = [(bits, *subject) for bits, group in servers.items() for subject in product(CONCURRENCY, group)]
+    for turn, (bits, concurrency, server) in interleave(rounds, subjects):
+        advance(f"{server.name}, RSA-{bits}, {concurrency} at a time", rounds * len(subjects))
+        count = connections[bits] if concurrency > 1 else -(-connections[bits] // 3)
+        sample = {"round": turn, "server": server.name, "bits": bits, "concurrency": concurrency}
+        result.samples.append(sample | measure_run(bench, server, count, concurrency))
+    names = {server.name for group in servers.values() for server in group}
+    tickets = {name: Spread.of(result.values("tickets", server=name)).median for name in sorted(names)}
     if len(set(tickets.values())) > 1:
         result.notes.append(f"session tickets sent per connection differ, at about 14 µs each: {tickets}")
-    for concurrency in CONCURRENCY:
-        rows(result, names, concurrency, "cpu_us", "µs of CPU")
-    for concurrency in CONCURRENCY:
-        rows(result, names, concurrency, "rate", "connections/s")
+    for bits, group in servers.items():
+        report(result, bits, group)
     return result
 
 
-def rows(result: Result, names: list[str], concurrency: int, key: str, unit: str) -> None:
-    def values(name: str) -> list[float]:
-        return result.values(key, server=name, concurrency=concurrency)
+def measure_run(bench: Bench, server: Server, connections: int, concurrency: int) -> dict[str, float]:
+    batches_before = batches(server)
+    cpu_before = server.settled_cpu_seconds()
+    load = bench.load(server, connections, concurrency, BODY)
+    cpu = server.settled_cpu_seconds() - cpu_before
+    latencies = sorted(load.handshake_seconds)
+    measured = {
+        "cpu_us": cpu / connections * 1e6,
+        "rate": connections / load.wall_seconds,
+        "client_cpu_us": load.client_cpu_seconds / connections * 1e6,
+        "client_busy": load.client_cpu_seconds / load.wall_seconds,
+        "tickets": load.tickets / connections,
+        "abrupt": load.abrupt,
+        "handshake_median_us": Spread.of(latencies).median * 1e6,
+        "handshake_p99_us": latencies[int(0.99 * len(latencies))] * 1e6,
+    }
+    if server.admin_port:
+        done = {name: value - batches_before[name] for name, value in batches(server).items()}
+        measured["batch_size"] = done["requests"] / done["batches"]
+        measured["lone_batches"] = done["lone"] / done["batches"]
+        measured["execute_us"] = done["seconds"] / done["requests"] * 1e6
+    return measured
 
-    case = f"{concurrency} at a time"
-    for name in names:
-        measured = Spread.of(values(name))
-        against = [(base, target) for base, target in BASELINES.get(name, ()) if base in names]
-        if key != "cpu_us" or not against:
-            result.rows.append(Row(case, name, unit, measured))
-            continue
-        for base, target in against:
-            ratio = Spread.of_ratios(values(name), values(base))
-            result.rows.append(Row(case, name, unit, measured, base, ratio, target))
+
+def batches(server: Server) -> dict[str, float]:
+    """What a terminator has counted so far, whatever the backend and the key size; zeros for another server."""
+    samples = server.metrics()
+
+    def total(name: str, **labels: str) -> float:
+        found = (sample for sample in samples if sample.name == name and labels.items() <= sample.labels.items())
+        return sum(sample.value for sample in found)
+
+    return {
+        "batches": total("gpu_provider_batch_size_count"),
+        "lone": total("gpu_provider_batch_size_bucket", le="1.0"),
+        "requests": total("gpu_provider_batch_size_sum"),
+        "seconds": total("gpu_provider_execute_seconds_sum"),
+    }
+
+
+def report(result: Result, bits: int, servers: list[Server]) -> None:
+    for key, unit in (UNITS | BATCHING_UNITS).items():
+        names = [server.name for server in servers if key in UNITS or server.admin_port]
+        values = {
+            (name, concurrency): result.values(key, server=name, bits=bits, concurrency=concurrency)
+            for name, concurrency in product(names, CONCURRENCY)
+        }
+        for concurrency, name in product(CONCURRENCY, names):
+            case = f"RSA-{bits}, {concurrency} at a time"
+            compared = [(base, target) for base, target in comparisons(key, bits, concurrency, name) if base in names]
+            for base, target in compared:
+                to = (base, values[base, concurrency])
+                result.add_row(case, name, unit, values[name, concurrency], to=to, target=target)
+            if not compared:
+                result.add_row(case, name, unit, values[name, concurrency])
+        if key in DRAWN:
+            for name in names:
+                points = [(float(concurrency), Spread.of(values[name, concurrency])) for concurrency in CONCURRENCY]
+                result.curves.append(
+                    Curve(name, "connections at a time", f"{unit}, RSA-{bits}", points, logarithmic=True)
+                )
+
+
+def comparisons(key: str, bits: int, concurrency: int, name: str) -> list[tuple[str, Target | None]]:
+    """The servers that this one is compared with in one value, and the target of each ratio."""
+    found: list[tuple[str, Target | None]] = []
+    if name == "terminator uvloop" and key in UNITS:
+        limit = LIMITS_TO_BEFORE.get((key, bits, concurrency))
+        found.append((TERMINATOR_BEFORE, Target(limit) if limit else None))
+    if key == "cpu_us":
+        found += BASELINES.get(name, ())
+    return found

@@ -19,7 +19,7 @@ pytest.importorskip("matplotlib", reason="the bench draws with matplotlib, the [
 
 from bench import environment, harness, plot, queue_overhead, report, scheduling, waiting
 from bench.kernels import speed
-from bench.servers import connections, key_sizes, latency, throughput
+from bench.servers import connections, latency, throughput
 from gpu_provider.native import _core
 
 if TYPE_CHECKING:
@@ -27,9 +27,12 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parents[2]
 MEASUREMENTS: dict[str, Callable[[harness.Bench, Callable[[str, int], None]], report.Result]] = {
-    "connections": lambda bench, advance: connections.measure(bench, rounds=2, connections=3, advance=advance),
-    "key-sizes": lambda bench, advance: key_sizes.measure(
-        bench, rounds=1, connections=2, sizes=(2048, 3072), advance=advance
+    "connections": lambda bench, advance: connections.measure(
+        bench,
+        rounds=2,
+        connections={2048: 3, 4096: 2},
+        before=ROOT if (ROOT / ".venv").exists() else None,
+        advance=advance,
     ),
     "kernels": lambda bench, advance: speed.measure(
         bench, rounds=2, seconds=0, sizes=speed.Sizes(batch=8, keys=1, batch_sizes=(1, 8)), advance=advance
@@ -113,6 +116,11 @@ def test_a_failed_connection_is_an_error_and_not_a_fast_one() -> None:
             bench.load(nobody, 3, 1, 10)
 
 
+def test_a_checkout_that_is_not_set_up_is_named_with_the_remedy(tmp_path: Path) -> None:
+    with harness.Bench() as bench, pytest.raises(harness.BenchError, match=rf"make -C {tmp_path} \.venv/ready-bench"):
+        bench.relays(bench.upstream(), [], before=tmp_path)
+
+
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_the_bench_and_its_servers(how: signal.Signals, tmp_path: Path) -> None:
     environment = {**os.environ, "TMPDIR": str(tmp_path)}
@@ -126,7 +134,7 @@ def test_a_signal_ends_the_bench_and_its_servers(how: signal.Signals, tmp_path: 
     with process:
         assert process.stderr is not None
         try:
-            while not list(tmp_path.glob("gpu-provider-bench-*/upstream.log")):
+            while not list(tmp_path.glob("gpu-provider-bench-*/upstream-*.log")):
                 assert process.poll() is None, process.stderr.read()
             process.send_signal(how)
             _, errors = process.communicate(timeout=30)
