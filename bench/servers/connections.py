@@ -19,10 +19,14 @@ UNITS = {
 }
 BATCHING_UNITS = {
     "batch_size": "requests per batch",
-    "lone_batches": "share of lone batches",
-    "execute_us": "µs in a backend",
+    "lone_batches": "share of batches of one",
+    "execute_us": "µs to execute",
 }
-DRAWN = ("cpu_us", "handshake_median_us", "batch_size")
+DRAWN = {
+    "cpu_us": "µs of CPU per connection",
+    "handshake_median_us": "µs per handshake, median",
+    "batch_size": "requests per batch",
+}
 BASELINES = {
     "terminator": (("asyncio", Target(1.0)), ("haproxy", Target(1.0, goal=True))),
     "terminator uvloop": (("asyncio uvloop", Target(1.0)), ("haproxy", Target(1.0, goal=True))),
@@ -128,26 +132,31 @@ def batches(server: Server) -> dict[str, float]:
 
 
 def report(result: Result, bits: int, servers: list[Server]) -> None:
-    for key, unit in (UNITS | BATCHING_UNITS).items():
-        names = [server.name for server in servers if key in UNITS or server.admin_port]
-        values = {
-            (name, concurrency): result.values(key, server=name, bits=bits, concurrency=concurrency)
-            for name, concurrency in product(names, CONCURRENCY)
-        }
-        for concurrency, name in product(CONCURRENCY, names):
-            case = f"RSA-{bits}, {concurrency} at a time"
-            compared = [(base, target) for base, target in comparisons(key, bits, concurrency, name) if base in names]
+    """All rows of one case together: why a server needs less time is seen beside how much it needs."""
+    names = {
+        key: [server.name for server in servers if key in UNITS or server.admin_port]
+        for key in (*UNITS, *BATCHING_UNITS)
+    }
+
+    def values(key: str, concurrency: int, name: str) -> list[float]:
+        return result.values(key, server=name, bits=bits, concurrency=concurrency)
+
+    for concurrency, (key, unit) in product(CONCURRENCY, (UNITS | BATCHING_UNITS).items()):
+        case = f"RSA-{bits}, {concurrency} at a time"
+        for name in names[key]:
+            measured = values(key, concurrency, name)
+            compared = [
+                (base, target) for base, target in comparisons(key, bits, concurrency, name) if base in names[key]
+            ]
             for base, target in compared:
-                to = (base, values[base, concurrency])
-                result.add_row(case, name, unit, values[name, concurrency], to=to, target=target)
+                to = (base, values(key, concurrency, base))
+                result.add_row(case, name, unit, measured, to=to, target=target)
             if not compared:
-                result.add_row(case, name, unit, values[name, concurrency])
-        if key in DRAWN:
-            for name in names:
-                points = [(float(concurrency), Spread.of(values[name, concurrency])) for concurrency in CONCURRENCY]
-                result.curves.append(
-                    Curve(name, "connections at a time", f"{unit}, RSA-{bits}", points, logarithmic=True)
-                )
+                result.add_row(case, name, unit, measured)
+    for key, unit in DRAWN.items():
+        for name in names[key]:
+            points = [(float(concurrency), Spread.of(values(key, concurrency, name))) for concurrency in CONCURRENCY]
+            result.curves.append(Curve(name, "connections at a time", f"{unit}, RSA-{bits}", points, logarithmic=True))
 
 
 def comparisons(key: str, bits: int, concurrency: int, name: str) -> list[tuple[str, Target | None]]:
