@@ -261,13 +261,18 @@ class Bench(contextlib.ExitStack):
     ) -> list[Server]:
         """Every relay that can be measured here; ``notes`` gets the names of the others. Where keys aren't of the usual
         size, the slower event loop is left out. ``before``: another checkout, whose terminator is among them."""
+
+        def on(*, uvloop: bool) -> list[Server]:
+            ours = self.terminator(upstream_port, uvloop=uvloop, bits=bits)
+            return [ours, self.asyncio_relay(upstream_port, uvloop=uvloop, bits=bits)]
+
         servers = [self.terminator_before(upstream_port, before, bits)] if before else []
-        for uvloop in [False, True] if have_uvloop() and bits == RSA_BITS else [have_uvloop()]:
-            servers.append(self.terminator(upstream_port, uvloop=uvloop, bits=bits))
-            servers.append(self.asyncio_relay(upstream_port, uvloop=uvloop, bits=bits))
+        servers += [*on(uvloop=have_uvloop()), *self.haproxy(upstream_port, notes, bits)]
         if not have_uvloop():
             notes.append("uvloop is not installed: not measured")
-        return [*servers, *self.haproxy(upstream_port, notes, bits)]
+        elif bits == RSA_BITS:
+            servers += on(uvloop=False)
+        return servers
 
     def load(self, server: Server, connections: int, concurrency: int, size: int) -> Load:
         """Runs the load generator against a server: every connection asks for ``size`` bytes. All must succeed."""

@@ -6,7 +6,7 @@ from itertools import product
 from pathlib import Path
 
 from ..environment import first_line
-from ..harness import TERMINATOR_BEFORE, Bench, Server, interleave
+from ..harness import RSA_BITS, TERMINATOR_BEFORE, Bench, Server, interleave
 from ..report import Curve, Result, Spread, Target
 
 CONCURRENCY = (1, 8, 64, 256)
@@ -27,10 +27,7 @@ DRAWN = {
     "handshake_median_us": "µs per handshake, median",
     "batch_size": "requests per batch",
 }
-BASELINES = {
-    "terminator": (("asyncio", Target(1.0)), ("haproxy", Target(1.0, goal=True))),
-    "terminator uvloop": (("asyncio uvloop", Target(1.0)), ("haproxy", Target(1.0, goal=True))),
-}
+BASELINES = {"terminator": "asyncio", "terminator uvloop": "asyncio uvloop"}
 # By value, key size and concurrency. Before: dd649c0, the last commit whose batches never waited for company.
 LIMITS_TO_BEFORE = {
     ("cpu_us", 2048, 64): 0.88,
@@ -87,7 +84,9 @@ def measure(
     if len(set(tickets.values())) > 1:
         result.notes.append(f"session tickets sent per connection differ, at about 14 µs each: {tickets}")
     for bits, group in servers.items():
-        report(result, bits, group)
+        add_rows(result, bits, group)
+    for key, (bits, group) in product(DRAWN, servers.items()):
+        add_curves(result, key, bits, group)
     return result
 
 
@@ -131,32 +130,34 @@ def batches(server: Server) -> dict[str, float]:
     }
 
 
-def report(result: Result, bits: int, servers: list[Server]) -> None:
+def add_rows(result: Result, bits: int, servers: list[Server]) -> None:
     """All rows of one case together: why a server needs less time is seen beside how much it needs."""
-    names = {
-        key: [server.name for server in servers if key in UNITS or server.admin_port]
-        for key in (*UNITS, *BATCHING_UNITS)
-    }
-
-    def values(key: str, concurrency: int, name: str) -> list[float]:
-        return result.values(key, server=name, bits=bits, concurrency=concurrency)
-
     for concurrency, (key, unit) in product(CONCURRENCY, (UNITS | BATCHING_UNITS).items()):
         case = f"RSA-{bits}, {concurrency} at a time"
-        for name in names[key]:
-            measured = values(key, concurrency, name)
-            compared = [
-                (base, target) for base, target in comparisons(key, bits, concurrency, name) if base in names[key]
-            ]
+        values = {
+            name: result.values(key, server=name, bits=bits, concurrency=concurrency)
+            for name in measured_on(key, servers)
+        }
+        for name, measured in values.items():
+            compared = [(base, target) for base, target in comparisons(key, bits, concurrency, name) if base in values]
             for base, target in compared:
-                to = (base, values(key, concurrency, base))
-                result.add_row(case, name, unit, measured, to=to, target=target)
+                result.add_row(case, name, unit, measured, to=(base, values[base]), target=target)
             if not compared:
                 result.add_row(case, name, unit, measured)
-    for key, unit in DRAWN.items():
-        for name in names[key]:
-            points = [(float(concurrency), Spread.of(values(key, concurrency, name))) for concurrency in CONCURRENCY]
-            result.curves.append(Curve(name, "connections at a time", f"{unit}, RSA-{bits}", points, logarithmic=True))
+
+
+def add_curves(result: Result, key: str, bits: int, servers: list[Server]) -> None:
+    y = f"{DRAWN[key]}, RSA-{bits}"
+    for name in measured_on(key, servers):
+        points = [
+            (float(concurrency), Spread.of(result.values(key, server=name, bits=bits, concurrency=concurrency)))
+            for concurrency in CONCURRENCY
+        ]
+        result.curves.append(Curve(name, "connections at a time", y, points, logarithmic=True))
+
+
+def measured_on(key: str, servers: list[Server]) -> list[str]:
+    return [server.name for server in servers if key in UNITS or server.admin_port]
 
 
 def comparisons(key: str, bits: int, concurrency: int, name: str) -> list[tuple[str, Target | None]]:
@@ -165,6 +166,7 @@ def comparisons(key: str, bits: int, concurrency: int, name: str) -> list[tuple[
     if name == "terminator uvloop" and key in UNITS:
         limit = LIMITS_TO_BEFORE.get((key, bits, concurrency))
         found.append((TERMINATOR_BEFORE, Target(limit) if limit else None))
-    if key == "cpu_us":
-        found += BASELINES.get(name, ())
+    if key == "cpu_us" and name in BASELINES:
+        found.append((BASELINES[name], Target(1.0, goal=bits != RSA_BITS)))
+        found.append(("haproxy", Target(1.0, goal=True)))
     return found
