@@ -64,6 +64,7 @@ def measure(
             "body": BODY,
             "before": commit,
         },
+        draw_rows=False,
     )
     if before:
         result.notes.append(f"{TERMINATOR_BEFORE}: commit {commit}")
