@@ -85,13 +85,13 @@ def lines(axis: Axes, curves: list[dict[str, Any]]) -> None:
     axis.set_ylabel(curves[0]["y"], fontsize=8)
     axis.tick_params(labelsize=8)
     axis.grid(visible=True, alpha=0.3)
-    axis.legend(fontsize=8)
+    axis.legend(fontsize=8, loc="lower left", bbox_to_anchor=(0, 1), ncols=2, frameon=False)  # above, over no line
 
 
 def label_plainly(axis: Axis) -> None:
-    """1,000 instead of 10^3; between the powers of ten, 2 and 5 where they are few."""
+    """1,000 instead of 10^3; between the powers of ten, 2, 3 and 5 where they are few."""
     low, high = axis.get_view_interval()
-    axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high / low < 1000 else (1,)))
+    axis.set_major_locator(LogLocator(subs=(1, 2, 3, 5) if high / low < 1000 else (1,)))
     axis.set_major_formatter(StrMethodFormatter("{x:,.9g}"))
     axis.set_minor_formatter(NullFormatter())
 

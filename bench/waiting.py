@@ -95,6 +95,9 @@ class Comparison:
     def operation(self) -> float:
         return self.waiting.operation / seconds_in_group(self.case.keys)
 
+    def operation_at_once(self) -> float:
+        return self.at_once.operation / seconds_in_group(self.case.keys)
+
 
 def compare(case: Case, connections: int) -> Comparison:
     return Comparison(case, case.serve(connections, waits=False), case.serve(connections, waits=True))
@@ -170,8 +173,7 @@ def curves_of(comparisons: Sequence[Comparison]) -> list[Curve]:
     add("without waiting", latency, "RSA-4096", lambda comparison: comparison.at_once.mean_latency * 1000)
     add("waiting for company", latency, "RSA-4096", lambda comparison: comparison.waiting.mean_latency * 1000)
     for keys in ("RSA-2048", "RSA-4096"):
-        time = "processor time per private operation in µs"
-        add(f"{keys}, without waiting", time, keys, lambda comparison: comparison.at_once.operation * 1e6)
-        add(f"{keys}, waiting for company", time, keys, lambda comparison: comparison.waiting.operation * 1e6)
-        add(f"{keys}, full groups", time, keys, lambda comparison: seconds_in_group(comparison.case.keys) * 1e6)
+        time = "processor time per operation, times that in full groups"
+        add(f"{keys}, without waiting", time, keys, Comparison.operation_at_once)
+        add(f"{keys}, waiting for company", time, keys, Comparison.operation)
     return curves
