@@ -31,7 +31,6 @@ Cost = Callable[[int], float]
 class Hardware:
     """A simulated backend: what a batch truly takes, and the points and granules of its first curves."""
 
-    name: str
     workers: int
     pipelined: bool
     curves: dict[Kind, Cost]
@@ -88,7 +87,7 @@ def processor(cores: int) -> Hardware:
 
         curves[kind] = curve
     points = {kind: [(count, curve(count)) for count in (1, 2, 4, 8)] for kind, curve in curves.items()}
-    return Hardware("CPU", cores, False, curves, points, dict.fromkeys(KINDS, 8))
+    return Hardware(cores, False, curves, points, dict.fromkeys(KINDS, 8))
 
 
 def gpu() -> Hardware:
@@ -106,4 +105,4 @@ def gpu() -> Hardware:
 
         curves[kind] = curve
     granules = {kind: int(measured[kind.label]["granule"]) for kind in KINDS}
-    return Hardware("GPU", IN_FLIGHT, True, curves, points, granules)
+    return Hardware(IN_FLIGHT, True, curves, points, granules)
