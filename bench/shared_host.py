@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from gpu_provider.costs import CostCurve
 from gpu_provider.engine.pace import Pace
-from gpu_provider.engine.scheduler import NO_PATIENCE, Launch, Patience, Waiting, decide, patience
+from gpu_provider.engine.scheduler import NO_PATIENCE, Launch, Patience, Shortage, Waiting, decide, patience
 from gpu_provider.kinds import Kind
 
 from .simulated_hardware import (
@@ -44,8 +44,8 @@ NOISE = (0.9, 1.1)
 TURN_REQUESTS = 8
 TURN_SECONDS = 0.002
 """GP_TURN_REQUESTS and GP_TURN_NS of ``queue/client.h``."""
-PRESSURE_SECONDS = 0.1
-"""As often, ``engine/pressure.py`` asks the kernel, and takes half of the answer."""
+LOOK_SECONDS = 0.2
+"""As often, ``engine/processors.py`` asks the kernel, and takes half of the answer."""
 
 Action = Callable[[], None]
 
@@ -86,13 +86,14 @@ class Processors:
 
     def __init__(self, clock: Clock, processors: int) -> None:
         self._clock = clock
-        self._free = processors
+        self._processors = self._free = processors
         self._urgent: deque[Action] = deque()
         self._waiting: deque[Action] = deque()
-        self._stalled = 0.0  # seconds in which somebody waited, since _pressure_at
-        self._stalled_at = 0.0
-        self._pressure = 0.0
-        self._pressure_at = 0.0
+        self._stalled = 0.0  # seconds in which somebody waited, since _looked_at
+        self._used = 0.0  # seconds of processors
+        self._counted_at = 0.0
+        self._looked_at = 0.0
+        self._shortage = Shortage(0.0, 0.0)
 
     def work(self, seconds: float, done: Action, *, urgent: bool) -> None:
         """Calls ``done`` when a processor has worked for so long."""
@@ -101,34 +102,40 @@ class Processors:
             self._clock.at(self._clock.now + seconds, end)
 
         def end() -> None:
-            self._count_stalled()
+            self._count()
             if waiting := self._urgent or self._waiting:
                 waiting.popleft()()
             else:
                 self._free += 1
             done()
 
-        self._count_stalled()
+        self._count()
         if self._free:
             self._free -= 1
             start()
         else:
             (self._urgent if urgent else self._waiting).append(start)
 
-    def pressure(self) -> float:
-        """The share of the time in which somebody waited for a processor, as ``engine/pressure.py`` measures it."""
-        self._count_stalled()
-        elapsed = self._clock.now - self._pressure_at
-        if elapsed >= PRESSURE_SECONDS:
-            self._pressure += (self._stalled / elapsed - self._pressure) / 2
-            self._stalled, self._pressure_at = 0.0, self._clock.now
-        return self._pressure
+    def shortage(self) -> Shortage:
+        """As ``engine/processors.py`` measures it."""
+        self._count()
+        elapsed = self._clock.now - self._looked_at
+        if elapsed >= LOOK_SECONDS:
+            stalled, used = self._shortage
+            self._shortage = Shortage(
+                stalled + (self._stalled / elapsed - stalled) / 2,
+                used + (self._used / elapsed / self._processors - used) / 2,
+            )
+            self._stalled, self._used, self._looked_at = 0.0, 0.0, self._clock.now
+        return self._shortage
 
-    def _count_stalled(self) -> None:
-        """Called before anybody starts or ends waiting."""
+    def _count(self) -> None:
+        """Called before anybody starts or ends waiting or working."""
+        elapsed = self._clock.now - self._counted_at
         if self._waiting or self._urgent:
-            self._stalled += self._clock.now - self._stalled_at
-        self._stalled_at = self._clock.now
+            self._stalled += elapsed
+        self._used += elapsed * (self._processors - self._free)
+        self._counted_at = self._clock.now
 
 
 class EventLoop:
@@ -355,7 +362,7 @@ class BatchingThread:
         self.batches += 1
         if self._waits:
             curve = self._inline.costs[kind]
-            queue.patience = patience(curve, queue.pace, self._processors.pressure(), LIMITS, pipelined=False)
+            queue.patience = patience(curve, queue.pace, self._processors.shortage(), LIMITS, pipelined=False)
         return batch
 
     def _complete(self, batch: Sequence[Request]) -> None:

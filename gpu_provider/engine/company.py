@@ -6,7 +6,7 @@ import time
 from typing import TYPE_CHECKING
 
 from gpu_provider.engine.pace import Pace
-from gpu_provider.engine.pressure import ProcessorPressure
+from gpu_provider.engine.processors import Processors
 from gpu_provider.engine.scheduler import NO_PATIENCE, Patience, patience
 from gpu_provider.kinds import REQUESTS, RequestKind
 
@@ -26,7 +26,7 @@ class Company:
         self._pool = pool
         self._limits = limits
         self._statistics = statistics
-        self._pressure = ProcessorPressure()
+        self._processors = Processors()
         self._paces = {kind: Pace() for kind in REQUESTS}
         self._over = False
 
@@ -37,15 +37,14 @@ class Company:
             return
         pace, least = self._paces[kind], self.patience[kind].least
         pace.launched(count, newest_ns, least if held_ns else min(count, least))
-        self._pressure.look(time.monotonic_ns())
-        self._statistics.processor_pressure = self._pressure.share
+        self._processors.look(time.monotonic_ns())
+        self._statistics.processors = shortage = self._processors.shortage
         backend = self._pool.in_use()[-1]  # a processor's, if there is one: it would get what has no company
         self.patience[kind] = patience(
-            backend.costs[kind], pace, self._pressure.share, self._limits, pipelined=backend.backend.pipelined
+            backend.costs[kind], pace, shortage, self._limits, pipelined=backend.backend.pipelined
         )
 
     def end(self) -> None:
         """From now on nothing waits."""
         self._over = True
         self.patience = dict.fromkeys(REQUESTS, NO_PATIENCE)
-        self._pressure.close()

@@ -37,10 +37,10 @@ if TYPE_CHECKING:
     from gpu_provider.engine.pace import Pace
     from gpu_provider.kinds import Kind
 
-__all__ = ["BackendView", "Decision", "Launch", "Limits", "Patience", "Waiting", "decide", "patience"]
+__all__ = ["BackendView", "Decision", "Launch", "Limits", "Patience", "Shortage", "Waiting", "decide", "patience"]
 
 _SHARE_OF_HORIZON = 0.5
-_CONNECTIONS_PER_THREAD = 64.0
+_CONNECTIONS_PER_THREAD = 8.0
 _MOST_WAITING = 128.0
 """Connections that are taken to wait for a processor, however long the kernel says that somebody does."""
 _DECIDE_AGAIN_NS = 1_000_000
@@ -57,6 +57,16 @@ class Limits:
     max_batch: int
     max_delay: float
     """Seconds that a batch may be expected to take."""
+
+
+class Shortage(NamedTuple):
+    """How short of processors the process is, as shares of the time from 0 to 1."""
+
+    stalled: float
+    """In which a thread waited for a processor; 0 where the kernel does not count it."""
+    used: float
+    """In which the processors that this process may use were busy, with whatever it was; or what its container has used
+    of its quota, if that is more."""
 
 
 class Patience(NamedTuple):
@@ -118,8 +128,8 @@ class Decision(NamedTuple):
     """When to decide again about what is left waiting, if nothing happens before; None: only when something does."""
 
 
-def patience(curve: CostCurve, pace: Pace, pressure: float, limits: Limits, *, pipelined: bool) -> Patience:
-    """How long requests wait for company. ``pressure``: the share of the time in which somebody waits for a processor.
+def patience(curve: CostCurve, pace: Pace, shortage: Shortage, limits: Limits, *, pipelined: bool) -> Patience:
+    """How long requests wait for company.
 
     In a batch of n, each costs c(n) / n seconds of a processor, and has waited (n - 1) / 2 gaps on average for the
     others. For a device, c(n) is what the launch costs the processor: a batch that leaves the device half empty leaves
@@ -127,13 +137,14 @@ def patience(curve: CostCurve, pace: Pace, pressure: float, limits: Limits, *, p
     best n minimizes the sum: the threshold of Deb and Serfozo, "Optimal control of batch service queues", Advances in
     Applied Probability 5, 1973. On an idle machine nobody waits for a processor: then no request waits.
 
-    The kernel counts threads, not connections. If somebody waits for a share p of the time, p^2 / (1 - p) wait beyond
-    the first, as in any queue that grows and shrinks at random; and behind the thread of an event loop wait all its
-    connections that are ready. How many these are was fitted in the simulator: the most with which hardly a mean
-    latency suffers (bench/shared_host.py).
+    How many wait is estimated. Where processors are busy for a share u of the time, about u^3 / (1 - u) threads wait,
+    as in any queue that grows and shrinks at random; but none if all have a processor each, which the share of the time
+    in which a thread waits tells. And behind the thread of an event loop wait all its connections that are ready. Power
+    and factor were fitted in the simulator: the most with which hardly a latency suffers (bench/shared_host.py).
     """
     group = min(curve.granule, limits.max_batch)
-    waiting = min(_MOST_WAITING, _CONNECTIONS_PER_THREAD * pressure**2 / max(1e-9, 1 - pressure))
+    threads = shortage.stalled * shortage.used**3 / max(1e-9, 1 - shortage.used)
+    waiting = min(_MOST_WAITING, _CONNECTIONS_PER_THREAD * threads)
     sizes = [1 << power for power in range((group - 1).bit_length())] + [group]
 
     def cost(size: int) -> float:

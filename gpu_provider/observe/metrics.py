@@ -57,9 +57,14 @@ class ProviderCollector(Collector):
         yield from _queue(self._client.counters(), self._depth)
         yield from _batches(self._statistics.counts())
         yield GaugeMetricFamily(
-            "gpu_provider_processor_pressure_ratio",
+            "gpu_provider_processor_stall_ratio",
             "Share of the time in which a thread waited for a processor, when requests last came",
-            value=self._statistics.processor_pressure,
+            value=self._statistics.processors[0],
+        )
+        yield GaugeMetricFamily(
+            "gpu_provider_processor_use_ratio",
+            "Share of the processors, or of the container's quota of them, in use when requests last came",
+            value=self._statistics.processors[1],
         )
         yield from _gpu_figures({backend: self._nvml.read(bus_id) for backend, bus_id in self._gpus().items()})
         build = GaugeMetricFamily("gpu_provider_build_info", "Always 1", labels=["version", "openssl"])

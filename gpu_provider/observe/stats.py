@@ -186,9 +186,8 @@ class Statistics:
         self._inline = inline
         self._lock = threading.Lock()
         self._counts = BatchCounts()
-        self.processor_pressure = 0.0
-        """The share of the time in which somebody waits for a processor, when requests last came. The batching thread
-        sets it."""
+        self.processors = (0.0, 0.0)
+        """The scheduler's ``Shortage``, when requests last came. The batching thread sets it."""
         self.price: Callable[[Kind, int], float] = lambda _kind, _requests: 1.0
         """``BackendWorkers.price`` of the inline backend."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from typing import TYPE_CHECKING
 
 import pytest
@@ -11,8 +12,8 @@ from rsa_keys import private_key
 from gpu_provider import BatchingProvider
 from gpu_provider.client import CLASSES, Client
 from gpu_provider.costs import CostCurve
-from gpu_provider.engine import pressure
-from gpu_provider.engine.pressure import ProcessorPressure
+from gpu_provider.engine import processors
+from gpu_provider.engine.processors import Processors
 from gpu_provider.engine.workers import BackendWorkers
 from gpu_provider.kinds import REQUESTS
 from gpu_provider.library.keys import load
@@ -27,54 +28,75 @@ if TYPE_CHECKING:
 SECOND = 1_000_000_000
 
 
+class Kernel:
+    """Its files, as this process reads them."""
+
+    def __init__(self, directory: Path) -> None:
+        self.pressure = directory / "cpu.pressure"
+        self.stat = directory / "stat"
+        self.quota = directory / "cpu.max"
+        self.usage = directory / "cpu.stat"
+        self.count(stalled=0, idle=0)
+
+    def count(self, *, stalled: float, idle: float, used: float = 0) -> None:
+        """Seconds since the system was started: in which a thread was stalled, in which the first processor was idle,
+        and which the container has used."""
+        total = f"some avg10=0.00 avg60=0.00 avg300=0.00 total={int(stalled * 1e6)}"
+        self.pressure.write_text(f"{total}\nfull avg10=0.00 avg60=0.00 avg300=0.00 total=0\n")
+        ticks = int(idle * os.sysconf("SC_CLK_TCK"))
+        self.stat.write_text(
+            f"cpu  9 9 9 9 9 9 9 9 9 9\ncpu0 5 5 5 {ticks} 0 5 5 5 0 0\ncpu1 5 5 5 0 0 5 5 5 0 0\nctxt 7\n"
+        )
+        self.usage.write_text(f"usage_usec {int(used * 1e6)}\nuser_usec 1\n")
+
+
 @pytest.fixture
-def psi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The kernel's file."""
-    file = tmp_path / "cpu.pressure"
-    monkeypatch.setattr(pressure, "_FILES", [str(tmp_path / "missing"), str(file)])
-    stall(file, 0)
-    return file
+def kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Kernel:
+    kernel = Kernel(tmp_path)
+    monkeypatch.setattr(processors, "_STALLED", [str(tmp_path / "missing"), str(kernel.pressure)])
+    monkeypatch.setattr(processors, "_IDLE", str(kernel.stat))
+    monkeypatch.setattr(processors, "_QUOTA", str(kernel.quota))
+    monkeypatch.setattr(processors, "_USAGE", str(kernel.usage))
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0})
+    return kernel
 
 
-def stall(file: Path, total_us: int) -> None:
-    total = f"some avg10=0.00 avg60=0.00 avg300=0.00 total={total_us}"
-    file.write_text(f"{total}\nfull avg10=0.00 avg60=0.00 avg300=0.00 total=0\n")
-
-
-def test_pressure_is_the_share_of_the_time_that_the_kernel_counts(psi: Path) -> None:
-    measured = ProcessorPressure()
+def test_shortage_is_what_the_kernel_counts(kernel: Kernel) -> None:
+    measured = Processors()
     measured.look(SECOND)
-    assert measured.share == 0
-    stall(psi, 500_000)
+    assert measured.shortage == (0, 0)
+    kernel.count(stalled=0.5, idle=0.25)
     measured.look(2 * SECOND)
-    assert measured.share == pytest.approx(0.5)
-    stall(psi, 600_000)
-    measured.look(2 * SECOND + 100_000_000)
-    assert measured.share == pytest.approx(0.75)
-    measured.look(2 * SECOND + 100_000_001)  # too soon to say
-    assert measured.share == pytest.approx(0.75)
-    measured.look(60 * SECOND)
-    assert measured.share == 0
-    measured.close()
-    measured.close()
+    assert measured.shortage == pytest.approx((0.5, 0.75))
+    kernel.count(stalled=0.7, idle=0.25)
+    measured.look(2 * SECOND + SECOND // 5)
+    assert measured.shortage == pytest.approx((0.75, 0.875))
+    kernel.count(stalled=0.7, idle=60)
+    measured.look(2 * SECOND + SECOND // 5 + 1)  # too soon to say
+    assert measured.shortage == pytest.approx((0.75, 0.875))
+    measured.look(62 * SECOND)
+    assert measured.shortage == pytest.approx((0, 0), abs=0.05)
 
 
-@pytest.mark.parametrize("text", ["", "nothing of the kind\n"])
-def test_a_kernel_that_does_not_count_pressure_has_none(psi: Path, text: str) -> None:
-    psi.write_text(text)
-    measured = ProcessorPressure()
+@pytest.mark.parametrize(("limit", "used"), [("200000 100000", 0.5), ("50000 100000", 1.0), ("max 100000", 0.1)])
+def test_a_containers_quota_is_used_up_before_the_host_is_busy(kernel: Kernel, limit: str, used: float) -> None:
+    kernel.quota.write_text(limit + "\n")
+    measured = Processors()
+    measured.look(SECOND)
+    kernel.count(stalled=0, idle=0.9, used=1.0)
+    measured.look(2 * SECOND)
+    assert measured.shortage.used == pytest.approx(used)
+
+
+@pytest.mark.parametrize("empty", [True, False])
+def test_a_kernel_that_does_not_count_shows_no_shortage(kernel: Kernel, empty: bool) -> None:
+    """Without pressure stall information (``psi=0``), in a container without cgroups, or without /proc."""
+    for file in (kernel.pressure, kernel.usage):
+        file.write_text("") if empty else file.unlink()
+    measured = Processors()
     measured.look(SECOND)
     measured.look(2 * SECOND)
-    assert measured.share == 0
-    measured.close()
-
-
-def test_a_system_without_pressure_has_none(psi: Path) -> None:
-    psi.unlink()
-    measured = ProcessorPressure()
-    measured.look(SECOND)
-    measured.look(2 * SECOND)
-    assert measured.share == 0
+    assert measured.shortage == (0, 1)
 
 
 def test_the_price_of_a_row_is_that_of_a_full_group_or_more(provider: BatchingProvider) -> None:

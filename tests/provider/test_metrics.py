@@ -43,7 +43,8 @@ def test_requests_batches_and_times() -> None:
     assert values["gpu_provider_rows_total", ("cpu", "2048")] == 2
     assert 2 <= values["gpu_provider_rows_paid_total", ("cpu", "2048")] <= 16
     assert values["gpu_provider_held_seconds_count", ("2048",)] == 2
-    assert 0 <= values["gpu_provider_processor_pressure_ratio", ()] <= 1
+    assert 0 <= values["gpu_provider_processor_stall_ratio", ()] <= 1
+    assert 0 <= values["gpu_provider_processor_use_ratio", ()] <= 1
     assert sum(values["gpu_provider_keys", (prepared,)] for prepared in ("locked", "unlocked", "no")) == 3
     assert values["gpu_provider_queue_depth", ()] == 100
     assert values["gpu_provider_queue_in_use", ()] == 0

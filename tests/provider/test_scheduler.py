@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from gpu_provider.costs import CostCurve
 from gpu_provider.engine import scheduler
 from gpu_provider.engine.pace import Pace
-from gpu_provider.engine.scheduler import BackendView, Launch, Limits, Patience, Waiting, patience
+from gpu_provider.engine.scheduler import BackendView, Launch, Limits, Patience, Shortage, Waiting, patience
 from gpu_provider.kinds import REQUESTS, Kind
 
 if TYPE_CHECKING:
@@ -254,8 +254,9 @@ class TestCompany:
             pace.launched(size, int((turn + 1) * size * gap * SECOND), 1)
         return pace
 
-    def of(self, pace: Pace, pressure: float, *, curve: CostCurve | None = None, pipelined: bool = False) -> Patience:
-        return patience(curve or self.curve, pace, pressure, self.limits, pipelined=pipelined)
+    def of(self, pace: Pace, used: float, *, curve: CostCurve | None = None, pipelined: bool = False) -> Patience:
+        """While a thread waits for a processor for as large a share of the time as processors are ``used``."""
+        return patience(curve or self.curve, pace, Shortage(used, used), self.limits, pipelined=pipelined)
 
     def decide(self, count: int, patience: Patience, waited: float, workers: int = 1) -> tuple[list[int], int | None]:
         now_ns = 5 * SECOND
@@ -270,7 +271,8 @@ class TestCompany:
 
     def test_a_full_group_is_worth_the_wait_where_others_wait_for_a_processor(self) -> None:
         assert self.of(self.pace(), 0.95).least == 8
-        assert [self.of(self.pace(), pressure).least for pressure in (0.05, 0.1, 0.2, 0.3)] == [1, 2, 4, 8]
+        assert patience(self.curve, self.pace(), Shortage(0.0, 1.0), self.limits, pipelined=False).least == 1
+        assert [self.of(self.pace(), used).least for used in (0.3, 0.5, 0.6, 0.7)] == [1, 2, 4, 8]
 
     def test_nothing_waits_for_what_comes_too_seldom(self) -> None:
         assert self.of(self.pace(gap=1.0), 0.95).least == 1
@@ -281,7 +283,7 @@ class TestCompany:
 
     def test_a_wait_is_bounded(self) -> None:
         """By what it can save, by how long those that are expected take to come, and by max_delay."""
-        assert 0.0 < self.of(self.pace(), 0.1).seconds <= 0.003
+        assert 0.0 < self.of(self.pace(), 0.5).seconds <= 0.003
         assert self.of(self.pace(gap=1e-5), 0.95).seconds <= 2 * 8 * 1e-5
         assert self.of(self.pace(), 1.0).seconds <= self.limits.max_delay
 
@@ -289,7 +291,7 @@ class TestCompany:
         """A batch that leaves it half empty leaves room for the next one."""
         device = CostCurve([(1, 0.002), (2048, 0.002)], granule=2048)
         assert self.of(self.pace(), 0.1, curve=device, pipelined=True).least == 1
-        assert self.of(self.pace(size=64, gap=1e-5), 0.5, curve=device, pipelined=True).least == 32
+        assert self.of(self.pace(size=64, gap=1e-5), 0.9, curve=device, pipelined=True).least == 32
 
     def test_few_are_held_until_their_time_and_not_longer(self) -> None:
         patience = Patience(8, 8, 0.004)

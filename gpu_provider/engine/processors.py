@@ -1,0 +1,88 @@
+"""How short of processors this process is, as the kernel counts it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from typing import NamedTuple
+
+from gpu_provider.engine.scheduler import Shortage
+
+__all__ = ["Processors"]
+
+_STALLED = ("/sys/fs/cgroup/cpu.pressure", "/proc/pressure/cpu")
+"""Pressure stall information: the container's own, which counts a used-up quota too, and the host's.
+Documentation/accounting/psi.rst in Linux."""
+_IDLE = "/proc/stat"
+_QUOTA = "/sys/fs/cgroup/cpu.max"
+_USAGE = "/sys/fs/cgroup/cpu.stat"
+_TICK_NS = 1_000_000_000 // os.sysconf("SC_CLK_TCK")
+_INTERVAL_NS = 200_000_000
+
+
+class _Counters(NamedTuple):
+    """Nanoseconds since some moment."""
+
+    at: int
+    stalled: int
+    idle: int
+    usage: int
+
+
+class Processors:
+    """The batching thread only."""
+
+    def __init__(self) -> None:
+        self.shortage = Shortage(0.0, 0.0)
+        """Smoothed."""
+        self._before: _Counters | None = None
+
+    def look(self, now_ns: int) -> None:
+        """Brings ``shortage`` up to date, if it is time."""
+        before = self._before
+        if before is not None and now_ns - before.at < _INTERVAL_NS:
+            return
+        names = {f"cpu{number}" for number in os.sched_getaffinity(0)}
+        now = self._before = _Counters(now_ns, _stalled_ns(), _idle_ns(names), _usage_ns())
+        if before is None:
+            return
+        elapsed = now.at - before.at
+        # A long pause says all there is to say; of two short ones, each says half.
+        weight = 0.5 if elapsed < 2 * _INTERVAL_NS else 1.0
+        used = max(1 - (now.idle - before.idle) / elapsed / len(names), (now.usage - before.usage) / elapsed / _quota())
+        found = Shortage((now.stalled - before.stalled) / elapsed, used)
+        self.shortage = Shortage(
+            *(old + (min(1.0, max(0.0, new)) - old) * weight for old, new in zip(self.shortage, found, strict=True))
+        )
+
+
+def _stalled_ns() -> int:
+    for name in _STALLED:
+        # some avg10=0.00 avg60=0.00 avg300=0.00 total=84456
+        if words := next(iter(_lines(name)), []):
+            return int(words[-1].removeprefix("total=")) * 1000
+    return 0
+
+
+def _idle_ns(names: set[str]) -> int:
+    # cpu0 user nice system idle iowait irq softirq steal guest guest_nice
+    return _TICK_NS * sum(int(words[4]) + int(words[5]) for words in _lines(_IDLE) if words[0] in names)
+
+
+def _quota() -> float:
+    """In processors; infinite if there is none."""
+    for limit, period in _lines(_QUOTA):
+        if limit != "max":
+            return int(limit) / int(period)
+    return float("inf")
+
+
+def _usage_ns() -> int:
+    return sum(int(words[1]) * 1000 for words in _lines(_USAGE) if words[0] == "usage_usec")
+
+
+def _lines(name: str) -> list[list[str]]:
+    """The words of each line; none if the kernel has no such file, or does not count (``psi=0``)."""
+    with contextlib.suppress(OSError), open(name) as file:
+        return [words for line in file if (words := line.split())]
+    return []
