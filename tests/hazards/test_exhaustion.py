@@ -203,9 +203,10 @@ Notifier.take = failing
 def test_without_its_batching_thread_it_is_not_ready_and_drains_and_ends(tmp_path):
     patch = f"""
 import os
+from gpu_provider.engine.class_rules import ClassRules
 from gpu_provider.engine.engine import Engine
 from gpu_provider.native import ffi
-Engine._small_batches = lambda self: ffi.NULL
+ClassRules.update = lambda *_, **__: ffi.NULL
 original = Engine._timeout_until_ns
 def failing(self):
     if os.path.exists({str(tmp_path / "fail")!r}):
