@@ -5,11 +5,11 @@ import fcntl
 import json
 import os
 import signal
-import socket
 import subprocess
 import threading
 
 import pytest
+from ports import unused_port
 from terminator_process import COMMAND, TIMEOUT, Terminator, Upstream, echo, environment, write_credentials
 
 DROPPED = "gpu_provider_terminator_log_lines_dropped_total"
@@ -20,8 +20,7 @@ class Unlogged(Terminator):
 
     def __init__(self, *flags, upstream, stderr):
         super().__init__(*flags, upstream=upstream)
-        with socket.create_server(("127.0.0.1", 0)) as one, socket.create_server(("127.0.0.1", 0)) as other:
-            self.address, self.admin_address = one.getsockname(), other.getsockname()
+        self.address, self.admin_address = ("127.0.0.1", unused_port()), ("127.0.0.1", unused_port())
         ports = [
             "--listen",
             f"127.0.0.1:{self.address[1]}",

@@ -16,6 +16,7 @@ from pathlib import Path
 import msgspec
 import prometheus_client
 import pytest
+from ports import unused_port
 
 from gpu_provider import BatchingProvider, ProviderConfig
 from gpu_provider.native import MODULE_DIRECTORY
@@ -88,7 +89,7 @@ def test_the_terminator_takes_the_flags_shown(certificate: Path) -> None:
 @needs_curl
 def test_the_terminators_commands_work_when_pasted_together(tmp_path: Path) -> None:
     commands = block("sh", "gpu-provider terminator")
-    ports = {port: str(free_port()) for port in ("8443", "8080", "9180")}
+    ports = {port: str(unused_port()) for port in ("8443", "8080", "9180")}
     for shown, free in ports.items():
         commands = commands.replace(shown, free)
     commands = commands.replace("gpu-provider terminator", f"gpu-provider terminator --admin 127.0.0.1:{ports['9180']}")
@@ -124,7 +125,7 @@ def test_haproxy_serves_with_the_lines_shown(certificate: Path) -> None:
         b"".join((certificate / name).read_bytes() for name in ("chain.pem", "key.pem"))
     )
     settings = block("", "ssl-mode-async").replace("MODULES", str(MODULE_DIRECTORY))
-    port = free_port()
+    port = unused_port()
     settings += f"""
 defaults
     mode http
@@ -149,12 +150,6 @@ frontend tls
             assert answer.endswith(b"hello")
         finally:
             haproxy.kill()
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def connect(port: int, server: subprocess.Popen[bytes]) -> socket.socket:

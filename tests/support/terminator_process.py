@@ -18,6 +18,7 @@ import time
 from typing import TYPE_CHECKING, Any, Self
 
 import trustme
+from ports import unused_port
 from prometheus_client.parser import text_string_to_metric_families
 from tls_peers import unverifying_client_context
 
@@ -301,5 +302,4 @@ def echo_terminator(directory: Path, *flags: str, kind: str = "RSA", **options: 
 
 def refused_address() -> str:
     """An address where nobody listens."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return f"127.0.0.1:{listener.getsockname()[1]}"
+    return f"127.0.0.1:{unused_port()}"

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import datetime
 import os
-import socket
 import ssl
 import subprocess
 from typing import TYPE_CHECKING, Any
@@ -14,6 +13,7 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from ports import unused_port
 from rsa_keys import private_key
 from terminator_process import (
     COMMAND,
@@ -267,8 +267,7 @@ def test_address_that_can_not_be_resolved_is_named(
 
 
 def test_start_refuses_what_the_check_refuses(tmp_path: Path) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
+    port = unused_port()
     flags = ["--listen", f"127.0.0.1:{port}", "--upstream", f"127.0.0.1:{port}", "--admin", "off"]
     result = run_command("terminator", *flags, *write_credentials(tmp_path))
     assert result.returncode == 2
