@@ -40,14 +40,15 @@ if TYPE_CHECKING:
 __all__ = ["BackendView", "Decision", "Launch", "Limits", "Patience", "Shortage", "Waiting", "decide", "patience"]
 
 _SHARE_OF_HORIZON = 0.5
-_CONNECTIONS_PER_THREAD = 8.0
-_MOST_WAITING = 128.0
-"""Connections that are taken to wait for a processor, however long the kernel says that somebody does."""
 _DECIDE_AGAIN_NS = 1_000_000
 _NEVER_NS = 1 << 63
+_CONNECTIONS_PER_THREAD = 8.0
+_MOST_WAITING = 128.0
+"""Connections that are taken to wait for a processor at most, since the estimate has no bound."""
 _LAUNCH_SECONDS = 100e-6
+"""Of a processor, for a device's batch."""
 _GAPS = 2.0
-"""Those that should come in a wait may take so many times as long as usual."""
+"""A wait lasts so many times as long as those that it is for should take to come."""
 
 
 @dataclass(frozen=True, slots=True)
