@@ -376,15 +376,20 @@ def test_a_call_that_is_interrupted_is_not_computed_further(
     array = place(device, [3] * 400, 32)
     faults.hang.clear()
 
+    ended = threading.Event()
+
     def interrupt() -> None:
         faults.launching.wait(30)
         signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+        while not ended.wait(5):  # CPython overlooks a signal that comes just before it blocks
+            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
 
     threading.Thread(target=interrupt).start()
     config = ProviderConfig(backend_timeout=20, max_delay=0.0001)  # many pieces
     with BatchingProvider(config, backends=[CudaBackend(device)]) as provider:
         with pytest.raises(KeyboardInterrupt):
             provider.modexp(array, (1 << 256) - 1, MODULUS)
+        ended.set()
         faults.hang.set()
         for thread in threading.enumerate():
             if thread.name.endswith("-arrays"):
