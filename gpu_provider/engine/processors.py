@@ -26,7 +26,9 @@ class _Counters(NamedTuple):
     at: int
     stalled: int
     idle: int
+    """The mean of the processors that this process may use."""
     usage: int
+    """The container's."""
 
 
 class Processors:
@@ -42,14 +44,17 @@ class Processors:
         before = self._before
         if before is not None and now_ns - before.at < _INTERVAL_NS:
             return
-        names = {f"cpu{number}" for number in os.sched_getaffinity(0)}
-        now = self._before = _Counters(now_ns, _stalled_ns(), _idle_ns(names), _usage_ns())
+        try:
+            now, quota = _Counters(now_ns, _stalled_ns(), _idle_ns(), _usage_ns()), _quota()
+        except (ValueError, IndexError, ZeroDivisionError):  # something that stands in for the kernel, and has a form of its own
+            now, quota = _Counters(now_ns, 0, 0, 0), float("inf")
+        self._before = now
         if before is None:
             return
         elapsed = now.at - before.at
         # A long pause says all there is to say; of two short ones, each says half.
         weight = 0.5 if elapsed < 2 * _INTERVAL_NS else 1.0
-        used = max(1 - (now.idle - before.idle) / elapsed / len(names), (now.usage - before.usage) / elapsed / _quota())
+        used = max(1 - (now.idle - before.idle) / elapsed, (now.usage - before.usage) / elapsed / quota)
         found = Shortage((now.stalled - before.stalled) / elapsed, used)
         self.shortage = Shortage(
             *(old + (min(1.0, max(0.0, new)) - old) * weight for old, new in zip(self.shortage, found, strict=True))
@@ -64,16 +69,19 @@ def _stalled_ns() -> int:
     return 0
 
 
-def _idle_ns(names: set[str]) -> int:
+def _idle_ns() -> int:
     # cpu0 user nice system idle iowait irq softirq steal guest guest_nice
-    return _TICK_NS * sum(int(words[4]) + int(words[5]) for words in _lines(_IDLE) if words[0] in names)
+    listed = {words[0]: words for words in _lines(_IDLE) if words[0].startswith("cpu") and words[0] != "cpu"}
+    ours = {f"cpu{number}" for number in os.sched_getaffinity(0)} & listed.keys()
+    counted = ours or listed.keys()  # a container's own /proc may number its processors anew
+    return _TICK_NS * sum(int(listed[name][4]) + int(listed[name][5]) for name in counted) // max(1, len(counted))
 
 
 def _quota() -> float:
     """In processors; infinite if there is none."""
     for limit, period in _lines(_QUOTA):
         if limit != "max":
-            return int(limit) / int(period)
+            return int(limit) / int(period) or float("inf")
     return float("inf")
 
 

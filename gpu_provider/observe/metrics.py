@@ -56,15 +56,16 @@ class ProviderCollector(Collector):
     def collect(self) -> Iterable[Metric]:
         yield from _queue(self._client.counters(), self._depth)
         yield from _batches(self._statistics.counts())
+        stalled, used = self._statistics.processors
         yield GaugeMetricFamily(
             "gpu_provider_processor_stall_ratio",
             "Share of the time in which a thread waited for a processor, when requests last came",
-            value=self._statistics.processors[0],
+            value=stalled,
         )
         yield GaugeMetricFamily(
             "gpu_provider_processor_use_ratio",
             "Share of the processors, or of the container's quota of them, in use when requests last came",
-            value=self._statistics.processors[1],
+            value=used,
         )
         yield from _gpu_figures({backend: self._nvml.read(bus_id) for backend, bus_id in self._gpus().items()})
         build = GaugeMetricFamily("gpu_provider_build_info", "Always 1", labels=["version", "openssl"])

@@ -88,6 +88,27 @@ def test_a_containers_quota_is_used_up_before_the_host_is_busy(kernel: Kernel, l
     assert measured.shortage.used == pytest.approx(used)
 
 
+@pytest.mark.parametrize("name", ["pressure", "stat", "quota", "usage"])
+@pytest.mark.parametrize("text", ["some\n", "cpu0 1 2\n", "usage_usec many\n", "max\n", "0 0\n", "0 5\n", "1 2 3\n"])
+def test_files_of_another_form_end_nothing(kernel: Kernel, name: str, text: str) -> None:
+    """Hazard: an error on the batching thread would end batching for good."""
+    getattr(kernel, name).write_text(text)
+    measured = Processors()
+    for second in range(1, 4):
+        measured.look(second * SECOND)
+        assert all(0 <= share <= 1 for share in measured.shortage)
+
+
+def test_processors_that_are_numbered_anew_count_all(kernel: Kernel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a container with a /proc of its own, which knows nothing of the host's numbers."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {8, 9})
+    measured = Processors()
+    measured.look(SECOND)
+    kernel.count(stalled=0, idle=1)  # the first of two
+    measured.look(2 * SECOND)
+    assert measured.shortage.used == pytest.approx(0.5)
+
+
 @pytest.mark.parametrize("empty", [True, False])
 def test_a_kernel_that_does_not_count_shows_no_shortage(kernel: Kernel, empty: bool) -> None:
     """Without pressure stall information (``psi=0``), in a container without cgroups, or without /proc."""
@@ -152,7 +173,9 @@ def test_many_awaited_at_once(provider: BatchingProvider) -> None:
 
 def test_awaited_on_a_loop_that_ends_at_once(provider: BatchingProvider) -> None:
     """What it submitted last is computed all the same, for whoever submits next."""
-    key = provider.load_key(private_key(2048))
+    private = private_key(2048)
+    numbers = private.private_numbers()
+    key = provider.load_key(private)
 
     async def leave() -> None:
         task = asyncio.ensure_future(provider.private_op_async(key, 2))
@@ -160,5 +183,5 @@ def test_awaited_on_a_loop_that_ends_at_once(provider: BatchingProvider) -> None
         task.cancel()
 
     asyncio.run(leave())
-    assert provider.private_op(key, 3) == provider.private_op(key, 3)
+    assert provider.private_op(key, 3) == pow(3, numbers.d, numbers.public_numbers.n)
     assert provider.stats().failed == 0
