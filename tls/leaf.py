@@ -30,6 +30,8 @@ class Leaf:
 def read_leaf(context: Context) -> Leaf:
     """Reads the certificate that the context was given last. Raises CertificateError, which does not name the file."""
     certificate = lib.SSL_CTX_get0_certificate(context.pointer)
+    if certificate == ffi.NULL:
+        raise CertificateError("the context has none")
     names = ffi.new("char[]", _MOST_BYTES)
     size = lib.gp_leaf_names(certificate, names, _MOST_BYTES)
     if size < 0:

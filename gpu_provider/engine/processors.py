@@ -46,7 +46,7 @@ class Processors:
             return
         try:
             now, quota = _Counters(now_ns, _stalled_ns(), _idle_ns(), _usage_ns()), _quota()
-        except (ValueError, IndexError, ZeroDivisionError):  # something that stands in for the kernel, and has a form of its own
+        except (ValueError, IndexError, ZeroDivisionError):  # whatever stands in for the kernel has a form of its own
             now, quota = _Counters(now_ns, 0, 0, 0), float("inf")
         self._before = now
         if before is None:

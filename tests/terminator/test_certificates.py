@@ -15,6 +15,9 @@ from cryptography.x509.oid import ExtensionOID
 from rsa_keys import private_key, private_pem
 from terminator_process import echo_terminator, refused_address, run_command
 
+from gpu_provider import tls
+from gpu_provider.tls.leaf import read_leaf
+
 NOT_RELOADED = "certificates not reloaded, the old ones stay in use"
 RELOADS = "gpu_provider_terminator_reloads_total"
 LOCALHOST = b"\x82\x09localhost"
@@ -195,3 +198,9 @@ lifecycle.load_certificates = load_or_fail
         terminator.process.send_signal(signal.SIGHUP)
         terminator.wait_for("certificates reloaded")
         terminator.events = []  # the fault's traceback
+
+
+def test_a_context_without_a_certificate_has_no_leaf() -> None:
+    """Hazard: OpenSSL's functions of certificates don't bear a null pointer."""
+    with pytest.raises(tls.CertificateError, match="has none"):
+        read_leaf(tls.Context(tls.TLS_SERVER_METHOD))
