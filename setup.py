@@ -28,6 +28,7 @@ def flags(name: str) -> list[str]:
 # Warnings become errors with CFLAGS=-Werror, as CI has it; a user's newer compiler must not fail on them.
 C_FLAGS = flags("C_STANDARD") + flags("WARNINGS") + flags("OPTIMIZED")
 CXX_FLAGS = flags("CXX_STANDARD") + flags("WARNINGS") + flags("OPTIMIZED")
+KERNEL_FLAGS = CXX_FLAGS + flags("NO_CXX_RUNTIME")
 
 
 def library(cflags: list[str], *sources: str) -> dict[str, object]:
@@ -62,8 +63,9 @@ class BuildExtensions(build_ext):
 setup(
     cmdclass={"build_clib": BuildLibraries, "build_ext": BuildExtensions},
     libraries=[
-        ("batch_ifma", library(CXX_FLAGS + flags("IFMA"), "kernels/cpu/batch_ifma.cpp")),
-        ("batch_portable", library(CXX_FLAGS, "kernels/cpu/batch_portable.cpp")),
+        ("kernels", library(KERNEL_FLAGS, *(f"kernels/cpu/{name}.cpp" for name in ("kernels", "key", "memory")))),
+        ("batch_ifma", library(KERNEL_FLAGS + flags("IFMA"), "kernels/cpu/batch_ifma.cpp")),
+        ("batch_portable", library(KERNEL_FLAGS, "kernels/cpu/batch_portable.cpp")),
         ("core", library(C_FLAGS, *CORE_SOURCES)),
     ],
     cffi_modules=[f"{NATIVE}/core_build.py:ffi", "tls/ssl_build.py:ffi", "kernels/kernels_build.py:ffi"],
@@ -73,7 +75,7 @@ setup(
             [f"{NATIVE}/provider/module.c"],
             include_dirs=INCLUDE_DIRS,
             depends=[*CORE_SOURCES, *HEADERS],
-            libraries=["core", "crypto"],
+            libraries=["core", "kernels", "batch_ifma", "batch_portable", "crypto"],
             # Other programs load it: nothing may be left to be found in Python. Once loaded it stays, like libcrypto:
             # each time it would make another library context, which is never freed.
             extra_link_args=["-Wl,-z,defs", "-Wl,-z,nodelete"],

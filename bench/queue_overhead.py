@@ -112,7 +112,7 @@ class Feeder:
     """``queue_jobs.c``: runs ASYNC jobs on the calling thread, without the GIL."""
 
     def __init__(self, library: Any, operation: tuple[Any, Any, Any, int], size: int) -> None:
-        """``operation``: gp_wait_private_op or NULL, the client, the key and its handle."""
+        """``operation``: gp_request_private_op or NULL, the client, the key and its handle."""
         self._library = library
         self._input = FEEDER.new("uint8_t[512]")  # zero, which is less than any modulus
         pointers = [FEEDER.cast("void *", int(ffi.cast("uintptr_t", pointer))) for pointer in operation[:3]]
@@ -221,7 +221,7 @@ def operation_of(key: Key) -> tuple[Any, Any, Any, int]:
     """Returns what a feeder calls; the key must outlive it."""
     core: Any = lib
     native_key = ffi.gc(core.gp_key_table_get(key.client.keys, key.handle), core.gp_key_free)
-    return (ffi.addressof(core, "gp_wait_private_op"), key.client.pointer, native_key, key.handle)
+    return (ffi.addressof(core, "gp_request_private_op"), key.client.pointer, native_key, key.handle)
 
 
 def cpu_of(feeder: Feeder, requests: int) -> float:

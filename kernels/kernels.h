@@ -72,6 +72,10 @@ enum gpk_status gpk_modexp(enum gpk_isa isa, uint32_t count, const uint8_t *base
                            uint32_t exponent_stride, uint32_t exponent_bits, const uint8_t *moduli, uint8_t *outputs,
                            uint32_t stride, uint8_t *ok);
 
+/* Calls function(argument) on a stack of 64 KiB with a guard page below, which is wiped afterwards; 0: out of memory. Where
+ * the processor is not an x86-64, on the caller's. */
+int gpk_call_apart(void (*function)(void *argument), void *argument);
+
 /* The functions' addresses, for C code that is not linked with the kernels; NULL if this processor lacks the ISA. */
 struct gpk_functions {
     enum gpk_isa isa; /* for private_op */
@@ -82,6 +86,7 @@ struct gpk_functions {
     int (*key_is_locked)(const gpk_key *key);
     enum gpk_status (*private_op)(enum gpk_isa isa, uint32_t count, gpk_key *const *keys, const uint8_t *inputs,
                                   uint8_t *outputs, uint32_t stride, uint8_t *ok);
+    int (*call_apart)(void (*function)(void *argument), void *argument);
 };
 const struct gpk_functions *gpk_functions_of(enum gpk_isa isa);
 

@@ -17,7 +17,7 @@ def declarations(header: str) -> str:
 
 
 CPU_FILES = list(KERNELS.glob("cpu/*.cpp"))
-LIBRARIES = ["batch_ifma", "batch_portable"]  # setup.py's, each of the file of that name
+LIBRARIES = ["kernels", "batch_ifma", "batch_portable"]  # setup.py's
 
 ffi = FFI()
 ffi.cdef("".join(map(declarations, HEADERS)))
@@ -25,7 +25,7 @@ ffi.set_source(
     "gpu_provider.kernels._kernels",
     '#include "records.h"\n',
     source_extension=".cpp",
-    sources=["kernels/records.cpp", *sorted(str(path) for path in CPU_FILES if path.stem not in LIBRARIES)],
+    sources=["kernels/records.cpp"],
     include_dirs=["kernels"],
     depends=sorted(str(path) for path in (*CPU_FILES, *KERNELS.rglob("*.h"))),
     libraries=LIBRARIES,

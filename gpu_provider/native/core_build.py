@@ -21,7 +21,7 @@ HEADERS = (
     "staging.h",
     "queue/queue.h",
     "queue/client.h",
-    "queue/wait.h",
+    "queue/request.h",
     "queue/consumer.h",
     "provider/embedded.h",
 )

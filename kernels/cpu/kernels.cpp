@@ -20,7 +20,7 @@ static int have_ifma(void)
 
 enum gpk_isa gpk_resolve_isa(enum gpk_isa isa)
 {
-    static const enum gpk_isa best = have_ifma() ? GPK_ISA_IFMA : GPK_ISA_PORTABLE;
+    const enum gpk_isa best = have_ifma() ? GPK_ISA_IFMA : GPK_ISA_PORTABLE;
 
     if (isa == GPK_ISA_BEST)
         return best;
@@ -41,18 +41,14 @@ enum gpk_status gpk_private(enum gpk_isa isa, uint32_t count, gpk_key *const *ke
         return GPK_UNSUPPORTED;
     if (count == 0)
         return GPK_OK;
-    void *workspace = take_workspace();
-    if (workspace == NULL)
-        return GPK_NO_MEMORY;
+    const auto compute = [&](void *workspace) {
 #if defined(__x86_64__)
-    if (isa == GPK_ISA_IFMA)
-        private_ifma(workspace, batch);
-    else
+        if (isa == GPK_ISA_IFMA)
+            return private_ifma(workspace, batch);
 #endif
         private_portable(workspace, batch);
-    wipe_stack();
-    return_workspace(workspace);
-    return GPK_OK;
+    };
+    return in_workspace(compute) ? GPK_OK : GPK_NO_MEMORY;
 }
 
 enum gpk_status gpk_modexp(enum gpk_isa isa, uint32_t count, const uint8_t *bases, const uint8_t *exponents,
@@ -69,25 +65,26 @@ enum gpk_status gpk_modexp(enum gpk_isa isa, uint32_t count, const uint8_t *base
         return GPK_UNSUPPORTED;
     if (count == 0)
         return GPK_OK;
-    void *workspace = take_workspace();
-    if (workspace == NULL)
-        return GPK_NO_MEMORY;
+    const auto compute = [&](void *workspace) {
 #if defined(__x86_64__)
-    if (isa == GPK_ISA_IFMA)
-        modexp_ifma(workspace, batch);
-    else
+        if (isa == GPK_ISA_IFMA)
+            return modexp_ifma(workspace, batch);
 #endif
         modexp_portable(workspace, batch);
-    wipe_stack();
-    return_workspace(workspace);
-    return GPK_OK;
+    };
+    return in_workspace(compute) ? GPK_OK : GPK_NO_MEMORY;
+}
+
+int gpk_call_apart(void (*function)(void *argument), void *argument)
+{
+    return in_workspace([=](void *) { function(argument); });
 }
 
 const struct gpk_functions *gpk_functions_of(enum gpk_isa isa)
 {
     static const struct gpk_functions functions[] = {
-        {GPK_ISA_PORTABLE, 1, gpk_key_new, gpk_key_free, gpk_key_is_locked, gpk_private},
-        {GPK_ISA_IFMA, 8, gpk_key_new, gpk_key_free, gpk_key_is_locked, gpk_private},
+        {GPK_ISA_PORTABLE, 1, gpk_key_new, gpk_key_free, gpk_key_is_locked, gpk_private, gpk_call_apart},
+        {GPK_ISA_IFMA, 8, gpk_key_new, gpk_key_free, gpk_key_is_locked, gpk_private, gpk_call_apart},
     };
 
     switch (gpk_resolve_isa(isa)) {

@@ -92,14 +92,13 @@ static gpk_key *allocate(int limbs, int words)
     return key;
 }
 
-enum gpk_status gpk_key_new(gpk_key **result, gpk_number n, gpk_number e, gpk_number p, gpk_number q, gpk_number dp,
-                            gpk_number dq, gpk_number qinv)
+static enum gpk_status make_key(gpk_key **result, gpk_number n, gpk_number e, gpk_number p, gpk_number q, gpk_number dp,
+                                gpk_number dq, gpk_number qinv)
 {
     const int p_bits = bits_of(p), q_bits = bits_of(q), n_bits = bits_of(n);
     const int prime_bits = p_bits > q_bits ? p_bits : q_bits;
     const int limbs = class_of(n_bits, prime_bits);
 
-    *result = NULL;
     if (!is_odd(n) || !is_odd(p) || !is_odd(q) || p_bits < 3 || q_bits < 3 || !is_odd(e) || bits_of(e) < 2)
         return GPK_INVALID;
     if (n_bits < GPK_MIN_BITS || n_bits > GPK_MAX_BITS || limbs <= 0 || bits_of(e) > 64 || bits_of(dp) > prime_bits
@@ -138,9 +137,18 @@ enum gpk_status gpk_key_new(gpk_key **result, gpk_number n, gpk_number e, gpk_nu
     memcpy(key->q_r, key->prime[1].modulus, (size_t)limbs * sizeof(uint64_t)); /* q < n */
     for (int i = 0; i < 104 * limbs; i++)
         limbs_double(key->q_r, key->n, 2 * limbs);
-    wipe_stack();
     *result = key;
     return GPK_OK;
+}
+
+enum gpk_status gpk_key_new(gpk_key **result, gpk_number n, gpk_number e, gpk_number p, gpk_number q, gpk_number dp,
+                            gpk_number dq, gpk_number qinv)
+{
+    enum gpk_status status = GPK_NO_MEMORY;
+
+    *result = NULL;
+    in_workspace([&](void *) { status = make_key(result, n, e, p, q, dp, dq, qinv); });
+    return status;
 }
 
 void gpk_key_free(gpk_key *key)

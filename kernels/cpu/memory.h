@@ -11,14 +11,24 @@ namespace gpk {
 void *secret_alloc(size_t size, int *locked);
 void secret_free(void *memory, size_t size);
 void wipe(void *memory, size_t size);
-/* Overwrites the stack below the caller, where its callees kept secrets. What they left in vector registers stays until
- * those are used again. */
+/* Overwrites the stack below the caller, where its callees kept secrets. */
 void wipe_stack(void);
 /* Large enough for any batch on any ISA. */
 constexpr size_t WORKSPACE_SIZE = 1024 * 1024;
+/* Of the stack that a workspace has of its own. */
+constexpr size_t STACK_SIZE = 64 * 1024;
 /* Zeroed memory of that size; NULL if there is none. It must be zero again when it is returned. */
 void *take_workspace(void);
 void return_workspace(void *workspace);
+/* Calls function(argument, workspace) on the workspace's stack, with a guard page below, and wipes it. What the caller
+ * needs of its own stack is a few hundred bytes: it may be an OpenSSL job with 32 KiB. Returns 0 if there is no memory. */
+int call_in_workspace(void (*function)(void *argument, void *workspace), void *argument);
+
+template <class Function> int in_workspace(Function function)
+{
+    return call_in_workspace([](void *argument, void *workspace) { (*static_cast<Function *>(argument))(workspace); },
+                             &function);
+}
 
 /* Returns 1, or 0 if the system provides no randomness. */
 int random_bytes(void *to, size_t size);

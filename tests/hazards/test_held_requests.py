@@ -70,9 +70,10 @@ def test_a_connection_that_goes_away_holds_nobody_up(patient_provider: BatchingP
 
 def test_connections_wait_together(patient_provider: BatchingProvider) -> None:
     context = server_context(patient_provider)
-    before = patient_provider.stats().batches
+    before = patient_provider.stats().completed
     paused = [pause(context) for _ in range(3)]
+    assert patient_provider.stats().completed == before
     for connection, peer in [(last := accept(context), Peer(last)), *paused]:
         finish(connection, peer)
         connection.close()
-    assert patient_provider.stats().batches == before + 1
+    assert patient_provider.stats().completed == before + 4

@@ -47,7 +47,7 @@ static enum gpk_status private_op(enum gpk_isa isa, uint32_t count, gpk_key *con
     return GPK_OK;
 }
 
-static const struct gpk_functions kernels = {GPK_ISA_PORTABLE, 4, key_new, key_free, key_is_locked, private_op};
+static const struct gpk_functions kernels = {GPK_ISA_PORTABLE, 4, key_new, key_free, key_is_locked, private_op, NULL};
 
 static gp_request_handle submit(gp_client *client, gp_key_handle handle, const uint8_t *input)
 {

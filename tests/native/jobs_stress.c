@@ -10,7 +10,7 @@
 
 #include "check.h"
 #include "queue/consumer.h"
-#include "queue/wait.h"
+#include "queue/request.h"
 
 #define JOBS 64
 
@@ -77,7 +77,7 @@ static int operation(void *argument)
     memcpy(input + 8, &connection->number, sizeof(connection->number));
     if (connection->mode == BLOCKED)
         ASYNC_block_pause();
-    result = gp_wait_private_op(world->client, world->key, world->key_handle, input, output);
+    result = gp_request_private_op(world->client, world->key, world->key_handle, input, output);
     if (connection->mode == BLOCKED)
         ASYNC_unblock_pause();
     /* The backend's answer, or OpenSSL's own where the job had to compute at once. */
@@ -209,7 +209,7 @@ static void run_fork(struct world *world)
         if (ASYNC_start_job(&paused.job, paused.context, &result, operation, NULL, 0) != ASYNC_FINISH || result != 1)
             _exit(1);
         ASYNC_WAIT_CTX_free(paused.context);
-        if (!gp_wait_private_op(world->client, world->key, world->key_handle, input, output)
+        if (!gp_request_private_op(world->client, world->key, world->key_handle, input, output)
             || !gp_key_public(world->key, output, back) || memcmp(back, input, world->key->bytes) != 0)
             _exit(2);
         _exit(0);

@@ -10,7 +10,7 @@
 
 #include "check.h"
 #include "queue/consumer.h"
-#include "queue/wait.h"
+#include "queue/request.h"
 
 #define THREADS 4
 #define WORKERS 2
@@ -41,7 +41,7 @@ static void *blocking_producer(void *argument)
     for (int i = 0; i < shared->rounds; i++) {
         number_for(input, shared->key->bytes, (uint64_t)i << 8 | (uintptr_t)&input >> 12);
         memset(output, 0, sizeof(output));
-        CHECK(gp_wait_private_op(shared->client, shared->key, shared->key_handle, input, output) == 1);
+        CHECK(gp_request_private_op(shared->client, shared->key, shared->key_handle, input, output) == 1);
         CHECK(memcmp(input, output, shared->key->bytes) == 0);
     }
     return NULL;
@@ -177,7 +177,7 @@ static void run(uint32_t depth, int rounds)
     CHECK(tags[0] == 77 && ok[0] == GP_FINISHED_CLOSED);
     gp_consumer_wait(shared.consumer, 0, 0, NULL, waiting, oldest);
     CHECK(waiting[0] == depth);
-    CHECK(gp_wait_private_op(shared.client, shared.key, shared.key_handle, input, outputs) == 1); /* at once */
+    CHECK(gp_request_private_op(shared.client, shared.key, shared.key_handle, input, outputs) == 1); /* at once */
     gp_client_remove_key(shared.client, shared.key_handle);
     gp_key_free(shared.key);
     gp_consumer_free(shared.consumer);

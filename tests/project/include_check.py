@@ -15,7 +15,7 @@ MAY_INCLUDE = {
         "keys": {"types", "process"},
         "staging": {"types", "keys"},
         "queue": {"types", "process", "keys"},
-        "provider": {"types", "keys", "queue"},
+        "provider": {"types", "process", "keys", "queue"},
     },
     "kernels": {
         "kernels": set(),

@@ -1,6 +1,5 @@
 #include "keys/cpu.h"
 
-#include <openssl/async.h>
 #include <openssl/crypto.h>
 #include <openssl/err.h>
 #include <stdatomic.h>
@@ -87,7 +86,7 @@ void gp_cpu_prepare(gp_cpu *cpu, gp_key *key)
     struct gpk_key *kernel_key;
     int untried = UNTRIED;
 
-    if (kernels == NULL || atomic_load(&key->preparation) != UNTRIED || ASYNC_get_current_job() != NULL
+    if (kernels == NULL || atomic_load(&key->preparation) != UNTRIED
         || !atomic_compare_exchange_strong(&key->preparation, &untried, BEING_PREPARED))
         return;
     kernel_key = *smallest <= kernels->lanes ? new_kernel_key(kernels, key) : NULL;
@@ -118,6 +117,25 @@ void gp_cpu_use_kernels(gp_cpu *cpu, const struct gpk_functions *kernels, uint32
         gp_cpu_prepare(cpu, key);
         gp_key_free(key);
     }
+}
+
+int gp_cpu_may_win(const gp_key *key)
+{
+    return atomic_load(&key->kernel_key) != NULL || atomic_load(&key->preparation) != TRIED;
+}
+
+int gp_cpu_has_kernel_key(const gp_cpu *cpu, gp_key_handle handle)
+{
+    gp_key *key = gp_key_table_get(cpu->keys, handle);
+    int has = key != NULL && atomic_load(&key->kernel_key) != NULL;
+
+    gp_key_free(key);
+    return has;
+}
+
+void gp_cpu_set_smallest(gp_cpu *cpu, uint32_t class_index, uint32_t smallest)
+{
+    atomic_store(&cpu->smallest[class_index], smallest);
 }
 
 /* How many of `count` rows go to the kernels: whole groups, and the rest if a group costs less than OpenSSL's rows. */

@@ -19,16 +19,23 @@ gp_rsa_key *gp_rsa_key_up_ref(gp_rsa_key *key)
     return key;
 }
 
+static void free_batched(gp_batched_key *batched)
+{
+    if (batched->handle != 0)
+        gp_client_remove_key(batched->client, batched->handle);
+    gp_client_free(batched->client);
+    gp_key_free(batched->key);
+    OPENSSL_free(batched);
+}
+
 /* What is known of the private key besides `inner`. */
 static void forget(gp_rsa_key *key)
 {
-    if (key->client != NULL) {
-        gp_client_remove_key(key->client, key->handle);
-        gp_client_free(key->client);
-        key->client = NULL;
+    gp_batched_key *batched = atomic_exchange(&key->batched, NULL), *older;
+    for (; batched != NULL; batched = older) {
+        older = batched->older;
+        free_batched(batched);
     }
-    gp_key_free(key->batched);
-    key->batched = NULL;
     OPENSSL_free(key->modulus);
     key->modulus = NULL;
     key->bits = key->bytes = 0;
@@ -82,26 +89,42 @@ static int import_batched(const OSSL_PARAM params[], void *argument)
     return *(EVP_PKEY **)argument != NULL;
 }
 
-static int add_to_client(gp_rsa_key *key, gp_client *client)
+int gp_rsa_key_is_batchable(const gp_rsa_key *key)
 {
+    return key->bits >= GP_MIN_BITS && key->bits <= GP_MAX_BITS && (key->modulus[key->bytes - 1] & 1) != 0;
+}
+
+static gp_batched_key *new_batched(gp_rsa_key *key, gp_client *client)
+{
+    gp_batched_key *batched = OPENSSL_zalloc(sizeof(*batched));
     EVP_PKEY *pkey = NULL;
+    if (batched == NULL)
+        return NULL;
+    batched->client = gp_client_up_ref(client);
     if (key->rsa->keymgmt.export(key->inner, OSSL_KEYMGMT_SELECT_KEYPAIR, import_batched, &pkey))
-        key->batched = gp_key_new(pkey);
+        batched->key = gp_key_new(pkey);
     EVP_PKEY_free(pkey);
-    if (key->batched == NULL)
-        return 0;
-    if (!gp_key_is_batchable(key->batched)) {
-        gp_key_free(key->batched);
-        key->batched = NULL;
-        return 1;
-    }
-    key->handle = gp_client_add_key(client, key->batched);
-    if (key->handle == 0) {
-        GP_RAISE(key->provider, GP_R_OUT_OF_MEMORY);
-        return 0;
-    }
-    key->client = gp_client_up_ref(client);
-    return 1;
+    if (batched->key != NULL)
+        batched->handle = gp_client_add_key(client, batched->key);
+    if (batched->handle != 0)
+        return batched;
+    free_batched(batched);
+    return NULL;
+}
+
+const gp_batched_key *gp_rsa_key_batched(gp_rsa_key *key, gp_client *client)
+{
+    gp_batched_key *newest = atomic_load(&key->batched), *made;
+    if (newest != NULL && newest->client == client)
+        return newest;
+    made = new_batched(key, client);
+    if (made == NULL)
+        return NULL;
+    made->older = newest;
+    if (atomic_compare_exchange_strong(&key->batched, &newest, made))
+        return made;
+    free_batched(made); /* another thread was first */
+    return newest;
 }
 
 /* To be called once `inner` has its numbers. 1, or 0 with an error queued. */
@@ -125,7 +148,10 @@ static int adopt(gp_rsa_key *key)
         GP_RAISE(key->provider, GP_R_OUT_OF_MEMORY);
         return 0;
     }
-    return client == NULL || add_to_client(key, client);
+    if (client == NULL || !gp_rsa_key_is_batchable(key) || gp_rsa_key_batched(key, client) != NULL)
+        return 1;
+    GP_RAISE(key->provider, GP_R_OUT_OF_MEMORY);
+    return 0;
 }
 
 /* ---- making one ---- */

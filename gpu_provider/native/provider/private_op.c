@@ -4,6 +4,10 @@
 #include <openssl/crypto.h>
 #include <openssl/rsa.h>
 
+#include "keys/cpu.h"
+#include "process.h"
+#include "queue/counts.h"
+#include "queue/request.h"
 #include "queue/wait.h"
 
 /* By the default provider, raw. */
@@ -46,13 +50,39 @@ static int compute(const gp_rsa_key *key, const uint8_t *input, uint8_t *output)
     return ok;
 }
 
+static int compute_batched(const gp_rsa_key *key, const gp_batched_key *batched, const uint8_t *input, uint8_t *output)
+{
+    if (gp_request_private_op(batched->client, batched->key, batched->handle, input, output))
+        return 1;
+    GP_RAISE(key->provider, GP_R_OPERATION_FAILED);
+    return 0;
+}
+
 int gp_private_op(gp_rsa_key *key, const uint8_t *input, uint8_t *output)
 {
-    if (key->client == NULL)
+    const gp_batched_key *batched = atomic_load(&key->batched);
+    gp_groups *groups = NULL;
+    gp_client *client;
+    uint64_t began_ns;
+    int ok;
+    if (key->provider->client != NULL || !gp_rsa_key_is_batchable(key))
+        return batched != NULL ? compute_batched(key, batched, input, output) : compute(key, input, output);
+    if (key->provider->groups.kernels != NULL && (batched == NULL || gp_cpu_may_win(batched->key)))
+        groups = gp_groups_of_process(&key->provider->groups);
+    if (groups == NULL) {
+        gp_count(&gp_counts_of(GP_CLASS_OF(key->bytes))->singles, 1);
         return compute(key, input, output);
-    if (!gp_wait_private_op(key->client, key->batched, key->handle, input, output)) {
-        GP_RAISE(key->provider, GP_R_OPERATION_FAILED);
-        return 0;
     }
-    return 1;
+    began_ns = gp_now_ns();
+    if (!gp_groups_is_alone(groups, key->bytes, !gp_wait_has_callback(), began_ns)) {
+        client = gp_groups_client(groups);
+        batched = client != NULL ? gp_rsa_key_batched(key, client) : NULL;
+        if (batched != NULL)
+            return compute_batched(key, batched, input, output);
+        began_ns = gp_now_ns();
+    }
+    gp_count(&gp_counts_of(GP_CLASS_OF(key->bytes))->singles, 1);
+    ok = compute(key, input, output);
+    gp_groups_computed_alone(groups, key->bytes, began_ns);
+    return ok;
 }

@@ -7,7 +7,13 @@
 #include <stdarg.h>
 #include <string.h>
 
+#include "queue/consumer.h"
+#include "queue/counts.h"
+
+#define DEFAULT_MAX_WAIT_US 5000u
+
 _Thread_local gp_client *gp_provider_pending_client;
+struct gp_provider_kernels gp_provider_kernels;
 
 static const OSSL_ITEM reasons[] = {
     {GP_R_INCONSISTENT_KEY, "the key's private part does not belong to its public part"},
@@ -72,6 +78,18 @@ static const OSSL_ITEM *get_reason_strings(void *provider)
     return reasons;
 }
 
+/* Of what this process and those that it was forked from have computed, by key size. Sizes in between count as the next
+ * larger one. */
+#define COUNTS_OF(X, bits, class_index)      \
+    X("singles-" bits, singles, class_index) \
+    X("groups-" bits, groups, class_index)   \
+    X("grouped-" bits, grouped, class_index) \
+    X("waits-" bits, waits, class_index)     \
+    X("waits-in-vain-" bits, in_vain, class_index)
+#define COUNTS(X)           \
+    COUNTS_OF(X, "2048", 0) \
+    COUNTS_OF(X, "2560", 1) COUNTS_OF(X, "3072", 2) COUNTS_OF(X, "3584", 3) COUNTS_OF(X, "4096", 4)
+
 static const OSSL_PARAM *gettable_params(void *provider)
 {
     static const OSSL_PARAM gettable[] = {
@@ -79,7 +97,10 @@ static const OSSL_PARAM *gettable_params(void *provider)
         OSSL_PARAM_utf8_ptr(OSSL_PROV_PARAM_VERSION, NULL, 0),
         OSSL_PARAM_utf8_ptr(OSSL_PROV_PARAM_BUILDINFO, NULL, 0),
         OSSL_PARAM_int(OSSL_PROV_PARAM_STATUS, NULL),
-        OSSL_PARAM_END,
+#define GETTABLE(name, field, class_index) OSSL_PARAM_uint64(name, NULL),
+        COUNTS(GETTABLE)
+#undef GETTABLE
+            OSSL_PARAM_END,
     };
     (void)provider;
     return gettable;
@@ -93,7 +114,13 @@ static int get_params(void *context, OSSL_PARAM params[])
     OSSL_PARAM *name = OSSL_PARAM_locate(params, OSSL_PROV_PARAM_NAME);
     OSSL_PARAM *version = OSSL_PARAM_locate(params, OSSL_PROV_PARAM_VERSION);
     OSSL_PARAM *build_info = OSSL_PARAM_locate(params, OSSL_PROV_PARAM_BUILDINFO);
-    OSSL_PARAM *status = OSSL_PARAM_locate(params, OSSL_PROV_PARAM_STATUS);
+    OSSL_PARAM *status = OSSL_PARAM_locate(params, OSSL_PROV_PARAM_STATUS), *count;
+#define SET_COUNT(name, field, class_index)                                                             \
+    count = OSSL_PARAM_locate(params, name);                                                            \
+    if (count != NULL && !OSSL_PARAM_set_uint64(count, atomic_load(&gp_counts_of(class_index)->field))) \
+        return 0;
+    COUNTS(SET_COUNT)
+#undef SET_COUNT
     return (name == NULL || OSSL_PARAM_set_utf8_ptr(name, GP_PROVIDER_NAME))
            && (version == NULL || OSSL_PARAM_set_utf8_ptr(version, GP_PROVIDER_VERSION))
            && (build_info == NULL || OSSL_PARAM_set_utf8_ptr(build_info, build))
@@ -136,17 +163,46 @@ static const OSSL_DISPATCH provider_functions[] = {
     {0, NULL},
 };
 
-/* From the provider's section of openssl.cnf. OpenSSL goes on without a provider that can't be loaded, so a value that
- * makes no sense must not be an error: any but 0 is taken as the strict one. */
-static void read_setting(gp_provider *provider, OSSL_FUNC_core_get_params_fn *get_core_params)
+/* A whole number of the configuration; `otherwise` for what is none, or not in the range. */
+static uint32_t number(const char *value, uint32_t least, uint32_t most, uint32_t otherwise)
 {
-    char *value = NULL;
+    uint64_t parsed = 0;
+    if (value == NULL || *value == '\0')
+        return otherwise;
+    for (; *value >= '0' && *value <= '9' && parsed <= most; value++)
+        parsed = parsed * 10 + (uint64_t)(*value - '0');
+    return *value == '\0' && parsed >= least && parsed <= most ? (uint32_t)parsed : otherwise;
+}
+
+/* From the provider's section of openssl.cnf. OpenSSL goes on without a provider that can't be loaded, so a value that
+ * makes no sense must not be an error ("gpu-provider check" tells): any implicit-rejection but 0 is taken as the strict
+ * one, and instead of other such values the defaults hold. */
+static void read_settings(gp_provider *provider, OSSL_FUNC_core_get_params_fn *get_core_params)
+{
+    char *reject = NULL, *kernels = NULL, *group = NULL, *wait = NULL, *directory = NULL;
     OSSL_PARAM params[] = {
-        OSSL_PARAM_construct_utf8_ptr("implicit-rejection", &value, 0),
+        OSSL_PARAM_construct_utf8_ptr("implicit-rejection", &reject, 0),
+        OSSL_PARAM_construct_utf8_ptr("kernels", &kernels, 0),
+        OSSL_PARAM_construct_utf8_ptr("max_group", &group, 0),
+        OSSL_PARAM_construct_utf8_ptr("max_wait", &wait, 0),
+        OSSL_PARAM_construct_utf8_ptr("counts_directory", &directory, 0),
         OSSL_PARAM_construct_end(),
     };
-    provider->always_reject_implicitly =
-        get_core_params(provider->handle, params) && value != NULL && strcmp(value, "0") != 0;
+    if (!get_core_params(provider->handle, params))
+        return;
+    provider->always_reject_implicitly = reject != NULL && strcmp(reject, "0") != 0;
+    if (provider->client != NULL)
+        return;
+    if (kernels != NULL && strcmp(kernels, "portable") == 0) {
+        provider->groups.kernels = gp_provider_kernels.portable;
+        provider->groups.pretend = 1;
+    } else if (kernels == NULL || strcmp(kernels, "off") != 0) {
+        provider->groups.kernels = gp_provider_kernels.fast;
+    }
+    if (directory != NULL)
+        gp_counts_publish(directory);
+    provider->groups.most = number(group, 2, GP_SMALL_BATCH, GP_SMALL_BATCH);
+    provider->groups.max_wait_ns = 1000u * (uint64_t)number(wait, 0, 1000000, DEFAULT_MAX_WAIT_US);
 }
 
 int gp_provider_init(const OSSL_CORE_HANDLE *handle, const OSSL_DISPATCH *in, const OSSL_DISPATCH **out,
@@ -193,7 +249,7 @@ int gp_provider_init(const OSSL_CORE_HANDLE *handle, const OSSL_DISPATCH *in, co
     if (gp_provider_pending_client != NULL)
         provider->client = gp_client_up_ref(gp_provider_pending_client);
     if (get_core_params != NULL)
-        read_setting(provider, get_core_params);
+        read_settings(provider, get_core_params);
     *out = provider_functions;
     *provider_context = provider;
     return 1;

@@ -1,4 +1,4 @@
-/* The OpenSSL provider: RSA key management, signature and asymmetric cipher over gp_wait_private_op().
+/* The OpenSSL provider: RSA key management, signature and asymmetric cipher over gp_request_private_op().
  *
  * What is not the private operation is done by OpenSSL's default provider (default_rsa.h). Threads and fibres:
  * DESIGN.md.
@@ -11,7 +11,7 @@
 #include <openssl/evp.h>
 
 #include "provider/default_rsa.h"
-#include "queue/client.h"
+#include "queue/groups.h"
 
 #define GP_PROVIDER_NAME "gpu_provider"
 #define GP_PROVIDER_VERSION "0.1.0"
@@ -21,15 +21,16 @@
 #define GP_PREFERENCE "?" GP_PROVIDER_NAME ".batched=yes"
 #define GP_RSA_NAMES "RSA:rsaEncryption:1.2.840.113549.1.1.1"
 
-/* One per loaded provider. client is NULL in programs without a batching provider: operations are computed at once. It
- * may change (embedded.c): a key keeps the client that it was imported with. */
+/* One per loaded provider. client is NULL in programs without a batching provider, which may have groups instead. It may
+ * change (embedded.c): a key keeps the client that it was imported with. */
 typedef struct gp_provider {
     const OSSL_CORE_HANDLE *handle;
     int same_libcrypto;   /* the application's and this module's; otherwise nothing is offered */
     OSSL_LIB_CTX *libctx; /* the application's; NULL: OpenSSL's default one */
     gp_client *client;
-    int always_reject_implicitly;  /* the setting: not even where the program or an old OpenSSL would not */
-    _Atomic(gp_default_rsa *) rsa; /* of libctx, once it was needed and there */
+    struct gp_group_settings groups; /* kernels is NULL: operations are computed at once */
+    int always_reject_implicitly;    /* the setting: not even where the program or an old OpenSSL would not */
+    _Atomic(gp_default_rsa *) rsa;   /* of libctx, once it was needed and there */
     OSSL_FUNC_core_new_error_fn *new_error;
     OSSL_FUNC_core_set_error_debug_fn *set_error_debug;
     OSSL_FUNC_core_vset_error_fn *vset_error;
@@ -38,6 +39,14 @@ typedef struct gp_provider {
 /* Set by gp_embedded_libctx_new() around OSSL_PROVIDER_load(), which calls gp_provider_init() on the same thread: the
  * only way to hand a built-in provider an argument. */
 extern _Thread_local gp_client *gp_provider_pending_client;
+
+/* The kernels that a provider without a client may use: set by the module, which is linked with them, before
+ * gp_provider_init(). NULL: none. */
+struct gp_provider_kernels {
+    const struct gpk_functions *fast;     /* of this processor; NULL where OpenSSL is faster */
+    const struct gpk_functions *portable; /* of any */
+};
+extern struct gp_provider_kernels gp_provider_kernels;
 
 OSSL_provider_init_fn gp_provider_init;
 
@@ -60,8 +69,16 @@ enum gp_reason {
 void gp_raise(const gp_provider *provider, enum gp_reason reason, const char *file, int line, const char *function);
 #define GP_RAISE(provider, reason) gp_raise(provider, reason, __FILE__, __LINE__, __func__)
 
+/* A key as a client has it in its key table. */
+typedef struct gp_batched_key {
+    gp_client *client;
+    gp_key *key;
+    gp_key_handle handle;
+    struct gp_batched_key *older; /* of another client: that of the process that this one was forked from */
+} gp_batched_key;
+
 /* The provider's key object (OpenSSL calls it keydata). Counted: operation contexts outlive the EVP_PKEY that they were
- * made from. Immutable once it has a key. */
+ * made from. Immutable once it has a key, but for `batched`. */
 typedef struct gp_rsa_key {
     atomic_int references;
     gp_provider *provider;
@@ -70,15 +87,18 @@ typedef struct gp_rsa_key {
     /* Of a private key; 0 and NULL otherwise, and the default provider does whatever is asked. */
     uint32_t bits;
     uint32_t bytes;
-    uint8_t *modulus; /* [bytes], most significant byte first */
-    /* A client has it in its key table as `handle`. NULL: operations are computed at once, by the default provider. */
-    gp_client *client;
-    gp_key *batched;
-    gp_key_handle handle;
+    uint8_t *modulus;                  /* [bytes], most significant byte first */
+    _Atomic(gp_batched_key *) batched; /* the newest; NULL: no client has it */
 } gp_rsa_key;
 
 gp_rsa_key *gp_rsa_key_up_ref(gp_rsa_key *key);
 void gp_rsa_key_free(gp_rsa_key *key);
+
+/* Whether the kernels may support it: a private key of GP_MIN_BITS to GP_MAX_BITS with an odd modulus. */
+int gp_rsa_key_is_batchable(const gp_rsa_key *key);
+
+/* The key in this client's table, where it is put if it is not there. NULL: out of memory. */
+const gp_batched_key *gp_rsa_key_batched(gp_rsa_key *key, gp_client *client);
 
 /* key->bytes of d, most significant byte first. 0 if it is longer. */
 int gp_rsa_key_private_exponent(const gp_rsa_key *key, uint8_t *exponent);

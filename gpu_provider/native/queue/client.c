@@ -3,10 +3,12 @@
 
 #include <errno.h>
 #include <linux/futex.h>
+#include <openssl/async.h>
 #include <openssl/crypto.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/syscall.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "process.h"
@@ -24,6 +26,8 @@ struct gp_client {
     gp_key_table *keys;
     gp_cpu *cpu;
     struct gp_waiter *waiters; /* [depth] */
+    struct gp_groups *groups;
+    void (*drop_orphans)(gp_client *client);
 
     pthread_mutex_t lock;
     int closed;
@@ -162,6 +166,17 @@ struct gp_waiter *gp_client_waiters(const gp_client *client)
     return client->waiters;
 }
 
+void gp_client_set_groups(gp_client *client, struct gp_groups *groups, void (*drop_orphans)(gp_client *client))
+{
+    client->groups = groups;
+    client->drop_orphans = drop_orphans;
+}
+
+struct gp_groups *gp_client_groups(const gp_client *client)
+{
+    return client->groups;
+}
+
 /* ---- keys ---- */
 
 gp_key_table *gp_client_keys(const gp_client *client)
@@ -178,8 +193,10 @@ gp_key_handle gp_client_add_key(gp_client *client, gp_key *key)
 {
     gp_key_handle handle = gp_key_table_add(client->keys, key);
 
-    if (handle != 0)
-        gp_cpu_prepare(client->cpu, key); /* after it is in the table, or gp_cpu_use_kernels() might miss it as well */
+    /* After it is in the table, or gp_cpu_use_kernels() might miss it as well. In a job or in a process without a
+     * batching thread not yet: an event loop would stand still, for a key that may have no second request. */
+    if (handle != 0 && client->groups == NULL && ASYNC_get_current_job() == NULL)
+        gp_cpu_prepare(client->cpu, key);
     return handle;
 }
 
@@ -497,6 +514,7 @@ gp_request_handle gp_client_put(gp_client *client, uint32_t slot, const struct g
     own->wait = waiter->wait;
     own->tag = waiter->tag;
     own->key = waiter->key;
+    own->waits = 0;
     atomic_store_explicit(&own->asleep, 0, memory_order_relaxed);
     queue->key[slot] = waiter->key;
     queue->bytes[slot] = bytes;
@@ -529,9 +547,11 @@ uint32_t gp_client_poll(const gp_client *client, gp_request_handle handle)
     return 0;
 }
 
-void gp_client_sleep_until_done(gp_client *client, gp_request_handle handle)
+void gp_client_sleep_until_done(gp_client *client, gp_request_handle handle, uint64_t deadline_ns)
 {
     _Atomic uint32_t *word = &client->queue.word[gp_request_slot(handle)];
+    const struct timespec deadline = {.tv_sec = (time_t)(deadline_ns / 1000000000u),
+                                      .tv_nsec = deadline_ns % 1000000000u};
     uint32_t now;
 
     gp_turn_end();
@@ -541,7 +561,11 @@ void gp_client_sleep_until_done(gp_client *client, gp_request_handle handle)
         now = atomic_load(word);
         if (GP_STATE(now) == GP_DONE_OK || GP_STATE(now) == GP_DONE_ERR)
             return;
-        syscall(SYS_futex, word, FUTEX_WAIT, now, NULL, NULL, 0);
+        if (syscall(SYS_futex, word, FUTEX_WAIT_BITSET, now, deadline_ns == GP_NO_DEADLINE ? NULL : &deadline, NULL,
+                    FUTEX_BITSET_MATCH_ANY)
+                != 0
+            && errno == ETIMEDOUT)
+            return;
     }
 }
 
@@ -570,8 +594,11 @@ void gp_client_orphan(gp_client *client, gp_request_handle handle)
             return;
         }
         if (atomic_compare_exchange_weak_explicit(word, &now, GP_WORD(GP_GENERATION(now), GP_ORPHANED),
-                                                  memory_order_acq_rel, memory_order_acquire))
+                                                  memory_order_acq_rel, memory_order_acquire)) {
+            if (client->drop_orphans != NULL)
+                client->drop_orphans(client);
             return;
+        }
     }
 }
 

@@ -78,12 +78,14 @@ enum gp_finished { GP_FINISHED_ERR = 0, GP_FINISHED_OK = 1, GP_FINISHED_CLOSED =
 uint32_t gp_client_take_finished(gp_client *client, uint32_t count, uint64_t *tags, uint8_t *ok, uint8_t *outputs);
 /* :cffi */
 
+struct gp_groups;
+
 gp_client *gp_client_up_ref(gp_client *client);
 
 int gp_client_is_forked(const gp_client *client); /* a copy, in a child of the process that made it */
 int gp_client_is_usable(gp_client *client);       /* not NULL, not closed, of this process */
 
-/* Takes a reference, and prepares the key for the kernels. Never 0 but out of memory or in a forked child. */
+/* Takes a reference, and may prepare the key for the kernels. Never 0 but out of memory or in a forked child. */
 gp_key_handle gp_client_add_key(gp_client *client, gp_key *key);
 
 /* Counts an operation that was computed at once. */
@@ -110,6 +112,7 @@ struct gp_waiter {
     struct gp_wait *wait;    /* JOB: one reference, passed to the consumer */
     uint64_t tag;            /* TAG */
     gp_key_handle key;       /* pinned until the request is done */
+    uint32_t waits;          /* groups.c has counted it among those that wait for company */
     _Atomic uint32_t asleep; /* a thread sleeps on the word: wake it */
 };
 
@@ -158,8 +161,9 @@ void gp_client_orphan(gp_client *client, gp_request_handle handle);
 /* GP_DONE_OK, GP_DONE_ERR, or 0 while it is not done. */
 uint32_t gp_client_poll(const gp_client *client, gp_request_handle handle);
 
-/* Sleeps until the request is done. */
-void gp_client_sleep_until_done(gp_client *client, gp_request_handle handle);
+/* Sleeps until the request is done, or until deadline_ns (CLOCK_MONOTONIC). */
+#define GP_NO_DEADLINE UINT64_MAX
+void gp_client_sleep_until_done(gp_client *client, gp_request_handle handle, uint64_t deadline_ns);
 
 /* Something to be told by the consumer's thread: a job's stack is no place for foreign code. Zeros at first. */
 struct gp_errand {
@@ -172,7 +176,12 @@ struct gp_errand {
 /* 1, or 0 if it is posted already: the reference to its `wait` stays the caller's then. */
 int gp_client_post(gp_client *client, struct gp_errand *errand);
 
-/* ---- a consumer in the same process: consumer.c ---- */
+/* ---- a consumer in the same process: consumer.c, groups.c ---- */
+
+/* Those who compute the client's requests where no thread of their own does; NULL: one does. Set once, before the
+ * client is used. drop_orphans is called when a request was orphaned. */
+void gp_client_set_groups(gp_client *client, struct gp_groups *groups, void (*drop_orphans)(gp_client *client));
+struct gp_groups *gp_client_groups(const gp_client *client);
 
 gp_queue *gp_client_queue(gp_client *client);
 struct gp_waiter *gp_client_waiters(const gp_client *client); /* [depth] */

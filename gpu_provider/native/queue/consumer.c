@@ -118,8 +118,7 @@ static uint64_t silence_before(const gp_consumer *consumer, uint32_t class_index
     return submitted_ns > last_ns ? submitted_ns - last_ns : 0;
 }
 
-/* Moves what was submitted into the size classes. */
-static void drain_ring(gp_consumer *consumer)
+void gp_consumer_drain(gp_consumer *consumer)
 {
     gp_queue *queue = consumer->queue;
     uint32_t slot;
@@ -265,35 +264,27 @@ enum served { NOTHING, SERVED, IN_VAIN /* it was one request, and its time had c
 /* Computes what is ready, if it is a small batch. */
 static enum served serve_small(gp_consumer *consumer, const struct gp_class_rule *rules)
 {
-    uint8_t inputs[GP_SMALL_BATCH * GP_MAX_BYTES], outputs[GP_SMALL_BATCH * GP_MAX_BYTES], ok[GP_SMALL_BATCH];
-    gp_request_handle handles[GP_SMALL_BATCH];
-    gp_key_handle keys[GP_SMALL_BATCH];
-    uint64_t submitted_ns[GP_SMALL_BATCH], start = gp_now_ns();
-    gp_cpu *cpu = gp_client_cpu(consumer->client);
+    uint64_t start = gp_now_ns();
     struct gp_small_batch batch = {.class_index = small_class(consumer, rules, start)};
-    uint32_t stride = GP_CLASS_BYTES(batch.class_index);
+    struct gp_group group;
     int overdue;
 
     if (batch.class_index == GP_CLASSES)
         return NOTHING;
     overdue = due_ns(consumer, batch.class_index, &rules[batch.class_index]) != 0;
     batch.held_ns = gp_consumer_held_ns(consumer, batch.class_index);
-    batch.requests = gp_consumer_take(consumer, batch.class_index, GP_SMALL_BATCH, handles, keys, inputs, submitted_ns);
-    if (batch.requests == 0)
+    gp_consumer_take_group(consumer, batch.class_index, &group);
+    if (group.requests == 0)
         return SERVED; /* they were orphans */
-    batch.again = gp_cpu_private(cpu, batch.requests, keys, inputs, outputs, stride, ok);
-    for (uint32_t i = 0; i < batch.requests; i++) {
-        if (batch.again > 0 && !ok[i])
-            gp_libcrypto_private(gp_client_keys(consumer->client), 1, keys + i, inputs + (size_t)i * stride,
-                                 outputs + (size_t)i * stride, stride, ok + i);
-        batch.failed += !ok[i];
-    }
-    batch.newest_ns = submitted_ns[batch.requests - 1];
-    batch.waited_ns = start - submitted_ns[0];
+    gp_consumer_compute_group(consumer, &group);
+    batch.requests = group.requests;
+    batch.failed = group.failed;
+    batch.again = group.again;
+    batch.newest_ns = group.submitted_ns[group.requests - 1];
+    batch.waited_ns = start - group.submitted_ns[0];
     batch.executed_ns = gp_now_ns() - start;
     record_small(consumer, &batch); /* first: who gets a result sees it counted */
-    gp_consumer_complete(consumer, batch.requests, handles, outputs, stride, ok);
-    OPENSSL_cleanse(outputs, (size_t)batch.requests * stride);
+    gp_consumer_complete_group(consumer, &group);
     return overdue && batch.requests == 1 ? IN_VAIN : SERVED;
 }
 
@@ -311,7 +302,7 @@ uint64_t gp_consumer_wait(gp_consumer *consumer, int64_t timeout_ns, int watch_s
     }
     gp_client_hold_turns(consumer->client, held);
     memset(consumer->awaited, 0, sizeof(consumer->awaited));
-    drain_ring(consumer);
+    gp_consumer_drain(consumer);
     for (;;) {
         enum served served = SERVED;
         uint64_t now, until;
@@ -321,7 +312,7 @@ uint64_t gp_consumer_wait(gp_consumer *consumer, int64_t timeout_ns, int watch_s
             break;
         while (small && served == SERVED && count_small(consumer) < GP_SMALL_BATCHES
                && (served = serve_small(consumer, rules)) != NOTHING)
-            drain_ring(consumer);
+            gp_consumer_drain(consumer);
         now = gp_now_ns();
         if (served == IN_VAIN || (watch_submissions && has_news(consumer, rules, now)))
             break;
@@ -333,7 +324,7 @@ uint64_t gp_consumer_wait(gp_consumer *consumer, int64_t timeout_ns, int watch_s
         if (until > deadline)
             until = deadline;
         gp_queue_sleep(consumer->queue, until == UINT64_MAX ? -1 : (int64_t)(until - now), watch_submissions);
-        drain_ring(consumer);
+        gp_consumer_drain(consumer);
     }
     for (uint32_t i = 0; i < GP_CLASSES; i++) {
         const struct gp_slot_list *list = &consumer->waiting[i];
@@ -496,4 +487,62 @@ void gp_consumer_complete(gp_consumer *consumer, uint32_t count, const gp_reques
     }
     if (pinned.pins > 0)
         gp_client_unpin_key(consumer->client, pinned.key, pinned.pins);
+}
+
+/* ---- one group ---- */
+
+uint32_t gp_consumer_waiting(const gp_consumer *consumer, uint32_t class_index, uint32_t *first_slot)
+{
+    const struct gp_slot_list *list = &consumer->waiting[class_index];
+
+    if (list->count > 0)
+        *first_slot = list->slots[list->first];
+    return list->count;
+}
+
+void gp_consumer_drop_orphans(gp_consumer *consumer, uint32_t class_index)
+{
+    gp_queue *queue = consumer->queue;
+    struct gp_slot_list *list = &consumer->waiting[class_index];
+
+    for (uint32_t left = list->count; left > 0; left--) {
+        uint32_t slot = gp_slot_list_pop(list, queue->depth);
+        uint32_t word = atomic_load_explicit(&queue->word[slot], memory_order_acquire);
+
+        if (GP_STATE(word) == GP_ORPHANED)
+            free_orphan(consumer, slot, GP_GENERATION(word));
+        else
+            gp_slot_list_push(list, queue->depth, slot);
+    }
+}
+
+void gp_consumer_take_group(gp_consumer *consumer, uint32_t class_index, struct gp_group *group)
+{
+    group->class_index = class_index;
+    group->failed = group->again = 0;
+    group->requests = gp_consumer_take(consumer, class_index, GP_SMALL_BATCH, group->handles, group->keys,
+                                       group->inputs, group->submitted_ns);
+}
+
+void gp_consumer_compute_group(gp_consumer *consumer, struct gp_group *group)
+{
+    uint32_t stride = GP_CLASS_BYTES(group->class_index);
+
+    group->again = gp_cpu_private(gp_client_cpu(consumer->client), group->requests, group->keys, group->inputs,
+                                  group->outputs, stride, group->ok);
+    for (uint32_t i = 0; i < group->requests; i++) {
+        if (group->again > 0 && !group->ok[i])
+            gp_libcrypto_private(gp_client_keys(consumer->client), 1, group->keys + i,
+                                 group->inputs + (size_t)i * stride, group->outputs + (size_t)i * stride, stride,
+                                 group->ok + i);
+        group->failed += !group->ok[i];
+    }
+}
+
+void gp_consumer_complete_group(gp_consumer *consumer, struct gp_group *group)
+{
+    uint32_t stride = GP_CLASS_BYTES(group->class_index);
+
+    gp_consumer_complete(consumer, group->requests, group->handles, group->outputs, stride, group->ok);
+    OPENSSL_cleanse(group->outputs, (size_t)group->requests * stride);
 }

@@ -84,4 +84,29 @@ struct gp_small_batch {
 uint32_t gp_consumer_small_batches(gp_consumer *consumer, struct gp_small_batch batches[GP_SMALL_BATCHES], int take);
 /* :cffi */
 
+/* ---- one group at a time, for gp_consumer_wait() and for groups.c instead of it ---- */
+
+/* Requests of one size class that are computed together. About 9 KiB. */
+struct gp_group {
+    uint32_t class_index;
+    uint32_t requests;
+    uint32_t failed; /* of those, ERR */
+    uint32_t again;  /* of those, computed again by OpenSSL because the kernels failed */
+    gp_request_handle handles[GP_SMALL_BATCH];
+    gp_key_handle keys[GP_SMALL_BATCH];
+    uint64_t submitted_ns[GP_SMALL_BATCH];
+    uint8_t ok[GP_SMALL_BATCH];
+    uint8_t inputs[GP_SMALL_BATCH * GP_MAX_BYTES], outputs[GP_SMALL_BATCH * GP_MAX_BYTES];
+};
+
+/* One thread at a time: these and gp_consumer_take(). */
+void gp_consumer_drain(gp_consumer *consumer); /* moves what was submitted into the size classes */
+uint32_t gp_consumer_waiting(const gp_consumer *consumer, uint32_t class_index, uint32_t *first_slot); /* how many */
+void gp_consumer_drop_orphans(gp_consumer *consumer, uint32_t class_index);
+void gp_consumer_take_group(gp_consumer *consumer, uint32_t class_index, struct gp_group *group);
+
+/* Any thread. The second also wipes the outputs. */
+void gp_consumer_compute_group(gp_consumer *consumer, struct gp_group *group);
+void gp_consumer_complete_group(gp_consumer *consumer, struct gp_group *group);
+
 #endif

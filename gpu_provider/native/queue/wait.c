@@ -1,7 +1,5 @@
-/* The three ways in which a caller of gp_wait_private_op() waits: a paused job with a callback, a paused job with a
- * wait fd, and a sleeping thread. DESIGN.md tells the whole story; the rules that this file keeps are:
+/* The rules that this file keeps:
  *
- * - Every pause is in a loop on the request's own state: a job can be resumed at any time, for any reason.
  * - Nothing points into the job's stack: the connection may be freed while the request is in a batch, and the stack
  *   goes with it. What outlives the job is the slot and the gp_wait, which is counted.
  * - The application may free the connection while another thread is about to fire its callback. libssl's callback
@@ -17,22 +15,29 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
+#include <sys/ioctl.h>
+#include <sys/timerfd.h>
 #include <unistd.h>
 
 #include "process.h"
 
-/* One per ASYNC_WAIT_CTX, that is per connection; registered in it under `wait_key`, with an eventfd of its own or,
- * when the application has a callback, with `silent_fd`, which is never signalled: OpenSSL offers its cleanup hook only
- * to wait fds. */
+/* One per ASYNC_WAIT_CTX, that is per connection; registered in it under `wait_key` when its job first pauses, with a
+ * timerfd of its own or, when the application has a callback, with `silent_fd`, which is never signalled: OpenSSL offers
+ * its cleanup hook only to wait fds. Not before: HAProxy 2.6 adopts the descriptors when a handshake pauses, and ends when
+ * a connection is closed that has one which it never saw. */
 struct gp_wait {
     /* One cache line, which is all that a completion touches: it is cold then. */
     _Alignas(64) atomic_int references;
-    int fd; /* -1: callback mode */
+    int fd; /* -1: callback mode, or not registered */
     pthread_mutex_t lock;
     _Atomic(ASYNC_WAIT_CTX *) context; /* NULL once OpenSSL has freed it; changed under the lock */
-    unsigned firing;                   /* callbacks under way */
+    unsigned short firing;             /* callbacks under way */
+    unsigned short paused;             /* the job has, or is about to: whoever completes it tells */
 
     pthread_cond_t fired;
+    int has_callback;
+    int registered;
+    uint64_t armed_ns; /* until when its descriptor stays silent by itself; GP_NO_DEADLINE: for ever */
     gp_client *client;
     gp_request_handle in_flight; /* or 0 */
     int queued;
@@ -67,7 +72,7 @@ void gp_wait_free(struct gp_wait *wait)
     free(wait);
 }
 
-static struct gp_wait *up_ref(struct gp_wait *wait)
+struct gp_wait *gp_wait_up_ref(struct gp_wait *wait)
 {
     atomic_fetch_add_explicit(&wait->references, 1, memory_order_relaxed);
     return wait;
@@ -120,8 +125,14 @@ static int has_callback(ASYNC_WAIT_CTX *context)
     return ASYNC_WAIT_CTX_get_callback(context, &callback, &argument) && callback != NULL;
 }
 
-/* The connection's gp_wait, made at the first operation; the context has the reference. NULL: no fd or memory. */
-static struct gp_wait *wait_of(gp_client *client, ASYNC_WAIT_CTX *context)
+int gp_wait_has_callback(void)
+{
+    ASYNC_JOB *job = ASYNC_get_current_job();
+
+    return job != NULL && has_callback(ASYNC_get_wait_ctx(job));
+}
+
+struct gp_wait *gp_wait_of(gp_client *client, ASYNC_WAIT_CTX *context)
 {
     struct gp_wait *wait;
     OSSL_ASYNC_FD fd;
@@ -139,24 +150,89 @@ static struct gp_wait *wait_of(gp_client *client, ASYNC_WAIT_CTX *context)
     memset(wait, 0, sizeof(*wait));
     wait->retry = (struct gp_errand){.run = notify_and_free, .wait = wait};
     wait->fd = -1;
-    if (!has_callback(context)) {
-        wait->fd = fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-    } else {
-        pthread_once(&silent_once, make_silent_fd);
-        fd = silent_fd;
-    }
-    if (fd < 0 || !ASYNC_WAIT_CTX_set_wait_fd(context, &wait_key, fd, wait, context_freed)) {
-        if (wait->fd >= 0)
-            close(wait->fd);
-        free(wait);
-        return NULL;
-    }
+    wait->has_callback = has_callback(context);
+    wait->armed_ns = GP_NO_DEADLINE;
     atomic_init(&wait->references, 1);
     wait->client = gp_client_up_ref(client);
     wait->context = context;
     pthread_mutex_init(&wait->lock, NULL);
     pthread_cond_init(&wait->fired, NULL);
     return wait;
+}
+
+/* From now on the wait context has the reference. 0: no descriptor or memory. */
+static int register_wait(struct gp_wait *wait)
+{
+    int fd;
+
+    if (wait->registered)
+        return 1;
+    if (wait->has_callback) {
+        pthread_once(&silent_once, make_silent_fd);
+        fd = silent_fd;
+    } else {
+        wait->fd = fd = timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK);
+    }
+    wait->registered = fd >= 0 && ASYNC_WAIT_CTX_set_wait_fd(wait->context, &wait_key, fd, wait, context_freed);
+    if (!wait->registered && wait->fd >= 0) {
+        close(wait->fd);
+        wait->fd = -1;
+    }
+    return wait->registered;
+}
+
+void gp_wait_leave(struct gp_wait *wait)
+{
+    if (wait->registered)
+        return;
+    pthread_mutex_lock(&wait->lock);
+    wait->context = NULL;
+    pthread_mutex_unlock(&wait->lock);
+    gp_wait_free(wait);
+}
+
+/* ---- its descriptor: readable when the request is done, or at a deadline ---- */
+
+#ifndef TFD_IOC_SET_TICKS /* in linux/timerfd.h, which does not go together with sys/timerfd.h */
+#define TFD_IOC_SET_TICKS _IOW('T', 0, uint64_t)
+#endif
+
+static void set_timer(int fd, uint64_t seconds, uint64_t nanoseconds)
+{
+    const struct itimerspec time = {.it_value = {.tv_sec = (time_t)seconds, .tv_nsec = (long)nanoseconds}};
+
+    (void)timerfd_settime(fd, TFD_TIMER_ABSTIME, &time, NULL);
+}
+
+void gp_wait_arm(struct gp_wait *wait, uint64_t deadline_ns)
+{
+    if (wait->fd < 0 || wait->armed_ns == deadline_ns)
+        return;
+    wait->armed_ns = deadline_ns;
+    if (deadline_ns == GP_NO_DEADLINE)
+        set_timer(wait->fd, 0, 0);
+    else
+        set_timer(wait->fd, deadline_ns / 1000000000u, deadline_ns % 1000000000u);
+}
+
+/* Through the timer, the end would cost an interrupt (8 us where the machine is a virtual one). Without
+ * CONFIG_CHECKPOINT_RESTORE in the kernel it has to: the time is past. */
+static void signal_end(int fd)
+{
+    const uint64_t ticks = 1;
+
+    if (ioctl(fd, TFD_IOC_SET_TICKS, &ticks) != 0)
+        set_timer(fd, 0, 1);
+}
+
+static void drain(struct gp_wait *wait)
+{
+    uint64_t ticks;
+
+    if (wait->fd >= 0 && read(wait->fd, &ticks, sizeof(ticks)) < 0)
+        return; /* EAGAIN: resumed early, nothing was signalled */
+    if (wait->armed_ns != GP_NO_DEADLINE && wait->armed_ns <= gp_now_ns())
+        wait->armed_ns = GP_NO_DEADLINE; /* it fires once */
 }
 
 void gp_wait_prefetch(const struct gp_wait *wait)
@@ -171,12 +247,9 @@ void gp_wait_notify(struct gp_wait *wait)
     struct gp_wait *outer;
 
     pthread_mutex_lock(&wait->lock);
-    if (wait->context != NULL) {
+    if (wait->context != NULL && wait->paused) {
         if (wait->fd >= 0) {
-            const uint64_t one = 1;
-            ssize_t written = write(wait->fd, &one, sizeof(one)); /* EAGAIN: signalled 2^64 times already */
-
-            (void)written;
+            signal_end(wait->fd);
         } else if (ASYNC_WAIT_CTX_get_callback(wait->context, &callback, &argument) && callback != NULL) {
             wait->firing++;
         }
@@ -203,13 +276,6 @@ void gp_wait_set_error(struct gp_wait *wait)
     pthread_mutex_unlock(&wait->lock);
 }
 
-/* RETRY is told by the consumer, not here: this code runs on the job's 32 KiB stack, and the callback is not ours. */
-static void ask_to_announce(struct gp_wait *wait)
-{
-    if (!gp_client_post(wait->client, &up_ref(wait)->retry))
-        gp_wait_free(wait);
-}
-
 /* ---- pausing ---- */
 
 /* ASYNC_pause_job() returns at once, without pausing, under ASYNC_block_pause(), and OpenSSL has no call that tells. A
@@ -219,33 +285,33 @@ static void ask_to_announce(struct gp_wait *wait)
 #define AT_ONCE_NS 1500u
 #define AT_ONCE_LIMIT 32u
 
-struct pauser {
-    unsigned at_once;
-};
-
-/* 1 after a pause; 0 if this job can't pause. */
-static int pause_job(struct pauser *pauser)
+enum gp_pausing gp_wait_prepare_to_pause(struct gp_pauser *pauser, uint64_t deadline_ns)
 {
-    uint64_t before;
+    struct gp_wait *wait = pauser->wait;
 
     if (pauser->at_once >= AT_ONCE_LIMIT)
-        return 0;
-    before = gp_now_ns();
-    if (!ASYNC_pause_job()) {
-        pauser->at_once = AT_ONCE_LIMIT;
-        return 0;
-    }
-    if (gp_now_ns() - before < AT_ONCE_NS)
-        pauser->at_once++;
-    return 1;
+        return GP_PAUSING_IS_BLOCKED;
+    if (!register_wait(wait))
+        return GP_NO_DESCRIPTOR;
+    pthread_mutex_lock(&wait->lock);
+    wait->paused = 1;
+    pthread_mutex_unlock(&wait->lock);
+    gp_wait_arm(wait, deadline_ns);
+    return GP_MAY_PAUSE;
 }
 
-static void drain(int fd)
+int gp_wait_pause(struct gp_pauser *pauser)
 {
-    uint64_t signals;
+    uint64_t before = gp_now_ns();
 
-    if (fd >= 0 && read(fd, &signals, sizeof(signals)) < 0)
-        return; /* EAGAIN: resumed early, nothing was signalled */
+    if (!ASYNC_pause_job())
+        pauser->at_once = AT_ONCE_LIMIT;
+    else if (gp_now_ns() - before < AT_ONCE_NS)
+        pauser->at_once++;
+    if (gp_client_is_forked(pauser->wait->client))
+        return 0;
+    drain(pauser->wait); /* before the caller looks: the end is published first, the signal follows */
+    return 1;
 }
 
 /* What context_freed() has to undo. A job is at most in one of the two places. */
@@ -258,6 +324,8 @@ static void set_place(struct gp_wait *wait, int queued, gp_request_handle in_fli
     wait->in_flight = in_flight;
     wait->queued = queued;
     wait->thread = pthread_self();
+    if (!is)
+        wait->paused = 0;
     pthread_mutex_unlock(&wait->lock);
     if (is && !was)
         waiting_jobs++;
@@ -265,110 +333,53 @@ static void set_place(struct gp_wait *wait, int queued, gp_request_handle in_fli
         waiting_jobs--;
 }
 
-/* Returns a slot, or GP_CLOSED_SLOT: compute at once. */
-static uint32_t claim_in_job(gp_client *client, struct gp_wait *wait, struct pauser *pauser)
+void gp_wait_set_request(struct gp_wait *wait, gp_request_handle handle)
 {
+    set_place(wait, 0, handle);
+}
+
+unsigned gp_wait_jobs_of_thread(void)
+{
+    return waiting_jobs;
+}
+
+/* ---- the wait queue ---- */
+
+/* RETRY is told by the consumer, not here: this code runs on the job's 32 KiB stack, and the callback is not ours. */
+static void ask_to_announce(struct gp_wait *wait)
+{
+    if (!gp_client_post(wait->client, &gp_wait_up_ref(wait)->retry))
+        gp_wait_free(wait);
+}
+
+uint32_t gp_wait_for_slot(struct gp_pauser *pauser)
+{
+    struct gp_wait *wait = pauser->wait;
     struct gp_queued *entry = &wait->entry;
     uint32_t slot;
 
-    slot = gp_client_claim(client, NULL);
-    if (slot != GP_NO_SLOT)
-        return slot;
     ASYNC_WAIT_CTX_set_status(wait->context, ASYNC_STATUS_EAGAIN); /* before anyone can fire the callback */
     entry->kind = GP_WAITER_JOB;
     entry->reserved = notify_and_free;
-    entry->wait = up_ref(wait);
-    slot = gp_client_claim(client, entry);
+    entry->wait = gp_wait_up_ref(wait);
+    slot = gp_client_claim(wait->client, entry);
     if (slot != GP_NO_SLOT) {
         gp_wait_free(wait);
         return slot;
     }
     set_place(wait, 1, 0);
-    if (wait->fd < 0)
+    if (gp_wait_prepare_to_pause(pauser, GP_NO_DEADLINE) == GP_MAY_PAUSE && wait->fd < 0)
         ask_to_announce(wait);
     while ((slot = atomic_load_explicit(&entry->slot, memory_order_acquire)) == GP_NO_SLOT) {
-        if (!pause_job(pauser)) {
-            if (gp_client_leave_wait_queue(client, entry))
+        if (gp_wait_prepare_to_pause(pauser, GP_NO_DEADLINE) != GP_MAY_PAUSE) {
+            if (gp_client_leave_wait_queue(wait->client, entry))
                 gp_wait_free(wait);
             slot = GP_CLOSED_SLOT;
             break;
         }
-        if (gp_client_is_forked(client)) /* everything in flight is the parent's: compute, and leave the queue alone */
+        if (!gp_wait_pause(pauser)) /* everything in flight is the parent's: compute, and leave the queue alone */
             return GP_CLOSED_SLOT;
-        drain(wait->fd);
     }
     set_place(wait, 0, 0);
     return slot;
-}
-
-enum outcome { FAILED = 0, DONE = 1, COMPUTE_DIRECTLY = 2 };
-
-static enum outcome wait_in_job(gp_client *client, struct gp_wait *wait, gp_key *key, gp_key_handle key_handle,
-                                const uint8_t *input, uint8_t *output)
-{
-    struct gp_waiter waiter = {.kind = GP_WAITER_JOB, .key = key_handle};
-    struct pauser pauser = {0};
-    uint32_t slot = claim_in_job(client, wait, &pauser);
-    gp_request_handle handle;
-
-    ASYNC_WAIT_CTX_set_status(wait->context, ASYNC_STATUS_OK);
-    if (slot == GP_CLOSED_SLOT)
-        return COMPUTE_DIRECTLY;
-    waiter.wait = up_ref(wait);
-    handle = gp_client_put(client, slot, &waiter, key->bytes, input, 1);
-    if (handle == 0) {
-        gp_wait_free(wait);
-        return COMPUTE_DIRECTLY;
-    }
-    set_place(wait, 0, handle);
-    while (gp_client_poll(client, handle) == 0) {
-        if (!pause_job(&pauser))
-            gp_client_sleep_until_done(client, handle);
-        if (gp_client_is_forked(client))
-            return COMPUTE_DIRECTLY;
-        drain(wait->fd); /* before looking: DONE is published first, the signal follows */
-    }
-    set_place(wait, 0, 0);
-    return gp_client_collect(client, handle, key->bytes, output, 1) ? DONE : FAILED;
-}
-
-static enum outcome wait_in_thread(gp_client *client, gp_key *key, gp_key_handle key_handle, const uint8_t *input,
-                                   uint8_t *output)
-{
-    const struct gp_waiter waiter = {.kind = GP_WAITER_THREAD, .key = key_handle};
-    uint32_t slot = waiting_jobs == 0 ? gp_client_claim_asleep(client) : gp_client_claim(client, NULL);
-    gp_request_handle handle;
-
-    if (slot == GP_NO_SLOT || slot == GP_CLOSED_SLOT)
-        return COMPUTE_DIRECTLY;
-    handle = gp_client_put(client, slot, &waiter, key->bytes, input, 1);
-    if (handle == 0)
-        return COMPUTE_DIRECTLY;
-    gp_client_sleep_until_done(client, handle);
-    return gp_client_collect(client, handle, key->bytes, output, 1) ? DONE : FAILED;
-}
-
-int gp_wait_private_op(gp_client *client, gp_key *key, gp_key_handle handle, const uint8_t *input, uint8_t *output)
-{
-    enum outcome outcome = COMPUTE_DIRECTLY;
-    uint32_t bytes;
-
-    if (gp_client_is_usable(client)) {
-        ASYNC_JOB *job = ASYNC_get_current_job();
-        struct gp_wait *wait = job != NULL ? wait_of(client, ASYNC_get_wait_ctx(job)) : NULL;
-
-        /* A job that can't be told of the end must not sleep in an event loop for a batch's time: it computes. */
-        if ((job == NULL || wait != NULL) && gp_key_table_pin(gp_client_keys(client), handle, &bytes)) {
-            outcome = wait != NULL ? wait_in_job(client, wait, key, handle, input, output)
-                                   : wait_in_thread(client, key, handle, input, output);
-            if (outcome == COMPUTE_DIRECTLY && !gp_client_is_forked(client))
-                gp_client_unpin_key(client, handle, 1);
-        }
-    }
-    if (outcome == COMPUTE_DIRECTLY) {
-        if (client != NULL)
-            gp_client_count_direct(client);
-        outcome = gp_key_private(key, input, output) ? DONE : FAILED;
-    }
-    return outcome == DONE;
 }

@@ -1,0 +1,375 @@
+#define _GNU_SOURCE
+#include "queue/groups.h"
+
+#include <openssl/async.h>
+#include <openssl/crypto.h>
+#include <pthread.h>
+#include <sched.h>
+#include <stdatomic.h>
+#include <stdlib.h>
+#include <time.h>
+
+#include "keys/cpu.h"
+#include "process.h"
+#include "queue/consumer.h"
+#include "queue/counts.h"
+
+/* Slots: a group in the making for each size class, and one for each of 58 threads that compute. Where there are more,
+ * requests are computed by themselves. */
+#define DEPTH 512u
+
+/* The others' deadline, after that of the oldest: it computes for them, unless its owner is gone or busy with something
+ * else. */
+#define GRACE_NS 2000000u
+
+/* Of so many groups one explores, and the next ones too as long as there were more. Rarely enough that a closed loop of a
+ * few clients, where there are none, does not see it in the 99th percentile of its latency. */
+#define EXPLORE 150u
+
+struct size_class {
+    struct gp_pace pace;
+    struct gp_costs measured;
+    struct gp_patience patience;
+    uint64_t last_ns; /* the last request began */
+    uint32_t groups;  /* one after the other */
+    int explores; /* the next group is to find out whether more come together: it waits until it is full, for twice as long */
+};
+
+/* The share of the time in which a thread, or the process, has a processor. */
+struct usage {
+    uint64_t at_ns, used_ns;
+    double share;
+};
+
+struct gp_groups {
+    uint32_t fork_epoch;
+    struct gp_group_settings settings;
+    double processors; /* that the process may use */
+
+    pthread_mutex_t lock;
+    gp_client *client; /* NULL: not made yet */
+    gp_consumer *consumer;
+    struct size_class classes[GP_CLASSES];
+    uint64_t computed_ns; /* when a computation last ended */
+    struct usage process;
+    double delay; /* times as long as a computation takes by itself: threads share processors */
+};
+
+static _Atomic(gp_groups *) current;
+
+/* Of a Zen 5, with OpenSSL 3.0, in nanoseconds. */
+static const struct gp_costs typical_costs[GP_CLASSES] = {
+    {215e3, 487e3}, {0.9e6, 1.1e6}, {1.37e6, 1.68e6}, {2.2e6, 2.7e6}, {3.15e6, 3.95e6},
+};
+
+/* ---- making ---- */
+
+static gp_groups *make(const struct gp_group_settings *settings)
+{
+    gp_groups *groups = calloc(1, sizeof(*groups));
+    cpu_set_t processors;
+
+    if (groups == NULL)
+        return NULL;
+    groups->fork_epoch = gp_fork_epoch();
+    groups->settings = *settings;
+    groups->processors = sched_getaffinity(0, sizeof(processors), &processors) == 0 ? CPU_COUNT(&processors) : 1;
+    groups->delay = 1;
+    for (uint32_t i = 0; i < GP_CLASSES; i++)
+        groups->classes[i].patience.least = 1;
+    pthread_mutex_init(&groups->lock, NULL);
+    return groups;
+}
+
+gp_groups *gp_groups_of_process(const struct gp_group_settings *settings)
+{
+    gp_groups *found = atomic_load_explicit(&current, memory_order_acquire), *made;
+
+    if (found != NULL && found->fork_epoch == gp_fork_epoch())
+        return found;
+    gp_watch_forks();
+    made = make(settings);
+    if (made == NULL || atomic_compare_exchange_strong(&current, &found, made))
+        return made;
+    free(made); /* another thread was first */
+    return found;
+}
+
+/* A request was orphaned: its slot and key are let go if nobody computes it. */
+static void drop_orphans(gp_client *client)
+{
+    gp_groups *groups = gp_client_groups(client);
+
+    pthread_mutex_lock(&groups->lock);
+    gp_consumer_drain(groups->consumer);
+    for (uint32_t i = 0; i < GP_CLASSES; i++)
+        gp_consumer_drop_orphans(groups->consumer, i);
+    pthread_mutex_unlock(&groups->lock);
+}
+
+/* With the lock. */
+static void make_client(gp_groups *groups)
+{
+    gp_client *client = gp_client_new(DEPTH);
+
+    if (client == NULL)
+        return;
+    groups->consumer = gp_consumer_new(client);
+    if (groups->consumer == NULL) {
+        gp_client_free(client);
+        return;
+    }
+    gp_cpu_use_kernels(gp_client_cpu(client), groups->settings.kernels, 2);
+    gp_client_set_groups(client, groups, drop_orphans);
+    groups->client = client;
+}
+
+gp_client *gp_groups_client(gp_groups *groups)
+{
+    gp_client *client;
+
+    pthread_mutex_lock(&groups->lock);
+    if (groups->client == NULL)
+        make_client(groups);
+    client = groups->client;
+    pthread_mutex_unlock(&groups->lock);
+    return client;
+}
+
+/* ---- what processors are spent on; with the lock ---- */
+
+#define LOOK_NS 20000000u
+
+static uint64_t clock_ns(clockid_t id)
+{
+    struct timespec time;
+
+    clock_gettime(id, &time);
+    return (uint64_t)time.tv_sec * 1000000000u + (uint64_t)time.tv_nsec;
+}
+
+static double share(struct usage *usage, clockid_t id, double processors, uint64_t now)
+{
+    uint64_t used_ns;
+
+    if (now - usage->at_ns < LOOK_NS)
+        return usage->share;
+    used_ns = clock_ns(id);
+    if (usage->at_ns != 0 && used_ns > usage->used_ns) /* a forked child's clock starts again */
+        usage->share +=
+            ((double)(used_ns - usage->used_ns) / (double)(now - usage->at_ns) / processors - usage->share) / 2;
+    usage->at_ns = now;
+    usage->used_ns = used_ns;
+    return usage->share;
+}
+
+/* The share of the time in which this thread, or the process, computes or would if it had the processor. A program whose
+ * threads are all busy makes its connections wait, however many processors are idle. */
+static double used(gp_groups *groups, uint64_t now)
+{
+    static _Thread_local struct usage thread;
+    double own = share(&thread, CLOCK_THREAD_CPUTIME_ID, 1, now);
+    double all = share(&groups->process, CLOCK_PROCESS_CPUTIME_ID, groups->processors, now);
+    double most = (own > all ? own : all) * groups->delay;
+
+    return most < 1 ? most : 1;
+}
+
+/* An estimate that forgets slowly what made something slower. */
+static void learn(gp_groups *groups, double *cost, uint64_t took_ns)
+{
+    double took = (double)took_ns + 1;
+
+    if (*cost == 0 || took < *cost)
+        *cost = took;
+    else
+        *cost += (took - *cost) / 256;
+    groups->delay += (took / *cost - groups->delay) / 16;
+}
+
+static const struct gp_costs *costs_of(const gp_groups *groups, const struct size_class *class)
+{
+    return groups->settings.pretend ? &typical_costs[class - groups->classes] : &class->measured;
+}
+
+static void rule_again(gp_groups *groups, struct size_class *class, uint64_t now)
+{
+    class->patience = gp_patience(&class->pace, costs_of(groups, class), used(groups, now), groups->settings.most,
+                                  groups->settings.max_wait_ns);
+}
+
+/* ---- requests by themselves ---- */
+
+/* With the lock. */
+static uint32_t count_waiting(gp_groups *groups, uint32_t class_index, uint32_t *first_slot)
+{
+    if (groups->consumer == NULL)
+        return 0;
+    gp_consumer_drain(groups->consumer);
+    return gp_consumer_waiting(groups->consumer, class_index, first_slot);
+}
+
+int gp_groups_is_alone(gp_groups *groups, uint32_t bytes, int can_wait, uint64_t now_ns)
+{
+    uint32_t class_index = GP_CLASS_OF(bytes), first_slot;
+    struct size_class *class = &groups->classes[class_index];
+    uint64_t before, gap;
+    int alone;
+
+    pthread_mutex_lock(&groups->lock);
+    /* The time in which something was computed is no silence: nobody else may have had a processor. */
+    before = class->last_ns > groups->computed_ns ? class->last_ns : groups->computed_ns;
+    gap = now_ns > before ? now_ns - before : 0;
+    if (class->last_ns != 0)
+        gp_pace_submitted(&class->pace, gap);
+    class->last_ns = now_ns;
+    alone = count_waiting(groups, class_index, &first_slot) == 0
+            && (!can_wait || class->patience.least <= 1 || gap > class->patience.wait || class->measured.single == 0);
+    pthread_mutex_unlock(&groups->lock);
+    return alone;
+}
+
+void gp_groups_computed_alone(gp_groups *groups, uint32_t bytes, uint64_t began_ns)
+{
+    struct size_class *class = &groups->classes[GP_CLASS_OF(bytes)];
+    uint64_t now = gp_now_ns();
+
+    pthread_mutex_lock(&groups->lock);
+    learn(groups, &class->measured.single, now - began_ns);
+    gp_pace_launched(&class->pace, 1, 1, now);
+    class->groups = 0;
+    groups->computed_ns = now;
+    rule_again(groups, class, now);
+    pthread_mutex_unlock(&groups->lock);
+}
+
+/* ---- groups ---- */
+
+/* Without the lock. Returns how long the kernels took; 0: OpenSSL computed some of it. */
+static uint64_t compute(gp_groups *groups, struct gp_group *group)
+{
+    gp_cpu *cpu = gp_client_cpu(groups->client);
+    gp_key_table *keys = gp_client_keys(groups->client);
+    uint64_t start;
+    int prepared = 1;
+
+    for (uint32_t i = 0; i < group->requests && group->requests > 1; i++) {
+        gp_key *key = gp_key_table_get(keys, group->keys[i]);
+
+        if (key != NULL)
+            gp_cpu_prepare(cpu, key);
+        gp_key_free(key);
+        prepared &= gp_cpu_has_kernel_key(cpu, group->keys[i]);
+    }
+    start = gp_now_ns();
+    gp_consumer_compute_group(groups->consumer, group);
+    return prepared && group->requests > 1 && group->again == 0 ? gp_now_ns() - start : 0;
+}
+
+struct ending {
+    gp_consumer *consumer;
+    struct gp_group *group;
+};
+
+static void complete(void *argument)
+{
+    struct ending *ending = argument;
+
+    gp_consumer_complete_group(ending->consumer, ending->group);
+}
+
+/* Without the lock. The callbacks of other connections are not for the stack of a job, which is small and has no guard
+ * page. */
+static void end(gp_groups *groups, struct gp_group *group)
+{
+    struct ending ending = {groups->consumer, group};
+
+    if (ASYNC_get_current_job() == NULL || !groups->settings.kernels->call_apart(complete, &ending))
+        complete(&ending);
+}
+
+/* With the lock, which is let go meanwhile. 0: out of memory. */
+static int serve_group(gp_groups *groups, uint32_t class_index)
+{
+    struct size_class *class = &groups->classes[class_index];
+    struct gp_group *group = OPENSSL_malloc(sizeof(*group));
+    uint32_t least = class->patience.least, smallest = gp_smallest_group(costs_of(groups, class));
+    struct gp_counts *counts = gp_counts_of(class_index);
+    uint64_t took_ns, now;
+
+    if (group == NULL)
+        return 0;
+    gp_cpu_set_smallest(gp_client_cpu(groups->client), class_index, smallest);
+    gp_consumer_take_group(groups->consumer, class_index, group);
+    if (group->requests > 0) {
+        gp_count(&counts->groups, 1);
+        gp_count(&counts->grouped, group->requests);
+        gp_count(&counts->in_vain, group->requests < least);
+        gp_pace_launched(&class->pace, group->requests, least, gp_now_ns());
+        class->explores =
+            group->requests > 1 && (class->groups++ % EXPLORE == 0 || (class->explores && group->requests > least));
+        pthread_mutex_unlock(&groups->lock);
+        took_ns = compute(groups, group);
+        now = gp_now_ns();
+        pthread_mutex_lock(&groups->lock);
+        if (took_ns > 0 && group->requests >= smallest)
+            learn(groups, &class->measured.group, took_ns);
+        groups->computed_ns = now;
+        rule_again(groups, class, now);
+        pthread_mutex_unlock(&groups->lock);
+        end(groups, group);
+        pthread_mutex_lock(&groups->lock);
+    }
+    OPENSSL_free(group);
+    return 1;
+}
+
+/* With the lock: until when the owner of a request waits; 0: no longer. */
+static uint64_t deadline(gp_groups *groups, uint32_t class_index, uint32_t own_slot, uint64_t now)
+{
+    const struct size_class *class = &groups->classes[class_index];
+    uint32_t first_slot, enough = class->explores ? groups->settings.most : class->patience.least;
+    uint64_t until;
+
+    if (count_waiting(groups, class_index, &first_slot) >= enough)
+        return 0;
+    until =
+        gp_client_queue(groups->client)->submitted_ns[first_slot] + (class->explores ? 2 : 1) * class->patience.wait;
+    if (until <= now)
+        return 0;
+    return first_slot == own_slot ? until : until + GRACE_NS;
+}
+
+uint64_t gp_groups_serve(gp_client *client, gp_request_handle handle, int can_wait)
+{
+    gp_groups *groups = gp_client_groups(client);
+    uint64_t until = GP_NO_DEADLINE;
+    uint32_t slot = gp_request_slot(handle), class_index;
+    int cancelable;
+    struct gp_waiter *waiter = &gp_client_waiters(client)[slot];
+    gp_queue *queue = gp_client_queue(client);
+
+    if (groups == NULL)
+        return GP_NO_DEADLINE;
+    class_index = GP_CLASS_OF(queue->bytes[slot]);
+    pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, &cancelable); /* others wait for what this thread computes */
+    pthread_mutex_lock(&groups->lock);
+    while (atomic_load_explicit(&queue->word[slot], memory_order_acquire)
+           == GP_WORD(gp_request_generation(handle), GP_SUBMITTED)) {
+        until = can_wait ? deadline(groups, class_index, slot, gp_now_ns()) : 0;
+        if (until != 0) {
+            gp_count(&gp_counts_of(class_index)->waits, !waiter->waits);
+            waiter->waits = 1;
+            break;
+        }
+        gp_consumer_drain(groups->consumer);
+        until = GP_NO_DEADLINE;
+        if (!serve_group(groups, class_index)) {
+            until = GP_NO_MEMORY;
+            break;
+        }
+    }
+    pthread_mutex_unlock(&groups->lock);
+    pthread_setcancelstate(cancelable, NULL);
+    return until;
+}

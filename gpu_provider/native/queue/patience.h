@@ -1,0 +1,41 @@
+/* How long a request waits for company where no batching thread decides it. A rule alone: no clock, no thread.
+ *
+ * Times are in nanoseconds. Each size class has a pace and costs of its own.
+ */
+#ifndef GP_PATIENCE_H
+#define GP_PATIENCE_H
+
+#include <stdint.h>
+
+/* How fast requests come, and how many come together. */
+struct gp_pace {
+    double gap;        /* the mean from one request to the next, silences and what is computed left out; 0: unknown */
+    double reach;      /* how many come together if those that are there wait */
+    double hope;       /* by how much each group raises the reach */
+    uint64_t hoped_at; /* when that was */
+};
+
+void gp_pace_submitted(struct gp_pace *pace, uint64_t gap);
+
+/* `count` requests were taken, which had waited until they were `least`, or in vain. */
+void gp_pace_launched(struct gp_pace *pace, uint32_t count, uint32_t least, uint64_t now);
+
+/* What a processor spends. */
+struct gp_costs {
+    double single; /* for one request by itself, by OpenSSL */
+    double group;  /* for a group, however many requests are in it; 0: not known yet */
+};
+
+/* The smallest group for which the kernels win. */
+uint32_t gp_smallest_group(const struct gp_costs *costs);
+
+struct gp_patience {
+    uint32_t least; /* so many are computed at once, … */
+    uint64_t wait;  /* … and fewer when the oldest has waited so long */
+};
+
+/* used: the share of the time in which the processor that computes is busy, or wanted by others. most: in a group. */
+struct gp_patience gp_patience(const struct gp_pace *pace, const struct gp_costs *costs, double used, uint32_t most,
+                               uint64_t max_wait);
+
+#endif

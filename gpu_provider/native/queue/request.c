@@ -1,0 +1,120 @@
+/* From a request's submission to its result, in the three ways in which its caller may wait: a paused job with a
+ * callback, a paused job with a wait fd, and a sleeping thread. DESIGN.md tells the whole story. Every pause is in a loop
+ * on the request's own state: a job can be resumed at any time, for any reason. */
+#define _GNU_SOURCE
+#include "queue/request.h"
+
+#include <openssl/async.h>
+
+#include "queue/groups.h"
+#include "queue/wait.h"
+
+enum outcome { FAILED = 0, DONE = 1, COMPUTE_DIRECTLY = 2, GAVE_UP = 3 /* the request goes on, without us */ };
+
+/* Until the request is done. */
+static enum outcome wait_for_end(gp_client *client, gp_request_handle handle, struct gp_pauser *pauser)
+{
+    for (;;) {
+        uint64_t deadline_ns = gp_groups_serve(client, handle, !gp_wait_has_callback());
+
+        if (gp_client_poll(client, handle) != 0)
+            return DONE;
+        if (deadline_ns == GP_NO_MEMORY)
+            return GAVE_UP;
+        switch (gp_wait_prepare_to_pause(pauser, deadline_ns)) {
+        case GP_MAY_PAUSE:
+            if (gp_client_poll(client, handle) == 0 && !gp_wait_pause(pauser))
+                return COMPUTE_DIRECTLY;
+            break;
+        case GP_PAUSING_IS_BLOCKED:
+            gp_client_sleep_until_done(client, handle, deadline_ns);
+            break;
+        case GP_NO_DESCRIPTOR: /* a job that can't be told of the end must not hold up an event loop */
+            return GAVE_UP;
+        }
+    }
+}
+
+static enum outcome wait_in_job(gp_client *client, struct gp_wait *wait, ASYNC_WAIT_CTX *context, gp_key *key,
+                                gp_key_handle key_handle, const uint8_t *input, uint8_t *output)
+{
+    struct gp_waiter waiter = {.kind = GP_WAITER_JOB, .key = key_handle};
+    struct gp_pauser pauser = {.wait = wait};
+    uint32_t slot = gp_client_claim(client, NULL);
+    gp_request_handle handle;
+    enum outcome outcome;
+
+    if (slot == GP_NO_SLOT && gp_client_groups(client) == NULL)
+        slot = gp_wait_for_slot(&pauser);
+    ASYNC_WAIT_CTX_set_status(context, ASYNC_STATUS_OK);
+    if (slot == GP_NO_SLOT || slot == GP_CLOSED_SLOT)
+        return COMPUTE_DIRECTLY;
+    waiter.wait = gp_wait_up_ref(wait);
+    handle = gp_client_put(client, slot, &waiter, key->bytes, input, 1);
+    if (handle == 0) {
+        gp_wait_free(wait);
+        return COMPUTE_DIRECTLY;
+    }
+    gp_wait_set_request(wait, handle);
+    outcome = wait_for_end(client, handle, &pauser);
+    if (outcome == COMPUTE_DIRECTLY)
+        return outcome;
+    gp_wait_set_request(wait, 0);
+    gp_wait_arm(wait, GP_NO_DEADLINE);
+    if (outcome == GAVE_UP) {
+        gp_client_orphan(client, handle);
+        return outcome;
+    }
+    return gp_client_collect(client, handle, key->bytes, output, 1) ? DONE : FAILED;
+}
+
+static enum outcome wait_in_thread(gp_client *client, gp_key *key, gp_key_handle key_handle, const uint8_t *input,
+                                   uint8_t *output)
+{
+    const struct gp_waiter waiter = {.kind = GP_WAITER_THREAD, .key = key_handle};
+    const int may_sleep = gp_wait_jobs_of_thread() == 0 && gp_client_groups(client) == NULL;
+    uint32_t slot = may_sleep ? gp_client_claim_asleep(client) : gp_client_claim(client, NULL);
+    gp_request_handle handle;
+
+    if (slot == GP_NO_SLOT || slot == GP_CLOSED_SLOT)
+        return COMPUTE_DIRECTLY;
+    handle = gp_client_put(client, slot, &waiter, key->bytes, input, 1);
+    if (handle == 0)
+        return COMPUTE_DIRECTLY;
+    do {
+        uint64_t deadline_ns = gp_groups_serve(client, handle, 1);
+
+        if (deadline_ns == GP_NO_MEMORY) {
+            gp_client_orphan(client, handle);
+            return GAVE_UP;
+        }
+        gp_client_sleep_until_done(client, handle, deadline_ns);
+    } while (gp_client_poll(client, handle) == 0);
+    return gp_client_collect(client, handle, key->bytes, output, 1) ? DONE : FAILED;
+}
+
+int gp_request_private_op(gp_client *client, gp_key *key, gp_key_handle handle, const uint8_t *input, uint8_t *output)
+{
+    enum outcome outcome = COMPUTE_DIRECTLY;
+    uint32_t bytes;
+
+    if (gp_client_is_usable(client)) {
+        ASYNC_JOB *job = ASYNC_get_current_job();
+        struct gp_wait *wait = job != NULL ? gp_wait_of(client, ASYNC_get_wait_ctx(job)) : NULL;
+
+        if ((job == NULL || wait != NULL) && gp_key_table_pin(gp_client_keys(client), handle, &bytes)) {
+            outcome = wait != NULL ? wait_in_job(client, wait, ASYNC_get_wait_ctx(job), key, handle, input, output)
+                                   : wait_in_thread(client, key, handle, input, output);
+            if (outcome == COMPUTE_DIRECTLY && !gp_client_is_forked(client))
+                gp_client_unpin_key(client, handle, 1);
+        }
+        if (wait != NULL && !gp_client_is_forked(client))
+            gp_wait_leave(wait);
+    }
+    if (outcome == COMPUTE_DIRECTLY || outcome == GAVE_UP) {
+        if (client != NULL)
+            gp_client_count_direct(client);
+        outcome = gp_key_private(key, input, output) ? DONE : FAILED;
+    }
+    return outcome == DONE;
+}

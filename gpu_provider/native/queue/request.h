@@ -1,0 +1,18 @@
+/* The private operation, from its request's submission to its result. */
+#ifndef GP_REQUEST_H
+#define GP_REQUEST_H
+
+#include <stdint.h>
+
+#include "queue/client.h"
+
+/* cffi: */
+/* output = input^d mod n, both key->bytes long, most significant byte first, input < n.
+ *
+ * In an OpenSSL async job the job pauses and the connection's callback, or its wait fd, tells when to go on; outside a
+ * job the thread sleeps. client may be NULL, closed, or from before a fork: OpenSSL computes at once then. 1, or 0 if
+ * the request failed. */
+int gp_request_private_op(gp_client *client, gp_key *key, gp_key_handle handle, const uint8_t *input, uint8_t *output);
+/* :cffi */
+
+#endif
