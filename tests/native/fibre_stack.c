@@ -1,5 +1,6 @@
 /* How much of an async job's 32 KiB stack the provider needs, OpenSSL's own private operation included. The stacks are
- * painted when OpenSSL allocates them, and looked at afterwards. */
+ * painted when OpenSSL allocates them, and looked at afterwards. With a configuration as argument the provider is the
+ * module that it loads, and jobs compute groups, those of others too. */
 #include <openssl/async.h>
 #include <openssl/crypto.h>
 #include <stdint.h>
@@ -11,7 +12,9 @@
 #define STACK_BYTES 32768u
 #define PAINT 0xa5
 
-static uint8_t *painted[8];
+#define JOBS 24
+
+static uint8_t *painted[JOBS];
 static unsigned count;
 
 static void *allocate(size_t size, const char *file, int line)
@@ -19,7 +22,7 @@ static void *allocate(size_t size, const char *file, int line)
     uint8_t *memory = malloc(size);
 
     (void)file, (void)line;
-    if (size == STACK_BYTES && memory != NULL && count < 8) {
+    if (size == STACK_BYTES && memory != NULL && count < JOBS) {
         memset(memory, PAINT, size);
         painted[count++] = memory;
     }
@@ -49,8 +52,8 @@ struct work {
 static void decrypt(const struct work *work, const char *padding)
 {
     EVP_PKEY_CTX *context = EVP_PKEY_CTX_new_from_pkey(work->libctx, work->pkey, NULL);
-    static uint8_t ciphertext[GP_MAX_BYTES], message[GP_MAX_BYTES];
-    size_t size = sizeof(ciphertext), message_size = sizeof(message);
+    uint8_t *ciphertext = malloc(GP_MAX_BYTES), *message = malloc(GP_MAX_BYTES);
+    size_t size = GP_MAX_BYTES, message_size = GP_MAX_BYTES;
 
     CHECK(EVP_PKEY_encrypt_init(context) > 0 && EVP_PKEY_CTX_ctrl_str(context, "rsa_padding_mode", padding) > 0);
     CHECK(EVP_PKEY_encrypt(context, ciphertext, &size, (const uint8_t *)"message", 7) > 0);
@@ -58,6 +61,8 @@ static void decrypt(const struct work *work, const char *padding)
     CHECK(EVP_PKEY_decrypt(context, message, &message_size, ciphertext, size) > 0);
     CHECK(message_size == 7 && memcmp(message, "message", 7) == 0);
     EVP_PKEY_CTX_free(context);
+    free(ciphertext);
+    free(message);
 }
 
 static int job(void *argument)
@@ -65,36 +70,76 @@ static int job(void *argument)
     const struct work *work = *(struct work *const *)argument;
     EVP_MD_CTX *context = EVP_MD_CTX_new();
     EVP_PKEY_CTX *options;
-    static uint8_t signature[GP_MAX_BYTES];
-    size_t size = sizeof(signature);
+    uint8_t *signature = malloc(GP_MAX_BYTES);
+    size_t size = GP_MAX_BYTES;
 
     CHECK(EVP_DigestSignInit_ex(context, &options, "SHA512", work->libctx, NULL, work->pkey, NULL) > 0);
     CHECK(EVP_PKEY_CTX_ctrl_str(options, "rsa_padding_mode", "pss") > 0);
     CHECK(EVP_DigestSign(context, signature, &size, (const uint8_t *)"message", 7) > 0);
     EVP_MD_CTX_free(context);
+    free(signature);
     decrypt(work, "pkcs1");
     decrypt(work, "oaep");
     return 1;
 }
 
-int main(void)
+static OSSL_LIB_CTX *library_context(const char *configuration)
 {
-    struct work work, *argument = &work;
-    gp_client *client;
-    ASYNC_JOB *started = NULL;
-    ASYNC_WAIT_CTX *wait;
+    OSSL_LIB_CTX *libctx;
+
+    if (configuration == NULL) {
+        gp_client *client = gp_client_new(1);
+
+        CHECK(client != NULL);
+        gp_client_close(client); /* computed at once, on the job's stack */
+        return gp_embedded_libctx_new(client);
+    }
+    libctx = OSSL_LIB_CTX_new();
+    CHECK(OSSL_LIB_CTX_load_config(libctx, configuration));
+    return libctx;
+}
+
+static void run_jobs(const struct work *work, unsigned jobs)
+{
+    ASYNC_JOB *started[JOBS] = {NULL};
+    ASYNC_WAIT_CTX *waits[JOBS];
+    int results[JOBS];
+    unsigned left = jobs;
+
+    for (unsigned i = 0; i < jobs; i++) {
+        waits[i] = ASYNC_WAIT_CTX_new();
+        CHECK(waits[i] != NULL);
+    }
+    while (left > 0) {
+        for (unsigned i = 0; i < jobs; i++) {
+            if (waits[i] == NULL)
+                continue;
+            switch (ASYNC_start_job(&started[i], waits[i], &results[i], job, (void *)&work, sizeof(work))) {
+            case ASYNC_FINISH:
+                CHECK(results[i] == 1);
+                ASYNC_WAIT_CTX_free(waits[i]);
+                waits[i] = NULL;
+                left--;
+                break;
+            case ASYNC_PAUSE:
+                break;
+            default:
+                CHECK(!"ASYNC_start_job");
+            }
+        }
+    }
+}
+
+int main(int argc, char **argv)
+{
+    struct work work;
     uint32_t used = 0;
-    int result;
 
     CHECK(CRYPTO_set_mem_functions(allocate, reallocate, release));
-    client = gp_client_new(1);
-    CHECK(client != NULL);
-    gp_client_close(client); /* computed at once, on the job's stack */
-    work.libctx = gp_embedded_libctx_new(client);
+    work.libctx = library_context(argc > 1 ? argv[1] : NULL);
     work.pkey = EVP_PKEY_Q_keygen(work.libctx, NULL, "RSA", (size_t)4096);
-    wait = ASYNC_WAIT_CTX_new();
-    CHECK(work.pkey != NULL && wait != NULL);
-    CHECK(ASYNC_start_job(&started, wait, &result, job, &argument, sizeof(argument)) == ASYNC_FINISH && result == 1);
+    CHECK(work.pkey != NULL);
+    run_jobs(&work, argc > 1 ? JOBS : 1);
     CHECK(count > 0);
     for (unsigned i = 0; i < count; i++) {
         uint32_t untouched = 0;

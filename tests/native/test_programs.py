@@ -18,6 +18,24 @@ if TYPE_CHECKING:
 PROGRAMS = Path(__file__).parent
 KERNELS = PROGRAMS.parents[1] / "kernels"
 JOB_STACK = 32 * 1024
+GROUPS = """\
+openssl_conf = start
+[start]
+providers = providers
+alg_section = algorithms
+[providers]
+default = openssl
+gpu_provider = module
+[openssl]
+activate = 1
+[module]
+activate = 1
+module = {module}
+kernels = portable
+counts_directory = {counts}
+[algorithms]
+default_properties = ?gpu_provider.batched=yes
+"""
 FLAGS = [*flags("C_STANDARD", "WARNINGS"), "-O2", "-g1", "-Werror", "-pthread", f"-I{NATIVE}", f"-I{KERNELS}"]
 
 
@@ -59,9 +77,27 @@ def test_job_stack_is_large_enough(tmp_path: Path, provider_objects: list[Path])
     assert 0 < int(output) < JOB_STACK // 2
 
 
+def test_job_stack_is_large_enough_to_compute_groups(tmp_path: Path, provider_objects: list[Path]) -> None:
+    """The kernels alone would need more than a job has: they run on a stack of their own."""
+    program = build("fibre_stack", tmp_path, objects=provider_objects)
+    counts = tmp_path / "counts"
+    counts.mkdir()
+    configuration = tmp_path / "openssl.cnf"
+    configuration.write_text(GROUPS.format(module=NATIVE / "gpu_provider.so", counts=counts))
+    output = subprocess.run([program, configuration], check=True, capture_output=True, text=True, timeout=50).stdout
+    assert 0 < int(output) < JOB_STACK // 2
+    assert next(counts.iterdir()).stat().st_size > 0
+
+
 def test_results_that_the_kernels_get_wrong_are_computed_again(tmp_path: Path, provider_objects: list[Path]) -> None:
     """A processor with a fault, or a bug of ours, must cost time and never a connection."""
     program = build("cpu_faults", tmp_path, objects=provider_objects)
+    subprocess.run([program], check=True, timeout=50)
+
+
+def test_waiting_follows_how_busy_processors_are_and_who_comes(tmp_path: Path, provider_objects: list[Path]) -> None:
+    """A lone client that waits, and a busy process that never forms groups: both look alike to a mean of gaps."""
+    program = build("patience", tmp_path, objects=provider_objects)
     subprocess.run([program], check=True, timeout=50)
 
 
