@@ -154,8 +154,8 @@ $(FUZZERS): fuzz-%: build/sanitize/%_fuzz
 
 sanitize:
 	@for program in $^; do \
-		echo "$$program"; suppressions=tests/native/$$(basename $${program%-*}).supp; \
-		[ ! -f "$$suppressions" ] || export LSAN_OPTIONS=suppressions=$$suppressions:print_suppressions=0; \
+		echo "$$program"; \
+		case $$program in */jobs_*) export LSAN_OPTIONS=suppressions=tests/native/jobs_stress.supp:print_suppressions=0; esac; \
 		timeout 300 $$program || exit; unset LSAN_OPTIONS; \
 	done
 

@@ -68,7 +68,7 @@ static void check_lone_client(void)
         gp_pace_launched(&lone, 1, least, now);
         in_vain += least > 1;
     }
-    CHECK(in_vain > 0); /* company that begins to come would be found, … */
+    CHECK(in_vain > 0);              /* company that begins to come would be found, … */
     CHECK(in_vain < requests / 130); /* … and the 99th percentile does not see it */
 }
 

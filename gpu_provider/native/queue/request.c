@@ -16,6 +16,7 @@ static enum outcome wait_for_end(gp_client *client, gp_request_handle handle, st
 {
     for (;;) {
         uint64_t deadline_ns = gp_groups_serve(client, handle, !gp_wait_has_callback());
+        enum gp_pause pause;
 
         if (gp_client_poll(client, handle) != 0)
             return DONE;
@@ -23,8 +24,11 @@ static enum outcome wait_for_end(gp_client *client, gp_request_handle handle, st
             return GAVE_UP;
         switch (gp_wait_prepare_to_pause(pauser, deadline_ns)) {
         case GP_MAY_PAUSE:
-            if (gp_client_poll(client, handle) == 0 && !gp_wait_pause(pauser))
-                return COMPUTE_DIRECTLY;
+            if (gp_client_poll(client, handle) != 0)
+                return DONE;
+            pause = gp_wait_pause(pauser);
+            if (pause != GP_RESUMED)
+                return pause == GP_FORKED ? COMPUTE_DIRECTLY : GAVE_UP;
             break;
         case GP_PAUSING_IS_BLOCKED:
             gp_client_sleep_until_done(client, handle, deadline_ns);

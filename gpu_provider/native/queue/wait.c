@@ -160,24 +160,24 @@ struct gp_wait *gp_wait_of(gp_client *client, ASYNC_WAIT_CTX *context)
     return wait;
 }
 
-/* From now on the wait context has the reference. 0: no descriptor or memory. */
-static int register_wait(struct gp_wait *wait)
+/* Its descriptor. 0: there is none left. */
+static int make_descriptor(struct gp_wait *wait)
 {
-    int fd;
-
-    if (wait->registered)
-        return 1;
     if (wait->has_callback) {
         pthread_once(&silent_once, make_silent_fd);
-        fd = silent_fd;
-    } else {
-        wait->fd = fd = timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK);
+        return silent_fd >= 0;
     }
-    wait->registered = fd >= 0 && ASYNC_WAIT_CTX_set_wait_fd(wait->context, &wait_key, fd, wait, context_freed);
-    if (!wait->registered && wait->fd >= 0) {
-        close(wait->fd);
-        wait->fd = -1;
-    }
+    if (wait->fd < 0)
+        wait->fd = timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK);
+    return wait->fd >= 0;
+}
+
+/* From now on the wait context has the reference. 0: no memory. */
+static int register_wait(struct gp_wait *wait)
+{
+    if (!wait->registered)
+        wait->registered = ASYNC_WAIT_CTX_set_wait_fd(wait->context, &wait_key,
+                                                      wait->has_callback ? silent_fd : wait->fd, wait, context_freed);
     return wait->registered;
 }
 
@@ -187,6 +187,11 @@ void gp_wait_leave(struct gp_wait *wait)
         return;
     pthread_mutex_lock(&wait->lock);
     wait->context = NULL;
+    while (wait->firing > 0)
+        pthread_cond_wait(&wait->fired, &wait->lock);
+    if (wait->fd >= 0)
+        close(wait->fd);
+    wait->fd = -1;
     pthread_mutex_unlock(&wait->lock);
     gp_wait_free(wait);
 }
@@ -291,7 +296,7 @@ enum gp_pausing gp_wait_prepare_to_pause(struct gp_pauser *pauser, uint64_t dead
 
     if (pauser->at_once >= AT_ONCE_LIMIT)
         return GP_PAUSING_IS_BLOCKED;
-    if (!register_wait(wait))
+    if (!make_descriptor(wait))
         return GP_NO_DESCRIPTOR;
     pthread_mutex_lock(&wait->lock);
     wait->paused = 1;
@@ -300,18 +305,20 @@ enum gp_pausing gp_wait_prepare_to_pause(struct gp_pauser *pauser, uint64_t dead
     return GP_MAY_PAUSE;
 }
 
-int gp_wait_pause(struct gp_pauser *pauser)
+enum gp_pause gp_wait_pause(struct gp_pauser *pauser)
 {
     uint64_t before = gp_now_ns();
 
+    if (!register_wait(pauser->wait))
+        return GP_NOT_PAUSED;
     if (!ASYNC_pause_job())
         pauser->at_once = AT_ONCE_LIMIT;
     else if (gp_now_ns() - before < AT_ONCE_NS)
         pauser->at_once++;
     if (gp_client_is_forked(pauser->wait->client))
-        return 0;
+        return GP_FORKED;
     drain(pauser->wait); /* before the caller looks: the end is published first, the signal follows */
-    return 1;
+    return GP_RESUMED;
 }
 
 /* What context_freed() has to undo. A job is at most in one of the two places. */
@@ -371,14 +378,18 @@ uint32_t gp_wait_for_slot(struct gp_pauser *pauser)
     if (gp_wait_prepare_to_pause(pauser, GP_NO_DEADLINE) == GP_MAY_PAUSE && wait->fd < 0)
         ask_to_announce(wait);
     while ((slot = atomic_load_explicit(&entry->slot, memory_order_acquire)) == GP_NO_SLOT) {
-        if (gp_wait_prepare_to_pause(pauser, GP_NO_DEADLINE) != GP_MAY_PAUSE) {
+        enum gp_pause pause = GP_NOT_PAUSED;
+
+        if (gp_wait_prepare_to_pause(pauser, GP_NO_DEADLINE) == GP_MAY_PAUSE)
+            pause = gp_wait_pause(pauser);
+        if (pause == GP_FORKED) /* everything in flight is the parent's: compute, and leave the queue alone */
+            return GP_CLOSED_SLOT;
+        if (pause == GP_NOT_PAUSED) {
             if (gp_client_leave_wait_queue(wait->client, entry))
                 gp_wait_free(wait);
             slot = GP_CLOSED_SLOT;
             break;
         }
-        if (!gp_wait_pause(pauser)) /* everything in flight is the parent's: compute, and leave the queue alone */
-            return GP_CLOSED_SLOT;
     }
     set_place(wait, 0, 0);
     return slot;

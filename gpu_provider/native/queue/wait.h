@@ -52,8 +52,9 @@ struct gp_pauser {
 enum gp_pausing { GP_MAY_PAUSE, GP_PAUSING_IS_BLOCKED, GP_NO_DESCRIPTOR };
 enum gp_pausing gp_wait_prepare_to_pause(struct gp_pauser *pauser, uint64_t deadline_ns);
 
-/* Pauses the job. 0 if this is a forked child, where nothing that it waits for will come. */
-int gp_wait_pause(struct gp_pauser *pauser);
+/* Pauses the job. In a forked child nothing that it waits for will come. Not paused: out of memory. */
+enum gp_pause { GP_RESUMED, GP_FORKED, GP_NOT_PAUSED };
+enum gp_pause gp_wait_pause(struct gp_pauser *pauser);
 
 void gp_wait_arm(struct gp_wait *wait, uint64_t deadline_ns);
 
