@@ -1,5 +1,4 @@
-/* The one exchange that load.c and upstream.c speak: a request names how many bytes the response's body shall have. The
- * header's length does not depend on the numbers in it, so the client can tell a whole response by counting. */
+/* The one exchange that load.c and upstream.c speak: a request names how many bytes the response's body shall have. */
 #ifndef BENCH_HTTP_H
 #define BENCH_HTTP_H
 
