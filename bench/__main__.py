@@ -14,15 +14,20 @@ from rich.progress import Progress, TaskID
 from . import plot, queue_overhead, report, scheduling, waiting
 from .harness import Bench, BenchError
 from .kernels import speed
-from .servers import connections, latency, throughput
+from .servers import connections, latency, module, throughput
 
-# What takes each measurement, and its sizes: of the full run, which takes about half an hour, and of the quick
-# one, which takes about two minutes and is only a hint.
+# What takes each measurement, and its sizes: of the full run, which takes about forty minutes, and of the quick
+# one, which takes about three minutes and is only a hint.
 MEASUREMENTS: dict[str, tuple[Callable[..., report.Result], dict[str, Any], dict[str, Any]]] = {
     "connections": (
         connections.measure,
         {"rounds": 7, "connections": {2048: 2000, 4096: 800}},
         {"rounds": 2, "connections": {2048: 250, 4096: 100}},
+    ),
+    "module": (
+        module.measure,
+        {"rounds": 5, "connections": {2048: 2000, 3072: 1200, 4096: 800}},
+        {"rounds": 1, "connections": {2048: 250, 3072: 150, 4096: 100}},
     ),
     "kernels": (speed.measure, {"rounds": 15, "seconds": 0.08}, {"rounds": 3, "seconds": 0.02}),
     "queue": (queue_overhead.measure, {"rounds": 9, "requests": 50_000}, {"rounds": 3, "requests": 10_000}),

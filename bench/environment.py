@@ -87,6 +87,7 @@ def describe() -> dict[str, Any]:
             "openssl_of_cryptography": openssl_of_cryptography(),
             "openssl": first_line("openssl", "version"),
             "haproxy": first_line("haproxy", "-v"),
+            "apache2": first_line("apache2", "-v"),
             "cc": first_line("cc", "--version"),
             **{name: package_version(name) for name in PACKAGES},
         },

@@ -35,7 +35,7 @@ RSA_BITS = 2048
 
 HAPROXY_CONFIGURATION = """
 global
-    nbthread 1
+    {settings}
     maxconn 4096
 defaults
     mode tcp
@@ -239,8 +239,12 @@ class Bench(contextlib.ExitStack):
         )  # fmt: skip
         return dataclasses.replace(server, admin_port=admin_port)
 
-    def haproxy(self, upstream_port: int, notes: list[str], bits: int = RSA_BITS) -> list[Server]:
-        """HAProxy, or nothing but a note if it is not installed."""
+    def haproxy(
+        self, upstream_port: int, notes: list[str], bits: int = RSA_BITS, *,
+        settings: str = "nbthread 1", environment: Sequence[str] = (),
+    ) -> list[Server]:  # fmt: skip
+        """HAProxy, or nothing but a note if it is not installed. ``settings`` are global ones; ``environment`` is
+        NAME=VALUE for each variable to set."""
         program = find_haproxy()
         if program is None:
             notes.append("haproxy is not installed and could not be: not measured (apt-get install haproxy)")
@@ -248,11 +252,13 @@ class Bench(contextlib.ExitStack):
         certificate = self.certificate(bits)
 
         def command(port: int) -> Sequence[str]:
-            configuration = self.directory / f"haproxy-{bits}.cfg"
+            configuration = self.directory / f"haproxy-{port}.cfg"
             configuration.write_text(
-                HAPROXY_CONFIGURATION.format(port=port, certificate=certificate, upstream_port=upstream_port)
+                HAPROXY_CONFIGURATION.format(
+                    settings=settings, port=port, certificate=certificate, upstream_port=upstream_port
+                )
             )
-            return [program, "-db", "-f", str(configuration)]
+            return ["env", *environment, program, "-db", "-f", str(configuration)]
 
         return [self.serve("haproxy", command)]
 

@@ -1,1 +1,1 @@
-"""TLS servers and relays: CPU time per connection, by size of the keys; latency; throughput."""
+"""TLS servers and relays: CPU time per connection, latency, throughput; the module in other programs."""

@@ -19,13 +19,29 @@ pytest.importorskip("matplotlib", reason="the bench draws with matplotlib, the [
 
 from bench import environment, harness, plot, queue_overhead, report, scheduling, waiting
 from bench.kernels import speed
-from bench.servers import connections, latency, throughput
+from bench.servers import connections, latency, module, throughput
+from gpu_provider import kernels
 from gpu_provider.native import _core
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 ROOT = Path(__file__).resolve().parents[2]
+
+
+def measure_module(bench: harness.Bench, advance: Callable[[str, int], None]) -> report.Result:
+    """With portable kernels, so that there are groups on any processor."""
+    return module.measure(
+        bench,
+        rounds=1,
+        connections={2048: 16},
+        jobs=(64,),
+        clients=(8,),
+        settings="kernels = portable",
+        advance=advance,
+    )
+
+
 MEASUREMENTS: dict[str, Callable[[harness.Bench, Callable[[str, int], None]], report.Result]] = {
     "connections": lambda bench, advance: connections.measure(
         bench,
@@ -37,6 +53,7 @@ MEASUREMENTS: dict[str, Callable[[harness.Bench, Callable[[str, int], None]], re
     "kernels": lambda bench, advance: speed.measure(
         bench, rounds=2, seconds=0, sizes=speed.Sizes(batch=8, keys=1, batch_sizes=(1, 8)), advance=advance
     ),
+    "module": measure_module,
     "queue": lambda bench, advance: queue_overhead.measure(bench, rounds=2, requests=500, advance=advance),
     "throughput": lambda bench, advance: throughput.measure(
         bench, rounds=1, size=1 << 20, connections_at_once=(1, 4), advance=advance
@@ -75,6 +92,32 @@ def test_a_measurement_runs_and_its_file_is_complete(
         for spread in filter(None, (row["measured"], row["ratio"])):
             assert spread["low"] <= spread["median"] <= spread["high"]
     assert plot.draw(path).read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_module_is_measured_in_openssl_where_there_is_no_server(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(harness, "find_haproxy", lambda: None)
+    monkeypatch.setattr(module, "APACHE_MODULES", tmp_path / "missing")
+    with harness.Bench() as bench:
+        result = measure_module(bench, lambda _what, _total: None)
+    assert {row.case for row in result.rows} == {"openssl speed, RSA-2048, 64 jobs"}
+    (grouped,) = (row.measured for row in result.rows if row.unit == "requests per group")
+    assert 2 <= grouped.median <= 8  # 64 jobs are company enough
+    assert plot.draw(report.save(result, tmp_path)).exists()
+    for program in ("haproxy", "apache2"):
+        assert sum(note.startswith(f"{program} is not installed") for note in result.notes) == 1
+    assert any("no AVX-512 IFMA" in note for note in result.notes) == (kernels.isa() is not kernels.Isa.IFMA)
+
+
+def test_a_program_that_does_not_reach_the_module_is_not_compared_with_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(harness, "find_haproxy", lambda: None)
+    monkeypatch.setattr(module, "APACHE_MODULES", tmp_path / "missing")
+    monkeypatch.setattr(module, "MODULE", tmp_path / "missing.so")  # programs go on without it, and say nothing
+    with harness.Bench() as bench, pytest.raises(harness.BenchError, match=r"64 jobs: nothing .* in .*missing\.so"):
+        measure_module(bench, lambda _what, _total: None)
 
 
 @pytest.mark.parametrize("bundled", ["a newer one", "the same"])
