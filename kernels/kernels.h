@@ -72,8 +72,8 @@ enum gpk_status gpk_modexp(enum gpk_isa isa, uint32_t count, const uint8_t *base
                            uint32_t exponent_stride, uint32_t exponent_bits, const uint8_t *moduli, uint8_t *outputs,
                            uint32_t stride, uint8_t *ok);
 
-/* Calls function(argument) on a stack of 64 KiB with a guard page below, which is wiped afterwards; 0: out of memory. Where
- * the processor is not an x86-64, on the caller's. */
+/* Calls function(argument) on a stack of 64 KiB with a guard page below, which is wiped afterwards; 0: out of memory.
+ * Where the processor is not an x86-64, on the caller's. */
 int gpk_call_apart(void (*function)(void *argument), void *argument);
 
 /* The functions' addresses, for C code that is not linked with the kernels; NULL if this processor lacks the ISA. */

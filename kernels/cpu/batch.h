@@ -136,9 +136,8 @@ template <int N, class V>
 void modexp_group(Modexp<N, V> *modexp, const ModexpBatch &batch, uint32_t first, uint32_t count)
 {
     constexpr uint32_t lanes = V::lanes;
-    typename Modexp<N, V>::Row rows[lanes], moduli[lanes];
-    uint8_t exponents[lanes][MAX_BYTES + 16];
-    const uint8_t *exponent_rows[lanes];
+    auto &rows = modexp->rows, &moduli = modexp->moduli;
+    auto &exponents = modexp->exponents;
 
     for (uint32_t i = 0; i < lanes; i++) {
         const size_t row = first + (i < count ? i : 0);
@@ -146,7 +145,6 @@ void modexp_group(Modexp<N, V> *modexp, const ModexpBatch &batch, uint32_t first
         limbs_from_bytes(moduli[i], N, batch.moduli + row * batch.stride, (int)batch.stride);
         memset(exponents[i], 0, sizeof(exponents[i]));
         memcpy(exponents[i], batch.exponents + row * batch.exponent_stride, batch.exponent_stride);
-        exponent_rows[i] = exponents[i];
         const int valid = (moduli[i][0] & 1) && limbs_bits(moduli[i], N) > 1;
         if (!valid) {
             memset(moduli[i], 0, sizeof(moduli[i]));
@@ -155,8 +153,8 @@ void modexp_group(Modexp<N, V> *modexp, const ModexpBatch &batch, uint32_t first
         if (i < count)
             batch.ok[row] = (uint8_t)valid;
     }
-    modexp->set_moduli(moduli);
-    modexp->run(rows, exponent_rows, (int)batch.exponent_bits);
+    modexp->set_moduli();
+    modexp->run((int)batch.exponent_bits);
     for (uint32_t i = 0; i < count; i++) {
         if (!batch.ok[first + i])
             memset(rows[i], 0, sizeof(rows[i]));

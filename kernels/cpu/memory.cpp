@@ -26,8 +26,8 @@ void secret_free(void *memory, size_t size)
     munmap(memory, size);
 }
 
-/* Zeroed workspaces, kept between calls: mapping and locking one costs as much as several operations. Below each, in the
- * same mapping, are its stack and a guard page. */
+/* Zeroed workspaces, kept between calls: mapping and locking one costs as much as several operations. Below each, in
+ * the same mapping, are its stack and a guard page. */
 static void *idle[64];
 constexpr size_t GUARD_SIZE = 4096, BELOW_WORKSPACE = GUARD_SIZE + STACK_SIZE;
 

@@ -20,8 +20,8 @@ constexpr size_t STACK_SIZE = 64 * 1024;
 /* Zeroed memory of that size; NULL if there is none. It must be zero again when it is returned. */
 void *take_workspace(void);
 void return_workspace(void *workspace);
-/* Calls function(argument, workspace) on the workspace's stack, with a guard page below, and wipes it. What the caller
- * needs of its own stack is a few hundred bytes: it may be an OpenSSL job with 32 KiB. Returns 0 if there is no memory. */
+/* Calls function(argument, workspace) on the workspace's stack, with a guard page below, and wipes it. Of the caller's
+ * own stack a few hundred bytes are needed: it may be an OpenSSL job, which has 32 KiB. 0: out of memory. */
 int call_in_workspace(void (*function)(void *argument, void *workspace), void *argument);
 
 template <class Function> int in_workspace(Function function)

@@ -19,8 +19,12 @@ template <int N, class V> class Modexp {
     static constexpr int lanes = V::lanes;
     using Row = uint64_t[N];
 
+    /* A group's numbers, as the calls below take them: they are too large for a stack. */
+    Row rows[lanes], moduli[lanes];
+    uint8_t exponents[lanes][MAX_BYTES + 16];
+
     /* moduli: odd, 3 or more, below R / 16. The object's memory was zero before the first call. */
-    void set_moduli(const Row *moduli)
+    void set_moduli()
     {
         if (memcmp(current, moduli, sizeof(current)) == 0)
             return;
@@ -46,8 +50,8 @@ template <int N, class V> class Modexp {
         }
     }
 
-    /* rows: in, bases below R; out, powers. exponents: readable 2 bytes beyond exponent_bits. */
-    void run(Row *rows, const uint8_t *const *exponents, int exponent_bits)
+    /* rows: in, bases below R; out, powers. exponents: zero for 2 bytes beyond exponent_bits. */
+    void run(int exponent_bits)
     {
         uint64_t packed[MAX_WORDS];
 

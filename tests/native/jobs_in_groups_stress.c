@@ -1,5 +1,6 @@
-/* Stress of groups without a batching thread, with real OpenSSL async jobs on several threads: wait fds that are polled,
- * early resumes, blocked pauses, callbacks, connections freed at any moment, sleeping threads among them, and forks. */
+/* Stress of groups without a batching thread, with real OpenSSL async jobs on several threads: wait fds that are
+ * polled, early resumes, blocked pauses, callbacks, connections freed at any moment, sleeping threads among them, and
+ * forks. */
 #define _GNU_SOURCE
 #include <openssl/async.h>
 #include <poll.h>
@@ -131,8 +132,8 @@ static int is_ready(struct connection *connection)
     return connection->mode == CALLBACK ? atomic_load(&connection->fired) : poll(&descriptor, 1, 0) == 1;
 }
 
-/* An event loop: each connection does `operations` requests; every fifth look resumes one that is not ready, and now and
- * then one is freed and another opened in its place. */
+/* An event loop: each connection does `operations` requests; every fifth look resumes one that is not ready, and now
+ * and then one is freed and another opened in its place. */
 static void *event_loop(void *argument)
 {
     const int operations = *(int *)argument;

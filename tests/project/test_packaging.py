@@ -52,7 +52,7 @@ def compilers_without_kernels(directory: Path) -> dict[str, str]:
             "    before=$argument\n"
             "done\n"
             f'[ -z "$arithmetic" ] || exec {name} -fPIC -x c++ -c /dev/null -o "$object"\n'
-            f'exec {name} "$@" -O0 -U_FORTIFY_SOURCE\n'
+            f'exec {name} "$@" -O0 -U_FORTIFY_SOURCE -Wl,-z,undefs\n'
         )
         compiler.chmod(0o755)
     return {"CC": str(directory / "gcc"), "CXX": str(directory / "g++")}

@@ -21,8 +21,8 @@
 #define GP_PREFERENCE "?" GP_PROVIDER_NAME ".batched=yes"
 #define GP_RSA_NAMES "RSA:rsaEncryption:1.2.840.113549.1.1.1"
 
-/* One per loaded provider. client is NULL in programs without a batching provider, which may have groups instead. It may
- * change (embedded.c): a key keeps the client that it was imported with. */
+/* One per loaded provider. client is NULL in programs without a batching provider, which may have groups instead. It
+ * may change (embedded.c): a key keeps the client that it was imported with. */
 typedef struct gp_provider {
     const OSSL_CORE_HANDLE *handle;
     int same_libcrypto;   /* the application's and this module's; otherwise nothing is offered */

@@ -27,9 +27,9 @@ static inline void gp_count(_Atomic uint64_t *count, uint64_t more)
     atomic_fetch_add_explicit(count, more, memory_order_relaxed);
 }
 
-/* From now on they are in a file of this directory as well, from which another process can read them (commands/counts.py
- * knows how). To be called before anything is counted; only the first call in a process has an effect. What fails is not
- * told: a program must run without it. */
+/* From now on they are in a file of this directory as well, from which another process can read them
+ * (commands/counts.py knows how). To be called before anything is counted; only the first call in a process has an
+ * effect. What fails is not told: a program must run without it. */
 void gp_counts_publish(const char *directory);
 
 #endif

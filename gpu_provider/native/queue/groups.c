@@ -22,8 +22,8 @@
  * else. */
 #define GRACE_NS 2000000u
 
-/* Of so many groups one explores, and the next ones too as long as there were more. Rarely enough that a closed loop of a
- * few clients, where there are none, does not see it in the 99th percentile of its latency. */
+/* Of so many groups one explores, and the next ones too as long as there were more. Rarely enough that a closed loop of
+ * a few clients, where there are none, does not see it in the 99th percentile of its latency. */
 #define EXPLORE 150u
 
 struct size_class {
@@ -32,7 +32,7 @@ struct size_class {
     struct gp_patience patience;
     uint64_t last_ns; /* the last request began */
     uint32_t groups;  /* one after the other */
-    int explores; /* the next group is to find out whether more come together: it waits until it is full, for twice as long */
+    int explores;    /* the next group waits until it is full, and for twice as long: do more come together? */
 };
 
 /* The share of the time in which a thread, or the process, has a processor. */
@@ -163,8 +163,8 @@ static double share(struct usage *usage, clockid_t id, double processors, uint64
     return usage->share;
 }
 
-/* The share of the time in which this thread, or the process, computes or would if it had the processor. A program whose
- * threads are all busy makes its connections wait, however many processors are idle. */
+/* The share of the time in which this thread, or the process, computes or would if it had the processor. A program
+ * whose threads are all busy makes its connections wait, however many processors are idle. */
 static double used(gp_groups *groups, uint64_t now)
 {
     static _Thread_local struct usage thread;

@@ -1,9 +1,9 @@
 /* Groups without a batching thread: those who wait for a request compute it, for themselves and for the others.
  *
  * The requests of one process wait in one list for each size class. Whoever makes a group full computes it in its own
- * call, and tells the others. Where company is worth a wait (patience.h), a request waits with a deadline; if that comes
- * first, its owner computes what is there. No thread is started, so a fork, a chroot and a limit of no processes cost
- * nothing, and nothing is made before there is a second request at the same time.
+ * call, and tells the others. Where company is worth a wait (patience.h), a request waits with a deadline; if that
+ * comes first, its owner computes what is there. No thread is started, so a fork, a chroot and a limit of no processes
+ * cost nothing, and nothing is made before there is a second request at the same time.
  *
  * Any thread. The lock is held for bookkeeping alone; it comes before those of client.h.
  */
@@ -38,8 +38,8 @@ void gp_groups_computed_alone(gp_groups *groups, uint32_t bytes, uint64_t began_
 gp_client *gp_groups_client(gp_groups *groups);
 
 /* To be called by the owner of a request when it has submitted it, and whenever it wakes up before the request is done:
- * computes its group if that is full or its time has come. Returns until when to wait: GP_NO_DEADLINE when the request is
- * done, or being computed by another; GP_NO_MEMORY: it can't be computed. Without `can_wait` it is computed now.
+ * computes its group if that is full or its time has come. Returns until when to wait: GP_NO_DEADLINE when the request
+ * is done, or being computed by another; GP_NO_MEMORY: it can't be computed. Without `can_wait` it is computed now.
  * Without groups it does nothing. */
 #define GP_NO_MEMORY 0u
 uint64_t gp_groups_serve(gp_client *client, gp_request_handle handle, int can_wait);

@@ -24,8 +24,9 @@ void gp_pace_submitted(struct gp_pace *pace, uint64_t gap)
 }
 
 /* The reach keeps a closed loop of a few clients from waiting for company that can't come because all of it is here. It
- * falls with each wait in vain, which also halves the hope; so about one in 139 requests waits in vain, and two in a second
- * at most. The 99th percentile of the latency does not see it, and company that begins to come is found in half a second. */
+ * falls with each wait in vain, which also halves the hope; so about one in 139 requests waits in vain, and two in a
+ * second at most. The 99th percentile of the latency does not see it, and company that begins to come is found in half
+ * a second. */
 void gp_pace_launched(struct gp_pace *pace, uint32_t count, uint32_t least, uint64_t now)
 {
     double passed = (double)(now - pace->hoped_at) / HOPE_AGAIN;
@@ -54,12 +55,12 @@ uint32_t gp_smallest_group(const struct gp_costs *costs)
     return (uint32_t)(group_cost(costs) / (costs->single + 1)) + 1;
 }
 
-/* A request that is computed in a group of n has waited for (n - 1) / 2 others on average, and then for the group. Where
- * w others wait for the same processor, each second of it that is saved is worth w seconds: the threshold of Deb and
- * Serfozo, "Optimal control of batch service queues", Advances in Applied Probability 5, 1973.
+/* A request that is computed in a group of n has waited for (n - 1) / 2 others on average, and then for the group.
+ * Where w others wait for the same processor, each second of it that is saved is worth w seconds: the threshold of Deb
+ * and Serfozo, "Optimal control of batch service queues", Advances in Applied Probability 5, 1973.
  *
- * How many wait is estimated as the batching thread does (patience() in engine/scheduler.py): about u^3 / (1 - u) where a
- * processor is busy for a share u of the time, and behind the thread of an event loop all its connections. */
+ * How many wait is estimated as the batching thread does (patience() in engine/scheduler.py): about u^3 / (1 - u) where
+ * a processor is busy for a share u of the time, and behind the thread of an event loop all its connections. */
 #define CONNECTIONS_PER_THREAD 8.0
 #define MOST_WAITING 128.0
 #define GAPS 2.0 /* a wait lasts so many times as long as those that it is for should take to come */

@@ -1,6 +1,6 @@
 /* From a request's submission to its result, in the three ways in which its caller may wait: a paused job with a
- * callback, a paused job with a wait fd, and a sleeping thread. DESIGN.md tells the whole story. Every pause is in a loop
- * on the request's own state: a job can be resumed at any time, for any reason. */
+ * callback, a paused job with a wait fd, and a sleeping thread. DESIGN.md tells the whole story. Every pause is in a
+ * loop on the request's own state: a job can be resumed at any time, for any reason. */
 #define _GNU_SOURCE
 #include "queue/request.h"
 

@@ -22,9 +22,9 @@
 #include "process.h"
 
 /* One per ASYNC_WAIT_CTX, that is per connection; registered in it under `wait_key` when its job first pauses, with a
- * timerfd of its own or, when the application has a callback, with `silent_fd`, which is never signalled: OpenSSL offers
- * its cleanup hook only to wait fds. Not before: HAProxy 2.6 adopts the descriptors when a handshake pauses, and ends when
- * a connection is closed that has one which it never saw. */
+ * timerfd of its own or, when the application has a callback, with `silent_fd`, which is never signalled: OpenSSL
+ * offers its cleanup hook only to wait fds. Not before: HAProxy 2.6 adopts the descriptors when a handshake pauses, and
+ * ends when a connection is closed that has one which it never saw. */
 struct gp_wait {
     /* One cache line, which is all that a completion touches: it is cold then. */
     _Alignas(64) atomic_int references;

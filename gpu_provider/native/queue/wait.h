@@ -47,8 +47,8 @@ struct gp_pauser {
     unsigned at_once; /* times that it came back at once */
 };
 
-/* To be called before a last look at what the job waits for, and that before gp_wait_pause(): makes the wait fd readable
- * at deadline_ns, and forgets what was signalled before. */
+/* To be called before a last look at what the job waits for, and that before gp_wait_pause(): makes the wait fd
+ * readable at deadline_ns, and forgets what was signalled before. */
 enum gp_pausing { GP_MAY_PAUSE, GP_PAUSING_IS_BLOCKED, GP_NO_DESCRIPTOR };
 enum gp_pausing gp_wait_prepare_to_pause(struct gp_pauser *pauser, uint64_t deadline_ns);
 
