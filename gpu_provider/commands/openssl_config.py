@@ -27,7 +27,7 @@ _TEMPLATE = """\
 # Activates gpu_provider for every program with OpenSSL 3 or later that reads this file:
 #     OPENSSL_CONF=/path/to/this/file openssl s_server -async ...
 # RSA signatures and decryptions go through it, everything else through OpenSSL's default provider.
-# "gpu-provider check" says whether they do.
+# "gpu-provider check" says whether they do, and how fast.
 {include}
 [default]
 openssl_conf = {start}
@@ -42,7 +42,17 @@ alg_section = {algorithms}
 [gpu_provider_module]
 module = {module}
 activate = 1
-# PKCS#1 v1.5 decryption never tells of bad padding, whatever OpenSSL's version and the program say:
+# What computes operations that come together. auto: our kernels, if the processor has AVX-512 IFMA; off: OpenSSL, each
+# by itself; portable: slow kernels for any processor, for tests.
+# kernels = auto
+# The most operations that are computed together, 2 to 8.
+# max_group = 8
+# The most microseconds that an operation waits for others.
+# max_wait = 5000
+# Where each program keeps a file with counts of what it computed, which "gpu-provider check" shows. It must exist, and
+# the programs' users must be able to write there.
+# counts_directory = /run/gpu-provider
+# PKCS#1 v1.5 decryption never tells of bad padding, whatever OpenSSL's version and the program say.
 # implicit-rejection = 1
 
 [{algorithms}]

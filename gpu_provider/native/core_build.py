@@ -68,6 +68,17 @@ const OSSL_PROVIDER *EVP_SIGNATURE_get0_provider(const EVP_SIGNATURE *signature)
 const char *OSSL_PROVIDER_get0_name(const OSSL_PROVIDER *provider);
 int OSSL_PROVIDER_available(OSSL_LIB_CTX *libctx, const char *name);
 OSSL_PROVIDER *OSSL_PROVIDER_load(OSSL_LIB_CTX *libctx, const char *name);
+
+OSSL_LIB_CTX *OSSL_LIB_CTX_new(void);
+EVP_PKEY_CTX *EVP_PKEY_CTX_new_from_pkey(OSSL_LIB_CTX *libctx, EVP_PKEY *key, const char *query);
+void EVP_PKEY_CTX_free(EVP_PKEY_CTX *context);
+int EVP_PKEY_sign_init(EVP_PKEY_CTX *context);
+int EVP_PKEY_sign(EVP_PKEY_CTX *context, unsigned char *signature, size_t *signature_size, const unsigned char *digest,
+                  size_t size);
+typedef struct { ...; } OSSL_PARAM;
+OSSL_PARAM OSSL_PARAM_construct_uint64(const char *key, uint64_t *value);
+OSSL_PARAM OSSL_PARAM_construct_end(void);
+int OSSL_PROVIDER_get_params(const OSSL_PROVIDER *provider, OSSL_PARAM params[]);
 """
 
 
@@ -79,7 +90,7 @@ ffi = FFI()
 ffi.cdef(declarations(KERNELS, "core") + OTHERS + "".join(declarations(Path(NATIVE, header)) for header in HEADERS))
 ffi.set_source(
     "gpu_provider.native._core",
-    "\n".join(f"#include <openssl/{name}.h>" for name in ("conf", "err", "evp", "provider"))
+    "\n".join(f"#include <openssl/{name}.h>" for name in ("conf", "err", "evp", "params", "provider"))
     + "\n".join(("", *(f'#include "{header}"' for header in HEADERS))),
     include_dirs=[NATIVE, "kernels"],
     depends=sorted(str(path) for path in (*Path(NATIVE).rglob("*.[ch]"), KERNELS)),

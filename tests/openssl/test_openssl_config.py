@@ -1,4 +1,5 @@
-"""``gpu-provider openssl-config`` and ``check``: the module joins the system's configuration, and is reached."""
+"""``gpu-provider openssl-config``, and ``check``'s first answer: the module joins the system's configuration, and is
+reached."""
 
 from __future__ import annotations
 
@@ -75,7 +76,7 @@ def openssl(configuration: Path, *arguments: str, directory: Path, check: bool =
 
 def check(configuration: Path | None) -> tuple[int, str]:
     done = subprocess.run(
-        [Path(sys.executable).parent / "gpu-provider", "check"],
+        [Path(sys.executable).parent / "gpu-provider", "check", "--seconds", "0", "--output", "table"],
         check=False,
         capture_output=True,
         text=True,
