@@ -19,6 +19,7 @@ import pytest
 from ports import unused_port
 
 from gpu_provider import BatchingProvider, ProviderConfig
+from gpu_provider.commands.module_settings import CHOICES, COUNTS_DIRECTORY, NUMBERS
 from gpu_provider.native import MODULE_DIRECTORY
 from gpu_provider.settings import options
 from gpu_provider.tls.terminator.config import TerminatorConfig
@@ -26,6 +27,7 @@ from gpu_provider.tls.terminator.metrics import TerminatorMetrics
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text()
+MODULE_TABLE = README[README.index("| module | default | |") :].partition("\n\n")[0]
 DOCUMENTS = {path: path.read_text() for path in (*ROOT.glob("*.md"), *(ROOT / "gpu_provider").rglob("DESIGN.md"))}
 needs_openssl = pytest.mark.skipif(shutil.which("openssl") is None, reason="the openssl program is not installed")
 needs_curl = pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
@@ -42,7 +44,7 @@ def block(language: str, containing: str) -> str:
     return found
 
 
-def run(*command: str, directory: Path) -> str:
+def run(*command: str, directory: Path = ROOT) -> str:
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     done = subprocess.run(
         command,
@@ -75,7 +77,8 @@ def test_a_python_snippet_runs(snippet: str, certificate: Path) -> None:
 
 @needs_openssl
 def test_the_commands_for_the_openssl_program_run(tmp_path: Path) -> None:
-    shown = run("sh", "-ec", block("sh", "openssl speed"), directory=tmp_path)
+    commands = block("sh", "openssl speed").replace("gpu-provider check", "gpu-provider check --seconds 0.05")
+    shown = run("sh", "-ec", commands, directory=tmp_path)
     assert "Verified OK" in shown
 
 
@@ -164,7 +167,7 @@ def connect(port: int, server: subprocess.Popen[bytes]) -> socket.socket:
 
 
 def test_every_setting_is_in_the_tables_with_its_default() -> None:
-    rows = re.findall(r"^\| ((?:`\w+`(?:, )?)+) \| ([^|]*) \|", README, re.MULTILINE)
+    rows = re.findall(r"^\| ((?:`\w+`(?:, )?)+) \| ([^|]*) \|", README.replace(MODULE_TABLE, ""), re.MULTILINE)
     shown = {name: default.strip() for names, default in rows for name in re.findall(r"\w+", names)}
     fields = {field.name: field.default for field in msgspec.structs.fields(TerminatorConfig)}
     assert set(shown) == set(fields)
@@ -175,6 +178,21 @@ def test_every_setting_is_in_the_tables_with_its_default() -> None:
             assert shown[name] == f"{default:g}", name
         elif isinstance(default, str) and default:
             assert f"`{default}`" in shown[name], name
+
+
+def test_the_modules_settings_are_those_that_check_knows() -> None:
+    """And those of the template that openssl-config prints, and the module's own."""
+    shown = dict(re.findall(r"^\| `([\w-]+)` \| (.*?) \|", MODULE_TABLE, re.MULTILINE))
+    defaults = {name: str(default) for name, (_, _, default) in NUMBERS.items()}
+    assert shown == defaults | {"kernels": "`auto`", "implicit-rejection": "0", "counts_directory": "none"}
+    assert set(shown) == {*CHOICES, *NUMBERS, COUNTS_DIRECTORY}
+    template = dict(re.findall(r"^# ([\w-]+) = (\S+)$", run("gpu-provider", "openssl-config"), re.MULTILINE))
+    assert set(template) == set(shown)
+    assert {name: template[name] for name in NUMBERS} == defaults
+    source = (ROOT / "gpu_provider" / "native" / "provider" / "provider.c").read_text()
+    assert set(re.findall(r'construct_utf8_ptr\("([\w-]+)"', source)) == set(shown)
+    for name, (_, largest, _) in NUMBERS.items():
+        assert f"{largest}" in re.findall(rf"^\| `{name}` .*$", MODULE_TABLE, re.MULTILINE)[0]
 
 
 @pytest.mark.parametrize("title", ["terminator", "batching provider"])
