@@ -36,7 +36,7 @@ static void *caller(void *argument)
         uint64_t began = gp_now_ns();
 
         number_for(input, key->bytes, i + 1);
-        if (gp_groups_is_alone(groups, key->bytes, 1, began)) {
+        if (gp_groups_is_alone(groups, key->bytes, GP_SLEEPS, began)) {
             CHECK(gp_key_private(key, input, output));
             gp_count(&gp_counts_of(GP_CLASS_OF(key->bytes))->singles, 1);
             gp_groups_computed_alone(groups, key->bytes, began);

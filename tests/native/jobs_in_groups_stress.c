@@ -43,7 +43,7 @@ static int private_operation(gp_key *key, const uint8_t *input, uint8_t *output)
     gp_client *client;
     int ok;
 
-    if (gp_groups_is_alone(groups, key->bytes, 1, began)) {
+    if (gp_groups_is_alone(groups, key->bytes, GP_PAUSES, began)) {
         ok = gp_key_private(key, input, output);
         gp_groups_computed_alone(groups, key->bytes, began);
         return ok;

@@ -58,6 +58,12 @@ static int compute_batched(const gp_rsa_key *key, const gp_batched_key *batched,
     return 0;
 }
 
+static enum gp_waits way_of_waiting(void)
+{
+    int has_callback;
+    return !gp_wait_in_job(&has_callback) ? GP_SLEEPS : has_callback ? GP_CANT_WAIT : GP_PAUSES;
+}
+
 int gp_private_op(gp_rsa_key *key, const uint8_t *input, uint8_t *output)
 {
     const gp_batched_key *batched = atomic_load(&key->batched);
@@ -74,7 +80,7 @@ int gp_private_op(gp_rsa_key *key, const uint8_t *input, uint8_t *output)
         return compute(key, input, output);
     }
     began_ns = gp_now_ns();
-    if (!gp_groups_is_alone(groups, key->bytes, !gp_wait_has_callback(), began_ns)) {
+    if (!gp_groups_is_alone(groups, key->bytes, way_of_waiting(), began_ns)) {
         client = gp_groups_client(groups);
         batched = client != NULL ? gp_rsa_key_batched(key, client) : NULL;
         if (batched != NULL)

@@ -273,7 +273,7 @@ static enum served serve_small(gp_consumer *consumer, const struct gp_class_rule
         return NOTHING;
     overdue = due_ns(consumer, batch.class_index, &rules[batch.class_index]) != 0;
     batch.held_ns = gp_consumer_held_ns(consumer, batch.class_index);
-    gp_consumer_take_group(consumer, batch.class_index, &group);
+    gp_consumer_take_group(consumer, batch.class_index, GP_SMALL_BATCH, &group);
     if (group.requests == 0)
         return SERVED; /* they were orphans */
     gp_consumer_compute_group(consumer, &group);
@@ -516,12 +516,12 @@ void gp_consumer_drop_orphans(gp_consumer *consumer, uint32_t class_index)
     }
 }
 
-void gp_consumer_take_group(gp_consumer *consumer, uint32_t class_index, struct gp_group *group)
+void gp_consumer_take_group(gp_consumer *consumer, uint32_t class_index, uint32_t most, struct gp_group *group)
 {
     group->class_index = class_index;
     group->failed = group->again = 0;
-    group->requests = gp_consumer_take(consumer, class_index, GP_SMALL_BATCH, group->handles, group->keys,
-                                       group->inputs, group->submitted_ns);
+    group->requests =
+        gp_consumer_take(consumer, class_index, most, group->handles, group->keys, group->inputs, group->submitted_ns);
 }
 
 void gp_consumer_compute_group(gp_consumer *consumer, struct gp_group *group)

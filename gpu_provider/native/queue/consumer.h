@@ -103,7 +103,7 @@ struct gp_group {
 void gp_consumer_drain(gp_consumer *consumer); /* moves what was submitted into the size classes */
 uint32_t gp_consumer_waiting(const gp_consumer *consumer, uint32_t class_index, uint32_t *first_slot); /* how many */
 void gp_consumer_drop_orphans(gp_consumer *consumer, uint32_t class_index);
-void gp_consumer_take_group(gp_consumer *consumer, uint32_t class_index, struct gp_group *group);
+void gp_consumer_take_group(gp_consumer *consumer, uint32_t class_index, uint32_t most, struct gp_group *group);
 
 /* Any thread. The second also wipes the outputs. */
 void gp_consumer_compute_group(gp_consumer *consumer, struct gp_group *group);

@@ -29,7 +29,7 @@ static inline void gp_count(_Atomic uint64_t *count, uint64_t more)
 
 /* From now on they are in a file of this directory as well, from which another process can read them
  * (commands/counts.py knows how). To be called before anything is counted; only the first call in a process has an
- * effect. What fails is not told: a program must run without it. */
+ * effect. Files of processes that have ended are removed. What fails is not told: a program must run without it. */
 void gp_counts_publish(const char *directory);
 
 #endif

@@ -7,6 +7,7 @@
 #include <sched.h>
 #include <stdatomic.h>
 #include <stdlib.h>
+#include <string.h>
 #include <time.h>
 
 #include "keys/cpu.h"
@@ -32,7 +33,7 @@ struct size_class {
     struct gp_patience patience;
     uint64_t last_ns; /* the last request began */
     uint32_t groups;  /* one after the other */
-    int explores;    /* the next group waits until it is full, and for twice as long: do more come together? */
+    int explores;     /* the next group waits until it is full, and for twice as long: do more come together? */
 };
 
 /* The share of the time in which a thread, or the process, has a processor. */
@@ -50,9 +51,13 @@ struct gp_groups {
     gp_client *client; /* NULL: not made yet */
     gp_consumer *consumer;
     struct size_class classes[GP_CLASSES];
+    uint32_t computing;   /* groups at this moment */
     uint64_t computed_ns; /* when a computation last ended */
     struct usage process;
-    double delay; /* times as long as a computation takes by itself: threads share processors */
+    uint64_t window;                  /* of WINDOW_NS */
+    uint32_t threads, threads_before; /* that had requests in this window, and in the one before */
+    uint32_t threads_of_late;         /* the larger of the two */
+    double delay;                     /* times as long as a computation takes by itself: threads share processors */
 };
 
 static _Atomic(gp_groups *) current;
@@ -139,6 +144,7 @@ gp_client *gp_groups_client(gp_groups *groups)
 /* ---- what processors are spent on; with the lock ---- */
 
 #define LOOK_NS 20000000u
+#define MOST_DELAY 16 /* of one computation: whatever held it up so long says little about the next */
 
 static uint64_t clock_ns(clockid_t id)
 {
@@ -184,7 +190,8 @@ static void learn(gp_groups *groups, double *cost, uint64_t took_ns)
         *cost = took;
     else
         *cost += (took - *cost) / 256;
-    groups->delay += (took / *cost - groups->delay) / 16;
+    took = took / *cost < MOST_DELAY ? took / *cost : MOST_DELAY;
+    groups->delay += (took - groups->delay) / 16;
 }
 
 static const struct gp_costs *costs_of(const gp_groups *groups, const struct size_class *class)
@@ -194,8 +201,68 @@ static const struct gp_costs *costs_of(const gp_groups *groups, const struct siz
 
 static void rule_again(gp_groups *groups, struct size_class *class, uint64_t now)
 {
-    class->patience = gp_patience(&class->pace, costs_of(groups, class), used(groups, now), groups->settings.most,
+    const struct gp_processors processors = {
+        .count = groups->processors, .threads = groups->threads_of_late, .used = used(groups, now)};
+
+    class->patience = gp_patience(&class->pace, costs_of(groups, class), &processors, groups->settings.most,
                                   groups->settings.max_wait_ns);
+}
+
+/* ---- how fast requests come; with the lock ---- */
+
+#define WINDOW_NS 100000000u
+
+/* This thread's part in it. */
+static _Thread_local struct {
+    const gp_groups *groups; /* what the rest is about */
+    uint64_t window;         /* in which it was last counted among the threads */
+    uint64_t computed_ns;    /* how long it has computed, all in all */
+    struct {
+        uint64_t began_ns; /* its last request */
+        uint64_t computed_ns;
+    } last[GP_CLASSES];
+} own;
+
+/* How many threads have requests, this one among them. */
+static void count_threads(gp_groups *groups, uint64_t now)
+{
+    uint64_t window = now / WINDOW_NS;
+    uint32_t threads;
+
+    if (window > groups->window) { /* another thread may have read the clock later, and be first */
+        groups->threads_before = groups->window + 1 == window ? groups->threads : 0;
+        groups->threads = 0;
+        groups->window = window;
+    }
+    if (own.window != groups->window) {
+        own.window = groups->window;
+        groups->threads++;
+    }
+    threads = groups->threads > groups->threads_before ? groups->threads : groups->threads_before;
+    groups->threads_of_late = threads > 0 ? threads : 1;
+}
+
+/* The time from one request of the process to the next, as this thread sees it. Its own computing is left out, with all
+ * that the processor did meanwhile: threads that compute one by one would not learn otherwise that together they could
+ * be faster. */
+static uint64_t gap_before(gp_groups *groups, uint32_t class_index, uint64_t now)
+{
+    uint64_t since = groups->classes[class_index].last_ns, gap;
+
+    if (own.groups != groups) {
+        memset(&own, 0, sizeof(own));
+        own.groups = groups;
+    }
+    count_threads(groups, now);
+    if (own.last[class_index].began_ns != 0) {
+        gap = now - own.last[class_index].began_ns - (own.computed_ns - own.last[class_index].computed_ns);
+        gap /= groups->threads_of_late;
+    } else { /* its first: as any thread sees it */
+        gap = now - (since > groups->computed_ns ? since : groups->computed_ns);
+    }
+    own.last[class_index].began_ns = now;
+    own.last[class_index].computed_ns = own.computed_ns;
+    return gap < INT64_MAX ? gap : 0; /* another thread was first since `now` */
 }
 
 /* ---- requests by themselves ---- */
@@ -209,22 +276,21 @@ static uint32_t count_waiting(gp_groups *groups, uint32_t class_index, uint32_t 
     return gp_consumer_waiting(groups->consumer, class_index, first_slot);
 }
 
-int gp_groups_is_alone(gp_groups *groups, uint32_t bytes, int can_wait, uint64_t now_ns)
+int gp_groups_is_alone(gp_groups *groups, uint32_t bytes, enum gp_waits waits, uint64_t now_ns)
 {
     uint32_t class_index = GP_CLASS_OF(bytes), first_slot;
     struct size_class *class = &groups->classes[class_index];
-    uint64_t before, gap;
+    uint64_t gap;
     int alone;
 
     pthread_mutex_lock(&groups->lock);
-    /* The time in which something was computed is no silence: nobody else may have had a processor. */
-    before = class->last_ns > groups->computed_ns ? class->last_ns : groups->computed_ns;
-    gap = now_ns > before ? now_ns - before : 0;
+    gap = gap_before(groups, class_index, now_ns);
     if (class->last_ns != 0)
         gp_pace_submitted(&class->pace, gap);
     class->last_ns = now_ns;
     alone = count_waiting(groups, class_index, &first_slot) == 0
-            && (!can_wait || class->patience.least <= 1 || gap > class->patience.wait || class->measured.single == 0);
+            && (waits == GP_CANT_WAIT || (waits == GP_SLEEPS && groups->threads_of_late == 1)
+                || class->patience.least <= 1 || gap > class->patience.wait || class->measured.single == 0);
     pthread_mutex_unlock(&groups->lock);
     return alone;
 }
@@ -235,8 +301,10 @@ void gp_groups_computed_alone(gp_groups *groups, uint32_t bytes, uint64_t began_
     uint64_t now = gp_now_ns();
 
     pthread_mutex_lock(&groups->lock);
+    own.computed_ns += now - began_ns;
     learn(groups, &class->measured.single, now - began_ns);
-    gp_pace_launched(&class->pace, 1, 1, now);
+    class->patience.least = 1; /* nothing was waited for */
+    gp_pace_launched(&class->pace, 1, &class->patience, now);
     class->groups = 0;
     groups->computed_ns = now;
     rule_again(groups, class, now);
@@ -295,25 +363,28 @@ static int serve_group(gp_groups *groups, uint32_t class_index)
     struct gp_group *group = OPENSSL_malloc(sizeof(*group));
     uint32_t least = class->patience.least, smallest = gp_smallest_group(costs_of(groups, class));
     struct gp_counts *counts = gp_counts_of(class_index);
-    uint64_t took_ns, now;
+    uint64_t began = gp_now_ns(), took_ns, now;
 
     if (group == NULL)
         return 0;
     gp_cpu_set_smallest(gp_client_cpu(groups->client), class_index, smallest);
-    gp_consumer_take_group(groups->consumer, class_index, group);
+    gp_consumer_take_group(groups->consumer, class_index, groups->settings.most, group);
     if (group->requests > 0) {
         gp_count(&counts->groups, 1);
         gp_count(&counts->grouped, group->requests);
         gp_count(&counts->in_vain, group->requests < least);
-        gp_pace_launched(&class->pace, group->requests, least, gp_now_ns());
-        class->explores =
-            group->requests > 1 && (class->groups++ % EXPLORE == 0 || (class->explores && group->requests > least));
+        gp_pace_launched(&class->pace, group->requests, &class->patience, began);
+        class->explores = group->requests > 1 && group->requests >= least
+                          && (class->groups++ % EXPLORE == 0 || (class->explores && group->requests > least));
+        groups->computing++;
         pthread_mutex_unlock(&groups->lock);
         took_ns = compute(groups, group);
         now = gp_now_ns();
         pthread_mutex_lock(&groups->lock);
+        groups->computing--;
         if (took_ns > 0 && group->requests >= smallest)
             learn(groups, &class->measured.group, took_ns);
+        own.computed_ns += now - began;
         groups->computed_ns = now;
         rule_again(groups, class, now);
         pthread_mutex_unlock(&groups->lock);
@@ -329,12 +400,16 @@ static uint64_t deadline(gp_groups *groups, uint32_t class_index, uint32_t own_s
 {
     const struct size_class *class = &groups->classes[class_index];
     uint32_t first_slot, enough = class->explores ? groups->settings.most : class->patience.least;
-    uint64_t until;
+    uint64_t wait, until;
 
     if (count_waiting(groups, class_index, &first_slot) >= enough)
         return 0;
-    until =
-        gp_client_queue(groups->client)->submitted_ns[first_slot] + (class->explores ? 2 : 1) * class->patience.wait;
+    wait = (class->explores ? 2 : 1) * class->patience.wait;
+    if (groups->computing > 0) /* a thread that computes submits nothing */
+        wait += (uint64_t)class->measured.group;
+    if (wait > groups->settings.max_wait_ns)
+        wait = groups->settings.max_wait_ns;
+    until = gp_client_queue(groups->client)->submitted_ns[first_slot] + wait;
     if (until <= now)
         return 0;
     return first_slot == own_slot ? until : until + GRACE_NS;

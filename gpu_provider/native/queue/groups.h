@@ -30,8 +30,13 @@ struct gp_group_settings {
 gp_groups *gp_groups_of_process(const struct gp_group_settings *settings);
 
 /* Whether a request of that size, which begins now, is to be computed by itself, because nobody waits and none is worth
- * waiting for, or it can't wait. If so, gp_groups_computed_alone() is to be told when that began. */
-int gp_groups_is_alone(gp_groups *groups, uint32_t bytes, int can_wait, uint64_t now_ns);
+ * waiting for, or can come. If so, gp_groups_computed_alone() is to be told when that began. */
+enum gp_waits {
+    GP_CANT_WAIT, /* a job that no deadline can wake */
+    GP_SLEEPS,    /* the thread, whose other requests can't come meanwhile */
+    GP_PAUSES     /* a job */
+};
+int gp_groups_is_alone(gp_groups *groups, uint32_t bytes, enum gp_waits waits, uint64_t now_ns);
 void gp_groups_computed_alone(gp_groups *groups, uint32_t bytes, uint64_t began_ns);
 
 /* The queue for all others: gp_request_private_op(). Made at the first call. NULL: out of memory or descriptors. */

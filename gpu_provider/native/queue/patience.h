@@ -11,14 +11,17 @@
 struct gp_pace {
     double gap;        /* the mean from one request to the next, silences and what is computed left out; 0: unknown */
     double reach;      /* how many come together if those that are there wait */
+    double faith;      /* the share of waits of late that were not in vain */
     double hope;       /* by how much each group raises the reach */
     uint64_t hoped_at; /* when that was */
 };
 
 void gp_pace_submitted(struct gp_pace *pace, uint64_t gap);
 
-/* `count` requests were taken, which had waited until they were `least`, or in vain. */
-void gp_pace_launched(struct gp_pace *pace, uint32_t count, uint32_t least, uint64_t now);
+struct gp_patience;
+
+/* `count` requests were taken, which waited by this rule. */
+void gp_pace_launched(struct gp_pace *pace, uint32_t count, const struct gp_patience *patience, uint64_t now);
 
 /* What a processor spends. */
 struct gp_costs {
@@ -29,13 +32,21 @@ struct gp_costs {
 /* The smallest group for which the kernels win. */
 uint32_t gp_smallest_group(const struct gp_costs *costs);
 
+/* The processors of a process. */
+struct gp_processors {
+    double count;
+    uint32_t threads; /* that have requests */
+    double used;      /* the share of the time in which the one that computes is busy, or wanted by others */
+};
+
 struct gp_patience {
     uint32_t least; /* so many are computed at once, … */
     uint64_t wait;  /* … and fewer when the oldest has waited so long */
+    int wanted;     /* more would be waited for if they came together */
 };
 
-/* used: the share of the time in which the processor that computes is busy, or wanted by others. most: in a group. */
-struct gp_patience gp_patience(const struct gp_pace *pace, const struct gp_costs *costs, double used, uint32_t most,
-                               uint64_t max_wait);
+/* most: in a group. */
+struct gp_patience gp_patience(const struct gp_pace *pace, const struct gp_costs *costs,
+                               const struct gp_processors *processors, uint32_t most, uint64_t max_wait);
 
 #endif

@@ -15,7 +15,8 @@ enum outcome { FAILED = 0, DONE = 1, COMPUTE_DIRECTLY = 2, GAVE_UP = 3 /* the re
 static enum outcome wait_for_end(gp_client *client, gp_request_handle handle, struct gp_pauser *pauser)
 {
     for (;;) {
-        uint64_t deadline_ns = gp_groups_serve(client, handle, !gp_wait_has_callback());
+        int has_callback, in_job = gp_wait_in_job(&has_callback);
+        uint64_t deadline_ns = gp_groups_serve(client, handle, in_job && !has_callback);
         enum gp_pause pause;
 
         if (gp_client_poll(client, handle) != 0)

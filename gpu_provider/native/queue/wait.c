@@ -125,11 +125,12 @@ static int has_callback(ASYNC_WAIT_CTX *context)
     return ASYNC_WAIT_CTX_get_callback(context, &callback, &argument) && callback != NULL;
 }
 
-int gp_wait_has_callback(void)
+int gp_wait_in_job(int *job_has_callback)
 {
     ASYNC_JOB *job = ASYNC_get_current_job();
 
-    return job != NULL && has_callback(ASYNC_get_wait_ctx(job));
+    *job_has_callback = job != NULL && has_callback(ASYNC_get_wait_ctx(job));
+    return job != NULL;
 }
 
 struct gp_wait *gp_wait_of(gp_client *client, ASYNC_WAIT_CTX *context)

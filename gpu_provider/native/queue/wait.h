@@ -27,8 +27,8 @@ void gp_wait_set_error(struct gp_wait *wait);
 
 /* ---- the job's own thread ---- */
 
-/* Whether the caller is a job whose connection has a callback: no deadline can wake it. */
-int gp_wait_has_callback(void);
+/* Whether the caller is a job, and whether its connection has a callback: no deadline can wake it. */
+int gp_wait_in_job(int *has_callback);
 
 /* The connection's gp_wait: the one that is registered, or a new one, whose reference is the caller's. NULL: no memory,
  * or none that can be told of an end. To be followed by gp_wait_leave() when the operation is over: one whose job never
