@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
-from functools import reduce
-from operator import add
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -92,16 +90,12 @@ class Report:
             "process", "key", "by OpenSSL", "in groups", "of", "waited", "groups in vain",
             title=f"Operations counted in {directory}",
         )  # fmt: skip
-        for program in (program for program in programs if program.runs):
+        for program in programs:
             _add_counts(table, str(program.process), program.counts)
-        ended = [program.counts for program in programs if not program.runs]
-        if ended:
-            sums = {bits: reduce(add, (counts[bits] for counts in ended if bits in counts)) for bits in ended[0]}
-            _add_counts(table, f"{len(ended)} ended", sums)
         if programs:
             self._console.print(table)
         else:
-            self._print(f"No program has counted anything in {directory} yet.")
+            self._print(f"No running program counts in {directory}.")
 
     def advice(self, advice: Mapping[str, tuple[str, list[str]]]) -> None:
         for program, (sentence, lines) in advice.items():

@@ -57,15 +57,13 @@ class Program:
     """Its number where it was started, such as in a container."""
     started: float
     """When it loaded the module, in seconds since 1970."""
-    runs: bool
-    """Whether any of its processes still does."""
     counts: dict[int, Counts]
     """By key size, in bits."""
 
 
 def read_counts(directory: Path) -> list[Program]:
-    """Reads the files of a directory, and passes over what is not ours or vanishes meanwhile. Raises ConfigError if the
-    directory can't be read."""
+    """Reads the files of the programs that run, and passes over what is not ours or vanishes meanwhile. Raises
+    ConfigError if the directory can't be read."""
     try:
         paths = sorted(directory.iterdir())
     except OSError as error:
@@ -83,25 +81,29 @@ def _read(path: Path) -> Program | None:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             return None
         contents = os.read(descriptor, _HEADER.size + _MOST_CLASSES * _OF_A_CLASS.size)
-        if len(contents) < _HEADER.size:
+        if not _is_complete(contents) or not _is_locked(descriptor):
             return None
-        magic, version, classes, started_ns, process = _HEADER.unpack_from(contents)
-        if (magic, version) != (_MAGIC, _VERSION) or len(contents) != _HEADER.size + classes * _OF_A_CLASS.size:
-            return None
-        # Only now: a program that is about to lock its new file must not find it locked by us.
-        runs = _is_locked(descriptor)
     except OSError:
         return None
     finally:
         os.close(descriptor)
+    *_, started_ns, process = _HEADER.unpack_from(contents)
     counts = {
         _LEAST_BITS + _CLASS_BITS * index: Counts(*values)
         for index, values in enumerate(_OF_A_CLASS.iter_unpack(contents[_HEADER.size :]))
     }
-    return Program(path, process, started_ns / 1e9, runs, counts)
+    return Program(path, process, started_ns / 1e9, counts)
+
+
+def _is_complete(contents: bytes) -> bool:
+    if len(contents) < _HEADER.size:
+        return False
+    magic, version, classes, *_ = _HEADER.unpack_from(contents)
+    return (magic, version) == (_MAGIC, _VERSION) and len(contents) == _HEADER.size + classes * _OF_A_CLASS.size
 
 
 def _is_locked(descriptor: int) -> bool:
+    """Asked of a complete file alone: a program that is about to lock its new one must not find it locked by us."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:

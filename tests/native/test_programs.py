@@ -95,6 +95,12 @@ def test_results_that_the_kernels_get_wrong_are_computed_again(tmp_path: Path, p
     subprocess.run([program], check=True, timeout=50)
 
 
+def test_no_descriptor_is_left_that_no_pause_has_shown(tmp_path: Path, provider_objects: list[Path]) -> None:
+    """A request may be completed just as its job is about to pause. HAProxy would end when it closes the connection."""
+    program = build("unseen_descriptor", tmp_path, objects=provider_objects)
+    subprocess.run([program], check=True, timeout=50)
+
+
 def test_waiting_follows_how_busy_processors_are_and_who_comes(tmp_path: Path, provider_objects: list[Path]) -> None:
     """A lone client that waits, and a busy process that never forms groups: both look alike to a mean of gaps."""
     program = build("patience", tmp_path, objects=provider_objects)

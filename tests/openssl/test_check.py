@@ -270,26 +270,21 @@ def test_it_shows_what_running_programs_have_counted(
         return events(check(tmp_path / "openssl.cnf"), "counts")
 
     (program,) = shown()
-    assert (program["process"], program["runs"]) == (server.pid, True)
+    assert program["process"] == server.pid
     assert program["counts"]["2048"]["singles"] == 1
     assert {sum(program["counts"][bits].values()) for bits in program["counts"] if bits != "2048"} == {0}
-    server.kill()
-    server.wait(TIMEOUT)
-    assert shown() == [program | {"runs": False}]
     assert [path.name for path in counts.iterdir()] == [Path(program["file"]).name], "check left a file of its own"
     table = command(tmp_path / "openssl.cnf", "--seconds", "0", "--output", "table").stdout
-    assert re.search(r"1 ended .* RSA-2048 .* 1 ", table)
+    assert re.search(rf"{server.pid} .* RSA-2048 .* 1 ", table)
+    server.kill()
+    server.wait(TIMEOUT)
+    assert shown() == []
+    assert list(counts.iterdir()) == [], "files of programs that have ended would fill the directory"
 
 
-def test_programs_that_have_ended_are_summed_up_at_a_terminal(tmp_path: Path, counts: Path) -> None:
-    """There may be thousands: each short-lived program leaves a file."""
+def test_it_says_that_nothing_is_counted(tmp_path: Path, counts: Path) -> None:
     path = configured(tmp_path, f"counts_directory = {counts}")
-    assert "No program has counted anything" in command(path, "--seconds", "0", "--output", "table").stdout
-    for process in range(3):
-        (counts / f"{process}-1").write_bytes(counts_file(process, [(2, 3, 20, 15, 1)] + [(0, 0, 0, 0, 0)] * 4))
-    table = command(path, "--seconds", "0", "--output", "table").stdout
-    assert re.search(r"3 ended .* RSA-2048 .* 6 .* 60 .* 6\.7 .* 45 .* 3 ", table)
-    assert "RSA-4096" not in table
+    assert "No running program counts" in command(path, "--seconds", "0", "--output", "table").stdout
 
 
 def counts_file(
@@ -306,9 +301,8 @@ def test_a_counts_file_says_whether_its_programs_run(counts: Path) -> None:
     with path.open("rb") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         (program,) = read_counts(counts)
-        assert (program.process, program.started, program.runs) == (7, 1.5e9, True)
-    (program,) = read_counts(counts)
-    assert not program.runs
+        assert (program.process, program.started) == (7, 1.5e9)
+    assert read_counts(counts) == []
     assert program.counts == {bits: Counts(*each) for bits, each in zip(BITS, values, strict=True)}
 
 

@@ -30,8 +30,9 @@ static uint32_t reach_of(const struct gp_pace *pace)
 }
 
 /* The reach keeps a closed loop of a few clients from waiting for company that can't come because all of it is here. It
- * falls with each wait in vain, the further the more of them are, and each halves the hope, which returns slowly: the
- * 99th percentile of the latency does not see waits in vain, and company that begins to come is found within a second. */
+ * falls with each wait in vain, the further the more of them are, and each halves the hope, which returns slowly. So
+ * the 99th percentile of the latency does not see waits in vain, and company that begins to come is found within a
+ * second. */
 void gp_pace_launched(struct gp_pace *pace, uint32_t count, const struct gp_patience *patience, uint64_t now)
 {
     double passed = (double)(now - pace->hoped_at) / HOPE_AGAIN;
