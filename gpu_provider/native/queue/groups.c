@@ -9,8 +9,10 @@
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
+#include <unistd.h>
 
 #include "keys/cpu.h"
+#include "keys/libcrypto.h"
 #include "process.h"
 #include "queue/consumer.h"
 #include "queue/counts.h"
@@ -78,7 +80,8 @@ static gp_groups *make(const struct gp_group_settings *settings)
         return NULL;
     groups->fork_epoch = gp_fork_epoch();
     groups->settings = *settings;
-    groups->processors = sched_getaffinity(0, sizeof(processors), &processors) == 0 ? CPU_COUNT(&processors) : 1;
+    groups->processors = sched_getaffinity(0, sizeof(processors), &processors) == 0 ? CPU_COUNT(&processors)
+                                                                                    : sysconf(_SC_NPROCESSORS_ONLN);
     groups->delay = 1;
     for (uint32_t i = 0; i < GP_CLASSES; i++)
         groups->classes[i].patience.least = 1;
@@ -181,17 +184,25 @@ static double used(gp_groups *groups, uint64_t now)
     return most < 1 ? most : 1;
 }
 
-/* An estimate that forgets slowly what made something slower. */
-static void learn(gp_groups *groups, double *cost, uint64_t took_ns)
-{
-    double took = (double)took_ns + 1;
+struct stopwatch {
+    uint64_t began_ns, cpu_ns; /* the clock, and this thread's processor time */
+};
 
-    if (*cost == 0 || took < *cost)
-        *cost = took;
-    else
-        *cost += (took - *cost) / 256;
-    took = took / *cost < MOST_DELAY ? took / *cost : MOST_DELAY;
-    groups->delay += (took - groups->delay) / 16;
+static struct stopwatch start_stopwatch(void)
+{
+    return (struct stopwatch){gp_now_ns(), clock_ns(CLOCK_THREAD_CPUTIME_ID)};
+}
+
+/* A cost is the processor time of a computation that has just ended; how much longer it took tells how many share the
+ * processors. */
+static void learn(gp_groups *groups, double *cost, const struct stopwatch *stopwatch)
+{
+    double took = (double)(gp_now_ns() - stopwatch->began_ns);
+    double spent = (double)(clock_ns(CLOCK_THREAD_CPUTIME_ID) - stopwatch->cpu_ns) + 1;
+    double delay = took / spent < MOST_DELAY ? took / spent : MOST_DELAY;
+
+    *cost += *cost == 0 ? spent : (spent - *cost) / 16;
+    groups->delay += (delay - groups->delay) / 16;
 }
 
 static const struct gp_costs *costs_of(const gp_groups *groups, const struct size_class *class)
@@ -211,12 +222,15 @@ static void rule_again(gp_groups *groups, struct size_class *class, uint64_t now
 /* ---- how fast requests come; with the lock ---- */
 
 #define WINDOW_NS 100000000u
+#define LEARN 4u /* one in so many singles is timed: the clock of processor time is a system call */
 
 /* This thread's part in it. */
 static _Thread_local struct {
     const gp_groups *groups; /* what the rest is about */
     uint64_t window;         /* in which it was last counted among the threads */
     uint64_t computed_ns;    /* how long it has computed, all in all */
+    uint32_t singles;
+    struct stopwatch single; /* zero: not this one */
     struct {
         uint64_t began_ns; /* its last request */
         uint64_t computed_ns;
@@ -292,6 +306,7 @@ int gp_groups_is_alone(gp_groups *groups, uint32_t bytes, enum gp_waits waits, u
             && (waits == GP_CANT_WAIT || (waits == GP_SLEEPS && groups->threads_of_late == 1)
                 || class->patience.least <= 1 || gap > class->patience.wait || class->measured.single == 0);
     pthread_mutex_unlock(&groups->lock);
+    own.single = alone && own.singles++ % LEARN == 0 ? start_stopwatch() : (struct stopwatch){0};
     return alone;
 }
 
@@ -302,7 +317,8 @@ void gp_groups_computed_alone(gp_groups *groups, uint32_t bytes, uint64_t began_
 
     pthread_mutex_lock(&groups->lock);
     own.computed_ns += now - began_ns;
-    learn(groups, &class->measured.single, now - began_ns);
+    if (own.single.began_ns != 0)
+        learn(groups, &class->measured.single, &own.single);
     class->patience.least = 1; /* nothing was waited for */
     gp_pace_launched(&class->pace, 1, &class->patience, now);
     class->groups = 0;
@@ -313,15 +329,19 @@ void gp_groups_computed_alone(gp_groups *groups, uint32_t bytes, uint64_t began_
 
 /* ---- groups ---- */
 
-/* Without the lock. Returns how long the kernels took; 0: OpenSSL computed some of it. */
-static uint64_t compute(gp_groups *groups, struct gp_group *group)
+/* Without the lock. 1 if the kernels computed all of it. */
+static int compute(gp_groups *groups, struct gp_group *group, uint32_t smallest, struct stopwatch *stopwatch)
 {
     gp_cpu *cpu = gp_client_cpu(groups->client);
     gp_key_table *keys = gp_client_keys(groups->client);
-    uint64_t start;
-    int prepared = 1;
+    int prepared = group->requests >= smallest;
 
-    for (uint32_t i = 0; i < group->requests && group->requests > 1; i++) {
+    if (group->requests == 1) { /* the key may have no second request: it is not prepared */
+        gp_libcrypto_private(keys, 1, group->keys, group->inputs, group->outputs, GP_CLASS_BYTES(group->class_index),
+                             group->ok);
+        return 0;
+    }
+    for (uint32_t i = 0; i < group->requests; i++) {
         gp_key *key = gp_key_table_get(keys, group->keys[i]);
 
         if (key != NULL)
@@ -329,9 +349,9 @@ static uint64_t compute(gp_groups *groups, struct gp_group *group)
         gp_key_free(key);
         prepared &= gp_cpu_has_kernel_key(cpu, group->keys[i]);
     }
-    start = gp_now_ns();
+    *stopwatch = start_stopwatch();
     gp_consumer_compute_group(groups->consumer, group);
-    return prepared && group->requests > 1 && group->again == 0 ? gp_now_ns() - start : 0;
+    return prepared && group->again == 0;
 }
 
 struct ending {
@@ -363,10 +383,14 @@ static int serve_group(gp_groups *groups, uint32_t class_index)
     struct gp_group *group = OPENSSL_malloc(sizeof(*group));
     uint32_t least = class->patience.least, smallest = gp_smallest_group(costs_of(groups, class));
     struct gp_counts *counts = gp_counts_of(class_index);
-    uint64_t began = gp_now_ns(), took_ns, now;
+    uint64_t began = gp_now_ns(), now;
+    struct stopwatch stopwatch;
+    int by_kernels;
 
     if (group == NULL)
         return 0;
+    if (smallest > groups->settings.kernels->lanes) /* a full group is theirs in any case */
+        smallest = groups->settings.kernels->lanes;
     gp_cpu_set_smallest(gp_client_cpu(groups->client), class_index, smallest);
     gp_consumer_take_group(groups->consumer, class_index, groups->settings.most, group);
     if (group->requests > 0) {
@@ -378,12 +402,12 @@ static int serve_group(gp_groups *groups, uint32_t class_index)
                           && (class->groups++ % EXPLORE == 0 || (class->explores && group->requests > least));
         groups->computing++;
         pthread_mutex_unlock(&groups->lock);
-        took_ns = compute(groups, group);
+        by_kernels = compute(groups, group, smallest, &stopwatch);
         now = gp_now_ns();
         pthread_mutex_lock(&groups->lock);
         groups->computing--;
-        if (took_ns > 0 && group->requests >= smallest)
-            learn(groups, &class->measured.group, took_ns);
+        if (by_kernels)
+            learn(groups, &class->measured.group, &stopwatch);
         own.computed_ns += now - began;
         groups->computed_ns = now;
         rule_again(groups, class, now);
