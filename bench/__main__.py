@@ -11,7 +11,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import Progress, TaskID
 
-from . import plot, queue_overhead, report, scheduling, waiting
+from . import groups, plot, queue_overhead, report, scheduling, waiting
 from .harness import Bench, BenchError
 from .kernels import speed
 from .servers import connections, latency, module, throughput
@@ -28,6 +28,11 @@ MEASUREMENTS: dict[str, tuple[Callable[..., report.Result], dict[str, Any], dict
         module.measure,
         {"rounds": 5, "connections": {2048: 2000, 3072: 1200, 4096: 800}},
         {"rounds": 1, "connections": {2048: 250, 3072: 150, 4096: 100}},
+    ),
+    "groups": (
+        groups.measure,
+        {"rounds": 3, "seconds": 2.0},
+        {"rounds": 1, "seconds": 0.5, "cases": groups.CASES[::4]},
     ),
     "kernels": (speed.measure, {"rounds": 15, "seconds": 0.08}, {"rounds": 3, "seconds": 0.02}),
     "queue": (queue_overhead.measure, {"rounds": 9, "requests": 50_000}, {"rounds": 3, "requests": 10_000}),

@@ -17,7 +17,7 @@ import pytest
 
 pytest.importorskip("matplotlib", reason="the bench draws with matplotlib, the [bench] extra")
 
-from bench import environment, harness, plot, queue_overhead, report, scheduling, waiting
+from bench import environment, groups, harness, plot, queue_overhead, report, scheduling, waiting
 from bench.kernels import speed
 from bench.servers import connections, latency, module, throughput
 from gpu_provider import kernels
@@ -48,6 +48,13 @@ MEASUREMENTS: dict[str, Callable[[harness.Bench, Callable[[str, int], None]], re
         rounds=2,
         connections={2048: 3, 4096: 2},
         before=ROOT if (ROOT / ".venv").exists() else None,
+        advance=advance,
+    ),
+    "groups": lambda bench, advance: groups.measure(
+        bench,
+        rounds=1,
+        seconds=0.2,
+        cases=[groups.Case(groups.JOBS, 8, 2048), groups.Case(groups.THREADS, 4, 2048)],
         advance=advance,
     ),
     "kernels": lambda bench, advance: speed.measure(
