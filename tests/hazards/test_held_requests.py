@@ -22,9 +22,10 @@ _HOUR = 3600.0
 
 @pytest.fixture
 def patient_provider(monkeypatch: pytest.MonkeyPatch) -> Iterator[BatchingProvider]:
-    """It has computed one request, and the next ones wait until they are four."""
+    """It has computed one request, and the next ones wait until they are four. However slow the machine is, a batch may
+    hold so many: those that are left over would wait again."""
     monkeypatch.setattr(company, "patience", lambda *_, **__: Patience(4, 8, _HOUR))
-    with BatchingProvider(ProviderConfig(backend="cpu")) as provider:
+    with BatchingProvider(ProviderConfig(backend="cpu", max_delay=60)) as provider:
         key = provider.load_key(private_key(2048))
         provider.private_op(key, 2)
         key.close()
