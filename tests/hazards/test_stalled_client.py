@@ -62,12 +62,13 @@ def test_2000_clients_that_vanish_in_the_handshake_leave_nothing_behind(tmp_path
                 sock.close()
 
     with echo_terminator(tmp_path) as terminator:
-        vanish(1000)  # what is allocated once and kept, such as the async jobs' stacks
-        terminator.wait_for_metric("gpu_provider_terminator_accepted_total", 1000)
+        # As many as below: what is allocated once and kept, such as a stack for each async job that waits.
+        vanish(2000)
+        terminator.wait_for_metric("gpu_provider_terminator_accepted_total", 2000)
         terminator.wait_for_metric(OPEN, 0)
         before = footprint(terminator.process)
         vanish(2000)
-        terminator.wait_for_metric("gpu_provider_terminator_accepted_total", 3000)
+        terminator.wait_for_metric("gpu_provider_terminator_accepted_total", 4000)
         terminator.wait_for_metric(OPEN, 0)
         terminator.wait_for_metric("gpu_provider_queue_in_use", 0)
         after = footprint(terminator.process)
