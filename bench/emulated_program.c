@@ -1,11 +1,11 @@
-/* A program whose connections each need one private operation, with the groups of the provider module and operations that
- * cost what they are told to, in processor time: how the module's policy does on any machine.
+/* A program whose connections each need one private operation, with the groups of the provider module and operations
+ * that cost what they are told to, in processor time: how the module's policy does on any machine.
  *
- *   emulated_program jobs|threads THREADS CLIENTS MODULUS_BITS SINGLE_US GROUP_US OTHER_US THINK_US SECONDS module|none
+ *   emulated_program jobs|threads THREADS CLIENTS BITS SINGLE_US GROUP_US OTHER_US THINK_US SECONDS module|none
  *
  * jobs: THREADS event loops, over which CLIENTS connections are spread, each in an OpenSSL async job. threads: CLIENTS
- * threads, each with one connection after the other. A connection takes OTHER_US of processor time besides the operation;
- * its client opens the next one after THINK_US. Prints one JSON object.
+ * threads, each with one connection after the other. A connection takes OTHER_US of processor time besides the
+ * operation; its client opens the next one after THINK_US. Prints one JSON object.
  */
 #define _GNU_SOURCE
 #include <openssl/async.h>
