@@ -16,8 +16,7 @@ from .harness import Bench, BenchError
 from .kernels import speed
 from .servers import connections, latency, module, throughput
 
-# What takes each measurement, and its sizes: of the full run, which takes about forty minutes, and of the quick
-# one, which takes about three minutes and is only a hint.
+# What takes each measurement, and its sizes: of the full run, and of the quick one, which is only a hint.
 MEASUREMENTS: dict[str, tuple[Callable[..., report.Result], dict[str, Any], dict[str, Any]]] = {
     "connections": (
         connections.measure,

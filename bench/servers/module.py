@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import struct
 import subprocess
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from gpu_provider import kernels
+from gpu_provider.commands.counts import read_counts
 from gpu_provider.native import MODULE_DIRECTORY
 
 from ..harness import DIES_WITH_US, LOAD_TIMEOUT, Bench, BenchError, Server, interleave
@@ -79,11 +79,6 @@ SSLEngine on
 SSLCertificateFile {certificate}
 """
 
-# Of queue/counts.c: the file's head, and what is counted for each size class.
-COUNTS_HEAD = struct.Struct("=QIIQQ")
-COUNTS_VERSION = 1
-COUNTS = struct.Struct("=QQQQQ")
-
 
 @dataclass(frozen=True)
 class Subject:
@@ -150,7 +145,7 @@ def measure(
             count = connections[subject.bits] if subject.at_once > 1 else -(-connections[subject.bits] // 3)
             sample |= measure_run(bench, subject.server, count, subject.at_once)
         if subject.name == WITH:
-            sample |= shares(subject, counted(counts) - before)
+            sample |= shares(subject, since(before, counted(counts)))
         result.samples.append(sample)
     for subject in subjects:
         if subject.name == WITH:
@@ -232,17 +227,19 @@ def speed(subject: Subject, configuration: Path) -> dict[str, float]:
     raise BenchError(f"{subject} {subject.name}: openssl ended with {done.returncode}: {done.stderr[-500:].strip()}")
 
 
-def counted(directory: Path) -> Counter[str]:
-    """What the module has counted in all processes so far, whatever the key size."""
-    total: Counter[str] = Counter()
-    for path in directory.iterdir():
-        content = path.read_bytes()
-        _, version, *_ = COUNTS_HEAD.unpack_from(content)
-        if version != COUNTS_VERSION:
-            raise BenchError(f"{MODULE} counts in version {version} of its file, the bench reads {COUNTS_VERSION}")
-        for singles, groups, grouped, *_ in COUNTS.iter_unpack(content[COUNTS_HEAD.size :]):
-            total.update(singles=singles, groups=groups, grouped=grouped)
-    return total
+def counted(directory: Path) -> dict[Path, Counter[str]]:
+    """What the module has counted so far, whatever the key size, by file: each program that begins removes the files of
+    those that have ended."""
+    totals: dict[Path, Counter[str]] = {}
+    for program in read_counts(directory, ended=True):
+        total = totals[program.file] = Counter[str]()
+        for counts in program.counts.values():
+            total.update(singles=counts.singles, groups=counts.groups, grouped=counts.grouped)
+    return totals
+
+
+def since(before: Mapping[Path, Counter[str]], after: Mapping[Path, Counter[str]]) -> Counter[str]:
+    return sum((total - before.get(file, Counter()) for file, total in after.items()), Counter())
 
 
 def shares(subject: Subject, done: Counter[str]) -> dict[str, float | None]:

@@ -61,17 +61,17 @@ class Program:
     """By key size, in bits."""
 
 
-def read_counts(directory: Path) -> list[Program]:
-    """Reads the files of the programs that run, and passes over what is not ours or vanishes meanwhile. Raises
-    ConfigError if the directory can't be read."""
+def read_counts(directory: Path, *, ended: bool = False) -> list[Program]:
+    """Reads the files of the programs that run, with ``ended`` also of others whose files are still there. What is not
+    ours or vanishes meanwhile is passed over. Raises ConfigError if the directory can't be read."""
     try:
         paths = sorted(directory.iterdir())
     except OSError as error:
         raise ConfigError(f"counts_directory {directory} can't be read: {error.strerror}") from error
-    return [program for path in paths if re.fullmatch(r"\d+-\d+", path.name) and (program := _read(path))]
+    return [program for path in paths if re.fullmatch(r"\d+-\d+", path.name) and (program := _read(path, ended))]
 
 
-def _read(path: Path) -> Program | None:
+def _read(path: Path, ended: bool) -> Program | None:
     try:
         # Others may write into the directory: neither a link nor a pipe without a writer must lead astray.
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -81,7 +81,7 @@ def _read(path: Path) -> Program | None:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             return None
         contents = os.read(descriptor, _HEADER.size + _MOST_CLASSES * _OF_A_CLASS.size)
-        if not _is_complete(contents) or not _is_locked(descriptor):
+        if not _is_complete(contents) or not (ended or _is_locked(descriptor)):
             return None
     except OSError:
         return None

@@ -12,6 +12,8 @@ import rsa_keys
 from compiler_flags import flags
 from openssl_program import NATIVE
 
+from gpu_provider.commands.counts import read_counts
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -86,7 +88,8 @@ def test_job_stack_is_large_enough_to_compute_groups(tmp_path: Path, provider_ob
     configuration.write_text(GROUPS.format(module=NATIVE / "gpu_provider.so", counts=counts))
     output = subprocess.run([program, configuration], check=True, capture_output=True, text=True, timeout=50).stdout
     assert 0 < int(output) < JOB_STACK // 2
-    assert next(counts.iterdir()).stat().st_size > 0
+    (program_counts,) = read_counts(counts, ended=True)
+    assert program_counts.counts[4096].grouped > program_counts.counts[4096].groups, "no job computed for others"
 
 
 def test_results_that_the_kernels_get_wrong_are_computed_again(tmp_path: Path, provider_objects: list[Path]) -> None:

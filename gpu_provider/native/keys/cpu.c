@@ -124,15 +124,6 @@ int gp_cpu_may_win(const gp_key *key)
     return atomic_load(&key->kernel_key) != NULL || atomic_load(&key->preparation) != TRIED;
 }
 
-int gp_cpu_has_kernel_key(const gp_cpu *cpu, gp_key_handle handle)
-{
-    gp_key *key = gp_key_table_get(cpu->keys, handle);
-    int has = key != NULL && atomic_load(&key->kernel_key) != NULL;
-
-    gp_key_free(key);
-    return has;
-}
-
 void gp_cpu_set_smallest(gp_cpu *cpu, uint32_t class_index, uint32_t smallest)
 {
     atomic_store(&cpu->smallest[class_index], smallest);

@@ -33,7 +33,6 @@ void gp_cpu_free(gp_cpu *cpu);
  * never win. That takes milliseconds: gp_cpu_private() does it for those that were not prepared before. */
 void gp_cpu_prepare(gp_cpu *cpu, gp_key *key);
 int gp_cpu_may_win(const gp_key *key); /* it has them, or was not tried yet */
-int gp_cpu_has_kernel_key(const gp_cpu *cpu, gp_key_handle handle);
 
 /* How many rows of a size class must be left over for a group of their own. */
 void gp_cpu_set_smallest(gp_cpu *cpu, uint32_t class_index, uint32_t smallest);

@@ -346,8 +346,8 @@ static int compute(gp_groups *groups, struct gp_group *group, uint32_t smallest,
 
         if (key != NULL)
             gp_cpu_prepare(cpu, key);
+        prepared &= key != NULL && atomic_load(&key->kernel_key) != NULL;
         gp_key_free(key);
-        prepared &= gp_cpu_has_kernel_key(cpu, group->keys[i]);
     }
     *stopwatch = start_stopwatch();
     gp_consumer_compute_group(groups->consumer, group);

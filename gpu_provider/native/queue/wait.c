@@ -221,7 +221,7 @@ void gp_wait_arm(struct gp_wait *wait, uint64_t deadline_ns)
         set_timer(wait->fd, deadline_ns / 1000000000u, deadline_ns % 1000000000u);
 }
 
-/* Through the timer, the end would cost an interrupt (8 us where the machine is a virtual one). Without
+/* Through the timer, the end would cost an interrupt, and on a virtual machine more than all else together. Without
  * CONFIG_CHECKPOINT_RESTORE in the kernel it has to: the time is past. */
 static void signal_end(int fd)
 {
