@@ -71,8 +71,10 @@ int gp_private_op(gp_rsa_key *key, const uint8_t *input, uint8_t *output)
     gp_client *client;
     uint64_t began_ns;
     int ok;
-    if (key->provider->client != NULL || !gp_rsa_key_is_batchable(key))
-        return batched != NULL ? compute_batched(key, batched, input, output) : compute(key, input, output);
+    if (!gp_rsa_key_is_batchable(key))
+        return compute(key, input, output);
+    if (key->provider->groups.kernels == NULL && batched != NULL) /* a batching provider's key, though it may be closed */
+        return compute_batched(key, batched, input, output);
     if (key->provider->groups.kernels != NULL && (batched == NULL || gp_cpu_may_win(batched->key)))
         groups = gp_groups_of_process(&key->provider->groups);
     if (groups == NULL) {
