@@ -73,7 +73,7 @@ int gp_private_op(gp_rsa_key *key, const uint8_t *input, uint8_t *output)
     int ok;
     if (!gp_rsa_key_is_batchable(key))
         return compute(key, input, output);
-    if (key->provider->groups.kernels == NULL && batched != NULL) /* a batching provider's key, though it may be closed */
+    if (key->provider->groups.kernels == NULL && batched != NULL) /* a batching provider has it, closed or not */
         return compute_batched(key, batched, input, output);
     if (key->provider->groups.kernels != NULL && (batched == NULL || gp_cpu_may_win(batched->key)))
         groups = gp_groups_of_process(&key->provider->groups);
