@@ -76,6 +76,13 @@ class Connecting:
 
     def expire(self) -> None:
         """Called when there was no answer for :func:`attempt_delay` seconds."""
+        try:
+            self._give_up_waiting()
+        except MemoryError:  # a timer calls: nobody else knows whose memory it was
+            self.stop()
+            self._failed(errno.ENOMEM)
+
+    def _give_up_waiting(self) -> None:
         if not self._left:
             return
         if len(self._attempts) == _MOST_ATTEMPTS:

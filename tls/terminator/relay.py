@@ -145,7 +145,7 @@ class Relay:
                 if failure is not None and not isinstance(failure, tls.SysCallError):
                     self._client_failed(failure)  # it broke the protocol, so its bytes need not be delivered
                 return
-        self._shared.poller.again(self._to_upstream)
+        self._session.again(self._to_upstream)
 
     def _read_client(self, buffer: memoryview) -> int:
         """Returns how many bytes came; 0: none now, or none ever."""
@@ -185,7 +185,7 @@ class Relay:
                 self._both_ended()
             else:
                 self._upstream_readable = self._upstream_end_seen = True
-                self._shared.poller.again(self._to_client)
+                self._session.again(self._to_client)
             return len(data)
 
     def _client_is_done(self) -> None:
@@ -235,7 +235,7 @@ class Relay:
             if sent < count:
                 self._for_client = memoryview(bytes(buffer[sent:count]))
                 return
-        self._shared.poller.again(self._to_client)
+        self._session.again(self._to_client)
 
     def _read_upstream(self, buffer: memoryview) -> int:
         """Returns how many bytes came; 0: none now, or none ever."""

@@ -30,6 +30,7 @@ non-blocking, and the poller reports their readiness edge-triggered.
 from __future__ import annotations
 
 import errno
+import functools
 import os
 import socket
 from enum import Enum, auto
@@ -128,7 +129,7 @@ class Session:
             except OSError as error:
                 self._handshake_failed("client_gone", os.strerror(error.errno or 0))
                 return
-        shared.notifier.attach(self.connection, self._handshake)
+        shared.notifier.attach(self.connection, self._resume)
         self._enter(State.HANDSHAKE)
         shared.poller.add(self.client, self._on_client)
         self._handshake()  # the client's first bytes are often here by now
@@ -147,8 +148,24 @@ class Session:
             sockets += self._connecting.sockets
         return any(sock.fileno() == descriptor for sock in sockets)
 
+    def do(self, action: Callable[[], None]) -> None:
+        """Does a part of this session's work that is no handler of the poller's. Without memory for it, this session
+        ends, and no other is harmed."""
+        try:
+            action()
+        except MemoryError:
+            self._shared.out_of_memory()
+            self.abort("out_of_memory")
+
+    def again(self, action: Callable[[], None]) -> None:
+        """Does it in the loop's next turn, so that others get their turn first."""
+        self._shared.poller.again(functools.partial(self.do, action))
+
     def expire(self) -> None:
         """The deadline of the present state has passed."""
+        self.do(self._expire)
+
+    def _expire(self) -> None:
         match self.state:
             case State.HANDSHAKE:
                 self._handshake_failed("timeout", "")
@@ -202,6 +219,9 @@ class Session:
 
     # ---- HANDSHAKE ----
 
+    def _resume(self) -> None:
+        self.do(self._handshake)
+
     def _on_client(self, events: int) -> None:
         if self.state is State.HANDSHAKE:
             # After a reset too: what came before it may be all of a short stream.
@@ -224,7 +244,7 @@ class Session:
             self._waits_for = WRITABLE
         except tls.WantAsyncJobError:
             self._waits_for = 0
-            self._shared.notifier.when_job_ends(self._handshake)
+            self._shared.notifier.when_job_ends(self._resume)
         except tls.SysCallError as error:
             self._handshake_failed("client_gone", str(error))
         except tls.Error as error:
@@ -307,7 +327,7 @@ class Session:
         except OSError:
             self._end_linger()
             return
-        self._shared.poller.again(self._drop_input)
+        self.again(self._drop_input)
 
     def _close(self) -> None:
         self._enter(State.ENDED)
