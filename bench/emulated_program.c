@@ -220,7 +220,7 @@ static int compare(const void *left, const void *right)
 
 int main(int argc, char **argv)
 {
-    static struct gp_group_settings settings = {.kernels = &kernels, .most = 8, .max_wait_ns = 5000000};
+    static struct gp_group_settings settings = {.kernels = &kernels, .most = 8, .max_wait_ns = 20000000};
     uint64_t cpu_ns, began_ns, count, singles, grouped, formed, total = 0;
     double seconds;
     int is_jobs, threads, clients, each;

@@ -48,7 +48,7 @@ activate = 1
 # The most operations that are computed together, 2 to 8.
 # max_group = 8
 # The most microseconds that an operation waits for others.
-# max_wait = 5000
+# max_wait = 20000
 # Where each program keeps a file with counts of what it computed, which "gpu-provider check" shows. It must exist, and
 # the programs' users must be able to write there.
 # counts_directory = /run/gpu-provider

@@ -64,7 +64,7 @@ static void *leaver(void *argument)
         request = gp_client_put(client, slot, &waiter, bytes, input, 1);
         CHECK(request != 0);
         if (i % 3 == 0)
-            gp_groups_serve(client, request, 1);
+            gp_groups_serve(client, request, GP_SLEEPS);
         for (int spin = 0; spin < (i % 7) * 50; spin++)
             (void)gp_client_poll(client, request);
         gp_client_orphan(client, request);

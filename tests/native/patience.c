@@ -11,15 +11,9 @@
 static const struct gp_costs small = {.single = 215 * MICROSECOND, .group = 487 * MICROSECOND};
 static const struct gp_costs large = {.single = 3150 * MICROSECOND, .group = 3950 * MICROSECOND};
 
-static struct gp_pace pace(double gap_us, double reach)
+static struct gp_patience rule(double gap_us, double together, const struct gp_costs *costs, double used)
 {
-    return (struct gp_pace){.gap = gap_us * MICROSECOND, .reach = reach, .hope = 1.0 / 16};
-}
-
-static struct gp_patience rule(double gap_us, double reach, const struct gp_costs *costs, double used)
-{
-    const struct gp_pace now = pace(gap_us, reach);
-
+    const struct gp_pace now = {.gap = gap_us * MICROSECOND, .together = together, .faith = 1};
     const struct gp_processors processors = {.count = 2, .threads = 1, .used = used};
 
     return gp_patience(&now, costs, &processors, 8, MAX_WAIT);
@@ -47,7 +41,7 @@ static void check_busy(void)
  * themselves, unless a group costs hardly more than one. */
 static void check_few(void)
 {
-    CHECK(rule(300, 4, &small, 1).least == 1 && rule(300, 4, &small, 1).wanted);
+    CHECK(rule(300, 4, &small, 1).least == 1);
     CHECK(rule(300, 2, &large, 1).least == 1 && rule(300, 4, &large, 1).least == 4);
 }
 
@@ -63,51 +57,78 @@ static void check_slow_kernels(void)
 
 static const struct gp_processors busy = {.count = 2, .threads = 1, .used = 1};
 
-/* A closed loop of one client looks like a steady stream; only that nobody ever comes tells. */
+/* Requests that come when so many are there already, and are then computed in groups of `count`: what the rule says in
+ * the end. */
+static struct gp_patience after(struct gp_pace *pace, int requests, uint32_t together, uint32_t count, int *in_vain)
+{
+    struct gp_patience patience = {.least = 1};
+
+    for (int i = 0; i < requests; i++) {
+        gp_pace_submitted(pace, 300000, together);
+        patience = gp_patience(pace, &large, &busy, 8, MAX_WAIT);
+        gp_pace_launched(pace, count, &patience, &large);
+        *in_vain += patience.least > count;
+    }
+    return patience;
+}
+
+/* A closed loop of one client looks like a steady stream; only that nobody ever is there with it tells. */
 static void check_lone_client(void)
 {
     struct gp_pace lone = {0};
-    uint64_t now = 0;
-    int in_vain = 0, requests = 20000;
+    int in_vain = 0, turns = 0;
 
-    for (int i = 0; i < requests; i++) {
-        struct gp_patience patience;
-
-        now += 1000000; /* 1,000 requests a second */
-        gp_pace_submitted(&lone, 300000);
-        patience = gp_patience(&lone, &large, &busy, 8, MAX_WAIT);
-        gp_pace_launched(&lone, 1, &patience, now);
-        in_vain += patience.least > 1;
+    for (int i = 0; i < 10000; i++) {
+        (void)after(&lone, 1, 1, 1, &in_vain);
+        turns += gp_pace_waits_for_turn(&lone);
     }
-    CHECK(in_vain > 0);              /* company that begins to come would be found, … */
-    CHECK(in_vain < requests / 130); /* … and the 99th percentile does not see it */
+    CHECK(in_vain == 0);
+    CHECK(turns > 0);           /* company that begins to come would be found, … */
+    CHECK(turns < 10000 / 100); /* … and the 99th percentile does not see it */
 }
 
-/* Once company is there, it is found soon, and when it is gone, it is not waited for any longer. */
+/* Some are there together, but never come when they are waited for: so seldom that the 99th percentile does not see
+ * it. */
+static void check_false_promise(void)
+{
+    struct gp_pace pace = {0};
+    int in_vain = 0;
+
+    (void)after(&pace, 1000, 8, 1, &in_vain);
+    in_vain = 0;
+    (void)after(&pace, 10000, 8, 1, &in_vain);
+    CHECK(in_vain < 10000 / 100);
+}
+
+/* Company that is seen is waited for at once, and when it is gone, soon no longer. */
 static void check_changes(void)
 {
-    struct gp_patience patience = {.least = 1};
     struct gp_pace changing = {0};
-    uint64_t now = 0;
-    int turns = 0;
+    int in_vain = 0;
 
-    for (int i = 0; i < 5000; i++) {
-        gp_pace_submitted(&changing, 300000);
-        patience = gp_patience(&changing, &large, &busy, 8, MAX_WAIT);
-        gp_pace_launched(&changing, 1, &patience, now += 1000000);
+    CHECK(after(&changing, 5000, 1, 1, &in_vain).least == 1);
+    CHECK(after(&changing, 10, 8, 8, &in_vain).least == 8);
+    CHECK(after(&changing, 1000, 8, 8, &in_vain).least == 8 && in_vain == 0);
+    CHECK(after(&changing, 10, 1, 1, &in_vain).least == 1);
+}
+
+/* A turn is worth waiting for as long as groups save more than pauses cost. */
+static void check_turns(void)
+{
+    const struct gp_patience no_wait = {.least = 1};
+    struct gp_pace pace = {0};
+
+    gp_pace_submitted(&pace, 300000, 1);
+    CHECK(gp_pace_waits_for_turn(&pace)); /* the first looks */
+    CHECK(!gp_pace_waits_for_turn(&pace));
+    gp_pace_launched(&pace, 8, &no_wait, &small);
+    for (int i = 0; i < 1000; i++) {
+        CHECK(gp_pace_waits_for_turn(&pace));
+        gp_pace_launched(&pace, 4, &no_wait, &small);
     }
-    for (; patience.least < 8; turns++) {
-        CHECK(turns < 5000);
-        gp_pace_submitted(&changing, 20000);
-        patience = gp_patience(&changing, &large, &busy, 8, MAX_WAIT);
-        gp_pace_launched(&changing, patience.least > 1 ? 8 : 1, &patience, now += 1000000);
-    }
-    for (turns = 0; patience.least > 1; turns++) {
-        CHECK(turns < 50);
-        gp_pace_submitted(&changing, 300000);
-        patience = gp_patience(&changing, &large, &busy, 8, MAX_WAIT);
-        gp_pace_launched(&changing, 1, &patience, now += 1000000);
-    }
+    for (int i = 0; i < 50; i++) /* two are computed one after the other */
+        gp_pace_launched(&pace, 2, &no_wait, &small);
+    CHECK(!gp_pace_waits_for_turn(&pace));
 }
 
 /* One silence says little about how fast requests come once they do. */
@@ -116,8 +137,8 @@ static void check_silence(void)
     struct gp_pace steady = {0};
 
     for (int i = 0; i < 1000; i++)
-        gp_pace_submitted(&steady, 100000);
-    gp_pace_submitted(&steady, 3600ull * SECOND);
+        gp_pace_submitted(&steady, 100000, 1);
+    gp_pace_submitted(&steady, 3600ull * SECOND, 1);
     CHECK(steady.gap < 150000);
 }
 
@@ -128,7 +149,9 @@ int main(void)
     check_few();
     check_slow_kernels();
     check_lone_client();
+    check_false_promise();
     check_changes();
+    check_turns();
     check_silence();
     return 0;
 }

@@ -10,7 +10,7 @@
 #include "queue/consumer.h"
 #include "queue/counts.h"
 
-#define DEFAULT_MAX_WAIT_US 5000u
+#define DEFAULT_MAX_WAIT_US 20000u
 
 _Thread_local gp_client *gp_provider_pending_client;
 struct gp_provider_kernels gp_provider_kernels;

@@ -540,7 +540,7 @@ gp_request_handle gp_client_put(gp_client *client, uint32_t slot, const struct g
 
 uint32_t gp_client_poll(const gp_client *client, gp_request_handle handle)
 {
-    uint32_t word = atomic_load_explicit(&client->queue.word[gp_request_slot(handle)], memory_order_acquire);
+    uint32_t word = atomic_load(&client->queue.word[gp_request_slot(handle)]);
 
     if (GP_STATE(word) == GP_DONE_OK || GP_STATE(word) == GP_DONE_ERR)
         return GP_STATE(word);
@@ -549,24 +549,27 @@ uint32_t gp_client_poll(const gp_client *client, gp_request_handle handle)
 
 void gp_client_sleep_until_done(gp_client *client, gp_request_handle handle, uint64_t deadline_ns)
 {
-    _Atomic uint32_t *word = &client->queue.word[gp_request_slot(handle)];
+    _Atomic uint32_t *asleep = &client->waiters[gp_request_slot(handle)].asleep;
     const struct timespec deadline = {.tv_sec = (time_t)(deadline_ns / 1000000000u),
                                       .tv_nsec = deadline_ns % 1000000000u};
-    uint32_t now;
 
     gp_turn_end();
     /* Sequentially consistent on both sides: either the consumer sees `asleep`, or we see its DONE. */
-    atomic_store(&client->waiters[gp_request_slot(handle)].asleep, 1);
-    for (;;) {
-        now = atomic_load(word);
-        if (GP_STATE(now) == GP_DONE_OK || GP_STATE(now) == GP_DONE_ERR)
-            return;
-        if (syscall(SYS_futex, word, FUTEX_WAIT_BITSET, now, deadline_ns == GP_NO_DEADLINE ? NULL : &deadline, NULL,
-                    FUTEX_BITSET_MATCH_ANY)
+    atomic_store(asleep, 1);
+    while (atomic_load(asleep) && gp_client_poll(client, handle) == 0)
+        if (syscall(SYS_futex, asleep, FUTEX_WAIT_BITSET_PRIVATE, 1, deadline_ns == GP_NO_DEADLINE ? NULL : &deadline,
+                    NULL, FUTEX_BITSET_MATCH_ANY)
                 != 0
             && errno == ETIMEDOUT)
             return;
-    }
+}
+
+void gp_client_wake_thread(gp_client *client, uint32_t slot)
+{
+    _Atomic uint32_t *asleep = &client->waiters[slot].asleep;
+
+    if (atomic_load(asleep) && atomic_exchange(asleep, 0))
+        syscall(SYS_futex, asleep, FUTEX_WAKE_PRIVATE, INT_MAX, NULL, NULL, 0);
 }
 
 int gp_client_collect(gp_client *client, gp_request_handle handle, uint32_t bytes, uint8_t *output, int big_endian)

@@ -102,7 +102,7 @@ typedef void gp_tell(struct gp_wait *wait);
 
 enum gp_waiter_kind {
     GP_WAITER_JOB,    /* a paused job: its callback or wait fd */
-    GP_WAITER_THREAD, /* a thread asleep on the slot's word */
+    GP_WAITER_THREAD, /* a thread that sleeps */
     GP_WAITER_TAG     /* gp_client_take_finished() */
 };
 
@@ -113,7 +113,7 @@ struct gp_waiter {
     uint64_t tag;            /* TAG */
     gp_key_handle key;       /* pinned until the request is done */
     uint32_t waits;          /* groups.c has counted it among those that wait for company */
-    _Atomic uint32_t asleep; /* a thread sleeps on the word: wake it */
+    _Atomic uint32_t asleep; /* a thread sleeps until this is 0 */
 };
 
 /* A place in the wait queue; first in, first out. All under gp_client.lock, but for `slot`, which the owner may look at
@@ -161,9 +161,13 @@ void gp_client_orphan(gp_client *client, gp_request_handle handle);
 /* GP_DONE_OK, GP_DONE_ERR, or 0 while it is not done. */
 uint32_t gp_client_poll(const gp_client *client, gp_request_handle handle);
 
-/* Sleeps until the request is done, or until deadline_ns (CLOCK_MONOTONIC). */
+/* Sleeps until the request is done, until its thread is woken, or until deadline_ns (CLOCK_MONOTONIC): the caller looks
+ * which it is. */
 #define GP_NO_DEADLINE UINT64_MAX
 void gp_client_sleep_until_done(gp_client *client, gp_request_handle handle, uint64_t deadline_ns);
+
+/* Wakes the thread that sleeps for the request in this slot, if one does. */
+void gp_client_wake_thread(gp_client *client, uint32_t slot);
 
 /* Something to be told by the consumer's thread: a job's stack is no place for foreign code. Zeros at first. */
 struct gp_errand {

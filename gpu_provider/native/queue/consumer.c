@@ -396,8 +396,7 @@ static void wake(gp_consumer *consumer, uint32_t slot, const struct gp_waiter *w
     }
     /* Any kind: a job that may not pause sleeps too. If the slot is another request's by now, a sleeper looks once in
      * vain. */
-    if (atomic_load(&consumer->waiters[slot].asleep))
-        syscall(SYS_futex, &consumer->queue->word[slot], FUTEX_WAKE, INT_MAX, NULL, NULL, 0);
+    gp_client_wake_thread(consumer->client, slot);
 }
 
 /* Requests in a row with the same key: it is unpinned for all of them at once. */

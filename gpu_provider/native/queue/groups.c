@@ -16,6 +16,7 @@
 #include "process.h"
 #include "queue/consumer.h"
 #include "queue/counts.h"
+#include "queue/wait.h"
 
 /* Slots: a group in the making for each size class, and one for each of 58 threads that compute. Where there are more,
  * requests are computed by themselves. */
@@ -25,17 +26,19 @@
  * else. */
 #define GRACE_NS 2000000u
 
-/* Of so many groups one explores, and the next ones too as long as there were more. Rarely enough that a closed loop of
- * a few clients, where there are none, does not see it in the 99th percentile of its latency. */
-#define EXPLORE 150u
+/* So many are computed by themselves at first, so that their cost is known, each of them timed: the least counts, since
+ * the first also does what is done once. Later one in LEARN: the clock of processor time is a system call. */
+#define FIRST_SAMPLES 4u
+#define LEARN 4u
 
 struct size_class {
     struct gp_pace pace;
     struct gp_costs measured;
     struct gp_patience patience;
-    uint64_t last_ns; /* the last request began */
-    uint32_t groups;  /* one after the other */
-    int explores;     /* the next group waits until it is full, and for twice as long: do more come together? */
+    uint64_t last_ns;   /* the last request began */
+    uint32_t samples;   /* of the cost of a single, so far */
+    uint32_t under_way; /* requests that are being computed */
+    int turn;           /* somebody waits for the end of one: the others need not */
 };
 
 /* The share of the time in which a thread, or the process, has a processor. */
@@ -53,7 +56,7 @@ struct gp_groups {
     gp_client *client; /* NULL: not made yet */
     gp_consumer *consumer;
     struct size_class classes[GP_CLASSES];
-    uint32_t computing;   /* groups at this moment */
+    uint32_t computing;   /* threads, at this moment */
     uint64_t computed_ns; /* when a computation last ended */
     struct usage process;
     uint64_t window;                  /* of WINDOW_NS */
@@ -193,15 +196,19 @@ static struct stopwatch start_stopwatch(void)
     return (struct stopwatch){gp_now_ns(), clock_ns(CLOCK_THREAD_CPUTIME_ID)};
 }
 
-/* A cost is the processor time of a computation that has just ended; how much longer it took tells how many share the
- * processors. */
-static void learn(gp_groups *groups, double *cost, const struct stopwatch *stopwatch)
+/* A cost is the processor time of a computation that has just ended, for each of its `requests`; how much longer it
+ * took tells how many share the processors. */
+static void learn(gp_groups *groups, double *cost, const struct stopwatch *stopwatch, uint32_t requests, int is_first)
 {
     double took = (double)(gp_now_ns() - stopwatch->began_ns);
     double spent = (double)(clock_ns(CLOCK_THREAD_CPUTIME_ID) - stopwatch->cpu_ns) + 1;
     double delay = took / spent < MOST_DELAY ? took / spent : MOST_DELAY;
 
-    *cost += *cost == 0 ? spent : (spent - *cost) / 16;
+    spent /= requests;
+    if (!is_first)
+        *cost += (spent - *cost) / 16;
+    else if (*cost == 0 || spent < *cost)
+        *cost = spent;
     groups->delay += (delay - groups->delay) / 16;
 }
 
@@ -222,7 +229,6 @@ static void rule_again(gp_groups *groups, struct size_class *class, uint64_t now
 /* ---- how fast requests come; with the lock ---- */
 
 #define WINDOW_NS 100000000u
-#define LEARN 4u /* one in so many singles is timed: the clock of processor time is a system call */
 
 /* This thread's part in it. */
 static _Thread_local struct {
@@ -231,6 +237,7 @@ static _Thread_local struct {
     uint64_t computed_ns;    /* how long it has computed, all in all */
     uint32_t singles;
     struct stopwatch single; /* zero: not this one */
+    int cancelable;          /* before: a thread that is canceled would count as computing for ever */
     struct {
         uint64_t began_ns; /* its last request */
         uint64_t computed_ns;
@@ -290,41 +297,94 @@ static uint32_t count_waiting(gp_groups *groups, uint32_t class_index, uint32_t 
     return gp_consumer_waiting(groups->consumer, class_index, first_slot);
 }
 
+/* With the lock. */
+static int is_busy(const gp_groups *groups)
+{
+    return groups->computing >= groups->processors;
+}
+
 int gp_groups_is_alone(gp_groups *groups, uint32_t bytes, enum gp_waits waits, uint64_t now_ns)
 {
-    uint32_t class_index = GP_CLASS_OF(bytes), first_slot;
+    uint32_t class_index = GP_CLASS_OF(bytes), first_slot, waiting;
     struct size_class *class = &groups->classes[class_index];
+    int alone, sample;
     uint64_t gap;
-    int alone;
 
     pthread_mutex_lock(&groups->lock);
     gap = gap_before(groups, class_index, now_ns);
+    waiting = count_waiting(groups, class_index, &first_slot);
     if (class->last_ns != 0)
-        gp_pace_submitted(&class->pace, gap);
+        gp_pace_submitted(&class->pace, gap, class->under_way + waiting + 1);
     class->last_ns = now_ns;
-    alone = count_waiting(groups, class_index, &first_slot) == 0
-            && (waits == GP_CANT_WAIT || (waits == GP_SLEEPS && groups->threads_of_late == 1)
-                || class->patience.least <= 1 || gap > class->patience.wait || class->measured.single == 0);
+    if (waiting > 0)
+        alone = 0;
+    else if (waits == GP_CANT_WAIT || class->samples < FIRST_SAMPLES)
+        alone = 1;
+    else if (is_busy(groups) || (class->patience.least > 1 && gap <= class->patience.wait))
+        alone = waits == GP_SLEEPS && groups->threads_of_late == 1;
+    else
+        alone = waits == GP_SLEEPS || !gp_pace_waits_for_turn(&class->pace);
+    sample = alone && (class->samples < FIRST_SAMPLES || own.singles++ % LEARN == 0);
+    if (alone) {
+        class->under_way++;
+        groups->computing++;
+    }
     pthread_mutex_unlock(&groups->lock);
-    own.single = alone && own.singles++ % LEARN == 0 ? start_stopwatch() : (struct stopwatch){0};
+    if (alone)
+        pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, &own.cancelable);
+    own.single = sample ? start_stopwatch() : (struct stopwatch){0};
     return alone;
+}
+
+/* With the lock: a computation of this thread has ended, which began at that time. */
+static void count_end(gp_groups *groups, struct size_class *class, uint32_t requests, uint64_t began_ns)
+{
+    uint64_t now = gp_now_ns();
+
+    class->under_way -= requests;
+    groups->computing--;
+    groups->computed_ns = now;
+    own.computed_ns += now - began_ns;
+    rule_again(groups, class, now);
+}
+
+/* Lets the lock go. Whoever waits because no processor was free, the oldest of all, is told that one is. */
+static void unlock_and_call_next(gp_groups *groups)
+{
+    uint32_t oldest = GP_NO_SLOT;
+    struct gp_wait *job = NULL;
+
+    for (uint32_t i = 0; i < GP_CLASSES && !is_busy(groups); i++) {
+        const uint64_t *submitted_ns;
+        uint32_t slot;
+
+        if (count_waiting(groups, i, &slot) == 0)
+            continue;
+        submitted_ns = gp_client_queue(groups->client)->submitted_ns;
+        if (oldest == GP_NO_SLOT || submitted_ns[slot] < submitted_ns[oldest])
+            oldest = slot;
+    }
+    if (oldest != GP_NO_SLOT && gp_client_waiters(groups->client)[oldest].kind == GP_WAITER_JOB)
+        job = gp_wait_up_ref(gp_client_waiters(groups->client)[oldest].wait);
+    if (oldest != GP_NO_SLOT) /* a job too, if it can't pause */
+        gp_client_wake_thread(groups->client, oldest);
+    pthread_mutex_unlock(&groups->lock);
+    if (job != NULL) {
+        gp_wait_notify(job);
+        gp_wait_free(job);
+    }
 }
 
 void gp_groups_computed_alone(gp_groups *groups, uint32_t bytes, uint64_t began_ns)
 {
     struct size_class *class = &groups->classes[GP_CLASS_OF(bytes)];
-    uint64_t now = gp_now_ns();
 
     pthread_mutex_lock(&groups->lock);
-    own.computed_ns += now - began_ns;
     if (own.single.began_ns != 0)
-        learn(groups, &class->measured.single, &own.single);
-    class->patience.least = 1; /* nothing was waited for */
-    gp_pace_launched(&class->pace, 1, &class->patience, now);
-    class->groups = 0;
-    groups->computed_ns = now;
-    rule_again(groups, class, now);
-    pthread_mutex_unlock(&groups->lock);
+        learn(groups, &class->measured.single, &own.single, 1, class->samples++ < FIRST_SAMPLES);
+    count_end(groups, class, 1, began_ns);
+    unlock_and_call_next(groups);
+    pthread_setcancelstate(own.cancelable, NULL);
 }
 
 /* ---- groups ---- */
@@ -334,11 +394,12 @@ static int compute(gp_groups *groups, struct gp_group *group, uint32_t smallest,
 {
     gp_cpu *cpu = gp_client_cpu(groups->client);
     gp_key_table *keys = gp_client_keys(groups->client);
-    int prepared = group->requests >= smallest;
+    int prepared = 1;
 
-    if (group->requests == 1) { /* the key may have no second request: it is not prepared */
-        gp_libcrypto_private(keys, 1, group->keys, group->inputs, group->outputs, GP_CLASS_BYTES(group->class_index),
-                             group->ok);
+    if (group->requests < smallest) { /* the keys may have no further requests: they are not prepared */
+        *stopwatch = start_stopwatch();
+        gp_libcrypto_private(keys, group->requests, group->keys, group->inputs, group->outputs,
+                             GP_CLASS_BYTES(group->class_index), group->ok);
         return 0;
     }
     for (uint32_t i = 0; i < group->requests; i++) {
@@ -381,9 +442,10 @@ static int serve_group(gp_groups *groups, uint32_t class_index)
 {
     struct size_class *class = &groups->classes[class_index];
     struct gp_group *group = OPENSSL_malloc(sizeof(*group));
-    uint32_t least = class->patience.least, smallest = gp_smallest_group(costs_of(groups, class));
+    const struct gp_costs *costs = costs_of(groups, class);
+    uint32_t least = class->patience.least, smallest = gp_smallest_group(costs);
     struct gp_counts *counts = gp_counts_of(class_index);
-    uint64_t began = gp_now_ns(), now;
+    uint64_t began = gp_now_ns();
     struct stopwatch stopwatch;
     int by_kernels;
 
@@ -393,25 +455,23 @@ static int serve_group(gp_groups *groups, uint32_t class_index)
         smallest = groups->settings.kernels->lanes;
     gp_cpu_set_smallest(gp_client_cpu(groups->client), class_index, smallest);
     gp_consumer_take_group(groups->consumer, class_index, groups->settings.most, group);
+    class->turn = 0;
     if (group->requests > 0) {
         gp_count(&counts->groups, 1);
         gp_count(&counts->grouped, group->requests);
         gp_count(&counts->in_vain, group->requests < least);
-        gp_pace_launched(&class->pace, group->requests, &class->patience, began);
-        class->explores = group->requests > 1 && group->requests >= least
-                          && (class->groups++ % EXPLORE == 0 || (class->explores && group->requests > least));
+        gp_pace_launched(&class->pace, group->requests, &class->patience, costs);
+        class->under_way += group->requests;
         groups->computing++;
         pthread_mutex_unlock(&groups->lock);
         by_kernels = compute(groups, group, smallest, &stopwatch);
-        now = gp_now_ns();
         pthread_mutex_lock(&groups->lock);
-        groups->computing--;
         if (by_kernels)
-            learn(groups, &class->measured.group, &stopwatch);
-        own.computed_ns += now - began;
-        groups->computed_ns = now;
-        rule_again(groups, class, now);
-        pthread_mutex_unlock(&groups->lock);
+            learn(groups, &class->measured.group, &stopwatch, 1, class->measured.group == 0);
+        else if (group->requests < smallest)
+            learn(groups, &class->measured.single, &stopwatch, group->requests, 0);
+        count_end(groups, class, group->requests, began);
+        unlock_and_call_next(groups);
         end(groups, group);
         pthread_mutex_lock(&groups->lock);
     }
@@ -419,27 +479,36 @@ static int serve_group(gp_groups *groups, uint32_t class_index)
     return 1;
 }
 
-/* With the lock: until when the owner of a request waits; 0: no longer. */
-static uint64_t deadline(gp_groups *groups, uint32_t class_index, uint32_t own_slot, uint64_t now)
+/* With the lock: until when the owner of a request waits; 0: no longer. `again`: it has waited before. */
+static uint64_t deadline(gp_groups *groups, uint32_t class_index, uint32_t own_slot, enum gp_waits waits, int again)
 {
-    const struct size_class *class = &groups->classes[class_index];
-    uint32_t first_slot, enough = class->explores ? groups->settings.most : class->patience.least;
-    uint64_t wait, until;
+    struct size_class *class = &groups->classes[class_index];
+    uint32_t first_slot, waiting = count_waiting(groups, class_index, &first_slot);
+    uint64_t now = gp_now_ns(), wait = class->patience.wait, most = groups->settings.max_wait_ns, until;
 
-    if (count_waiting(groups, class_index, &first_slot) >= enough)
+    if (waits == GP_CANT_WAIT || waiting >= groups->settings.most)
         return 0;
-    wait = (class->explores ? 2 : 1) * class->patience.wait;
-    if (groups->computing > 0) /* a thread that computes submits nothing */
-        wait += (uint64_t)class->measured.group;
-    if (wait > groups->settings.max_wait_ns)
-        wait = groups->settings.max_wait_ns;
-    until = gp_client_queue(groups->client)->submitted_ns[first_slot] + wait;
+    if (again)
+        class->turn = 0;
+    if (is_busy(groups)) {
+        wait = most;
+    } else if (class->turn) {
+        return now + most;
+    } else if (waits == GP_PAUSES && !again && (waiting == 1 || waiting >= class->patience.least)) {
+        class->turn = 1;
+        return now;
+    } else if (waiting >= class->patience.least) {
+        return 0;
+    } else if (class->under_way > 0) { /* those are not back before it is done */
+        wait += (uint64_t)costs_of(groups, class)->group;
+    }
+    until = gp_client_queue(groups->client)->submitted_ns[first_slot] + (wait < most ? wait : most);
     if (until <= now)
         return 0;
     return first_slot == own_slot ? until : until + GRACE_NS;
 }
 
-uint64_t gp_groups_serve(gp_client *client, gp_request_handle handle, int can_wait)
+uint64_t gp_groups_serve(gp_client *client, gp_request_handle handle, enum gp_waits waits)
 {
     gp_groups *groups = gp_client_groups(client);
     uint64_t until = GP_NO_DEADLINE;
@@ -455,7 +524,7 @@ uint64_t gp_groups_serve(gp_client *client, gp_request_handle handle, int can_wa
     pthread_mutex_lock(&groups->lock);
     while (atomic_load_explicit(&queue->word[slot], memory_order_acquire)
            == GP_WORD(gp_request_generation(handle), GP_SUBMITTED)) {
-        until = can_wait ? deadline(groups, class_index, slot, gp_now_ns()) : 0;
+        until = deadline(groups, class_index, slot, waits, waiter->waits);
         if (until != 0) {
             gp_count(&gp_counts_of(class_index)->waits, !waiter->waits);
             waiter->waits = 1;

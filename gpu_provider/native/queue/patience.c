@@ -1,59 +1,32 @@
 #include "queue/patience.h"
 
 #define WEIGHT (1.0 / 16)
-#define LONGEST_GAP 4.0 /* times the mean: a silence says little about how fast requests come once they do */
-#define FIRST_REACH 2.0
-#define GROUP 8      /* a full one */
-#define NO_MORE 0.85 /* of it: if fewer come together, they are all that there are */
-#define MOST_HOPE (1.0 / 16)
-#define LEAST_HOPE (1.0 / 2048)
-#define ENCOURAGEMENT 0.005
-#define HOPE_AGAIN 500e6 /* nanoseconds in which hope doubles at most */
+#define LONGEST_GAP 4.0         /* times the mean: a silence says little about how fast requests come once they do */
+#define GROUP 8                 /* a full one */
+#define NO_MORE 0.85            /* of it: if there are fewer together, they are all that there are */
+#define LEAST_FAITH (1.0 / 512) /* so that the 99th percentile does not see what is waited for in vain */
+#define PAUSE_NS 20000.0        /* what it costs to pause a job */
+#define MOST_SAVED (10 * PAUSE_NS)
+#define LOOK_AGAIN 128u /* one in so many that are alone waits for a turn, to see whether others have come since */
 
-void gp_pace_submitted(struct gp_pace *pace, uint64_t gap)
+void gp_pace_submitted(struct gp_pace *pace, uint64_t gap, uint32_t together)
 {
     double observed = (double)gap;
 
     if (pace->gap == 0) {
-        *pace =
-            (struct gp_pace){.gap = observed + 1, .reach = FIRST_REACH, .hope = MOST_HOPE, .hoped_at = pace->hoped_at};
-        return;
+        pace->gap = observed + 1;
+        pace->faith = 1;
     }
     if (observed > LONGEST_GAP * pace->gap)
         observed = LONGEST_GAP * pace->gap;
     pace->gap += (observed - pace->gap) * WEIGHT;
+    if (together > pace->together)
+        pace->together += (together - pace->together) * (pace->faith > LEAST_FAITH ? pace->faith : LEAST_FAITH);
 }
 
-static uint32_t reach_of(const struct gp_pace *pace)
+static uint32_t together_of(const struct gp_pace *pace)
 {
-    return pace->reach > 1 ? (uint32_t)(pace->reach + 0.05) : 1; /* it approaches a number, and never gets there */
-}
-
-/* The reach keeps a closed loop of a few clients from waiting for company that can't come because all of it is here. It
- * falls with each wait in vain, the further the more of them are, and each halves the hope, which returns slowly. So
- * the 99th percentile of the latency does not see waits in vain, and company that begins to come is found within a
- * second. */
-void gp_pace_launched(struct gp_pace *pace, uint32_t count, const struct gp_patience *patience, uint64_t now)
-{
-    double passed = (double)(now - pace->hoped_at) / HOPE_AGAIN;
-    double hope = pace->hope * (1 + (passed < ENCOURAGEMENT ? passed : ENCOURAGEMENT));
-
-    if (patience->least > 1)
-        pace->faith += ((count >= patience->least) - pace->faith) / 8;
-    if (count < patience->least) {
-        double loss = 1 - pace->faith;
-
-        if (loss < 0.5 && patience->least < NO_MORE * GROUP)
-            loss = 0.5;
-        pace->reach += (count - pace->reach) * loss;
-        hope /= 2;
-    } else if (count > reach_of(pace)) {
-        pace->reach += (count - pace->reach) / 2;
-    } else if (patience->wanted && pace->reach <= GROUP) {
-        pace->reach *= 1 + hope;
-    }
-    pace->hope = hope < LEAST_HOPE ? LEAST_HOPE : hope > MOST_HOPE ? MOST_HOPE : hope;
-    pace->hoped_at = now;
+    return (uint32_t)(pace->together + 0.05); /* it approaches a number, and never gets there */
 }
 
 /* Until it is known: the first group is to be worth a try. */
@@ -65,6 +38,27 @@ static double group_cost(const struct gp_costs *costs)
 uint32_t gp_smallest_group(const struct gp_costs *costs)
 {
     return (uint32_t)(group_cost(costs) / (costs->single + 1)) + 1;
+}
+
+/* As many as are there together can be waited for. Those that are not back when the wait is over are taken for gone,
+ * and the more waits were in vain, the longer it takes until there seem to be as many again. */
+void gp_pace_launched(struct gp_pace *pace, uint32_t count, const struct gp_patience *patience,
+                      const struct gp_costs *costs)
+{
+    double saved = count * costs->single - group_cost(costs);
+
+    pace->saved += ((saved > 0 ? saved : 0) - count * PAUSE_NS - pace->saved) / 8;
+    if (pace->saved > MOST_SAVED) /* so that it soon falls when the others are gone */
+        pace->saved = MOST_SAVED;
+    if (patience->least > 1)
+        pace->faith += ((count >= patience->least) - pace->faith) / 8;
+    if (count < patience->least)
+        pace->together += (count - pace->together) * (pace->faith < 0.5 ? 1 - pace->faith : 0.5);
+}
+
+int gp_pace_waits_for_turn(struct gp_pace *pace)
+{
+    return pace->saved > 0 || pace->lone++ % LOOK_AGAIN == 0;
 }
 
 /* A request that is computed in a group of n has waited for (n - 1) / 2 others on average, and then for the group.
@@ -99,22 +93,18 @@ struct gp_patience gp_patience(const struct gp_pace *pace, const struct gp_costs
 {
     const double used = processors->used;
     double waiting = CONNECTIONS_PER_THREAD * used * used * used / (1 - used + 1e-9), wait;
-    uint32_t reach = reach_of(pace);
+    uint32_t together = together_of(pace);
     struct gp_patience patience;
 
     if (waiting > MOST_WAITING)
         waiting = MOST_WAITING;
-    patience.least = best_group(pace, costs, waiting, most);
-    patience.wanted = patience.least > 1;
-    if (pace->reach < NO_MORE * GROUP) {
-        double others = (reach > processors->threads ? reach : processors->threads) - 1;
+    if (pace->together < NO_MORE * GROUP) {
+        double others = (together > processors->threads ? together : processors->threads) - 1;
 
         if (waiting > others / processors->count)
             waiting = others / processors->count;
-        patience.least = best_group(pace, costs, waiting, reach);
-    } else if (patience.least > reach) {
-        patience.least = reach;
     }
+    patience.least = best_group(pace, costs, waiting, together < most ? together : most);
     wait = GAPS * (patience.least - 1) * pace->gap;
     if (wait > (1 + waiting) * group_cost(costs))
         wait = (1 + waiting) * group_cost(costs);

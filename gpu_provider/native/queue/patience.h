@@ -9,19 +9,26 @@
 
 /* How fast requests come, and how many come together. */
 struct gp_pace {
-    double gap;        /* the mean from one request to the next, silences and what is computed left out; 0: unknown */
-    double reach;      /* how many come together if those that are there wait */
-    double faith;      /* the share of waits of late that were not in vain */
-    double hope;       /* by how much each group raises the reach */
-    uint64_t hoped_at; /* when that was */
+    double gap;      /* the mean from one request to the next, silences and what is computed left out; 0: unknown */
+    double together; /* how many there can be at the same time */
+    double faith;    /* the share of waits of late that were not in vain */
+    double saved;    /* processor time by each turn that was waited for */
+    uint32_t lone;   /* requests that waited for no turn */
 };
 
-void gp_pace_submitted(struct gp_pace *pace, uint64_t gap);
-
 struct gp_patience;
+struct gp_costs;
 
-/* `count` requests were taken, which waited by this rule. */
-void gp_pace_launched(struct gp_pace *pace, uint32_t count, const struct gp_patience *patience, uint64_t now);
+/* A request begins, `gap` after the last one. `together`: how many have begun and are not done, this one included. */
+void gp_pace_submitted(struct gp_pace *pace, uint64_t gap, uint32_t together);
+
+/* `count` requests were taken, which waited by this rule, or for the end of a turn. */
+void gp_pace_launched(struct gp_pace *pace, uint32_t count, const struct gp_patience *patience,
+                      const struct gp_costs *costs);
+
+/* Whether a job that is alone lets its program first do what it has to do already: as many as come by then are computed
+ * together, and no processor is idle meanwhile. It costs a pause. To be asked once for each such request. */
+int gp_pace_waits_for_turn(struct gp_pace *pace);
 
 /* What a processor spends. */
 struct gp_costs {
@@ -42,7 +49,6 @@ struct gp_processors {
 struct gp_patience {
     uint32_t least; /* so many are computed at once, … */
     uint64_t wait;  /* … and fewer when the oldest has waited so long */
-    int wanted;     /* more would be waited for if they came together */
 };
 
 /* most: in a group. */

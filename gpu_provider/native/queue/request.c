@@ -16,7 +16,10 @@ static enum outcome wait_for_end(gp_client *client, gp_request_handle handle, st
 {
     for (;;) {
         int has_callback, in_job = gp_wait_in_job(&has_callback);
-        uint64_t deadline_ns = gp_groups_serve(client, handle, in_job && !has_callback);
+        uint64_t deadline_ns = gp_groups_serve(client, handle,
+                                               !in_job        ? GP_SLEEPS
+                                               : has_callback ? GP_CANT_WAIT
+                                                              : GP_PAUSES);
         enum gp_pause pause;
 
         if (gp_client_poll(client, handle) != 0)
@@ -87,7 +90,7 @@ static enum outcome wait_in_thread(gp_client *client, gp_key *key, gp_key_handle
     if (handle == 0)
         return COMPUTE_DIRECTLY;
     do {
-        uint64_t deadline_ns = gp_groups_serve(client, handle, 1);
+        uint64_t deadline_ns = gp_groups_serve(client, handle, GP_SLEEPS);
 
         if (deadline_ns == GP_NO_MEMORY) {
             gp_client_orphan(client, handle);

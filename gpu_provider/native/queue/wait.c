@@ -210,25 +210,29 @@ static void set_timer(int fd, uint64_t seconds, uint64_t nanoseconds)
     (void)timerfd_settime(fd, TFD_TIMER_ABSTIME, &time, NULL);
 }
 
-void gp_wait_arm(struct gp_wait *wait, uint64_t deadline_ns)
-{
-    if (wait->fd < 0 || wait->armed_ns == deadline_ns)
-        return;
-    wait->armed_ns = deadline_ns;
-    if (deadline_ns == GP_NO_DEADLINE)
-        set_timer(wait->fd, 0, 0);
-    else
-        set_timer(wait->fd, deadline_ns / 1000000000u, deadline_ns % 1000000000u);
-}
-
-/* Through the timer, the end would cost an interrupt, and on a virtual machine more than all else together. Without
+/* Through the timer this would cost an interrupt, and on a virtual machine more than all else together. Without
  * CONFIG_CHECKPOINT_RESTORE in the kernel it has to: the time is past. */
-static void signal_end(int fd)
+static void signal_now(int fd)
 {
     const uint64_t ticks = 1;
 
     if (ioctl(fd, TFD_IOC_SET_TICKS, &ticks) != 0)
         set_timer(fd, 0, 1);
+}
+
+void gp_wait_arm(struct gp_wait *wait, uint64_t deadline_ns)
+{
+    const int is_armed = wait->armed_ns != GP_NO_DEADLINE;
+
+    if (wait->fd < 0 || wait->armed_ns == deadline_ns)
+        return;
+    wait->armed_ns = deadline_ns;
+    if (deadline_ns == GP_NO_DEADLINE)
+        set_timer(wait->fd, 0, 0);
+    else if (deadline_ns <= gp_now_ns() && !is_armed)
+        signal_now(wait->fd);
+    else
+        set_timer(wait->fd, deadline_ns / 1000000000u, deadline_ns % 1000000000u);
 }
 
 static void drain(struct gp_wait *wait)
@@ -255,7 +259,7 @@ void gp_wait_notify(struct gp_wait *wait)
     pthread_mutex_lock(&wait->lock);
     if (wait->context != NULL && wait->paused) {
         if (wait->fd >= 0) {
-            signal_end(wait->fd);
+            signal_now(wait->fd);
         } else if (ASYNC_WAIT_CTX_get_callback(wait->context, &callback, &argument) && callback != NULL) {
             wait->firing++;
         }
