@@ -323,7 +323,7 @@ int gp_groups_is_alone(gp_groups *groups, uint32_t bytes, enum gp_waits waits, u
     else if (is_busy(groups) || (class->patience.least > 1 && gap <= class->patience.wait))
         alone = waits == GP_SLEEPS && groups->threads_of_late == 1;
     else
-        alone = waits == GP_SLEEPS || !gp_pace_waits_for_turn(&class->pace);
+        alone = waits == GP_SLEEPS || !gp_pace_waits_for_turn(&class->pace, costs_of(groups, class));
     sample = alone && (class->samples < FIRST_SAMPLES || own.singles++ % LEARN == 0);
     if (alone) {
         class->under_way++;

@@ -7,7 +7,7 @@
 #define LEAST_FAITH (1.0 / 512) /* so that the 99th percentile does not see what is waited for in vain */
 #define PAUSE_NS 20000.0        /* what it costs to pause a job */
 #define MOST_SAVED (10 * PAUSE_NS)
-#define LOOK_AGAIN 128u /* one in so many that are alone waits for a turn, to see whether others have come since */
+#define LOOKS 0.002 /* of the time goes into pauses that only look whether others have come */
 
 void gp_pace_submitted(struct gp_pace *pace, uint64_t gap, uint32_t together)
 {
@@ -56,9 +56,9 @@ void gp_pace_launched(struct gp_pace *pace, uint32_t count, const struct gp_pati
         pace->together += (count - pace->together) * (pace->faith < 0.5 ? 1 - pace->faith : 0.5);
 }
 
-int gp_pace_waits_for_turn(struct gp_pace *pace)
+int gp_pace_waits_for_turn(struct gp_pace *pace, const struct gp_costs *costs)
 {
-    return pace->saved > 0 || pace->lone++ % LOOK_AGAIN == 0;
+    return pace->saved > 0 || pace->lone++ % (1 + (uint32_t)(PAUSE_NS / (LOOKS * costs->single + 1))) == 0;
 }
 
 /* A request that is computed in a group of n has waited for (n - 1) / 2 others on average, and then for the group.

@@ -28,7 +28,7 @@ void gp_pace_launched(struct gp_pace *pace, uint32_t count, const struct gp_pati
 
 /* Whether a job that is alone lets its program first do what it has to do already: as many as come by then are computed
  * together, and no processor is idle meanwhile. It costs a pause. To be asked once for each such request. */
-int gp_pace_waits_for_turn(struct gp_pace *pace);
+int gp_pace_waits_for_turn(struct gp_pace *pace, const struct gp_costs *costs);
 
 /* What a processor spends. */
 struct gp_costs {
