@@ -83,7 +83,7 @@ static void check_lone_client(void)
         turns += gp_pace_waits_for_turn(&lone, &small);
     }
     CHECK(in_vain == 0);
-    CHECK(turns > 0); /* company that begins to come would be found, … */
+    CHECK(turns > 0);                                               /* company that begins to come would be found, … */
     CHECK(turns * 20 * MICROSECOND < 0.003 * 10000 * small.single); /* … at hardly any cost */
 }
 
