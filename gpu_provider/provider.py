@@ -394,6 +394,11 @@ class BatchingProvider:
         (result,) = self._compute([modexp_call(bases, exponents, moduli)])
         return limbs_of(result)
 
+    @property
+    def client(self) -> Client:
+        """The request queue. For the service, which puts other processes' requests into it."""
+        return self._client
+
     # ---- observation ----
 
     @property

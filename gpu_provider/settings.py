@@ -136,6 +136,10 @@ def load_config(
             values[field] = _convert(value, annotations[field])
         except msgspec.ValidationError as error:
             raise _invalid(field, value, annotations[field], error, origin[field]) from None
+    for needed in msgspec.structs.fields(settings):
+        if needed.required and needed.name not in values:
+            flag, variable = needed.name.replace("_", "-"), _ENVIRONMENT_PREFIX + needed.name.upper()
+            raise ConfigError(f"{needed.name} is not set; give --{flag}, {variable}, or {needed.name} in a file")
     return settings(**values)
 
 

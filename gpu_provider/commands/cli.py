@@ -23,6 +23,7 @@ _INTERRUPTED = 130
 
 _COMMANDS = {
     "terminator": ("gpu_provider.tls.terminator.command", "terminate TLS in front of an upstream"),
+    "service": ("gpu_provider.commands.service", "compute for all programs on this host that load the module"),
     "demo": ("gpu_provider.tls.terminator.demo", "see it work, with some hundreds of TLS clients"),
     "devices": ("gpu_provider.commands.devices", "list the GPUs and compile kernels for them"),
     "openssl-config": (
@@ -38,8 +39,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit code. For its own errors argparse raises SystemExit with code 2."""
     _open_standard_streams()
     argv = sys.argv[1:] if argv is None else argv
-    if "terminator" in argv[:1]:
-        # The terminator handles these; until its modules are imported, they would end the process.
+    if argv[:1] in (["terminator"], ["service"]):
+        # Both handle these; until its modules are imported, they would end the process.
         for number in (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
             signal.signal(number, signal.SIG_IGN)
     args = _parser(argv).parse_args(argv)

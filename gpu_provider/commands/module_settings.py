@@ -6,24 +6,28 @@ from __future__ import annotations
 import difflib
 import os
 import re
+import socket
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["CHOICES", "COUNTS_DIRECTORY", "NUMBERS", "mistakes"]
+__all__ = ["CHOICES", "COUNTS_DIRECTORY", "NUMBERS", "SERVICE", "mistakes"]
 
 CHOICES = {"kernels": (("auto", "portable", "off"), "auto"), "implicit-rejection": (("0", "1"), "1")}
 """The values of each, and what any other one is taken for."""
 
-NUMBERS = {"max_group": (2, 8, 8), "max_wait": (0, 1_000_000, 20_000)}
+NUMBERS = {"max_group": (2, 8, 8), "max_wait": (0, 1_000_000, 20_000), "service_timeout": (1, 60_000, 200)}
 """The least and the largest of each, and the default, which any other value is taken for."""
 
 COUNTS_DIRECTORY = "counts_directory"
+SERVICE = "service"
 
 _OPENSSLS = {"identity", "module", "soft_load", "activate"}
-_OURS = {*CHOICES, *NUMBERS, COUNTS_DIRECTORY}
+_OURS = {*CHOICES, *NUMBERS, COUNTS_DIRECTORY, SERVICE}
+_LONGEST_PATH = 107
+"""Of a Unix socket."""
 
 
 def mistakes(section: Mapping[str, str]) -> list[str]:
@@ -42,10 +46,27 @@ def _mistake(name: str, value: str) -> str | None:
         return None if is_right else f"is taken as {default}; write a whole number from {least} to {largest}"
     if name == COUNTS_DIRECTORY:
         return _directory_mistake(value)
+    if name == SERVICE:
+        return _service_mistake(value)
     if name in _OPENSSLS:
         return None
     near = difflib.get_close_matches(name.lower(), _OURS, n=1)
     return f"has no effect; {f'is {near[0]} meant?' if near else 'the settings are ' + ', '.join(sorted(_OURS))}"
+
+
+def _service_mistake(value: str) -> str | None:
+    path = Path(value)
+    if not path.is_absolute():
+        return "is looked for wherever a program is started; write a path that begins with /"
+    if len(value.encode()) > _LONGEST_PATH:
+        return f"is too long for a socket; {_LONGEST_PATH} bytes are possible"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as probe:
+        try:
+            probe.connect(value)
+        except OSError as error:
+            reason = error.strerror or error
+            return f"is not reached by user {os.geteuid()}: {reason}; until it is, programs compute by themselves"
+    return None
 
 
 def _directory_mistake(value: str) -> str | None:

@@ -51,7 +51,12 @@ activate = 1
 # max_wait = 20000
 # Where each program keeps a file with counts of what it computed, which "gpu-provider check" shows. It must exist, and
 # the programs' users must be able to write there.
-# counts_directory = /run/gpu-provider
+# counts_directory = /run/gpu-provider/counts
+# The socket of "gpu-provider service", which computes for all programs on this host. Without it, or while nobody
+# answers there, programs compute by themselves.
+# service = /run/gpu-provider/service
+# The most milliseconds that an operation waits for the service.
+# service_timeout = 200
 # PKCS#1 v1.5 decryption never tells of bad padding, whatever OpenSSL's version and the program say.
 # implicit-rejection = 1
 

@@ -23,6 +23,7 @@ HEADERS = (
     "queue/client.h",
     "queue/request.h",
     "queue/consumer.h",
+    "service/remotes.h",
     "provider/embedded.h",
 )
 

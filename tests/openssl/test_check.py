@@ -171,7 +171,20 @@ def test_settings_that_are_right_are_no_mistakes(tmp_path: Path) -> None:
     openssls = {"identity": "gpu_provider", "module": str(MODULE), "activate": "1", "soft_load": "1"}
     settings = {"kernels": "auto", "max_group": "2", "max_wait": "0", "implicit-rejection": "0"}
     assert module_settings.mistakes(openssls | settings | {"counts_directory": str(tmp_path)}) == []
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as service:
+        service.bind(str(tmp_path / "service"))
+        service.listen()
+        assert module_settings.mistakes({"service": str(tmp_path / "service"), "service_timeout": "60000"}) == []
     assert module_settings.mistakes({"kernels": "off", "max_group": "008", "max_wait": "1000000"}) == []
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [("service", "begins with /"), ("/" + "long" * 30, "too long"), ("/no/service", "No such file or directory")],
+)
+def test_a_service_that_cannot_be_reached_is_a_mistake(value: str, words: str) -> None:
+    (mistake,) = module_settings.mistakes({"service": value})
+    assert words in mistake
 
 
 def test_a_counts_directory_that_cannot_be_written_to_is_a_mistake(

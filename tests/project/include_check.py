@@ -15,7 +15,8 @@ MAY_INCLUDE = {
         "keys": {"types", "process"},
         "staging": {"types", "keys"},
         "queue": {"types", "process", "keys"},
-        "provider": {"types", "process", "keys", "queue"},
+        "service": {"types", "process", "keys", "queue"},
+        "provider": {"types", "process", "keys", "queue", "service"},
     },
     "kernels": {
         "kernels": set(),

@@ -19,7 +19,7 @@ import pytest
 from ports import unused_port
 
 from gpu_provider import BatchingProvider, ProviderConfig
-from gpu_provider.commands.module_settings import CHOICES, COUNTS_DIRECTORY, NUMBERS
+from gpu_provider.commands.module_settings import CHOICES, COUNTS_DIRECTORY, NUMBERS, SERVICE
 from gpu_provider.native import MODULE_DIRECTORY
 from gpu_provider.settings import options
 from gpu_provider.tls.terminator.config import TerminatorConfig
@@ -184,8 +184,13 @@ def test_the_modules_settings_are_those_that_check_knows() -> None:
     """And those of the template that openssl-config prints, and the module's own."""
     shown = dict(re.findall(r"^\| `([\w-]+)` \| (.*?) \|", MODULE_TABLE, re.MULTILINE))
     defaults = {name: str(default) for name, (_, _, default) in NUMBERS.items()}
-    assert shown == defaults | {"kernels": "`auto`", "implicit-rejection": "0", "counts_directory": "none"}
-    assert set(shown) == {*CHOICES, *NUMBERS, COUNTS_DIRECTORY}
+    assert shown == defaults | {
+        "kernels": "`auto`",
+        "implicit-rejection": "0",
+        "counts_directory": "none",
+        "service": "none",
+    }
+    assert set(shown) == {*CHOICES, *NUMBERS, COUNTS_DIRECTORY, SERVICE}
     template = dict(re.findall(r"^# ([\w-]+) = (\S+)$", run("gpu-provider", "openssl-config"), re.MULTILINE))
     assert set(template) == set(shown)
     assert {name: template[name] for name in NUMBERS} == defaults

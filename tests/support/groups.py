@@ -53,6 +53,7 @@ activate = 1
 activate = 1
 kernels = portable
 counts_directory = {counts}
+{settings}
 
 [algorithm_section]
 default_properties = ?gpu_provider.batched=yes
@@ -83,14 +84,15 @@ class Counts:
 class Directory:
     """Where a program runs: readable by every user, with an openssl.cnf by which the program computes in groups."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, settings: str = "") -> None:
+        """``settings``: more lines for the module's section, in which ``{path}`` is the directory."""
         self.path = path
         path.chmod(0o755)
         self._counts = path / "counts"
         self._counts.mkdir()
         self._counts.chmod(0o1777)
         configuration = path / "openssl.cnf"
-        configuration.write_text(_CONFIGURATION.format(counts=self._counts))
+        configuration.write_text(_CONFIGURATION.format(counts=self._counts, settings=settings.format(path=path)))
         self.environment = os.environ | {"OPENSSL_MODULES": str(NATIVE), "OPENSSL_CONF": str(configuration)}
 
     def write(self, name: str, text: str) -> Path:
@@ -119,10 +121,10 @@ def _read(file: Path, size: int) -> Counts:
 
 
 @contextlib.contextmanager
-def public_directory() -> Iterator[Directory]:
+def public_directory(settings: str = "") -> Iterator[Directory]:
     """pytest's own directories are closed to other users, such as those that servers change to."""
     with tempfile.TemporaryDirectory(prefix="gpu-provider-test-") as path:
-        yield Directory(Path(path))
+        yield Directory(Path(path), settings)
 
 
 def find_program(name: str, *places: str) -> str:

@@ -10,8 +10,9 @@ from terminator_process import run_command, write_credentials
 
 from gpu_provider.commands.cli import main
 from gpu_provider.errors import ConfigError
+from gpu_provider.settings import load_config
 from gpu_provider.tls.terminator.addresses import Address, parse_address
-from gpu_provider.tls.terminator.command import add_arguments, load
+from gpu_provider.tls.terminator.command import add_arguments
 from gpu_provider.tls.terminator.config import TerminatorConfig
 
 ADDRESSES = ["--listen", "127.0.0.1:0", "--upstream", "127.0.0.1:9", "--admin", "off"]
@@ -195,7 +196,7 @@ def test_flags_win_over_the_environment_and_that_over_the_file(config_file, monk
     monkeypatch.setenv("GPU_PROVIDER_QUEUE_DEPTH", "20")
     monkeypatch.setenv("GPU_PROVIDER_MAX_BATCH", "21")
     monkeypatch.setenv("GPU_PROVIDER_ALPN", "h2,http/1.1")
-    config = load(config_file, {"queue_depth": 30})
+    config = load_config(TerminatorConfig, config_file, os.environ, {"queue_depth": 30})
     assert (config.queue_depth, config.max_batch, config.handshake_timeout) == (30, 21, 12)
     assert config.alpn == ("h2", "http/1.1")
 

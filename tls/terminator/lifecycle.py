@@ -28,10 +28,10 @@ if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
 
     from gpu_provider import BatchingProvider
+    from gpu_provider.signals import SignalHandlers
     from gpu_provider.tls.terminator.certificates import Certificate, Certificates
     from gpu_provider.tls.terminator.config import TerminatorConfig
     from gpu_provider.tls.terminator.metrics import TerminatorMetrics
-    from gpu_provider.tls.terminator.signals import SignalHandlers
 
 __all__ = ["EXIT_FAILED", "Terminator"]
 

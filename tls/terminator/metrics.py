@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
     from prometheus_client.metrics_core import Metric
 
+    from gpu_provider.observe.logs import BackgroundWriter
     from gpu_provider.tls.terminator.certificates import Certificate
-    from gpu_provider.tls.terminator.logs import BackgroundWriter
 
 __all__ = ["TerminatorMetrics"]
 

@@ -14,15 +14,15 @@ from prometheus_client import CollectorRegistry
 
 from gpu_provider import BatchingProvider
 from gpu_provider.errors import ConfigError, GpuProviderError
+from gpu_provider.observe.logs import configure_logging
+from gpu_provider.signals import SignalHandlers
 from gpu_provider.tls.terminator.addresses import named, resolve
 from gpu_provider.tls.terminator.certificate_checks import date
 from gpu_provider.tls.terminator.certificates import load_certificates
 from gpu_provider.tls.terminator.checks import check_settings
 from gpu_provider.tls.terminator.lifecycle import EXIT_FAILED, Terminator
 from gpu_provider.tls.terminator.listening import listen, raise_descriptor_limit
-from gpu_provider.tls.terminator.logs import configure_logging
 from gpu_provider.tls.terminator.metrics import TerminatorMetrics
-from gpu_provider.tls.terminator.signals import SignalHandlers
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -32,6 +32,7 @@ static void free_batched(gp_batched_key *batched)
 static void forget(gp_rsa_key *key)
 {
     gp_batched_key *batched = atomic_exchange(&key->batched, NULL), *older;
+    gp_attached_key_forget(&key->attached);
     for (; batched != NULL; batched = older) {
         older = batched->older;
         free_batched(batched);
@@ -74,6 +75,25 @@ static int get_number(const gp_rsa_key *key, const char *name, uint8_t *number, 
 int gp_rsa_key_private_exponent(const gp_rsa_key *key, uint8_t *exponent)
 {
     return get_number(key, OSSL_PKEY_PARAM_RSA_D, exponent, key->bytes);
+}
+
+int gp_rsa_key_read_numbers(const void *private_key, struct gp_message *message)
+{
+    static const char *const names[GP_KEY_NUMBERS] = {
+        OSSL_PKEY_PARAM_RSA_N,         OSSL_PKEY_PARAM_RSA_E,
+        OSSL_PKEY_PARAM_RSA_D,         OSSL_PKEY_PARAM_RSA_FACTOR1,
+        OSSL_PKEY_PARAM_RSA_FACTOR2,   OSSL_PKEY_PARAM_RSA_EXPONENT1,
+        OSSL_PKEY_PARAM_RSA_EXPONENT2, OSSL_PKEY_PARAM_RSA_COEFFICIENT1,
+    };
+    const gp_rsa_key *key = private_key;
+    uint8_t *next = message->numbers;
+    for (uint32_t i = 0; i < GP_KEY_NUMBERS; i++) {
+        if (!get_number(key, names[i], next, key->bytes))
+            return 0;
+        message->sizes[i] = (uint16_t)key->bytes;
+        next += key->bytes;
+    }
+    return 1;
 }
 
 /* ---- keys of a batching provider ---- */

@@ -2,6 +2,7 @@
 
 #include <openssl/core_names.h>
 #include <openssl/crypto.h>
+#include <openssl/err.h>
 #include <openssl/rsa.h>
 
 #include "keys/cpu.h"
@@ -28,26 +29,51 @@ static int apply(const gp_rsa_key *key, OSSL_FUNC_asym_cipher_decrypt_init_fn *i
     return ok;
 }
 
-/* OpenSSL verifies what it computes with the factors, but neither what it computes with d alone nor what it computes
- * again when a result was wrong. A wrong result can give the factors away. */
-static int compute(const gp_rsa_key *key, const uint8_t *input, uint8_t *output)
+/* Whether output^e = input mod n. A wrong result can give the factors away. */
+static int verify(const gp_rsa_key *key, const uint8_t *input, const uint8_t *output)
 {
     uint8_t *power = OPENSSL_malloc(key->bytes);
     int ok = 0;
-    if (power == NULL) {
+    if (power == NULL)
         GP_RAISE(key->provider, GP_R_OUT_OF_MEMORY);
-    } else if (!apply(key, key->rsa->asym_cipher.decrypt_init, key->rsa->asym_cipher.decrypt, input, output)
-               || !apply(key, key->rsa->asym_cipher.encrypt_init, key->rsa->asym_cipher.encrypt, output, power)) {
+    else if (!apply(key, key->rsa->asym_cipher.encrypt_init, key->rsa->asym_cipher.encrypt, output, power))
         GP_RAISE(key->provider, GP_R_OPERATION_FAILED);
-    } else if (CRYPTO_memcmp(power, input, key->bytes) != 0) {
+    else if (CRYPTO_memcmp(power, input, key->bytes) != 0)
         GP_RAISE(key->provider, GP_R_INCONSISTENT_KEY);
-    } else {
+    else
         ok = 1;
-    }
     OPENSSL_free(power);
+    return ok;
+}
+
+/* OpenSSL verifies what it computes with the factors, but neither what it computes with d alone nor what it computes
+ * again when a result was wrong. */
+static int compute(const gp_rsa_key *key, const uint8_t *input, uint8_t *output)
+{
+    int ok = apply(key, key->rsa->asym_cipher.decrypt_init, key->rsa->asym_cipher.decrypt, input, output);
+    if (!ok)
+        GP_RAISE(key->provider, GP_R_OPERATION_FAILED);
+    ok = ok && verify(key, input, output);
     if (!ok)
         OPENSSL_cleanse(output, key->bytes);
     return ok;
+}
+
+/* What the service says is verified: it is another process, which writes into memory that we share. */
+static enum gp_attached compute_by_service(gp_rsa_key *key, const uint8_t *input, uint8_t *output)
+{
+    gp_attachment *attachment = gp_attachment_of_process(&key->provider->service);
+    enum gp_attached attached = GP_NOT_ATTACHED;
+    if (attachment != NULL)
+        attached = gp_attachment_private_op(attachment, &key->attached, gp_rsa_key_read_numbers, key, key->bytes, input,
+                                            output);
+    if (attached == GP_ATTACHED) {
+        ERR_set_mark();
+        if (!verify(key, input, output))
+            attached = GP_NOT_ATTACHED;
+        ERR_pop_to_mark();
+    }
+    return attached;
 }
 
 static int compute_batched(const gp_rsa_key *key, const gp_batched_key *batched, const uint8_t *input, uint8_t *output)
@@ -73,6 +99,15 @@ int gp_private_op(gp_rsa_key *key, const uint8_t *input, uint8_t *output)
     int ok;
     if (!gp_rsa_key_is_batchable(key))
         return compute(key, input, output);
+    if (key->provider->service.path != NULL) {
+        enum gp_attached attached = compute_by_service(key, input, output);
+        if (attached == GP_ATTACHED)
+            return 1;
+        if (attached == GP_SOON) {
+            gp_count(&gp_counts_of(GP_CLASS_OF(key->bytes))->singles, 1);
+            return compute(key, input, output);
+        }
+    }
     if (key->provider->groups.kernels == NULL && batched != NULL) /* a batching provider has it, closed or not */
         return compute_batched(key, batched, input, output);
     if (key->provider->groups.kernels != NULL && (batched == NULL || gp_cpu_may_win(batched->key)))

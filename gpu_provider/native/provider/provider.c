@@ -11,6 +11,7 @@
 #include "queue/counts.h"
 
 #define DEFAULT_MAX_WAIT_US 20000u
+#define DEFAULT_SERVICE_TIMEOUT_MS 200u
 
 _Thread_local gp_client *gp_provider_pending_client;
 struct gp_provider_kernels gp_provider_kernels;
@@ -179,13 +180,16 @@ static uint32_t number(const char *value, uint32_t least, uint32_t most, uint32_
  * one, and instead of other such values the defaults hold. */
 static void read_settings(gp_provider *provider, OSSL_FUNC_core_get_params_fn *get_core_params)
 {
-    char *reject = NULL, *kernels = NULL, *group = NULL, *wait = NULL, *directory = NULL;
+    char *reject = NULL, *kernels = NULL, *group = NULL, *wait = NULL, *directory = NULL, *service = NULL,
+         *timeout = NULL;
     OSSL_PARAM params[] = {
         OSSL_PARAM_construct_utf8_ptr("implicit-rejection", &reject, 0),
         OSSL_PARAM_construct_utf8_ptr("kernels", &kernels, 0),
         OSSL_PARAM_construct_utf8_ptr("max_group", &group, 0),
         OSSL_PARAM_construct_utf8_ptr("max_wait", &wait, 0),
         OSSL_PARAM_construct_utf8_ptr("counts_directory", &directory, 0),
+        OSSL_PARAM_construct_utf8_ptr("service", &service, 0),
+        OSSL_PARAM_construct_utf8_ptr("service_timeout", &timeout, 0),
         OSSL_PARAM_construct_end(),
     };
     if (!get_core_params(provider->handle, params))
@@ -201,6 +205,9 @@ static void read_settings(gp_provider *provider, OSSL_FUNC_core_get_params_fn *g
     }
     if (directory != NULL)
         gp_counts_publish(directory);
+    if (service != NULL && *service != '\0')
+        provider->service.path = service; /* it lives as long as the provider */
+    provider->service.patience_ns = 1000000u * (uint64_t)number(timeout, 1, 60000, DEFAULT_SERVICE_TIMEOUT_MS);
     provider->groups.most = number(group, 2, GP_SMALL_BATCH, GP_SMALL_BATCH);
     provider->groups.max_wait_ns = 1000u * (uint64_t)number(wait, 0, 1000000, DEFAULT_MAX_WAIT_US);
 }

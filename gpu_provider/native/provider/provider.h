@@ -12,6 +12,7 @@
 
 #include "provider/default_rsa.h"
 #include "queue/groups.h"
+#include "service/attachment.h"
 
 #define GP_PROVIDER_NAME "gpu_provider"
 #define GP_PROVIDER_VERSION "0.1.0"
@@ -29,8 +30,9 @@ typedef struct gp_provider {
     OSSL_LIB_CTX *libctx; /* the application's; NULL: OpenSSL's default one */
     gp_client *client;
     struct gp_group_settings groups; /* kernels is NULL: operations are computed at once */
-    int always_reject_implicitly;    /* the setting: not even where the program or an old OpenSSL would not */
-    _Atomic(gp_default_rsa *) rsa;   /* of libctx, once it was needed and there */
+    struct gp_service_settings service;
+    int always_reject_implicitly;  /* the setting: not even where the program or an old OpenSSL would not */
+    _Atomic(gp_default_rsa *) rsa; /* of libctx, once it was needed and there */
     OSSL_FUNC_core_new_error_fn *new_error;
     OSSL_FUNC_core_set_error_debug_fn *set_error_debug;
     OSSL_FUNC_core_vset_error_fn *vset_error;
@@ -89,6 +91,7 @@ typedef struct gp_rsa_key {
     uint32_t bytes;
     uint8_t *modulus;                  /* [bytes], most significant byte first */
     _Atomic(gp_batched_key *) batched; /* the newest; NULL: no client has it */
+    struct gp_attached_key attached;
 } gp_rsa_key;
 
 gp_rsa_key *gp_rsa_key_up_ref(gp_rsa_key *key);
@@ -99,6 +102,9 @@ int gp_rsa_key_is_batchable(const gp_rsa_key *key);
 
 /* The key in this client's table, where it is put if it is not there. NULL: out of memory. */
 const gp_batched_key *gp_rsa_key_batched(gp_rsa_key *key, gp_client *client);
+
+/* gp_read_numbers of a gp_rsa_key. */
+int gp_rsa_key_read_numbers(const void *key, struct gp_message *message);
 
 /* key->bytes of d, most significant byte first. 0 if it is longer. */
 int gp_rsa_key_private_exponent(const gp_rsa_key *key, uint8_t *exponent);

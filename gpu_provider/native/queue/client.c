@@ -2,9 +2,12 @@
 #include "queue/client.h"
 
 #include <errno.h>
+#include <fcntl.h>
+#include <limits.h>
 #include <linux/futex.h>
 #include <openssl/async.h>
 #include <openssl/crypto.h>
+#include <poll.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/syscall.h>
@@ -12,6 +15,7 @@
 #include <unistd.h>
 
 #include "process.h"
+#include "queue/descriptors.h"
 #include "queue/slot_list.h"
 
 struct wait_queue {
@@ -28,11 +32,18 @@ struct gp_client {
     struct gp_waiter *waiters; /* [depth] */
     struct gp_groups *groups;
     void (*drop_orphans)(gp_client *client);
+    struct gp_source source;
+    _Atomic int has_source;
+    struct gp_descriptors *descriptors; /* NULL: the consumer is in this process */
+    int peer;                           /* its socket; -1 */
+    uint64_t patience_ns;
 
     pthread_mutex_t lock;
     int closed;
     uint32_t *free_slots; /* a stack: the slot used last is warm in the cache */
     uint32_t free_count;
+    uint32_t *orphans; /* a consumer in another process will make them free */
+    uint32_t orphan_count;
     struct wait_queue wait_queue;
     struct gp_slot_list finished; /* TAG requests that are done */
     struct wait_queue dropped;    /* TAG requests in the wait queue when the client was closed */
@@ -49,35 +60,42 @@ static void free_memory(gp_client *client)
 {
     gp_cpu_free(client->cpu);
     gp_key_table_free(client->keys);
+    gp_descriptors_free(client->descriptors);
+    if (client->peer >= 0)
+        close(client->peer);
     free(client->finished.slots);
+    free(client->orphans);
     free(client->free_slots);
     free(client->waiters);
     free(client);
 }
 
-gp_client *gp_client_new(uint32_t depth)
+/* Owns the queue in any case. */
+static gp_client *client_of(const gp_queue *queue, struct gp_descriptors *descriptors)
 {
     gp_client *client = calloc(1, sizeof(*client));
-    int error;
+    gp_queue mapped = *queue;
+    uint32_t depth = queue->depth;
 
-    if (client == NULL)
+    if (client == NULL) {
+        gp_queue_unmap(&mapped);
+        gp_descriptors_free(descriptors);
         return NULL;
+    }
     gp_watch_forks();
     atomic_init(&client->references, 1);
     client->fork_epoch = gp_fork_epoch();
-    error = gp_queue_create(&client->queue, depth);
-    if (error != 0) {
-        free(client);
-        errno = error;
-        return NULL;
-    }
+    client->queue = mapped;
+    client->peer = -1;
+    client->descriptors = descriptors;
     client->free_slots = calloc(depth, sizeof(*client->free_slots));
+    client->orphans = calloc(depth, sizeof(*client->orphans));
     client->finished.slots = calloc(depth, sizeof(uint32_t));
     client->waiters = calloc(depth, sizeof(*client->waiters));
     client->keys = gp_key_table_new();
     client->cpu = gp_cpu_new(client->keys);
-    if (client->free_slots == NULL || client->finished.slots == NULL || client->waiters == NULL || client->keys == NULL
-        || client->cpu == NULL) {
+    if (client->free_slots == NULL || client->orphans == NULL || client->finished.slots == NULL
+        || client->waiters == NULL || client->keys == NULL || client->cpu == NULL) {
         gp_queue_unmap(&client->queue);
         free_memory(client);
         errno = ENOMEM;
@@ -88,6 +106,46 @@ gp_client *gp_client_new(uint32_t depth)
     client->free_count = depth;
     pthread_mutex_init(&client->lock, NULL);
     return client;
+}
+
+gp_client *gp_client_new(uint32_t depth)
+{
+    gp_queue queue;
+    int error = gp_queue_create(&queue, depth);
+
+    if (error == 0)
+        return client_of(&queue, NULL);
+    errno = error;
+    return NULL;
+}
+
+gp_client *gp_client_of_service(int memfd, int doorbell, int socket, struct gp_descriptors *descriptors,
+                                uint64_t patience_ns)
+{
+    gp_client *client;
+    gp_queue queue;
+    int error = gp_queue_map(&queue, memfd, doorbell);
+
+    if (error != 0) {
+        close(memfd);
+        close(doorbell);
+        gp_descriptors_free(descriptors);
+        errno = error;
+        return NULL;
+    }
+    client = client_of(&queue, descriptors);
+    if (client != NULL) {
+        client->patience_ns = patience_ns;
+        client->peer = fcntl(socket, F_DUPFD_CLOEXEC, 0); /* the caller may close it at any time */
+    }
+    return client;
+}
+
+int gp_client_is_left_alone(gp_client *client)
+{
+    struct pollfd peer = {.fd = client->peer};
+
+    return poll(&peer, 1, 0) > 0 && (peer.revents & (POLLHUP | POLLERR)) != 0;
 }
 
 gp_client *gp_client_up_ref(gp_client *client)
@@ -175,6 +233,27 @@ void gp_client_set_groups(gp_client *client, struct gp_groups *groups, void (*dr
 struct gp_groups *gp_client_groups(const gp_client *client)
 {
     return client->groups;
+}
+
+void gp_client_set_source(gp_client *client, const struct gp_source *source)
+{
+    client->source = *source;
+    atomic_store(&client->has_source, 1);
+}
+
+const struct gp_source *gp_client_source(const gp_client *client)
+{
+    return atomic_load(&client->has_source) ? &client->source : NULL;
+}
+
+struct gp_descriptors *gp_client_descriptors(const gp_client *client)
+{
+    return client->descriptors;
+}
+
+uint64_t gp_client_give_up_ns(const gp_client *client)
+{
+    return client->descriptors != NULL ? gp_now_ns() + client->patience_ns : GP_NO_DEADLINE;
 }
 
 /* ---- keys ---- */
@@ -421,7 +500,28 @@ void gp_client_close(gp_client *client)
         if (more)
             finish_serving(client, &served);
     }
+    if (client->descriptors != NULL) { /* nobody will tell those whose requests are in flight */
+        for (uint32_t slot = 0; slot < client->queue.depth; slot++)
+            gp_client_wake_thread(client, slot);
+        gp_descriptors_signal_all(client->descriptors);
+    }
     gp_client_wake_consumer(client);
+}
+
+/* With gp_client.lock: orphans that another process has made free. */
+static void reap_orphans(gp_client *client)
+{
+    uint32_t left = 0;
+
+    for (uint32_t i = 0; i < client->orphan_count; i++) {
+        uint32_t slot = client->orphans[i];
+
+        if (GP_STATE(atomic_load_explicit(&client->queue.word[slot], memory_order_acquire)) == GP_FREE)
+            client->free_slots[client->free_count++] = slot;
+        else
+            client->orphans[left++] = slot;
+    }
+    client->orphan_count = left;
 }
 
 uint32_t gp_client_claim(gp_client *client, struct gp_queued *entry)
@@ -429,6 +529,8 @@ uint32_t gp_client_claim(gp_client *client, struct gp_queued *entry)
     uint32_t slot = GP_NO_SLOT;
 
     pthread_mutex_lock(&client->lock);
+    if (client->free_count == 0)
+        reap_orphans(client);
     if (client->closed) {
         slot = GP_CLOSED_SLOT;
     } else if (client->free_count > 0 && client->wait_queue.count == 0) {
@@ -512,10 +614,11 @@ gp_request_handle gp_client_put(gp_client *client, uint32_t slot, const struct g
 
     own->kind = waiter->kind;
     own->wait = waiter->wait;
+    own->remote = waiter->remote;
     own->tag = waiter->tag;
     own->key = waiter->key;
     own->waits = 0;
-    atomic_store_explicit(&own->asleep, 0, memory_order_relaxed);
+    atomic_store_explicit(&queue->wake[slot], GP_WAKE_NOBODY, memory_order_relaxed);
     queue->key[slot] = waiter->key;
     queue->bytes[slot] = bytes;
     queue->submitted_ns[slot] = now;
@@ -549,16 +652,16 @@ uint32_t gp_client_poll(const gp_client *client, gp_request_handle handle)
 
 void gp_client_sleep_until_done(gp_client *client, gp_request_handle handle, uint64_t deadline_ns)
 {
-    _Atomic uint32_t *asleep = &client->waiters[gp_request_slot(handle)].asleep;
+    _Atomic uint32_t *wake = &client->queue.wake[gp_request_slot(handle)];
     const struct timespec deadline = {.tv_sec = (time_t)(deadline_ns / 1000000000u),
                                       .tv_nsec = deadline_ns % 1000000000u};
 
     gp_turn_end();
-    /* Sequentially consistent on both sides: either the consumer sees `asleep`, or we see its DONE. */
-    atomic_store(asleep, 1);
-    while (atomic_load(asleep) && gp_client_poll(client, handle) == 0)
-        if (syscall(SYS_futex, asleep, FUTEX_WAIT_BITSET_PRIVATE, 1, deadline_ns == GP_NO_DEADLINE ? NULL : &deadline,
-                    NULL, FUTEX_BITSET_MATCH_ANY)
+    /* Sequentially consistent on both sides: either the consumer sees that we sleep, or we see its DONE. */
+    atomic_store(wake, GP_WAKE_THREAD);
+    while (atomic_load(wake) == GP_WAKE_THREAD && gp_client_poll(client, handle) == 0)
+        if (syscall(SYS_futex, wake, FUTEX_WAIT_BITSET, GP_WAKE_THREAD,
+                    deadline_ns == GP_NO_DEADLINE ? NULL : &deadline, NULL, FUTEX_BITSET_MATCH_ANY)
                 != 0
             && errno == ETIMEDOUT)
             return;
@@ -566,10 +669,11 @@ void gp_client_sleep_until_done(gp_client *client, gp_request_handle handle, uin
 
 void gp_client_wake_thread(gp_client *client, uint32_t slot)
 {
-    _Atomic uint32_t *asleep = &client->waiters[slot].asleep;
+    _Atomic uint32_t *wake = &client->queue.wake[slot];
+    uint32_t expected = GP_WAKE_THREAD;
 
-    if (atomic_load(asleep) && atomic_exchange(asleep, 0))
-        syscall(SYS_futex, asleep, FUTEX_WAKE_PRIVATE, INT_MAX, NULL, NULL, 0);
+    if (atomic_load(wake) == GP_WAKE_THREAD && atomic_compare_exchange_strong(wake, &expected, GP_WAKE_NOBODY))
+        syscall(SYS_futex, wake, FUTEX_WAKE, INT_MAX, NULL, NULL, 0);
 }
 
 int gp_client_collect(gp_client *client, gp_request_handle handle, uint32_t bytes, uint8_t *output, int big_endian)
@@ -600,6 +704,11 @@ void gp_client_orphan(gp_client *client, gp_request_handle handle)
                                                   memory_order_acq_rel, memory_order_acquire)) {
             if (client->drop_orphans != NULL)
                 client->drop_orphans(client);
+            if (client->descriptors != NULL) {
+                pthread_mutex_lock(&client->lock);
+                client->orphans[client->orphan_count++] = gp_request_slot(handle);
+                pthread_mutex_unlock(&client->lock);
+            }
             return;
         }
     }

@@ -103,17 +103,18 @@ typedef void gp_tell(struct gp_wait *wait);
 enum gp_waiter_kind {
     GP_WAITER_JOB,    /* a paused job: its callback or wait fd */
     GP_WAITER_THREAD, /* a thread that sleeps */
-    GP_WAITER_TAG     /* gp_client_take_finished() */
+    GP_WAITER_TAG,    /* gp_client_take_finished() */
+    GP_WAITER_REMOTE  /* a request of another process: struct gp_source */
 };
 
 /* Who waits for a slot. Written by the producer before SUBMITTED, read by the consumer that claimed FINISHING. */
 struct gp_waiter {
     enum gp_waiter_kind kind;
-    struct gp_wait *wait;    /* JOB: one reference, passed to the consumer */
-    uint64_t tag;            /* TAG */
-    gp_key_handle key;       /* pinned until the request is done */
-    uint32_t waits;          /* groups.c has counted it among those that wait for company */
-    _Atomic uint32_t asleep; /* a thread sleeps until this is 0 */
+    struct gp_wait *wait; /* JOB: one reference, passed to the consumer */
+    void *remote;         /* REMOTE: likewise */
+    uint64_t tag;         /* TAG and REMOTE */
+    gp_key_handle key;    /* pinned until the request is done; of another process's consumer: as that knows it */
+    uint32_t waits;       /* groups.c has counted it among those that wait for company */
 };
 
 /* A place in the wait queue; first in, first out. All under gp_client.lock, but for `slot`, which the owner may look at
@@ -169,6 +170,21 @@ void gp_client_sleep_until_done(gp_client *client, gp_request_handle handle, uin
 /* Wakes the thread that sleeps for the request in this slot, if one does. */
 void gp_client_wake_thread(gp_client *client, uint32_t slot);
 
+/* ---- a consumer in another process: service/ ---- */
+
+/* A client over a queue that the other process made, and owns both descriptors in any case; NULL with errno set. Its
+ * requests wait for patience_ns, or until the other process has hung up on `socket`, and then their owners compute
+ * them. Whoever is to be told through a descriptor gets one of `descriptors`, which become the client's. Keys are not
+ * in its key table. */
+struct gp_descriptors;
+gp_client *gp_client_of_service(int memfd, int doorbell, int socket, struct gp_descriptors *descriptors,
+                                uint64_t patience_ns);
+int gp_client_is_left_alone(gp_client *client); /* the other process is gone: to be closed */
+
+/* NULL: the consumer is in this process. */
+struct gp_descriptors *gp_client_descriptors(const gp_client *client);
+uint64_t gp_client_give_up_ns(const gp_client *client); /* of a request that begins now; GP_NO_DEADLINE: never */
+
 /* Something to be told by the consumer's thread: a job's stack is no place for foreign code. Zeros at first. */
 struct gp_errand {
     struct gp_errand *next;
@@ -186,6 +202,17 @@ int gp_client_post(gp_client *client, struct gp_errand *errand);
  * client is used. drop_orphans is called when a request was orphaned. */
 void gp_client_set_groups(gp_client *client, struct gp_groups *groups, void (*drop_orphans)(gp_client *client));
 struct gp_groups *gp_client_groups(const gp_client *client);
+
+/* Where a consumer's requests come from besides its own process. */
+struct gp_source {
+    int descriptor;                                   /* readable when there are any */
+    void (*submit)(void *context, gp_client *client); /* submits them. The thread of gp_consumer_wait() */
+    /* A request with GP_WAITER_REMOTE is done. Any thread; no lock is held. output: least significant byte first. */
+    void (*finish)(void *remote, uint64_t tag, const uint8_t *output, int ok);
+    void *context;
+};
+void gp_client_set_source(gp_client *client, const struct gp_source *source); /* once; copied */
+const struct gp_source *gp_client_source(const gp_client *client);            /* NULL: none */
 
 gp_queue *gp_client_queue(gp_client *client);
 struct gp_waiter *gp_client_waiters(const gp_client *client); /* [depth] */

@@ -103,7 +103,7 @@ static int change_state(gp_consumer *consumer, uint32_t slot, uint32_t generatio
 {
     uint32_t expected = GP_WORD(generation, from);
 
-    /* Sequentially consistent: gp_client_sleep_until_done() depends on the order with `asleep`. */
+    /* Sequentially consistent: gp_client_sleep_until_done() depends on the order with `wake`. */
     return atomic_compare_exchange_strong(&consumer->queue->word[slot], &expected, GP_WORD(generation, to));
 }
 
@@ -120,10 +120,13 @@ static uint64_t silence_before(const gp_consumer *consumer, uint32_t class_index
 
 void gp_consumer_drain(gp_consumer *consumer)
 {
+    const struct gp_source *source = gp_client_source(consumer->client);
     gp_queue *queue = consumer->queue;
     uint32_t slot;
 
-    while (gp_queue_pop(queue, &slot)) {
+    if (source != NULL)
+        source->submit(source->context, consumer->client);
+    while (gp_queue_pop(queue, &slot) > 0) {
         uint32_t bytes = queue->bytes[slot], class_index = GP_CLASS_OF(bytes);
         uint64_t submitted_ns = queue->submitted_ns[slot];
 
@@ -291,6 +294,7 @@ static enum served serve_small(gp_consumer *consumer, const struct gp_class_rule
 uint64_t gp_consumer_wait(gp_consumer *consumer, int64_t timeout_ns, int watch_submissions,
                           const struct gp_class_rule *rules, uint32_t *waiting, uint64_t *oldest_ns)
 {
+    const struct gp_source *source = gp_client_source(consumer->client);
     uint64_t deadline = timeout_ns < 0 ? UINT64_MAX : gp_now_ns() + (uint64_t)timeout_ns;
     uint32_t held = 0, small = 0;
 
@@ -323,7 +327,8 @@ uint64_t gp_consumer_wait(gp_consumer *consumer, int64_t timeout_ns, int watch_s
         until = watch_submissions ? next_due_ns(consumer, rules) : UINT64_MAX;
         if (until > deadline)
             until = deadline;
-        gp_queue_sleep(consumer->queue, until == UINT64_MAX ? -1 : (int64_t)(until - now), watch_submissions);
+        gp_queue_sleep(consumer->queue, until == UINT64_MAX ? -1 : (int64_t)(until - now), watch_submissions,
+                       source != NULL ? source->descriptor : -1);
         gp_consumer_drain(consumer);
     }
     for (uint32_t i = 0; i < GP_CLASSES; i++) {
@@ -381,9 +386,14 @@ uint32_t gp_consumer_take(gp_consumer *consumer, uint32_t class_index, uint32_t 
     return taken;
 }
 
-static void wake(gp_consumer *consumer, uint32_t slot, const struct gp_waiter *waiter)
+static void wake(gp_consumer *consumer, uint32_t slot, uint32_t generation, const struct gp_waiter *waiter, int ok)
 {
     switch (waiter->kind) {
+    case GP_WAITER_REMOTE:
+        gp_client_source(consumer->client)
+            ->finish(waiter->remote, waiter->tag, consumer->queue->output + (size_t)slot * GP_MAX_BYTES, ok);
+        gp_client_collect(consumer->client, gp_request_handle_of(slot, generation), 0, NULL, 0);
+        return;
     case GP_WAITER_JOB:
         gp_wait_notify(waiter->wait);
         gp_wait_free(waiter->wait);
@@ -430,6 +440,8 @@ static void complete(gp_consumer *consumer, gp_request_handle handle, const uint
     /* A copy: as soon as DONE is published the slot may be someone else's. */
     waiter.kind = consumer->waiters[slot].kind;
     waiter.wait = consumer->waiters[slot].wait;
+    waiter.remote = consumer->waiters[slot].remote;
+    waiter.tag = consumer->waiters[slot].tag;
     waiter.key = consumer->waiters[slot].key;
     if (ok)
         memcpy(consumer->queue->output + (size_t)slot * GP_MAX_BYTES, output, stride);
@@ -444,7 +456,7 @@ static void complete(gp_consumer *consumer, gp_request_handle handle, const uint
         return;
     }
     collect_pin(consumer, pinned, waiter.key);
-    wake(consumer, slot, &waiter);
+    wake(consumer, slot, generation, &waiter, ok);
 }
 
 static void prefetch_slot(const gp_consumer *consumer, gp_request_handle handle, uint32_t stride)

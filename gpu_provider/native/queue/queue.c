@@ -15,7 +15,7 @@
 #define CACHE_LINE 64u
 
 struct layout {
-    size_t ring, word, key, submitted_ns, bytes, input, output, size;
+    size_t ring, word, wake, key, submitted_ns, bytes, input, output, size;
 };
 
 static size_t place(size_t *end, size_t size)
@@ -43,6 +43,7 @@ static struct layout layout_for(uint32_t depth)
 
     layout.ring = place(&end, ring_size_for(depth) * sizeof(struct gp_ring_cell));
     layout.word = place(&end, n * sizeof(uint32_t));
+    layout.wake = place(&end, n * sizeof(uint32_t));
     layout.key = place(&end, n * sizeof(gp_key_handle));
     layout.submitted_ns = place(&end, n * sizeof(uint64_t));
     layout.bytes = place(&end, n * sizeof(uint32_t));
@@ -138,6 +139,7 @@ int gp_queue_map(gp_queue *queue, int memfd, int doorbell)
     queue->header = (struct gp_queue_header *)base;
     queue->ring = (struct gp_ring_cell *)(base + layout.ring);
     queue->word = (_Atomic uint32_t *)(base + layout.word);
+    queue->wake = (_Atomic uint32_t *)(base + layout.wake);
     queue->key = (gp_key_handle *)(base + layout.key);
     queue->submitted_ns = (uint64_t *)(base + layout.submitted_ns);
     queue->bytes = (uint32_t *)(base + layout.bytes);
@@ -190,15 +192,12 @@ int gp_queue_pop(gp_queue *queue, uint32_t *slot)
 {
     struct gp_ring_cell *cell = &queue->ring[queue->head & queue->ring_mask];
 
-    while (can_pop(queue)) {
-        *slot = *(volatile uint32_t *)&cell->slot;
-        atomic_store_explicit(&cell->sequence, queue->head + queue->ring_mask + 1, memory_order_release);
-        queue->head++;
-        if (*slot < queue->depth)
-            return 1;
-        cell = &queue->ring[queue->head & queue->ring_mask]; /* a hostile client's: it lost its own request */
-    }
-    return 0;
+    if (!can_pop(queue))
+        return 0;
+    *slot = *(volatile uint32_t *)&cell->slot;
+    atomic_store_explicit(&cell->sequence, queue->head + queue->ring_mask + 1, memory_order_release);
+    queue->head++;
+    return *slot < queue->depth ? 1 : -1;
 }
 
 /* No wake-up is lost. Producer: push, then exchange(sleeping, 0). Consumer: exchange(sleeping, 1), then look at the
@@ -219,21 +218,25 @@ void gp_queue_ring_doorbell(gp_queue *queue)
         return;
 }
 
-void gp_queue_sleep(gp_queue *queue, int64_t timeout_ns, int watch_submissions)
+int gp_queue_watch(gp_queue *queue)
 {
-    struct pollfd descriptor = {.fd = queue->doorbell, .events = POLLIN};
+    atomic_exchange_explicit(&queue->header->sleeping, 1, memory_order_acq_rel);
+    if (!can_pop(queue))
+        return 1;
+    atomic_exchange_explicit(&queue->header->sleeping, 0, memory_order_acq_rel);
+    return 0;
+}
+
+void gp_queue_sleep(gp_queue *queue, int64_t timeout_ns, int watch_submissions, int other)
+{
+    struct pollfd descriptors[] = {{.fd = queue->doorbell, .events = POLLIN}, {.fd = other, .events = POLLIN}};
     struct timespec timeout = {.tv_sec = timeout_ns / 1000000000, .tv_nsec = timeout_ns % 1000000000};
     uint64_t rings;
 
-    if (watch_submissions) {
-        atomic_exchange_explicit(&queue->header->sleeping, 1, memory_order_acq_rel);
-        if (can_pop(queue)) {
-            atomic_exchange_explicit(&queue->header->sleeping, 0, memory_order_acq_rel);
-            return;
-        }
-    }
-    if (ppoll(&descriptor, 1, timeout_ns < 0 ? NULL : &timeout, NULL) > 0
-        && read(queue->doorbell, &rings, sizeof(rings)) < 0)
+    if (watch_submissions && !gp_queue_watch(queue))
+        return;
+    if (ppoll(descriptors, watch_submissions && other >= 0 ? 2 : 1, timeout_ns < 0 ? NULL : &timeout, NULL) > 0
+        && (descriptors[0].revents & POLLIN) != 0 && read(queue->doorbell, &rings, sizeof(rings)) < 0)
         return;
     if (watch_submissions)
         atomic_exchange_explicit(&queue->header->sleeping, 0, memory_order_acq_rel);

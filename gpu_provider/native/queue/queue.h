@@ -40,6 +40,11 @@ enum gp_state {
     GP_ORPHANED = 7
 };
 
+/* What a slot's `wake` says: who is to be told when the request is done. */
+#define GP_WAKE_NOBODY 0u
+#define GP_WAKE_THREAD 1u      /* one that sleeps on it */
+#define GP_WAKE_DESCRIPTORS 2u /* and more: a wait descriptor that both processes have, by its number */
+
 #define GP_STATE(word) ((word) & 15u)
 #define GP_GENERATION(word) ((word) >> 4)
 #define GP_WORD(generation, state) ((uint32_t)(generation) << 4 | (uint32_t)(state))
@@ -86,6 +91,7 @@ typedef struct gp_queue {
     struct gp_queue_header *header;
     struct gp_ring_cell *ring;
     _Atomic uint32_t *word; /* [depth] generation << 4 | state */
+    _Atomic uint32_t *wake; /* [depth] GP_WAKE_… */
     gp_key_handle *key;     /* [depth] */
     uint64_t *submitted_ns; /* [depth] CLOCK_MONOTONIC */
     uint32_t *bytes;        /* [depth] length of the modulus in bytes */
@@ -116,14 +122,19 @@ void gp_queue_push(gp_queue *queue, uint32_t slot);
 /* Any thread: rings the doorbell if the consumer sleeps and watches for submissions. */
 void gp_queue_wake_consumer(gp_queue *queue);
 
-/* The consumer's one thread. Returns 1 and a slot number < depth, or 0 when the ring is empty. */
+/* The consumer's one thread. Returns 1 and a slot number < depth, 0 when the ring is empty, or -1 for a slot that does
+ * not exist: a producer in another process lies. */
 int gp_queue_pop(gp_queue *queue, uint32_t *slot);
 
 /* Any thread: wakes the consumer, or makes its next sleep return at once. */
 void gp_queue_ring_doorbell(gp_queue *queue);
 
 /* The consumer's one thread: sleeps until the doorbell rings or timeout_ns passes (negative: no limit). With
- * `watch_submissions` it returns at once when there is something to pop, and producers ring; without, they do not. */
-void gp_queue_sleep(gp_queue *queue, int64_t timeout_ns, int watch_submissions);
+ * `watch_submissions` it returns at once when there is something to pop, and producers ring; without, they do not. Nor
+ * does it return when `other` becomes readable, a descriptor that tells of other submissions, or -1. */
+void gp_queue_sleep(gp_queue *queue, int64_t timeout_ns, int watch_submissions, int other);
+
+/* Any thread of the consumer's process: says whether there is nothing to pop, and that the next producer is to ring. */
+int gp_queue_watch(gp_queue *queue);
 
 #endif

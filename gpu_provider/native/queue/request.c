@@ -6,20 +6,39 @@
 
 #include <openssl/async.h>
 
+#include "process.h"
 #include "queue/groups.h"
 #include "queue/wait.h"
 
 enum outcome { FAILED = 0, DONE = 1, COMPUTE_DIRECTLY = 2, GAVE_UP = 3 /* the request goes on, without us */ };
 
+/* As often, whoever waits for a service looks whether it is still there. */
+#define LOOK_NS 50000000u
+
+/* Until when to wait for the request; GP_NO_MEMORY: no longer. Computes, where nobody else does. */
+static uint64_t serve(gp_client *client, gp_request_handle handle, enum gp_waits waits, uint64_t give_up_ns, int again)
+{
+    uint64_t now;
+
+    if (give_up_ns == GP_NO_DEADLINE)
+        return gp_groups_serve(client, handle, waits);
+    now = gp_now_ns();
+    if (again && gp_client_is_left_alone(client))
+        gp_client_close(client); /* all others hear of it too */
+    if (now >= give_up_ns || !gp_client_is_usable(client))
+        return GP_NO_MEMORY;
+    return now + LOOK_NS < give_up_ns ? now + LOOK_NS : give_up_ns;
+}
+
 /* Until the request is done. */
 static enum outcome wait_for_end(gp_client *client, gp_request_handle handle, struct gp_pauser *pauser)
 {
-    for (;;) {
+    const uint64_t give_up_ns = gp_client_give_up_ns(client);
+
+    for (int again = 0;; again = 1) {
         int has_callback, in_job = gp_wait_in_job(&has_callback);
-        uint64_t deadline_ns = gp_groups_serve(client, handle,
-                                               !in_job        ? GP_SLEEPS
-                                               : has_callback ? GP_CANT_WAIT
-                                                              : GP_PAUSES);
+        enum gp_waits waits = !in_job ? GP_SLEEPS : has_callback ? GP_CANT_WAIT : GP_PAUSES;
+        uint64_t deadline_ns = serve(client, handle, waits, give_up_ns, again);
         enum gp_pause pause;
 
         if (gp_client_poll(client, handle) != 0)
@@ -43,7 +62,7 @@ static enum outcome wait_for_end(gp_client *client, gp_request_handle handle, st
     }
 }
 
-static enum outcome wait_in_job(gp_client *client, struct gp_wait *wait, ASYNC_WAIT_CTX *context, gp_key *key,
+static enum outcome wait_in_job(gp_client *client, struct gp_wait *wait, ASYNC_WAIT_CTX *context, uint32_t bytes,
                                 gp_key_handle key_handle, const uint8_t *input, uint8_t *output)
 {
     struct gp_waiter waiter = {.kind = GP_WAITER_JOB, .key = key_handle};
@@ -57,10 +76,11 @@ static enum outcome wait_in_job(gp_client *client, struct gp_wait *wait, ASYNC_W
     ASYNC_WAIT_CTX_set_status(context, ASYNC_STATUS_OK);
     if (slot == GP_NO_SLOT || slot == GP_CLOSED_SLOT)
         return COMPUTE_DIRECTLY;
-    waiter.wait = gp_wait_up_ref(wait);
-    handle = gp_client_put(client, slot, &waiter, key->bytes, input, 1);
+    if (gp_client_descriptors(client) == NULL) /* another process has no use for it */
+        waiter.wait = gp_wait_up_ref(wait);
+    handle = gp_client_put(client, slot, &waiter, bytes, input, 1);
     if (handle == 0) {
-        gp_wait_free(wait);
+        gp_wait_free(waiter.wait);
         return COMPUTE_DIRECTLY;
     }
     gp_wait_set_request(wait, handle);
@@ -73,24 +93,27 @@ static enum outcome wait_in_job(gp_client *client, struct gp_wait *wait, ASYNC_W
         gp_client_orphan(client, handle);
         return outcome;
     }
-    return gp_client_collect(client, handle, key->bytes, output, 1) ? DONE : FAILED;
+    return gp_client_collect(client, handle, bytes, output, 1) ? DONE : FAILED;
 }
 
-static enum outcome wait_in_thread(gp_client *client, gp_key *key, gp_key_handle key_handle, const uint8_t *input,
+static enum outcome wait_in_thread(gp_client *client, uint32_t bytes, gp_key_handle key_handle, const uint8_t *input,
                                    uint8_t *output)
 {
     const struct gp_waiter waiter = {.kind = GP_WAITER_THREAD, .key = key_handle};
-    const int may_sleep = gp_wait_jobs_of_thread() == 0 && gp_client_groups(client) == NULL;
+    const uint64_t give_up_ns = gp_client_give_up_ns(client);
+    const int may_sleep =
+        gp_wait_jobs_of_thread() == 0 && gp_client_groups(client) == NULL && give_up_ns == GP_NO_DEADLINE;
     uint32_t slot = may_sleep ? gp_client_claim_asleep(client) : gp_client_claim(client, NULL);
     gp_request_handle handle;
+    int again = 0;
 
     if (slot == GP_NO_SLOT || slot == GP_CLOSED_SLOT)
         return COMPUTE_DIRECTLY;
-    handle = gp_client_put(client, slot, &waiter, key->bytes, input, 1);
+    handle = gp_client_put(client, slot, &waiter, bytes, input, 1);
     if (handle == 0)
         return COMPUTE_DIRECTLY;
     do {
-        uint64_t deadline_ns = gp_groups_serve(client, handle, GP_SLEEPS);
+        uint64_t deadline_ns = serve(client, handle, GP_SLEEPS, give_up_ns, again++);
 
         if (deadline_ns == GP_NO_MEMORY) {
             gp_client_orphan(client, handle);
@@ -98,31 +121,69 @@ static enum outcome wait_in_thread(gp_client *client, gp_key *key, gp_key_handle
         }
         gp_client_sleep_until_done(client, handle, deadline_ns);
     } while (gp_client_poll(client, handle) == 0);
-    return gp_client_collect(client, handle, key->bytes, output, 1) ? DONE : FAILED;
+    return gp_client_collect(client, handle, bytes, output, 1) ? DONE : FAILED;
+}
+
+/* The keys of a service are in its own table. */
+static int pin(gp_client *client, gp_key_handle handle)
+{
+    uint32_t bytes;
+
+    return gp_client_descriptors(client) != NULL || gp_key_table_pin(gp_client_keys(client), handle, &bytes);
+}
+
+static void unpin(gp_client *client, gp_key_handle handle)
+{
+    if (gp_client_descriptors(client) == NULL && !gp_client_is_forked(client))
+        gp_client_unpin_key(client, handle, 1);
+}
+
+/* By the client's consumer. */
+static enum outcome request(gp_client *client, uint32_t bytes, gp_key_handle handle, const uint8_t *input,
+                            uint8_t *output)
+{
+    enum outcome outcome = COMPUTE_DIRECTLY;
+    ASYNC_JOB *job = ASYNC_get_current_job();
+    struct gp_wait *wait = NULL;
+    int has_callback;
+
+    (void)gp_wait_in_job(&has_callback);
+    if (!gp_client_is_usable(client) || (has_callback && gp_client_descriptors(client) != NULL))
+        return COMPUTE_DIRECTLY; /* without a thread here, nobody could fire the callback for a service */
+    if (job != NULL)
+        wait = gp_wait_of(client, ASYNC_get_wait_ctx(job));
+    if ((job == NULL || wait != NULL) && pin(client, handle)) {
+        outcome = wait != NULL ? wait_in_job(client, wait, ASYNC_get_wait_ctx(job), bytes, handle, input, output)
+                               : wait_in_thread(client, bytes, handle, input, output);
+        if (outcome == COMPUTE_DIRECTLY)
+            unpin(client, handle);
+    }
+    if (wait != NULL && !gp_client_is_forked(client))
+        gp_wait_leave(wait);
+    return outcome;
 }
 
 int gp_request_private_op(gp_client *client, gp_key *key, gp_key_handle handle, const uint8_t *input, uint8_t *output)
 {
-    enum outcome outcome = COMPUTE_DIRECTLY;
-    uint32_t bytes;
+    enum outcome outcome = request(client, key->bytes, handle, input, output);
 
-    if (gp_client_is_usable(client)) {
-        ASYNC_JOB *job = ASYNC_get_current_job();
-        struct gp_wait *wait = job != NULL ? gp_wait_of(client, ASYNC_get_wait_ctx(job)) : NULL;
-
-        if ((job == NULL || wait != NULL) && gp_key_table_pin(gp_client_keys(client), handle, &bytes)) {
-            outcome = wait != NULL ? wait_in_job(client, wait, ASYNC_get_wait_ctx(job), key, handle, input, output)
-                                   : wait_in_thread(client, key, handle, input, output);
-            if (outcome == COMPUTE_DIRECTLY && !gp_client_is_forked(client))
-                gp_client_unpin_key(client, handle, 1);
-        }
-        if (wait != NULL && !gp_client_is_forked(client))
-            gp_wait_leave(wait);
-    }
     if (outcome == COMPUTE_DIRECTLY || outcome == GAVE_UP) {
         if (client != NULL)
             gp_client_count_direct(client);
         outcome = gp_key_private(key, input, output) ? DONE : FAILED;
     }
     return outcome == DONE;
+}
+
+enum gp_served gp_request_of_service(gp_client *client, gp_key_handle handle, uint32_t bytes, const uint8_t *input,
+                                     uint8_t *output)
+{
+    switch (request(client, bytes, handle, input, output)) {
+    case DONE:
+        return GP_SERVED;
+    case GAVE_UP:
+        return GP_GAVE_UP;
+    default:
+        return GP_NOT_SERVED;
+    }
 }

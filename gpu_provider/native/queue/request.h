@@ -15,4 +15,10 @@
 int gp_request_private_op(gp_client *client, gp_key *key, gp_key_handle handle, const uint8_t *input, uint8_t *output);
 /* :cffi */
 
+/* The same by a consumer in another process, which is not trusted: verify what it SERVED. GAVE_UP: it took too long, or
+ * is gone. NOT_SERVED: it could not be asked. */
+enum gp_served { GP_NOT_SERVED, GP_SERVED, GP_GAVE_UP };
+enum gp_served gp_request_of_service(gp_client *client, gp_key_handle handle, uint32_t bytes, const uint8_t *input,
+                                     uint8_t *output);
+
 #endif

@@ -15,20 +15,21 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
-#include <sys/ioctl.h>
 #include <sys/timerfd.h>
 #include <unistd.h>
 
 #include "process.h"
+#include "queue/descriptors.h"
 
-/* One per ASYNC_WAIT_CTX, that is per connection; registered in it under `wait_key` when its job first pauses, with a
+/* One per ASYNC_WAIT_CTX, that is per connection; registered in it when its job first pauses, with a
  * timerfd of its own or, when the application has a callback, with `silent_fd`, which is never signalled: OpenSSL
  * offers its cleanup hook only to wait fds. Not before: HAProxy 2.6 adopts the descriptors when a handshake pauses, and
  * ends when a connection is closed that has one which it never saw. */
 struct gp_wait {
     /* One cache line, which is all that a completion touches: it is cold then. */
     _Alignas(64) atomic_int references;
-    int fd; /* -1: callback mode, or not registered */
+    int fd;          /* -1: callback mode, or not registered */
+    uint32_t number; /* of `fd` among those that another process has too */
     pthread_mutex_t lock;
     _Atomic(ASYNC_WAIT_CTX *) context; /* NULL once OpenSSL has freed it; changed under the lock */
     unsigned short firing;             /* callbacks under way */
@@ -46,7 +47,7 @@ struct gp_wait {
     struct gp_errand retry; /* to tell RETRY */
 };
 
-static const char wait_key; /* its address is the key */
+static const char wait_key; /* its address is the key. One: `openssl speed` can't wait for two descriptors of a job */
 static int silent_fd = -1;
 static pthread_once_t silent_once = PTHREAD_ONCE_INIT;
 static _Thread_local struct gp_wait *firing_here;
@@ -84,6 +85,16 @@ static void notify_and_free(struct gp_wait *wait)
     gp_wait_free(wait);
 }
 
+/* With the lock. */
+static void close_descriptor(struct gp_wait *wait)
+{
+    if (wait->fd >= 0 && gp_client_descriptors(wait->client) != NULL)
+        gp_descriptors_give(gp_client_descriptors(wait->client), wait->number, wait->fd);
+    else if (wait->fd >= 0)
+        close(wait->fd);
+    wait->fd = -1;
+}
+
 /* OpenSSL frees the wait context: the connection is gone. */
 static void context_freed(ASYNC_WAIT_CTX *context, const void *key, OSSL_ASYNC_FD fd, void *custom)
 {
@@ -106,9 +117,7 @@ static void context_freed(ASYNC_WAIT_CTX *context, const void *key, OSSL_ASYNC_F
     queued = wait->queued;
     if ((queued || in_flight != 0) && pthread_equal(wait->thread, pthread_self()))
         waiting_jobs--;
-    if (wait->fd >= 0)
-        close(wait->fd);
-    wait->fd = -1;
+    close_descriptor(wait);
     pthread_mutex_unlock(&wait->lock);
     if (queued && gp_client_leave_wait_queue(wait->client, &wait->entry))
         gp_wait_free(wait);
@@ -168,7 +177,9 @@ static int make_descriptor(struct gp_wait *wait)
         pthread_once(&silent_once, make_silent_fd);
         return silent_fd >= 0;
     }
-    if (wait->fd < 0)
+    if (wait->fd < 0 && gp_client_descriptors(wait->client) != NULL)
+        wait->fd = gp_descriptors_take(gp_client_descriptors(wait->client), &wait->number);
+    else if (wait->fd < 0)
         wait->fd = timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK);
     return wait->fd >= 0;
 }
@@ -190,35 +201,12 @@ void gp_wait_leave(struct gp_wait *wait)
     wait->context = NULL;
     while (wait->firing > 0)
         pthread_cond_wait(&wait->fired, &wait->lock);
-    if (wait->fd >= 0)
-        close(wait->fd);
-    wait->fd = -1;
+    close_descriptor(wait);
     pthread_mutex_unlock(&wait->lock);
     gp_wait_free(wait);
 }
 
 /* ---- its descriptor: readable when the request is done, or at a deadline ---- */
-
-#ifndef TFD_IOC_SET_TICKS /* in linux/timerfd.h, which does not go together with sys/timerfd.h */
-#define TFD_IOC_SET_TICKS _IOW('T', 0, uint64_t)
-#endif
-
-static void set_timer(int fd, uint64_t seconds, uint64_t nanoseconds)
-{
-    const struct itimerspec time = {.it_value = {.tv_sec = (time_t)seconds, .tv_nsec = (long)nanoseconds}};
-
-    (void)timerfd_settime(fd, TFD_TIMER_ABSTIME, &time, NULL);
-}
-
-/* Through the timer this would cost an interrupt, and on a virtual machine more than all else together. Without
- * CONFIG_CHECKPOINT_RESTORE in the kernel it has to: the time is past. */
-static void signal_now(int fd)
-{
-    const uint64_t ticks = 1;
-
-    if (ioctl(fd, TFD_IOC_SET_TICKS, &ticks) != 0)
-        set_timer(fd, 0, 1);
-}
 
 void gp_wait_arm(struct gp_wait *wait, uint64_t deadline_ns)
 {
@@ -228,11 +216,11 @@ void gp_wait_arm(struct gp_wait *wait, uint64_t deadline_ns)
         return;
     wait->armed_ns = deadline_ns;
     if (deadline_ns == GP_NO_DEADLINE)
-        set_timer(wait->fd, 0, 0);
+        gp_descriptor_set(wait->fd, 0);
     else if (deadline_ns <= gp_now_ns() && !is_armed)
-        signal_now(wait->fd);
+        gp_descriptor_signal(wait->fd);
     else
-        set_timer(wait->fd, deadline_ns / 1000000000u, deadline_ns % 1000000000u);
+        gp_descriptor_set(wait->fd, deadline_ns);
 }
 
 static void drain(struct gp_wait *wait)
@@ -259,7 +247,7 @@ void gp_wait_notify(struct gp_wait *wait)
     pthread_mutex_lock(&wait->lock);
     if (wait->context != NULL && wait->paused) {
         if (wait->fd >= 0) {
-            signal_now(wait->fd);
+            gp_descriptor_signal(wait->fd);
         } else if (ASYNC_WAIT_CTX_get_callback(wait->context, &callback, &argument) && callback != NULL) {
             wait->firing++;
         }
@@ -306,6 +294,9 @@ enum gp_pausing gp_wait_prepare_to_pause(struct gp_pauser *pauser, uint64_t dead
     pthread_mutex_lock(&wait->lock);
     wait->paused = 1;
     pthread_mutex_unlock(&wait->lock);
+    if (gp_client_descriptors(wait->client) != NULL && wait->in_flight != 0)
+        atomic_store(&gp_client_queue(wait->client)->wake[gp_request_slot(wait->in_flight)],
+                     GP_WAKE_DESCRIPTORS + wait->number);
     gp_wait_arm(wait, deadline_ns);
     return GP_MAY_PAUSE;
 }
@@ -368,6 +359,7 @@ uint32_t gp_wait_for_slot(struct gp_pauser *pauser)
 {
     struct gp_wait *wait = pauser->wait;
     struct gp_queued *entry = &wait->entry;
+    const uint64_t give_up_ns = gp_client_give_up_ns(wait->client);
     uint32_t slot;
 
     ASYNC_WAIT_CTX_set_status(wait->context, ASYNC_STATUS_EAGAIN); /* before anyone can fire the callback */
@@ -380,12 +372,12 @@ uint32_t gp_wait_for_slot(struct gp_pauser *pauser)
         return slot;
     }
     set_place(wait, 1, 0);
-    if (gp_wait_prepare_to_pause(pauser, GP_NO_DEADLINE) == GP_MAY_PAUSE && wait->fd < 0)
+    if (gp_wait_prepare_to_pause(pauser, give_up_ns) == GP_MAY_PAUSE && wait->fd < 0)
         ask_to_announce(wait);
     while ((slot = atomic_load_explicit(&entry->slot, memory_order_acquire)) == GP_NO_SLOT) {
         enum gp_pause pause = GP_NOT_PAUSED;
 
-        if (gp_wait_prepare_to_pause(pauser, GP_NO_DEADLINE) == GP_MAY_PAUSE)
+        if (gp_now_ns() < give_up_ns && gp_wait_prepare_to_pause(pauser, give_up_ns) == GP_MAY_PAUSE)
             pause = gp_wait_pause(pauser);
         if (pause == GP_FORKED) /* everything in flight is the parent's: compute, and leave the queue alone */
             return GP_CLOSED_SLOT;

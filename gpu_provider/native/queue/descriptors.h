@@ -1,0 +1,35 @@
+/* Wait descriptors that two processes have: timerfds that the service made, and signals when a request is done.
+ *
+ * A connection gets a duplicate of one, which is its own for as long as it lives: programs watch a descriptor until
+ * they close it, and the service need not be told of each. Thread-safe.
+ */
+#ifndef GP_DESCRIPTORS_H
+#define GP_DESCRIPTORS_H
+
+#include <stdint.h>
+
+struct gp_descriptors;
+
+/* NULL: out of memory. */
+struct gp_descriptors *gp_descriptors_new(void);
+void gp_descriptors_free(struct gp_descriptors *descriptors); /* and closes them */
+
+/* Owns them in any case. They are numbered in the order in which they come. 0: out of memory. */
+int gp_descriptors_add(struct gp_descriptors *descriptors, const int *fds, uint32_t count);
+
+/* How many there are, and how many of them are free. */
+uint32_t gp_descriptors_count(struct gp_descriptors *descriptors, uint32_t *free_count);
+
+/* A duplicate of one that is free, and its number; -1: there is none. */
+int gp_descriptors_take(struct gp_descriptors *descriptors, uint32_t *number);
+void gp_descriptors_give(struct gp_descriptors *descriptors, uint32_t number, int fd); /* closes the duplicate */
+
+void gp_descriptors_signal_all(struct gp_descriptors *descriptors);
+
+/* Makes a timerfd readable now. Never blocks. */
+void gp_descriptor_signal(int fd);
+
+/* Makes it readable at that time (CLOCK_MONOTONIC); 0: never, and forgets what was signalled. */
+void gp_descriptor_set(int fd, uint64_t time_ns);
+
+#endif

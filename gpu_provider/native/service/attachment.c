@@ -1,0 +1,323 @@
+#define _GNU_SOURCE
+#include "service/attachment.h"
+
+#include <errno.h>
+#include <openssl/crypto.h>
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/un.h>
+#include <unistd.h>
+
+#include "process.h"
+#include "queue/descriptors.h"
+#include "queue/request.h"
+
+#define FIRST_RETRY_NS 100000000u
+#define LAST_RETRY_NS 5000000000u
+#define STALL_NS 1000000000u /* a service that was too slow is not asked for so long */
+#define REFUSED UINT64_MAX
+
+struct gp_attachment {
+    uint32_t fork_epoch;
+    struct gp_service_settings settings;
+
+    pthread_mutex_t lock;
+    int socket;          /* -1: none */
+    uint32_t epoch;      /* of what follows: changes with each connection */
+    uint32_t awaited;    /* answers */
+    int memfd, doorbell; /* between WELCOME and the first DESCRIPTORS; -1 */
+    gp_client *client;   /* NULL: not attached yet */
+    int no_more_descriptors;
+    gp_key_handle *handles; /* by place; 0: not answered yet */
+    uint32_t key_count, key_room;
+    uint64_t retry_ns, next_try_ns, stalled_until_ns, asked_ns;
+    struct gp_message message; /* that is read or made: too large for the stack of a job */
+};
+
+static _Atomic(gp_attachment *) current;
+static _Atomic uint32_t epochs; /* of this process and those it was forked from */
+
+static gp_attachment *make(const struct gp_service_settings *settings)
+{
+    gp_attachment *attachment = calloc(1, sizeof(*attachment));
+
+    if (attachment == NULL)
+        return NULL;
+    attachment->fork_epoch = gp_fork_epoch();
+    attachment->settings = *settings;
+    attachment->socket = attachment->memfd = attachment->doorbell = -1;
+    attachment->retry_ns = FIRST_RETRY_NS;
+    pthread_mutex_init(&attachment->lock, NULL);
+    return attachment;
+}
+
+/* A child's copy: the connection is the parent's. */
+static void close_copies(const gp_attachment *parent)
+{
+    if (parent->socket >= 0)
+        close(parent->socket);
+    if (parent->memfd >= 0)
+        close(parent->memfd);
+    if (parent->doorbell >= 0)
+        close(parent->doorbell);
+}
+
+gp_attachment *gp_attachment_of_process(const struct gp_service_settings *settings)
+{
+    gp_attachment *found = atomic_load_explicit(&current, memory_order_acquire), *made;
+
+    if (found != NULL && found->fork_epoch == gp_fork_epoch())
+        return found;
+    gp_watch_forks();
+    made = make(settings);
+    if (made == NULL)
+        return NULL;
+    made->settings.path = found != NULL ? found->settings.path : strdup(settings->path);
+    if (made->settings.path != NULL && atomic_compare_exchange_strong(&current, &found, made)) {
+        if (found != NULL)
+            close_copies(found);
+        return made;
+    }
+    pthread_mutex_destroy(&made->lock);
+    free(made);
+    return found; /* another thread was first */
+}
+
+/* ---- the connection; with the lock ---- */
+
+static void drop(int *descriptor)
+{
+    if (*descriptor >= 0)
+        close(*descriptor);
+    *descriptor = -1;
+}
+
+/* The service is gone, or not what it should be. Who waits for it is told. */
+static void detach(gp_attachment *attachment)
+{
+    if (attachment->client != NULL) {
+        gp_client_close(attachment->client);
+        gp_client_free(attachment->client);
+        attachment->client = NULL;
+    }
+    drop(&attachment->socket);
+    drop(&attachment->memfd);
+    drop(&attachment->doorbell);
+    attachment->key_count = attachment->awaited = 0;
+    attachment->no_more_descriptors = 0;
+    attachment->next_try_ns = gp_now_ns() + attachment->retry_ns;
+    attachment->retry_ns = attachment->retry_ns < LAST_RETRY_NS / 2 ? attachment->retry_ns * 2 : LAST_RETRY_NS;
+}
+
+static void ask(gp_attachment *attachment, const struct gp_message *message, uint32_t answers)
+{
+    if (gp_message_send(attachment->socket, message, NULL, 0) == 0) {
+        attachment->awaited += answers;
+        attachment->asked_ns = gp_now_ns();
+    } else {
+        detach(attachment);
+    }
+}
+
+static void connect_to_service(gp_attachment *attachment)
+{
+    static const struct gp_message hello = {.type = GP_HELLO, .version = GP_PROTOCOL_VERSION};
+    struct sockaddr_un address = {.sun_family = AF_UNIX};
+    size_t length = strlen(attachment->settings.path);
+
+    attachment->epoch = atomic_fetch_add(&epochs, 1) + 1;
+    attachment->socket = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+    if (attachment->socket < 0 || length >= sizeof(address.sun_path)) {
+        detach(attachment);
+        return;
+    }
+    memcpy(address.sun_path, attachment->settings.path, length);
+    if (connect(attachment->socket, (const struct sockaddr *)&address, sizeof(address)) != 0)
+        detach(attachment);
+    else
+        ask(attachment, &hello, 2);
+}
+
+static int attach(gp_attachment *attachment, const int *fds, uint32_t count)
+{
+    struct gp_descriptors *descriptors = gp_descriptors_new();
+    int memfd = attachment->memfd, doorbell = attachment->doorbell;
+
+    if (descriptors == NULL || !gp_descriptors_add(descriptors, fds, count)) {
+        gp_descriptors_free(descriptors);
+        return 0;
+    }
+    attachment->memfd = attachment->doorbell = -1;
+    attachment->client =
+        gp_client_of_service(memfd, doorbell, attachment->socket, descriptors, attachment->settings.patience_ns);
+    attachment->retry_ns = FIRST_RETRY_NS;
+    attachment->stalled_until_ns = 0; /* that was another one */
+    return attachment->client != NULL;
+}
+
+/* 0: it is not what the service may say now. Owns the descriptors only if it returns 1. */
+static int take_answer(gp_attachment *attachment, const struct gp_message *message, const int *fds, uint32_t count)
+{
+    uint32_t place = (uint32_t)message->key_number;
+
+    if (attachment->awaited == 0)
+        return 0;
+    attachment->awaited--;
+    switch (message->type) {
+    case GP_WELCOME:
+        if (message->version != GP_PROTOCOL_VERSION || count != 2 || attachment->memfd >= 0)
+            return 0;
+        attachment->memfd = fds[0];
+        attachment->doorbell = fds[1];
+        return 1;
+    case GP_DESCRIPTORS:
+        attachment->no_more_descriptors = count == 0;
+        if (attachment->client != NULL)
+            return count == 0 || gp_descriptors_add(gp_client_descriptors(attachment->client), fds, count);
+        return attachment->memfd >= 0 && count > 0 && attach(attachment, fds, count);
+    default: /* KEY */
+        if (count != 0 || message->key_number >> 32 != attachment->epoch || place >= attachment->key_count)
+            return 0;
+        attachment->handles[place] = message->handle != 0 ? message->handle : REFUSED;
+        return 1;
+    }
+}
+
+/* Reads what the service has said, and looks for it if it is not there. */
+static void look(gp_attachment *attachment)
+{
+    struct gp_message *message = &attachment->message;
+    int fds[GP_DESCRIPTORS_AT_ONCE], error = 0;
+    uint32_t count;
+
+    if (attachment->socket < 0 && gp_now_ns() >= attachment->next_try_ns)
+        connect_to_service(attachment);
+    while (attachment->socket >= 0 && (error = gp_message_receive(attachment->socket, message, 0, fds, &count)) == 0) {
+        if (take_answer(attachment, message, fds, count))
+            continue;
+        for (uint32_t i = 0; i < count; i++)
+            close(fds[i]);
+        error = EPROTO;
+        break;
+    }
+    if (attachment->socket >= 0 && error != EAGAIN)
+        detach(attachment);
+}
+
+/* ---- keys; with the lock ---- */
+
+static void send_key(gp_attachment *attachment, struct gp_attached_key *attached, gp_read_numbers *read_numbers,
+                     const void *key)
+{
+    struct gp_message *message = &attachment->message;
+
+    if (attachment->key_count == attachment->key_room) {
+        uint32_t room = attachment->key_room * 2 + 16;
+        gp_key_handle *handles = realloc(attachment->handles, room * sizeof(*handles));
+
+        if (handles == NULL)
+            return;
+        attachment->handles = handles;
+        attachment->key_room = room;
+    }
+    memset(message, 0, sizeof(*message));
+    message->type = GP_ADD_KEY;
+    message->key_number = (uint64_t)attachment->epoch << 32 | attachment->key_count;
+    if (read_numbers(key, message)) {
+        attachment->handles[attachment->key_count++] = 0;
+        atomic_store(&attached->number, message->key_number);
+        ask(attachment, message, 1);
+    }
+    OPENSSL_cleanse(message, sizeof(*message));
+}
+
+/* 0: the service does not have it, or not yet. */
+static gp_key_handle handle_of(const gp_attachment *attachment, const struct gp_attached_key *attached)
+{
+    uint64_t number = atomic_load(&attached->number);
+    gp_key_handle handle;
+
+    if (number >> 32 != attachment->epoch || (uint32_t)number >= attachment->key_count)
+        return 0;
+    handle = attachment->handles[(uint32_t)number];
+    return handle != REFUSED ? handle : 0;
+}
+
+void gp_attached_key_forget(struct gp_attached_key *attached)
+{
+    gp_attachment *attachment = atomic_load_explicit(&current, memory_order_acquire);
+    gp_key_handle handle;
+
+    if (attachment == NULL || attachment->fork_epoch != gp_fork_epoch())
+        return;
+    pthread_mutex_lock(&attachment->lock);
+    handle = handle_of(attachment, attached);
+    if (handle != 0 && attachment->socket >= 0) {
+        attachment->handles[(uint32_t)atomic_load(&attached->number)] = REFUSED;
+        attachment->message.type = GP_REMOVE_KEY;
+        attachment->message.handle = handle;
+        ask(attachment, &attachment->message, 0);
+    }
+    pthread_mutex_unlock(&attachment->lock);
+}
+
+/* ---- operations ---- */
+
+/* Asks for more wait descriptors before there are none. With the lock. */
+static void keep_descriptors(gp_attachment *attachment)
+{
+    static const struct gp_message message = {.type = GP_MORE_DESCRIPTORS};
+    uint32_t free_count, count = gp_descriptors_count(gp_client_descriptors(attachment->client), &free_count);
+
+    if (free_count < count / 4 && attachment->awaited == 0 && !attachment->no_more_descriptors)
+        ask(attachment, &message, 1);
+}
+
+/* A reference to the client, and the key's handle; NULL: not now. */
+static gp_client *client_for(gp_attachment *attachment, struct gp_attached_key *attached, gp_read_numbers *read_numbers,
+                             const void *key, gp_key_handle *handle, enum gp_attached *otherwise)
+{
+    gp_client *client = NULL;
+
+    pthread_mutex_lock(&attachment->lock);
+    look(attachment);
+    if (attachment->client != NULL && gp_now_ns() >= attachment->stalled_until_ns) {
+        *handle = handle_of(attachment, attached);
+        if (*handle != 0)
+            client = gp_client_up_ref(attachment->client);
+        else if (atomic_load(&attached->number) >> 32 != attachment->epoch)
+            send_key(attachment, attached, read_numbers, key);
+    }
+    if (attachment->client != NULL)
+        keep_descriptors(attachment);
+    *otherwise = attachment->awaited > 0 && gp_now_ns() - attachment->asked_ns < STALL_NS ? GP_SOON : GP_NOT_ATTACHED;
+    pthread_mutex_unlock(&attachment->lock);
+    return client;
+}
+
+enum gp_attached gp_attachment_private_op(gp_attachment *attachment, struct gp_attached_key *attached,
+                                          gp_read_numbers *read_numbers, const void *key, uint32_t bytes,
+                                          const uint8_t *input, uint8_t *output)
+{
+    gp_key_handle handle = 0;
+    enum gp_attached otherwise;
+    gp_client *client = client_for(attachment, attached, read_numbers, key, &handle, &otherwise);
+    enum gp_served served;
+    uint64_t began_ns = gp_now_ns();
+
+    if (client == NULL)
+        return otherwise;
+    served = gp_request_of_service(client, handle, bytes, input, output);
+    if (served == GP_GAVE_UP && !gp_client_is_forked(client)) {
+        pthread_mutex_lock(&attachment->lock);
+        look(attachment);
+        if (gp_now_ns() - began_ns >= attachment->settings.patience_ns)
+            attachment->stalled_until_ns = gp_now_ns() + STALL_NS;
+        pthread_mutex_unlock(&attachment->lock);
+    }
+    gp_client_free(client);
+    return served == GP_SERVED ? GP_ATTACHED : GP_NOT_ATTACHED;
+}

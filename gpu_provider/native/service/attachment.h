@@ -1,0 +1,43 @@
+/* A program's way to the service: one attachment in each process, without a thread.
+ *
+ * It is made at the first operation, and never waited for: until the service has answered, and has the key, operations
+ * are computed as if there were no service; likewise when it is gone, or too slow. Then it is looked for again, less
+ * and less often. A forked child has an attachment of its own. Any thread.
+ */
+#ifndef GP_ATTACHMENT_H
+#define GP_ATTACHMENT_H
+
+#include <stdint.h>
+
+#include "queue/client.h"
+#include "service/messages.h"
+
+struct gp_service_settings {
+    const char *path;     /* of its socket; NULL: there is no service */
+    uint64_t patience_ns; /* of each request */
+};
+
+typedef struct gp_attachment gp_attachment;
+
+/* The process's, made at the first call with the settings of whoever calls first. Never freed. NULL: out of memory. */
+gp_attachment *gp_attachment_of_process(const struct gp_service_settings *settings);
+
+/* What is known of a key by an attachment. Zero at first. */
+struct gp_attached_key {
+    _Atomic uint64_t number; /* epoch << 32 | place */
+};
+
+/* Puts the key's numbers into a message. 0: it has not all of them. */
+typedef int gp_read_numbers(const void *key, struct gp_message *message);
+
+/* output = input^d mod n by the service, both `bytes` long, most significant byte first, input < n; verify it. SOON: it
+ * is to be computed here, but without a pause, since the connection keeps its first wait descriptor for good. */
+enum gp_attached { GP_NOT_ATTACHED, GP_ATTACHED, GP_SOON };
+enum gp_attached gp_attachment_private_op(gp_attachment *attachment, struct gp_attached_key *attached,
+                                          gp_read_numbers *read_numbers, const void *key, uint32_t bytes,
+                                          const uint8_t *input, uint8_t *output);
+
+/* The key is freed. */
+void gp_attached_key_forget(struct gp_attached_key *attached);
+
+#endif

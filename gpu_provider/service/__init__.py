@@ -1,0 +1,1 @@
+"""``gpu-provider service``: one process that computes for all programs on a host that load the provider module."""

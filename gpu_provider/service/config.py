@@ -1,0 +1,51 @@
+"""The service's settings."""
+
+from __future__ import annotations
+
+from pathlib import Path  # noqa: TC003 - the settings' types are read at run time
+from typing import Annotated, Literal
+
+from msgspec import Meta
+
+from gpu_provider.config import ProviderConfig
+from gpu_provider.settings import Shown
+
+__all__ = ["ServiceConfig"]
+
+_LogLevel = Literal["debug", "info", "warning", "error"]
+
+
+class ServiceConfig(ProviderConfig, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How ``gpu-provider service`` works, besides its batching provider."""
+
+    socket: Annotated[
+        Annotated[Path, Meta(description="a path")],
+        Shown("programs", "PATH", "Unix socket that programs connect to; the same path is in their `openssl.cnf`"),
+    ]
+
+    socket_mode: Annotated[
+        Annotated[str, Meta(pattern="^0?[0-7]{3}$", description="an octal mode such as 0660")],
+        Shown("programs", "MODE", "permissions of the socket: who may connect"),
+    ] = "0660"
+
+    max_processes: Annotated[
+        Annotated[int, Meta(ge=1, le=65536, description="a number of processes from 1 to 65536")],
+        Shown("programs", "N", "processes that may be connected at a time; further ones compute by themselves"),
+    ] = 1024
+
+    process_requests: Annotated[
+        Annotated[int, Meta(ge=1, le=65536, description="a number of requests from 1 to 65536")],
+        Shown("programs", "N", "requests that one process may have in its queue; each takes about 1 KiB"),
+    ] = 1024
+
+    process_keys: Annotated[
+        Annotated[int, Meta(ge=1, le=65535, description="a number of keys from 1 to 65535")],
+        Shown("programs", "N", "keys that one process may bring"),
+    ] = 1024
+
+    process_descriptors: Annotated[
+        Annotated[int, Meta(ge=1, le=65536, description="a number of descriptors from 1 to 65536")],
+        Shown("programs", "N", "paused connections of one process that may wait at a time"),
+    ] = 1024
+
+    log_level: Annotated[_LogLevel, Shown("other", "LEVEL", "what is logged, at least")] = "info"

@@ -1,0 +1,152 @@
+"""The processes that are connected to the service. Their requests are C's business; here they come and go."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import socket
+import struct
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import structlog
+
+from gpu_provider.errors import BackendError
+from gpu_provider.native import ffi, lib
+
+if TYPE_CHECKING:
+    from _cffi_backend import FFI
+
+    from gpu_provider.client import Client
+    from gpu_provider.service.config import ServiceConfig
+
+__all__ = ["Processes"]
+
+_CREDENTIALS = struct.Struct("iII")  # struct ucred
+_ACCEPT_BURST = 64
+_PAUSE_SECONDS = 0.1
+_log = structlog.stdlib.get_logger(__name__)
+
+
+@dataclass(eq=False, slots=True)
+class _Process:
+    remote: FFI.CData
+    descriptor: int
+    pid: int
+    uid: int
+
+
+class Processes:
+    """Accepts processes and answers their messages, on the event loop's thread."""
+
+    def __init__(self, client: Client, config: ServiceConfig, room: int) -> None:
+        """``room``: most requests of all processes that are in ``client`` at a time. BackendError if there is no
+        descriptor or memory for it."""
+        self._client = client  # whose requests are completed as long as there are any
+        self._remotes = lib.gp_remotes_new(client.pointer, room)
+        if self._remotes == ffi.NULL:
+            raise BackendError(f"the service can't wait for programs: {os.strerror(ffi.errno)}")
+        self._limits = ffi.new(
+            "struct gp_remote_limits *",
+            {
+                "requests": config.process_requests,
+                "keys": config.process_keys,
+                "descriptors": config.process_descriptors,
+            },
+        )
+        self._most = config.max_processes
+        self._processes: set[_Process] = set()
+        self._listener: socket.socket | None = None
+        self.refused = 0
+        """Processes that were turned away because there were ``max_processes``, or no resources."""
+
+    def __len__(self) -> int:
+        return len(self._processes)
+
+    def set_room(self, room: int) -> None:
+        lib.gp_remotes_set_room(self._remotes, room)
+
+    def start(self, listener: socket.socket) -> None:
+        listener.setblocking(False)
+        self._listener = listener
+        asyncio.get_running_loop().add_reader(listener.fileno(), self._accept)
+
+    def close(self) -> None:
+        """Ends all connections. The programs notice, and compute by themselves."""
+        if self._listener is not None:
+            asyncio.get_running_loop().remove_reader(self._listener.fileno())
+            self._listener.close()
+            self._listener = None
+        for process in tuple(self._processes):
+            self._end(process, "the service ends")
+
+    def _accept(self) -> None:
+        assert self._listener is not None  # noqa: S101 - it has called
+        for _ in range(_ACCEPT_BURST):
+            try:
+                connection, _ = self._listener.accept()
+            except BlockingIOError:
+                return
+            except OSError as error:  # no descriptor, most likely; the program's connection waits
+                _log.warning("can't accept a program now", reason=os.strerror(error.errno or 0))
+                self._pause()
+                return
+            self._add(connection)
+
+    def _pause(self) -> None:
+        loop = asyncio.get_running_loop()
+        listener = self._listener
+        assert listener is not None  # noqa: S101
+        loop.remove_reader(listener.fileno())
+
+        def again() -> None:
+            if self._listener is listener:
+                loop.add_reader(listener.fileno(), self._accept)
+
+        loop.call_later(_PAUSE_SECONDS, again)
+
+    def _add(self, connection: socket.socket) -> None:
+        with connection:
+            credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+            pid, uid, _ = _CREDENTIALS.unpack(credentials)
+            if len(self._processes) >= self._most:
+                self.refused += 1
+                _log.warning("program refused: there are max_processes already", pid=pid, uid=uid)
+                return
+            connection.setblocking(False)
+            descriptor = connection.detach()
+        remote = lib.gp_remote_new(self._remotes, descriptor, self._limits)
+        if remote == ffi.NULL:
+            self.refused += 1
+            _log.warning("program refused", pid=pid, uid=uid, reason=os.strerror(ffi.errno))
+            return
+        process = _Process(remote, descriptor, pid, uid)
+        self._processes.add(process)
+        _log.info("program connected", pid=pid, uid=uid, programs=len(self._processes))
+        asyncio.get_running_loop().add_reader(descriptor, self._serve, process)
+
+    def _serve(self, process: _Process) -> None:
+        error = lib.gp_remote_serve(process.remote)
+        if error in {errno.ECONNRESET, errno.EPIPE}:
+            self._end(process, "it has closed the connection")
+        elif error == errno.EPROTO:
+            self._end(process, "it does not keep to the protocol")
+        elif error:
+            self._end(process, os.strerror(error))
+
+    def _end(self, process: _Process, reason: str) -> None:
+        asyncio.get_running_loop().remove_reader(process.descriptor)
+        self._processes.discard(process)
+        stats: Any = ffi.new("struct gp_remote_stats *")
+        lib.gp_remote_get_stats(process.remote, stats)
+        lib.gp_remote_close(process.remote)
+        _log.info(
+            "program disconnected",
+            pid=process.pid,
+            uid=process.uid,
+            reason=reason,
+            requests=stats.requests,
+            failed=stats.failed,
+            programs=len(self._processes),
+        )

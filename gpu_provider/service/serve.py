@@ -1,0 +1,127 @@
+"""Starts the service's parts, and ends with the exit code."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import resource
+import signal
+import socket
+from typing import TYPE_CHECKING
+
+import structlog
+
+from gpu_provider.errors import ConfigError, GpuProviderError
+from gpu_provider.observe.logs import configure_logging
+from gpu_provider.provider import BatchingProvider
+from gpu_provider.service.processes import Processes
+from gpu_provider.signals import SignalHandlers
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from gpu_provider.service.config import ServiceConfig
+
+__all__ = ["run"]
+
+EXIT_FAILED = 4
+_LOOK_SECONDS = 1.0
+_BACKLOG = 4096
+_ROOM_WITHOUT_GPU = 64
+"""Requests that are in the batching provider's queue at a time. More would only make a program wait behind another
+that has many; the rest stay in the programs' own queues, which take turns."""
+_log = structlog.stdlib.get_logger(__name__)
+
+
+def run(config: ServiceConfig) -> int:
+    """Serves until a signal ends it. Returns the exit code. Raises ConfigError if it can't start."""
+    signals = SignalHandlers()
+    try:
+        return _run(config, signals)
+    finally:
+        signals.ignore_all()
+
+
+def _run(config: ServiceConfig, signals: SignalHandlers) -> int:
+    configure_logging(config.log_level)
+    # Private keys are in this process's memory, and must not end up in a file on disk.
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    _raise_descriptor_limit()
+    listener = _listen(config.socket, int(config.socket_mode, 8))
+    try:
+        with BatchingProvider(config) as provider, asyncio.Runner() as runner:
+            return runner.run(_serve(config, provider, listener, signals))
+    except (GpuProviderError, OSError) as error:
+        raise ConfigError(str(error)) from None
+    finally:
+        listener.close()
+        with contextlib.suppress(OSError):
+            config.socket.unlink()
+
+
+def _raise_descriptor_limit() -> None:
+    """Each paused connection of a program is a descriptor here too."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
+def _listen(path: Path, mode: int) -> socket.socket:
+    """Raises ConfigError. A socket that an earlier service left behind is replaced; one that is in use is not."""
+    if _is_in_use(path):
+        raise ConfigError(f"socket {str(path)!r}: another service listens there")
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    try:
+        if path.is_socket():
+            path.unlink()
+        listener.bind(os.fspath(path))
+        path.chmod(mode)
+        listener.listen(_BACKLOG)
+    except OSError as error:
+        listener.close()
+        raise ConfigError(f"socket {str(path)!r}: {error.strerror or error}") from None
+    return listener
+
+
+def _is_in_use(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as probe:
+        try:
+            probe.connect(os.fspath(path))
+        except OSError:
+            return False
+    return True
+
+
+async def _serve(
+    config: ServiceConfig, provider: BatchingProvider, listener: socket.socket, signals: SignalHandlers
+) -> int:
+    loop = asyncio.get_running_loop()
+    stopping = asyncio.Event()
+
+    def on_signal(number: signal.Signals) -> None:
+        if number != signal.SIGHUP:
+            stopping.set()
+
+    signals.deliver_to(loop, on_signal)
+    processes = Processes(provider.client, config, _room(provider, config))
+    processes.start(listener)
+    _log.info("ready", socket=str(config.socket), backend=provider.stats().backend)
+    failure: str | None = None
+    while failure is None and not stopping.is_set():
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(stopping.wait(), _LOOK_SECONDS)
+        failure = provider.failure
+        processes.set_room(_room(provider, config))
+    if failure is not None:
+        _log.error("ending, because this process can't go on", reason=failure)
+    processes.close()
+    stats = provider.stats()
+    _log.info("stopped", batches=stats.batches, mean_batch=round(stats.mean_batch, 2))
+    return 0 if failure is None else EXIT_FAILED
+
+
+def _room(provider: BatchingProvider, config: ServiceConfig) -> int:
+    """The queue needs twice as many slots."""
+    on_gpu = provider.stats().backend.startswith("cuda")
+    return max(1, min(config.queue_depth // 2, config.queue_depth if on_gpu else _ROOM_WITHOUT_GPU))

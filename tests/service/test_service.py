@@ -1,0 +1,288 @@
+"""Real programs whose RSA operations another process computes, and what happens when that process does not behave."""
+
+from __future__ import annotations
+
+import contextlib
+import pwd
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
+
+import pytest
+from groups import TIMEOUT, Client, Server, abort_many, find_program, get_many, public_directory
+from ports import unused_port
+from service_process import Service
+from terminator_process import run_command
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from groups import Directory
+
+OK = b"HTTP/1.1 200 OK"
+NOBODY = pwd.getpwnam("nobody").pw_uid
+CONNECTED = "program connected"
+DISCONNECTED = "program disconnected"
+HAPROXY = """\
+global
+    maxconn 1000
+    ssl-mode-async
+    {settings}
+defaults
+    mode http
+    timeout client 30s
+frontend tls
+    bind 127.0.0.1:{port} ssl crt {certificate}
+    http-request return status 200 content-type text/plain string hello
+"""
+
+
+@pytest.fixture
+def directory() -> Iterator[Directory]:
+    with public_directory("service = {path}/socket\nservice_timeout = 500") as directory:
+        yield directory
+
+
+def socket_of(directory: Directory) -> Path:
+    return directory.path / "socket"
+
+
+def haproxy(directory: Directory, *flags: str, settings: str = "nbthread 2", bits: int = 2048) -> Server:
+    port = unused_port()
+    configuration = directory.write(
+        f"haproxy-{port}.cfg",
+        HAPROXY.format(settings=settings, port=port, certificate=directory.certificate(bits)),
+    )
+    return Server([find_program("haproxy"), *(flags or ("-db",)), "-f", str(configuration)], directory, port)
+
+
+def warm_up(directory: Directory, server: Server, client: Client | None = None) -> None:
+    """Until the program has reached the service, and that has its key, operations are its own."""
+    client = client or Client()
+    for _ in range(200):
+        before = directory.counts(client.bits).operations
+        assert client.get(server.port) == OK
+        if directory.counts(client.bits).operations == before:
+            return
+    pytest.fail("the program does not reach the service")
+
+
+# ---- programs ----
+
+
+@pytest.mark.parametrize("bits", [2048, 3072, 4096])
+def test_haproxys_operations_are_the_services(directory, bits):
+    client = Client(bits)
+    with Service(socket_of(directory)) as service:
+        with haproxy(directory, bits=bits) as server:
+            warm_up(directory, server, client)
+            before = directory.counts(bits).operations
+            assert get_many(server.port, [client] * 60) == {OK: 60}
+            assert directory.counts(bits).operations == before
+            abort_many(server.port, client, 20)
+            assert get_many(server.port, [client] * 20) == {OK: 20}
+        service.wait_for(DISCONNECTED)
+        assert service.requests >= 80
+
+
+def test_a_master_and_its_workers_under_another_user(directory):
+    with Service(socket_of(directory)) as service:
+        with haproxy(directory, "-W", "-db", settings="nbthread 1\n    user nobody\n    group nogroup") as server:
+            warm_up(directory, server)
+            assert get_many(server.port, [Client()] * 20) == {OK: 20}
+        service.wait_for(DISCONNECTED)
+        assert service.requests >= 20
+        assert {event["uid"] for event in service.events if event["event"] == CONNECTED} == {NOBODY}
+
+
+def test_in_a_chroot_without_the_socket_a_program_computes_by_itself(directory):
+    with (
+        Service(socket_of(directory)),
+        haproxy(directory, settings=f"nbthread 1\n    chroot {directory.path / 'counts'}") as server,
+    ):
+        assert get_many(server.port, [Client()] * 20) == {OK: 20}
+
+
+SIGNERS = """
+import os
+from concurrent.futures import ThreadPoolExecutor
+from gpu_provider.native import ffi, lib
+
+key = lib.EVP_PKEY_Q_keygen(ffi.NULL, ffi.NULL, b"RSA", ffi.cast("size_t", 2048))
+
+def sign(_):
+    context = ffi.gc(lib.EVP_PKEY_CTX_new_from_pkey(ffi.NULL, key, ffi.NULL), lib.EVP_PKEY_CTX_free)
+    size, signature = ffi.new("size_t *", 256), ffi.new("unsigned char[256]")
+    assert lib.EVP_PKEY_sign_init(context) == 1
+    assert lib.EVP_PKEY_sign(context, signature, size, bytes(32), 32) == 1
+    return bytes(signature)
+
+right = sign(0)
+
+def process():
+    with ThreadPoolExecutor(4) as threads:
+        assert set(threads.map(sign, range(200))) == {right}
+
+process()  # the parent is attached when it forks
+children = []
+for _ in range(3):
+    child = os.fork()
+    if child == 0:
+        try:
+            process()
+        except BaseException:
+            os._exit(1)
+        os._exit(0)
+    children.append(child)
+process()
+for child in children:
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+"""
+
+
+def test_threads_that_sleep_and_forked_children_each_attach(directory):
+    with Service(socket_of(directory)) as service:
+        run = subprocess.run(
+            [sys.executable, "-c", SIGNERS],
+            env=directory.environment,
+            capture_output=True,
+            text=True,
+            timeout=TIMEOUT,
+            check=False,
+        )
+        assert run.returncode == 0, run.stderr
+        service.wait_for(DISCONNECTED, 4)
+        assert len({event["pid"] for event in service.events if event["event"] == CONNECTED}) == 4
+
+
+# ---- a service that fails ----
+
+
+@contextlib.contextmanager
+def load(server: Server) -> Iterator[list[bytes]]:
+    """Clients that come all the time. A connection that fails raises when the block ends."""
+    done, answers = threading.Event(), []
+
+    def client() -> None:
+        while not done.is_set():
+            answers.append(Client().get(server.port))
+
+    with ThreadPoolExecutor(8) as threads:
+        clients = [threads.submit(client) for _ in range(8)]
+        try:
+            yield answers
+        finally:
+            done.set()
+        for each in clients:
+            each.result()
+    assert set(answers) == {OK}
+
+
+def wait_for_more(answers: list[bytes], count: int) -> None:
+    wanted = len(answers) + count
+    deadline = threading.Event()
+    for _ in range(2000):
+        if len(answers) >= wanted:
+            return
+        deadline.wait(0.01)
+    raise TimeoutError(f"{len(answers)} answers instead of {wanted}")
+
+
+def wait_until_served(directory: Directory, answers: list[bytes]) -> None:
+    """Until the program computes nothing by itself."""
+    for _ in range(100):
+        before = directory.counts().operations
+        wait_for_more(answers, 40)  # more than are under way, which may have been computed before
+        if directory.counts().operations == before:
+            return
+    raise TimeoutError("the program does not reach the service")
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGSTOP])
+def test_no_handshake_fails_with_its_service_which_is_found_again(directory, number):
+    with haproxy(directory) as server, Service(socket_of(directory)) as service, load(server) as answers:
+        wait_until_served(directory, answers)
+        service.process.send_signal(number)
+        wait_for_more(answers, 50)
+        if number == signal.SIGSTOP:
+            service.process.send_signal(signal.SIGCONT)
+            wait_until_served(directory, answers)
+        else:
+            with Service(socket_of(directory)) as another:
+                wait_until_served(directory, answers)
+                another.stop()
+                wait_for_more(answers, 20)
+                assert another.requests > 0
+
+
+def test_a_program_that_starts_without_a_service_finds_it_later(directory):
+    with haproxy(directory) as server:
+        assert get_many(server.port, [Client()] * 10) == {OK: 10}
+        with Service(socket_of(directory)), load(server) as answers:
+            wait_until_served(directory, answers)
+
+
+# ---- programs that misbehave ----
+
+
+def connect(directory: Directory) -> socket.socket:
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    connection.settimeout(TIMEOUT)
+    connection.connect(str(socket_of(directory)))
+    return connection
+
+
+@pytest.mark.parametrize(
+    "message",
+    [b"", b"\0", b"\x01" + bytes(22), b"\x01" + bytes(23), b"\x04" + bytes(23), b"\xff" * 24, bytes(4096)],
+    ids=["nothing", "short", "one byte missing", "no version", "key before hello", "unknown", "zeros"],
+)
+def test_who_does_not_keep_to_the_protocol_is_cut_off_and_nobody_else(directory, message):
+    with Service(socket_of(directory)) as service, haproxy(directory) as server, load(server):
+        with connect(directory) as liar:
+            liar.send(message)
+            with contextlib.suppress(ConnectionError):
+                assert liar.recv(100) == b""
+        assert service.process.poll() is None
+
+
+def test_processes_beyond_the_limit_are_refused_and_compute_by_themselves(directory):
+    with Service(socket_of(directory), "--max-processes", "1") as service, connect(directory):
+        service.wait_for(CONNECTED)
+        with haproxy(directory) as server:
+            assert get_many(server.port, [Client()] * 20) == {OK: 20}
+        service.wait_for("program refused: there are max_processes already")
+
+
+# ---- mistakes ----
+
+
+def test_mistakes_end_with_one_line(tmp_path):
+    for socket_path, words in [
+        (tmp_path / "no" / "socket", "No such file or directory"),
+        (tmp_path / ("long" * 40), "too long"),
+    ]:
+        run = run_command("service", "--socket", str(socket_path))
+        assert run.returncode == 2
+        assert words in run.stderr
+        assert "Traceback" not in run.stderr
+    run = run_command("service")
+    assert (run.returncode, "socket is not set; give --socket" in run.stderr) == (2, True)
+
+
+def test_two_services_do_not_share_a_socket_but_one_that_was_killed_leaves_none(tmp_path):
+    path = tmp_path / "socket"
+    with Service(path) as service:
+        run = run_command("service", "--socket", str(path))
+        assert run.returncode == 2
+        assert "another service listens there" in run.stderr
+        service.process.kill()
+    assert path.exists()
+    with Service(path) as service:
+        service.stop()
+    assert not path.exists()

@@ -1,0 +1,84 @@
+"""``gpu-provider service`` as a process."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import threading
+from typing import TYPE_CHECKING, Any, Self
+
+from terminator_process import COMMAND, TIMEOUT, environment
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+__all__ = ["Service"]
+
+
+class Service:
+    """Ready when the ``with`` block begins, and ended after it, if it is not by then."""
+
+    def __init__(self, socket: Path, *flags: str) -> None:
+        self._command = [*COMMAND, "service", "--socket", str(socket), "--socket-mode", "0666", *flags]
+        self._changed = threading.Condition()
+        self._ended = False
+        self.events: list[dict[str, Any]] = []
+
+    def __enter__(self) -> Self:
+        self.process = subprocess.Popen(self._command, env=environment(), stderr=subprocess.PIPE, text=True)
+        self._reader = threading.Thread(target=self._read_log)
+        self._reader.start()
+        try:
+            self.wait_for("ready")
+        except BaseException:
+            self._end()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._end()
+        assert not [event for event in self.events if "exception" in event], self.events
+
+    def _end(self) -> None:
+        self.process.send_signal(signal.SIGCONT)
+        self.process.terminate()
+        try:
+            self.process.wait(TIMEOUT)
+        finally:
+            self.process.kill()
+            self.process.wait()
+            self._reader.join()
+
+    def stop(self) -> None:
+        """Ends it in order; what it has counted is in the log then."""
+        self.process.terminate()
+        assert self.process.wait(TIMEOUT) == 0
+        self._reader.join()
+
+    @property
+    def requests(self) -> int:
+        """Of all programs that have gone."""
+        return sum(event["requests"] for event in self.events if event["event"] == "program disconnected")
+
+    def wait_for(self, event: str, count: int = 1) -> dict[str, Any]:
+        """The ``count``-th log line of this event."""
+
+        def found() -> list[dict[str, Any]]:
+            return [entry for entry in self.events if entry["event"] == event]
+
+        with self._changed:
+            self._changed.wait_for(lambda: len(found()) >= count or self._ended, TIMEOUT)
+            assert len(found()) >= count, (event, self.events)
+            return found()[count - 1]
+
+    def _read_log(self) -> None:
+        assert self.process.stderr is not None
+        with self.process.stderr as lines:
+            for line in lines:
+                with self._changed:
+                    self.events.append(json.loads(line) if line.startswith("{") else {"event": line, "exception": line})
+                    self._changed.notify_all()
+        with self._changed:
+            self._ended = True
+            self._changed.notify_all()
