@@ -6,6 +6,7 @@
 
 PYTHON ?= python3
 PYTEST_ARGS ?=
+CLANG ?= clang
 CLANGXX ?= clang++
 FUZZ_SECONDS ?= 30
 LONG_CASES ?= 1000000
@@ -138,9 +139,14 @@ build/sanitize/threads_fuzz: $(THREADS_OBJECTS)
 build/sanitize/%_fuzz: tests/native/%_fuzz.cpp tests/native/fuzz_input.h
 	@$(CLANGXX) -fsanitize=fuzzer $(SANITIZER_address) $(KERNELS_FLAGS) $(filter-out %.h,$^) -o $@ -lcrypto
 
+build/sanitize/messages_fuzz: tests/native/messages_fuzz.c $(SANITIZE_SOURCES)
+	@mkdir -p $(@D)
+	@$(CLANG) -fsanitize=fuzzer $(SANITIZER_address) $(SANITIZE_FLAGS) $^ -o $@ -lcrypto
+
 # Seeded with noise, since any bytes are valid input. Inputs that reach new code are kept in build/fuzz/…/corpus; one that
 # fails is saved beside it as crash-…: pass it to build/sanitize/…_fuzz as its argument.
-FUZZERS := fuzz-kernels fuzz-threads
+FUZZERS := fuzz-kernels fuzz-threads fuzz-messages
+fuzz-messages: LONGEST = 4200
 .PHONY: $(FUZZERS)
 fuzz: $(FUZZERS)
 $(FUZZERS): fuzz-%: build/sanitize/%_fuzz
@@ -149,7 +155,7 @@ $(FUZZERS): fuzz-%: build/sanitize/%_fuzz
 		[ -f build/fuzz/$*/corpus/seed-$$seed ] || head -c 256 /dev/urandom >build/fuzz/$*/corpus/seed-$$seed; \
 	done
 	@echo "$<, for $(FUZZ_SECONDS) s"
-	@$< -max_total_time=$(FUZZ_SECONDS) -timeout=60 -len_control=0 -max_len=512 -artifact_prefix=build/fuzz/$*/ -verbosity=0 \
+	@$< -max_total_time=$(FUZZ_SECONDS) -timeout=60 -len_control=0 -max_len=$(or $(LONGEST),512) -artifact_prefix=build/fuzz/$*/ -verbosity=0 \
 		-print_final_stats=1 build/fuzz/$*/corpus
 
 sanitize:

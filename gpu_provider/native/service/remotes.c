@@ -319,18 +319,20 @@ gp_remote *gp_remote_new(gp_remotes *remotes, int socket, const struct gp_remote
     error = gp_queue_create(&remote->queue, limits->requests);
     if (error != 0)
         goto failed;
-    if (epoll_ctl(remotes->epoll, EPOLL_CTL_ADD, remote->queue.doorbell, &event) != 0) {
-        error = errno;
-        gp_queue_unmap(&remote->queue);
-        goto failed;
-    }
     atomic_init(&remote->references, 1);
     remote->remotes = remotes;
     remote->socket = socket;
     remote->limits = *limits;
     pthread_mutex_init(&remote->lock, NULL);
     (void)gp_queue_watch(&remote->queue);
-    return remote;
+    pthread_mutex_lock(&remotes->lock);
+    if (epoll_ctl(remotes->epoll, EPOLL_CTL_ADD, remote->queue.doorbell, &event) != 0)
+        error = errno;
+    pthread_mutex_unlock(&remotes->lock);
+    if (error == 0)
+        return remote;
+    pthread_mutex_destroy(&remote->lock);
+    gp_queue_unmap(&remote->queue);
 failed:
     if (remote != NULL) {
         free(remote->keys);

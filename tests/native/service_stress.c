@@ -1,0 +1,273 @@
+/* Stress of the service's transport: threads of a program whose service hangs up again and again, and beside them
+ * processes that write random bytes over all that the service shares with them, and send it nonsense. */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <openssl/core_names.h>
+#include <poll.h>
+#include <pthread.h>
+#include <stdatomic.h>
+#include <sys/mman.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/un.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "keys/cpu.h"
+#include "queue/consumer.h"
+#include "returning_kernels.h"
+#include "service/attachment.h"
+#include "service/remotes.h"
+
+#define THREADS 6
+#define SCRIBBLERS 2
+#define MOST 32 /* processes at a time */
+
+static const struct gp_remote_limits limits = {.requests = 64, .keys = 8, .descriptors = 96};
+static struct sockaddr_un address = {.sun_family = AF_UNIX};
+static gp_client *client;
+static gp_consumer *consumer;
+static gp_remotes *remotes;
+static gp_key *keys[2];
+static struct gp_attached_key attached[2];
+static gp_attachment *attachment;
+static atomic_int stop_serving, stop_computing, rounds_left;
+static atomic_ulong served, computed_here, lies;
+
+/* ---- the service ---- */
+
+static void *batching_thread(void *argument)
+{
+    struct gp_class_rule rules[GP_CLASSES];
+    struct gp_small_batch batches[GP_SMALL_BATCHES];
+    struct gp_group *group = malloc(sizeof(*group));
+
+    (void)argument;
+    CHECK(group != NULL);
+    for (uint32_t i = 0; i < GP_CLASSES; i++)
+        rules[i] = (struct gp_class_rule){.small = GP_SMALL_BATCH};
+    while (!atomic_load(&stop_computing)) {
+        uint32_t waiting[GP_CLASSES];
+        uint64_t oldest_ns[GP_CLASSES];
+
+        gp_consumer_wait(consumer, 10000000, 1, rules, waiting, oldest_ns);
+        (void)gp_consumer_small_batches(consumer, batches, 1);
+        for (uint32_t i = 0; i < GP_CLASSES; i++) {
+            gp_consumer_take_group(consumer, i, GP_SMALL_BATCH, group);
+            if (group->requests == 0)
+                continue;
+            gp_consumer_compute_group(consumer, group);
+            gp_consumer_complete_group(consumer, group);
+        }
+    }
+    free(group);
+    return NULL;
+}
+
+static void *socket_thread(void *argument)
+{
+    struct pollfd polled[MOST + 1] = {{.fd = *(int *)argument, .events = POLLIN}};
+    gp_remote *connected[MOST + 1];
+    nfds_t count = 1;
+
+    for (unsigned turn = 1; !atomic_load(&stop_serving) || count > 1; turn++) {
+        (void)poll(polled, count, 5);
+        for (nfds_t i = 1; i < count; i++) {
+            int error = polled[i].revents != 0 ? gp_remote_serve(connected[i]) : 0;
+
+            atomic_fetch_add(&lies, error == EPROTO);
+            if (error == 0 && turn % 400 != 0 && !atomic_load(&stop_serving))
+                continue;
+            gp_remote_close(connected[i]);
+            connected[i] = connected[--count];
+            polled[i] = polled[count];
+            i--;
+        }
+        if (polled[0].revents != 0 && count <= MOST) {
+            int accepted = accept(polled[0].fd, NULL, NULL);
+
+            CHECK(accepted >= 0);
+            connected[count] = gp_remote_new(remotes, accepted, &limits);
+            CHECK(connected[count] != NULL);
+            polled[count++] = (struct pollfd){.fd = accepted, .events = POLLIN};
+        }
+    }
+    return NULL;
+}
+
+/* ---- a program ---- */
+
+static int read_numbers(const void *key, struct gp_message *message)
+{
+    static const char *const names[GP_KEY_NUMBERS] = {
+        OSSL_PKEY_PARAM_RSA_N,         OSSL_PKEY_PARAM_RSA_E,
+        OSSL_PKEY_PARAM_RSA_D,         OSSL_PKEY_PARAM_RSA_FACTOR1,
+        OSSL_PKEY_PARAM_RSA_FACTOR2,   OSSL_PKEY_PARAM_RSA_EXPONENT1,
+        OSSL_PKEY_PARAM_RSA_EXPONENT2, OSSL_PKEY_PARAM_RSA_COEFFICIENT1,
+    };
+    uint8_t *next = message->numbers;
+
+    for (uint32_t i = 0; i < GP_KEY_NUMBERS; i++) {
+        BIGNUM *number = NULL;
+
+        CHECK(EVP_PKEY_get_bn_param(key, names[i], &number));
+        message->sizes[i] = (uint16_t)BN_num_bytes(number);
+        next += BN_bn2bin(number, next);
+        BN_clear_free(number);
+    }
+    return 1;
+}
+
+static void *caller(void *argument)
+{
+    uint8_t input[GP_MAX_BYTES] = {0}, output[GP_MAX_BYTES];
+
+    (void)argument;
+    for (int round; (round = atomic_fetch_sub(&rounds_left, 1)) > 0;) {
+        const int i = round % 2;
+
+        memcpy(input + 8, &round, sizeof(round));
+        if (gp_attachment_private_op(attachment, &attached[i], read_numbers, keys[i]->pkey, keys[i]->bytes, input,
+                                     output)
+            == GP_ATTACHED) {
+            CHECK(is_result(keys[i], input, output));
+            atomic_fetch_add(&served, 1);
+        } else {
+            atomic_fetch_add(&computed_here, 1);
+            usleep(500);
+        }
+    }
+    return NULL;
+}
+
+/* ---- a process that lies ---- */
+
+static void receive(int socket, int *descriptors, uint32_t *count)
+{
+    static struct gp_message message;
+    struct pollfd polled = {.fd = socket, .events = POLLIN};
+
+    (void)poll(&polled, 1, 1000);
+    if (gp_message_receive(socket, &message, 0, descriptors, count) != 0)
+        *count = 0;
+}
+
+/* One connection. Mostly small numbers, as states, slots and sequences are, and mostly where they are. */
+static void lie(unsigned *seed)
+{
+    static struct gp_message message;
+    int queue[GP_DESCRIPTORS_AT_ONCE], others[GP_DESCRIPTORS_AT_ONCE];
+    int connection = socket(AF_UNIX, SOCK_SEQPACKET, 0);
+    uint32_t count, more;
+    struct stat status;
+    uint8_t *memory;
+
+    CHECK(connect(connection, (struct sockaddr *)&address, sizeof(address)) == 0);
+    message.type = GP_HELLO;
+    message.version = GP_PROTOCOL_VERSION;
+    CHECK(gp_message_send(connection, &message, NULL, 0) == 0);
+    receive(connection, queue, &count);
+    receive(connection, others, &more);
+    if (count == 2) { /* it may have been closed by then */
+        CHECK(fstat(queue[0], &status) == 0);
+        memory = mmap(NULL, (size_t)status.st_size, PROT_READ | PROT_WRITE, MAP_SHARED, queue[0], 0);
+        CHECK(memory != MAP_FAILED);
+        for (int i = 0; i < 1000; i++) {
+            const uint64_t one = 1;
+            size_t at = (size_t)rand_r(seed) % (size_t)status.st_size;
+
+            memory[rand_r(seed) % 4 == 0 ? at : at % 4096] = (uint8_t)(rand_r(seed) % 8);
+            if (i % 16 == 0)
+                CHECK(write(queue[1], &one, sizeof(one)) == sizeof(one));
+        }
+        munmap(memory, (size_t)status.st_size);
+    }
+    message.type = (uint32_t)rand_r(seed) % 9;
+    for (uint32_t i = 0; i < GP_KEY_NUMBERS; i++)
+        message.sizes[i] = (uint16_t)(1 + rand_r(seed) % GP_MAX_BYTES);
+    (void)gp_message_send(connection, &message, NULL, 0);
+    for (uint32_t i = 0; i < count; i++)
+        close(queue[i]);
+    for (uint32_t i = 0; i < more; i++)
+        close(others[i]);
+    close(connection);
+}
+
+static void scribble(const char *path, unsigned seed)
+{
+    strcpy(address.sun_path, path);
+    for (int i = 0; i < 100; i++)
+        lie(&seed);
+    exit(0);
+}
+
+static pid_t start_scribbler(const char *program, unsigned seed)
+{
+    char number[16];
+    pid_t child = fork();
+
+    snprintf(number, sizeof(number), "%u", seed);
+    if (child == 0) {
+        execl(program, program, "scribble", address.sun_path, number, (char *)NULL);
+        _exit(1);
+    }
+    return child;
+}
+
+int main(int argc, char **argv)
+{
+    static struct gp_service_settings settings = {.path = address.sun_path, .patience_ns = 2000000000};
+    pthread_t threads[THREADS], batching, sockets;
+    pid_t scribblers[SCRIBBLERS];
+    struct gp_client_stats stats;
+    int listener = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_NONBLOCK, 0), unexpected = 0;
+    uint64_t until;
+
+    if (argc > 3 && strcmp(argv[1], "scribble") == 0)
+        scribble(argv[2], (unsigned)atoi(argv[3]));
+    atomic_store(&rounds_left, argc > 1 ? atoi(argv[1]) : 1500);
+    snprintf(address.sun_path, sizeof(address.sun_path), "/tmp/gpu-provider-stress-%d", getpid());
+    CHECK(bind(listener, (struct sockaddr *)&address, sizeof(address)) == 0 && listen(listener, 64) == 0);
+    client = gp_client_new(64);
+    consumer = client != NULL ? gp_consumer_new(client) : NULL;
+    remotes = consumer != NULL ? gp_remotes_new(client, 24) : NULL;
+    attachment = gp_attachment_of_process(&settings);
+    CHECK(remotes != NULL && attachment != NULL);
+    gp_cpu_use_kernels(gp_client_cpu(client), &returning_kernels, 2);
+    for (int i = 0; i < 2; i++)
+        keys[i] = make_key((size_t)(2048 + 1024 * i));
+    for (unsigned i = 0; i < SCRIBBLERS; i++)
+        scribblers[i] = start_scribbler(argv[0], i + 1);
+    CHECK(pthread_create(&batching, NULL, batching_thread, NULL) == 0);
+    CHECK(pthread_create(&sockets, NULL, socket_thread, &listener) == 0);
+    for (int i = 0; i < THREADS; i++)
+        CHECK(pthread_create(&threads[i], NULL, caller, NULL) == 0);
+    for (int i = 0; i < THREADS; i++)
+        pthread_join(threads[i], NULL);
+    for (int i = 0; i < SCRIBBLERS; i++) {
+        int status;
+
+        waitpid(scribblers[i], &status, 0);
+        unexpected += !WIFEXITED(status) || WEXITSTATUS(status) != 0;
+    }
+    atomic_store(&stop_serving, 1);
+    pthread_join(sockets, NULL);
+    for (until = gp_now_ns() + 10000000000u; gp_now_ns() < until; usleep(1000)) {
+        gp_client_get_stats(client, &stats);
+        if (stats.in_use == 0 && stats.keys == 0)
+            break;
+    }
+    atomic_store(&stop_computing, 1);
+    gp_client_wake_consumer(client);
+    pthread_join(batching, NULL);
+    unlink(address.sun_path);
+    printf("%lu served, %lu not; %lu connections cut off\n", (unsigned long)served, (unsigned long)computed_here,
+           (unsigned long)lies);
+    CHECK(unexpected == 0);
+    CHECK(stats.in_use == 0 && stats.keys == 0); /* nothing is left of any process */
+    CHECK(served > 0);
+    for (int i = 0; i < 2; i++)
+        gp_key_free(keys[i]);
+    puts("service_stress: passed");
+    return 0;
+}
