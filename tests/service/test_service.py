@@ -160,6 +160,30 @@ def test_threads_that_sleep_and_forked_children_each_attach(directory):
         assert len({event["pid"] for event in service.events if event["event"] == CONNECTED}) == 4
 
 
+HEIR = (
+    SIGNERS.partition("children = []")[0]
+    + """
+if os.fork() == 0:
+    os.read(0, 1)  # it lives on, without an operation of its own
+"""
+)
+
+
+def test_the_end_of_a_program_is_seen_though_its_child_lives_on(directory):
+    """The child has copies of all descriptors, and would keep the connection and the queue of its parent for ever."""
+    with Service(socket_of(directory)) as service:
+        program = subprocess.Popen(
+            [sys.executable, "-c", HEIR], env=directory.environment, stdin=subprocess.PIPE, stderr=subprocess.PIPE
+        )
+        assert program.stdin is not None
+        with program.stdin:
+            assert program.wait(TIMEOUT) == 0
+            assert service.wait_for(DISCONNECTED)["requests"] > 0
+        assert program.stderr is not None
+        with program.stderr:
+            assert program.stderr.read() == b""
+
+
 # ---- a service that fails ----
 
 

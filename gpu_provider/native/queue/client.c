@@ -61,8 +61,7 @@ static void free_memory(gp_client *client)
     gp_cpu_free(client->cpu);
     gp_key_table_free(client->keys);
     gp_descriptors_free(client->descriptors);
-    if (client->peer >= 0)
-        close(client->peer);
+    gp_client_hang_up(client);
     free(client->finished.slots);
     free(client->orphans);
     free(client->free_slots);
@@ -146,6 +145,13 @@ int gp_client_is_left_alone(gp_client *client)
     struct pollfd peer = {.fd = client->peer};
 
     return poll(&peer, 1, 0) > 0 && (peer.revents & (POLLHUP | POLLERR)) != 0;
+}
+
+void gp_client_hang_up(gp_client *client)
+{
+    if (client->peer >= 0)
+        close(client->peer);
+    client->peer = -1;
 }
 
 gp_client *gp_client_up_ref(gp_client *client)

@@ -72,6 +72,41 @@ static const struct gp_costs typical_costs[GP_CLASSES] = {
     {215e3, 487e3}, {0.9e6, 1.1e6}, {1.37e6, 1.68e6}, {2.2e6, 2.7e6}, {3.15e6, 3.95e6},
 };
 
+/* ---- forks ---- */
+
+/* Held by whoever computes requests of others. A fork waits for them: otherwise a child could inherit a key of its own
+ * whose lock in OpenSSL is held for ever, by a thread that it does not have. Not for long: a signal handler may fork. */
+static pthread_rwlock_t computing = PTHREAD_RWLOCK_WRITER_NONRECURSIVE_INITIALIZER_NP;
+static pthread_once_t watching = PTHREAD_ONCE_INIT;
+static _Thread_local int is_quiet; /* of the thread that forks */
+#define QUIET_SECONDS 1
+
+static void before_fork(void)
+{
+    struct timespec deadline;
+
+    clock_gettime(CLOCK_REALTIME, &deadline);
+    deadline.tv_sec += QUIET_SECONDS;
+    is_quiet = pthread_rwlock_timedwrlock(&computing, &deadline) == 0;
+}
+
+static void after_fork_in_parent(void)
+{
+    if (is_quiet)
+        pthread_rwlock_unlock(&computing);
+}
+
+static void after_fork_in_child(void)
+{
+    computing = (pthread_rwlock_t)PTHREAD_RWLOCK_WRITER_NONRECURSIVE_INITIALIZER_NP;
+}
+
+static void watch_forks(void)
+{
+    gp_watch_forks();
+    (void)pthread_atfork(before_fork, after_fork_in_parent, after_fork_in_child);
+}
+
 /* ---- making ---- */
 
 static gp_groups *make(const struct gp_group_settings *settings)
@@ -98,7 +133,7 @@ gp_groups *gp_groups_of_process(const struct gp_group_settings *settings)
 
     if (found != NULL && found->fork_epoch == gp_fork_epoch())
         return found;
-    gp_watch_forks();
+    (void)pthread_once(&watching, watch_forks);
     made = make(settings);
     if (made == NULL || atomic_compare_exchange_strong(&current, &found, made))
         return made;
@@ -464,7 +499,9 @@ static int serve_group(gp_groups *groups, uint32_t class_index)
         class->under_way += group->requests;
         groups->computing++;
         pthread_mutex_unlock(&groups->lock);
+        pthread_rwlock_rdlock(&computing);
         by_kernels = compute(groups, group, smallest, &stopwatch);
+        pthread_rwlock_unlock(&computing);
         pthread_mutex_lock(&groups->lock);
         if (by_kernels)
             learn(groups, &class->measured.group, &stopwatch, 1, class->measured.group == 0);

@@ -38,6 +38,7 @@ struct gp_attachment {
 };
 
 static _Atomic(gp_attachment *) current;
+static pthread_once_t watching = PTHREAD_ONCE_INIT;
 static _Atomic uint32_t epochs; /* of this process and those it was forked from */
 
 static gp_attachment *make(const struct gp_service_settings *settings)
@@ -54,15 +55,32 @@ static gp_attachment *make(const struct gp_service_settings *settings)
     return attachment;
 }
 
-/* A child's copy: the connection is the parent's. */
-static void close_copies(const gp_attachment *parent)
+static void drop(int *descriptor)
 {
-    if (parent->socket >= 0)
-        close(parent->socket);
-    if (parent->memfd >= 0)
-        close(parent->memfd);
-    if (parent->doorbell >= 0)
-        close(parent->doorbell);
+    if (*descriptor >= 0)
+        close(*descriptor);
+    *descriptor = -1;
+}
+
+/* In a forked child: the connection is the parent's, and the service must see its end when the parent ends. A child that
+ * has no operations never comes here otherwise. */
+static void hang_up_in_child(void)
+{
+    gp_attachment *parents = atomic_load(&current);
+
+    if (parents == NULL)
+        return;
+    drop(&parents->socket);
+    drop(&parents->memfd);
+    drop(&parents->doorbell);
+    if (parents->client != NULL)
+        gp_client_hang_up(parents->client);
+}
+
+static void watch_forks(void)
+{
+    gp_watch_forks();
+    (void)pthread_atfork(NULL, NULL, hang_up_in_child);
 }
 
 gp_attachment *gp_attachment_of_process(const struct gp_service_settings *settings)
@@ -71,14 +89,14 @@ gp_attachment *gp_attachment_of_process(const struct gp_service_settings *settin
 
     if (found != NULL && found->fork_epoch == gp_fork_epoch())
         return found;
-    gp_watch_forks();
+    (void)pthread_once(&watching, watch_forks);
     made = make(settings);
     if (made == NULL)
         return NULL;
     made->settings.path = found != NULL ? found->settings.path : strdup(settings->path);
     if (made->settings.path != NULL && atomic_compare_exchange_strong(&current, &found, made)) {
         if (found != NULL)
-            close_copies(found);
+            gp_client_free(found->client); /* the attachment's reference; connections may have others */
         return made;
     }
     pthread_mutex_destroy(&made->lock);
@@ -88,21 +106,15 @@ gp_attachment *gp_attachment_of_process(const struct gp_service_settings *settin
 
 /* ---- the connection; with the lock ---- */
 
-static void drop(int *descriptor)
-{
-    if (*descriptor >= 0)
-        close(*descriptor);
-    *descriptor = -1;
-}
-
 /* The service is gone, or not what it should be. Who waits for it is told. */
 static void detach(gp_attachment *attachment)
 {
-    if (attachment->client != NULL) {
-        gp_client_close(attachment->client);
-        gp_client_free(attachment->client);
-        attachment->client = NULL;
-    }
+    gp_client *client = attachment->client;
+
+    attachment->client = NULL; /* first: a child that is forked meanwhile must not free it as well */
+    if (client != NULL)
+        gp_client_close(client);
+    gp_client_free(client);
     drop(&attachment->socket);
     drop(&attachment->memfd);
     drop(&attachment->doorbell);
