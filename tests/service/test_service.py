@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import mmap
+import os
 import pwd
+import random
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -273,6 +277,34 @@ def test_who_does_not_keep_to_the_protocol_is_cut_off_and_nobody_else(directory,
             with contextlib.suppress(ConnectionError):
                 assert liar.recv(100) == b""
         assert service.process.poll() is None
+
+
+def scribble(directory: Directory, random: random.Random) -> None:
+    """Connects as the module does, and then writes nonsense over its queue, while it rings."""
+    hello = struct.pack("=IIQQ", 1, 1, 0, 0)
+    with connect(directory) as liar:
+        liar.send(hello)
+        _, (memfd, doorbell), _, _ = socket.recv_fds(liar, 100, 2)
+        try:
+            with mmap.mmap(memfd, os.fstat(memfd).st_size) as memory:
+                for _ in range(300):
+                    place = random.randrange(random.choice([4096, len(memory)]))
+                    memory[place] = random.choice([random.randrange(8), random.randrange(256)])
+                    os.eventfd_write(doorbell, 1)
+        finally:
+            os.close(memfd)
+            os.close(doorbell)
+
+
+def test_who_writes_nonsense_into_shared_memory_harms_nobody_else(directory):
+    numbers = random.Random(15)  # noqa: S311 - the same nonsense each time
+    with Service(socket_of(directory)) as service, haproxy(directory) as server, load(server) as answers:
+        wait_until_served(directory, answers)
+        for _ in range(100):
+            scribble(directory, numbers)
+        wait_until_served(directory, answers)
+        service.stop()
+        assert service.requests > 0
 
 
 def test_processes_beyond_the_limit_are_refused_and_compute_by_themselves(directory):

@@ -180,7 +180,7 @@ struct gp_descriptors;
 gp_client *gp_client_of_service(int memfd, int doorbell, int socket, struct gp_descriptors *descriptors,
                                 uint64_t patience_ns);
 int gp_client_is_left_alone(gp_client *client); /* the other process is gone: to be closed */
-void gp_client_hang_up(gp_client *client);       /* in a forked child: closes its copy of the socket */
+void gp_client_hang_up(gp_client *client);      /* in a forked child: closes its copy of the socket */
 
 /* NULL: the consumer is in this process. */
 struct gp_descriptors *gp_client_descriptors(const gp_client *client);
