@@ -60,7 +60,7 @@ class Report:
 
     def speeds(self, signing: Signing, seconds: float) -> None:
         table = Table(
-            "key", "at a time", "OpenSSL alone", "with the module", "in groups", "of",
+            "key", "at a time", "OpenSSL alone", "with the module", "in groups", "of", "by the service",
             title="Signatures per second, on one core",
         )  # fmt: skip
         progress = Progress(
@@ -87,7 +87,7 @@ class Report:
         if not self._as_table:
             return
         table = Table(
-            "process", "key", "by OpenSSL", "in groups", "of", "waited", "groups in vain",
+            "process", "key", "by OpenSSL", "in groups", "of", "waited", "groups in vain", "by the service",
             title=f"Operations counted in {directory}",
         )  # fmt: skip
         for program in programs:
@@ -111,13 +111,14 @@ def _speed_row(speed: Speed) -> list[str]:
         str(speed.threads),
         f"{speed.openssl:,.0f}",
         f"{speed.module:,.0f}",
-        f"{speed.counts.grouped / (speed.counts.singles + speed.counts.grouped):.0%}",
+        f"{speed.counts.grouped / speed.counts.operations:.0%}",
         _group_size(speed.counts),
+        f"{speed.counts.served / speed.counts.operations:.0%}",
     ]
 
 
 def _add_counts(table: Table, process: str, counts: Mapping[int, Counts]) -> None:
-    used = {bits: count for bits, count in counts.items() if count.singles + count.groups}
+    used = {bits: count for bits, count in counts.items() if count.operations}
     if not used:
         table.add_row(process, "none yet")
     for bits, count in used.items():
@@ -129,6 +130,7 @@ def _add_counts(table: Table, process: str, counts: Mapping[int, Counts]) -> Non
             _group_size(count),
             f"{count.waits:,}",
             f"{count.waits_in_vain:,}",
+            f"{count.served:,}",
         )
         process = ""
 

@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 __all__ = ["Counts", "Program", "read_counts"]
 
 _HEADER = struct.Struct("=QIIQQ")
-_OF_A_CLASS = struct.Struct("=5Q")
+_OF_A_CLASS = struct.Struct("=6Q")
 _MAGIC = 0x73746E756F437067
-_VERSION = 1
+_VERSION = 2
 _MOST_CLASSES = 64
 _LEAST_BITS, _CLASS_BITS = 2048, 512
 
@@ -40,6 +40,12 @@ class Counts:
     """Operations that waited for others."""
     waits_in_vain: int
     """Groups that were smaller than was hoped for when their time came."""
+    served: int
+    """Operations that the service computed."""
+
+    @property
+    def operations(self) -> int:
+        return self.singles + self.grouped + self.served
 
     def __add__(self, other: Counts) -> Counts:
         return Counts(*map(operator.add, astuple(self), astuple(other)))

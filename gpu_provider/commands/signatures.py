@@ -51,7 +51,7 @@ class Signing:
         return Counts(*(value[0] for value in values))
 
 
-_COUNTS = ("singles", "groups", "grouped", "waits", "waits-in-vain")
+_COUNTS = ("singles", "groups", "grouped", "waits", "waits-in-vain", "served")
 
 
 def sign() -> Signing:

@@ -301,14 +301,14 @@ def test_it_says_that_nothing_is_counted(tmp_path: Path, counts: Path) -> None:
 
 
 def counts_file(
-    process: int, values: list[tuple[int, ...]], *, magic: int = 0x73746E756F437067, version: int = 1, classes: int = 5
+    process: int, values: list[tuple[int, ...]], *, magic: int = 0x73746E756F437067, version: int = 2, classes: int = 5
 ) -> bytes:
     header = struct.pack("=QIIQQ", magic, version, classes, 1_500_000_000_000_000_000, process)
-    return header + b"".join(struct.pack("=5Q", *each) for each in values)
+    return header + b"".join(struct.pack("=6Q", *each) for each in values)
 
 
 def test_a_counts_file_says_whether_its_programs_run(counts: Path) -> None:
-    values = [(number, 2, 3, 4, 5) for number in range(5)]
+    values = [(number, 2, 3, 4, 5, 6) for number in range(5)]
     path = counts / "7-1"
     path.write_bytes(counts_file(7, values))
     with path.open("rb") as file:
@@ -321,10 +321,10 @@ def test_a_counts_file_says_whether_its_programs_run(counts: Path) -> None:
 
 def test_other_files_are_passed_over(counts: Path) -> None:
     """A pipe would stop the command, a link could lead anywhere, and a new file is short until its program fills it."""
-    values = [(1, 0, 0, 0, 0)] * 5
+    values = [(1, 0, 0, 0, 0, 0)] * 5
     good = counts_file(1, values)
-    bad = [b"", good[:10], good[:32], good[:-1], good + b"x", b"text" * 58]
-    bad += [counts_file(1, values, magic=1), counts_file(1, values, version=2)]
+    bad = [b"", good[:10], good[:32], good[:-1], good + b"x", b"text" * 68]
+    bad += [counts_file(1, values, magic=1), counts_file(1, values, version=3)]
     bad += [counts_file(1, values, classes=classes) for classes in (6, 1 << 31)]
     for number, contents in enumerate(bad):
         (counts / f"{number}-1").write_bytes(contents)

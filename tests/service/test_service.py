@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import mmap
 import os
 import pwd
@@ -186,6 +187,21 @@ def test_the_end_of_a_program_is_seen_though_its_child_lives_on(directory):
         assert program.stderr is not None
         with program.stderr:
             assert program.stderr.read() == b""
+
+
+def test_check_says_that_the_service_computes(directory):
+    configuration = directory.environment["OPENSSL_CONF"]
+    with Service(socket_of(directory)):
+        run = run_command(
+            "check", "--config", configuration, "--seconds", "0.3", "--output", "json",
+            OPENSSL_MODULES=directory.environment["OPENSSL_MODULES"],
+        )  # fmt: skip
+    events = [json.loads(line) for line in run.stdout.splitlines()]
+    assert (run.returncode, run.stderr) == (0, "")
+    speeds = [event for event in events if event["event"] == "speed"]
+    assert len(speeds) == 6
+    assert all(speed["counts"]["served"] > 0 for speed in speeds)
+    assert not [event for event in events if event["event"] == "mistake"]
 
 
 # ---- a service that fails ----

@@ -69,9 +69,11 @@ class Counts:
     grouped: int = 0
     waits: int = 0
     in_vain: int = 0
+    served: int = 0
 
     @property
     def operations(self) -> int:
+        """Of the program itself."""
         return self.singles + self.grouped
 
     def __add__(self, other: Counts) -> Counts:
@@ -113,10 +115,10 @@ class Directory:
 
 
 def _read(file: Path, size: int) -> Counts:
-    header, counts = "=QIIQQ", "=5Q"
+    header, counts = "=QIIQQ", "=6Q"
     data = file.read_bytes()
     magic, version, classes, _, _ = struct.unpack_from(header, data)
-    assert (magic.to_bytes(8, "little"), version, classes) == (b"gpCounts", 1, len(SIZES))
+    assert (magic.to_bytes(8, "little"), version, classes) == (b"gpCounts", 2, len(SIZES))
     return Counts(*struct.unpack_from(counts, data, struct.calcsize(header) + size * struct.calcsize(counts)))
 
 

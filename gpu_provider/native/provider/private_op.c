@@ -101,8 +101,10 @@ int gp_private_op(gp_rsa_key *key, const uint8_t *input, uint8_t *output)
         return compute(key, input, output);
     if (key->provider->service.path != NULL) {
         enum gp_attached attached = compute_by_service(key, input, output);
-        if (attached == GP_ATTACHED)
+        if (attached == GP_ATTACHED) {
+            gp_count(&gp_counts_of(GP_CLASS_OF(key->bytes))->served, 1);
             return 1;
+        }
         if (attached == GP_SOON) {
             gp_count(&gp_counts_of(GP_CLASS_OF(key->bytes))->singles, 1);
             return compute(key, input, output);

@@ -81,12 +81,13 @@ static const OSSL_ITEM *get_reason_strings(void *provider)
 
 /* Of what this process and those that it was forked from have computed, by key size. Sizes in between count as the next
  * larger one. */
-#define COUNTS_OF(X, bits, class_index)      \
-    X("singles-" bits, singles, class_index) \
-    X("groups-" bits, groups, class_index)   \
-    X("grouped-" bits, grouped, class_index) \
-    X("waits-" bits, waits, class_index)     \
-    X("waits-in-vain-" bits, in_vain, class_index)
+#define COUNTS_OF(X, bits, class_index)            \
+    X("singles-" bits, singles, class_index)       \
+    X("groups-" bits, groups, class_index)         \
+    X("grouped-" bits, grouped, class_index)       \
+    X("waits-" bits, waits, class_index)           \
+    X("waits-in-vain-" bits, in_vain, class_index) \
+    X("served-" bits, served, class_index)
 #define COUNTS(X)           \
     COUNTS_OF(X, "2048", 0) \
     COUNTS_OF(X, "2560", 1) COUNTS_OF(X, "3072", 2) COUNTS_OF(X, "3584", 3) COUNTS_OF(X, "4096", 4)

@@ -23,7 +23,7 @@ struct file {
 };
 
 #define MAGIC UINT64_C(0x73746e756f437067) /* "gpCounts" */
-#define VERSION 1u
+#define VERSION 2u
 
 static struct gp_counts own[GP_CLASSES];
 static _Atomic(struct gp_counts *) counts = own;

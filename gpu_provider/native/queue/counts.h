@@ -18,6 +18,7 @@ struct gp_counts {
     _Atomic uint64_t grouped; /* requests in those */
     _Atomic uint64_t waits;   /* requests that waited for company */
     _Atomic uint64_t in_vain; /* groups that were smaller than was hoped for when their time came */
+    _Atomic uint64_t served;  /* requests that a service computed */
 };
 
 struct gp_counts *gp_counts_of(uint32_t class_index);

@@ -75,7 +75,8 @@ static const struct gp_costs typical_costs[GP_CLASSES] = {
 /* ---- forks ---- */
 
 /* Held by whoever computes requests of others. A fork waits for them: otherwise a child could inherit a key of its own
- * whose lock in OpenSSL is held for ever, by a thread that it does not have. Not for long: a signal handler may fork. */
+ * whose lock in OpenSSL is held for ever, by a thread that it does not have. Not for long: a signal handler may
+ * fork. */
 static pthread_rwlock_t computing = PTHREAD_RWLOCK_WRITER_NONRECURSIVE_INITIALIZER_NP;
 static pthread_once_t watching = PTHREAD_ONCE_INIT;
 static _Thread_local int is_quiet; /* of the thread that forks */

@@ -62,8 +62,8 @@ static void drop(int *descriptor)
     *descriptor = -1;
 }
 
-/* In a forked child: the connection is the parent's, and the service must see its end when the parent ends. A child that
- * has no operations never comes here otherwise. */
+/* In a forked child: the connection is the parent's, and the service must see its end when the parent ends. A child
+ * that has no operations never comes here otherwise. */
 static void hang_up_in_child(void)
 {
     gp_attachment *parents = atomic_load(&current);
