@@ -10,6 +10,7 @@ import pwd
 import random
 import signal
 import socket
+import ssl
 import struct
 import subprocess
 import sys
@@ -18,7 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import pytest
-from groups import TIMEOUT, Client, Server, abort_many, find_program, get_many, public_directory
+from groups import TIMEOUT, Client, Counts, Server, abort_many, find_program, get_many, public_directory
 from ports import unused_port
 from service_process import Service
 from terminator_process import run_command
@@ -66,12 +67,12 @@ def haproxy(directory: Directory, *flags: str, settings: str = "nbthread 2", bit
     return Server([find_program("haproxy"), *(flags or ("-db",)), "-f", str(configuration)], directory, port)
 
 
-def warm_up(directory: Directory, server: Server, client: Client | None = None) -> None:
+def warm_up(directory: Directory, server: Server, client: Client | None = None, answer: bytes = OK) -> None:
     """Until the program has reached the service, and that has its key, operations are its own."""
     client = client or Client()
     for _ in range(200):
         before = directory.counts(client.bits).operations
-        assert client.get(server.port) == OK
+        assert client.get(server.port) == answer
         if directory.counts(client.bits).operations == before:
             return
     pytest.fail("the program does not reach the service")
@@ -111,6 +112,68 @@ def test_in_a_chroot_without_the_socket_a_program_computes_by_itself(directory):
         haproxy(directory, settings=f"nbthread 1\n    chroot {directory.path / 'counts'}") as server,
     ):
         assert get_many(server.port, [Client()] * 20) == {OK: 20}
+
+
+@pytest.mark.parametrize(("jobs", "processes"), [(1, 1), (8, 2), (64, 2)])
+def test_openssl_speed(directory, jobs, processes):
+    command = ["openssl", "speed", "-seconds", "1", "-async_jobs", str(jobs), "-multi", str(processes), "rsa2048"]
+    with Service(socket_of(directory)) as service:
+        run = subprocess.run(command, env=directory.environment, capture_output=True, timeout=TIMEOUT, check=False)
+        assert run.returncode == 0, run.stderr
+        service.wait_for(DISCONNECTED, processes)
+    assert directory.counts().served > directory.counts().operations
+
+
+def test_s_server_with_async_jobs(directory):
+    port, file = unused_port(), str(directory.certificate(2048))
+    command = [find_program("openssl"), "s_server", "-async", "-www", "-accept", f"127.0.0.1:{port}"]
+    with Service(socket_of(directory)), Server([*command, "-cert", file, "-key", file], directory, port) as server:
+        warm_up(directory, server, answer=b"HTTP/1.0 200 ok")
+        before = directory.counts()
+        for client in [
+            Client(),
+            Client(version=ssl.TLSVersion.TLSv1_2),
+        ] * 2:  # with -www it sleeps a second at each pause
+            assert client.get(port) == b"HTTP/1.0 200 ok"
+        assert directory.counts() - before == Counts(served=4)
+
+
+def test_workers_of_nginx_have_one_service(directory):
+    """Each computes one operation at a time, and sleeps until it is done."""
+    port = unused_port()
+    user = "user nobody nogroup;" if os.geteuid() == 0 else ""
+    configuration = directory.write(
+        "nginx.conf",
+        f"""
+        daemon off;
+        {user}
+        worker_processes 4;
+        pid nginx.pid;
+        error_log stderr;
+        events {{}}
+        http {{
+            access_log off;
+            server {{
+                listen 127.0.0.1:{port} ssl reuseport;
+                ssl_protocols TLSv1.2 TLSv1.3;
+                ssl_certificate {directory.certificate(2048)};
+                ssl_certificate_key {directory.certificate(2048)};
+                return 200 "";
+            }}
+        }}
+        """,
+    )
+    command = [find_program("nginx"), "-p", str(directory.path), "-c", str(configuration)]
+    with Service(socket_of(directory)) as service:
+        with Server(command, directory, port) as server:
+            for _ in range(4):
+                warm_up(directory, server)
+            before = directory.counts()
+            assert get_many(port, [Client()] * 200) == {OK: 200}
+            assert (directory.counts() - before).served >= 150  # a worker that had no connection before attaches now
+        service.wait_for(DISCONNECTED, 2)
+        service.stop()
+        assert service.requests >= 150
 
 
 SIGNERS = """
