@@ -28,6 +28,7 @@ _OPENSSLS = {"identity", "module", "soft_load", "activate"}
 _OURS = {*CHOICES, *NUMBERS, COUNTS_DIRECTORY, SERVICE}
 _LONGEST_PATH = 107
 """Of a Unix socket."""
+_PROBE_SECONDS = 1.0
 
 
 def mistakes(section: Mapping[str, str]) -> list[str]:
@@ -61,6 +62,7 @@ def _service_mistake(value: str) -> str | None:
     if len(value.encode()) > _LONGEST_PATH:
         return f"is too long for a socket; {_LONGEST_PATH} bytes are possible"
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as probe:
+        probe.settimeout(_PROBE_SECONDS)
         try:
             probe.connect(value)
         except OSError as error:

@@ -23,7 +23,7 @@ HEADERS = (
     "queue/client.h",
     "queue/request.h",
     "queue/consumer.h",
-    "service/remotes.h",
+    "service/service.h",
     "provider/embedded.h",
 )
 

@@ -12,6 +12,7 @@ from gpu_provider.settings import Shown
 
 __all__ = ["ServiceConfig"]
 
+_Number = Annotated[int, Meta(ge=1, le=65536, description="a number from 1 to 65536")]
 _LogLevel = Literal["debug", "info", "warning", "error"]
 
 
@@ -29,22 +30,22 @@ class ServiceConfig(ProviderConfig, frozen=True, kw_only=True, forbid_unknown_fi
     ] = "0660"
 
     max_processes: Annotated[
-        Annotated[int, Meta(ge=1, le=65536, description="a number of processes from 1 to 65536")],
+        _Number,
         Shown("programs", "N", "processes that may be connected at a time; further ones compute by themselves"),
     ] = 1024
 
     process_requests: Annotated[
-        Annotated[int, Meta(ge=1, le=65536, description="a number of requests from 1 to 65536")],
+        _Number,
         Shown("programs", "N", "requests that one process may have in its queue; each takes about 1 KiB"),
     ] = 1024
 
     process_keys: Annotated[
-        Annotated[int, Meta(ge=1, le=65535, description="a number of keys from 1 to 65535")],
+        _Number,
         Shown("programs", "N", "keys that one process may bring"),
     ] = 1024
 
     process_descriptors: Annotated[
-        Annotated[int, Meta(ge=1, le=65536, description="a number of descriptors from 1 to 65536")],
+        _Number,
         Shown("programs", "N", "paused connections of one process that may wait at a time"),
     ] = 1024
 

@@ -58,51 +58,43 @@ class Processes:
         self._most = config.max_processes
         self._processes: set[_Process] = set()
         self._listener: socket.socket | None = None
-        self.refused = 0
-        """Processes that were turned away because there were ``max_processes``, or no resources."""
-
-    def __len__(self) -> int:
-        return len(self._processes)
 
     def set_room(self, room: int) -> None:
         lib.gp_remotes_set_room(self._remotes, room)
 
     def start(self, listener: socket.socket) -> None:
+        """The listener stays the caller's, who closes it after :meth:`close`."""
         listener.setblocking(False)
         self._listener = listener
-        asyncio.get_running_loop().add_reader(listener.fileno(), self._accept)
+        asyncio.get_running_loop().add_reader(listener.fileno(), self._accept, listener)
 
     def close(self) -> None:
         """Ends all connections. The programs notice, and compute by themselves."""
         if self._listener is not None:
             asyncio.get_running_loop().remove_reader(self._listener.fileno())
-            self._listener.close()
             self._listener = None
         for process in tuple(self._processes):
             self._end(process, "the service ends")
 
-    def _accept(self) -> None:
-        assert self._listener is not None  # noqa: S101 - it has called
+    def _accept(self, listener: socket.socket) -> None:
         for _ in range(_ACCEPT_BURST):
             try:
-                connection, _ = self._listener.accept()
+                connection, _ = listener.accept()
             except BlockingIOError:
                 return
             except OSError as error:  # no descriptor, most likely; the program's connection waits
                 _log.warning("can't accept a program now", reason=os.strerror(error.errno or 0))
-                self._pause()
+                self._pause(listener)
                 return
             self._add(connection)
 
-    def _pause(self) -> None:
+    def _pause(self, listener: socket.socket) -> None:
         loop = asyncio.get_running_loop()
-        listener = self._listener
-        assert listener is not None  # noqa: S101
         loop.remove_reader(listener.fileno())
 
         def again() -> None:
             if self._listener is listener:
-                loop.add_reader(listener.fileno(), self._accept)
+                loop.add_reader(listener.fileno(), self._accept, listener)
 
         loop.call_later(_PAUSE_SECONDS, again)
 
@@ -111,14 +103,12 @@ class Processes:
             credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
             pid, uid, _ = _CREDENTIALS.unpack(credentials)
             if len(self._processes) >= self._most:
-                self.refused += 1
                 _log.warning("program refused: there are max_processes already", pid=pid, uid=uid)
                 return
             connection.setblocking(False)
             descriptor = connection.detach()
         remote = lib.gp_remote_new(self._remotes, descriptor, self._limits)
         if remote == ffi.NULL:
-            self.refused += 1
             _log.warning("program refused", pid=pid, uid=uid, reason=os.strerror(ffi.errno))
             return
         process = _Process(remote, descriptor, pid, uid)

@@ -19,6 +19,7 @@ from gpu_provider.service.processes import Processes
 from gpu_provider.signals import SignalHandlers
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from gpu_provider.service.config import ServiceConfig
@@ -28,6 +29,7 @@ __all__ = ["run"]
 EXIT_FAILED = 4
 _LOOK_SECONDS = 1.0
 _BACKLOG = 4096
+_PROBE_SECONDS = 1.0
 _ROOM_WITHOUT_GPU = 64
 """Requests that are in the batching provider's queue at a time. More would only make a program wait behind another
 that has many; the rest stay in the programs' own queues, which take turns."""
@@ -48,16 +50,15 @@ def _run(config: ServiceConfig, signals: SignalHandlers) -> int:
     # Private keys are in this process's memory, and must not end up in a file on disk.
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     _raise_descriptor_limit()
-    listener = _listen(config.socket, int(config.socket_mode, 8))
     try:
-        with BatchingProvider(config) as provider, asyncio.Runner() as runner:
+        with (
+            BatchingProvider(config) as provider,
+            _listening(config.socket, int(config.socket_mode, 8)) as listener,
+            asyncio.Runner() as runner,
+        ):
             return runner.run(_serve(config, provider, listener, signals))
     except (GpuProviderError, OSError) as error:
         raise ConfigError(str(error)) from None
-    finally:
-        listener.close()
-        with contextlib.suppress(OSError):
-            config.socket.unlink()
 
 
 def _raise_descriptor_limit() -> None:
@@ -67,29 +68,39 @@ def _raise_descriptor_limit() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
-def _listen(path: Path, mode: int) -> socket.socket:
-    """Raises ConfigError. A socket that an earlier service left behind is replaced; one that is in use is not."""
+@contextlib.contextmanager
+def _listening(path: Path, mode: int) -> Iterator[socket.socket]:
+    """Raises ConfigError. A socket that an earlier service left behind is replaced; one that is in use is not. At the
+    end it is removed, unless another service has taken its place by then."""
     if _is_in_use(path):
         raise ConfigError(f"socket {str(path)!r}: another service listens there")
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    try:
-        if path.is_socket():
-            path.unlink()
-        listener.bind(os.fspath(path))
-        path.chmod(mode)
-        listener.listen(_BACKLOG)
-    except OSError as error:
-        listener.close()
-        raise ConfigError(f"socket {str(path)!r}: {error.strerror or error}") from None
-    return listener
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
+        try:
+            if path.is_socket():
+                path.unlink()
+            listener.bind(os.fspath(path))
+            path.chmod(mode)  # before it listens, so that nobody comes through the door of another mode
+            listener.listen(_BACKLOG)
+            own = path.stat()
+        except OSError as error:
+            raise ConfigError(f"socket {str(path)!r}: {error.strerror or error}") from None
+        try:
+            yield listener
+        finally:
+            with contextlib.suppress(OSError):
+                if path.stat().st_ino == own.st_ino:
+                    path.unlink()
 
 
 def _is_in_use(path: Path) -> bool:
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as probe:
+        probe.settimeout(_PROBE_SECONDS)
         try:
             probe.connect(os.fspath(path))
-        except OSError:
+        except (ConnectionRefusedError, FileNotFoundError):
             return False
+        except OSError as error:
+            raise ConfigError(f"socket {str(path)!r}: {error.strerror or error}") from None
     return True
 
 

@@ -9,7 +9,7 @@
 #include "check.h"
 #include "queue/consumer.h"
 #include "service/messages.h"
-#include "service/remotes.h"
+#include "service/service.h"
 
 static gp_remotes *remotes;
 static gp_consumer *consumer;

@@ -2,7 +2,6 @@
  * processes that write random bytes over all that the service shares with them, and send it nonsense. */
 #define _GNU_SOURCE
 #include <errno.h>
-#include <openssl/core_names.h>
 #include <poll.h>
 #include <pthread.h>
 #include <stdatomic.h>
@@ -17,7 +16,7 @@
 #include "queue/consumer.h"
 #include "returning_kernels.h"
 #include "service/attachment.h"
-#include "service/remotes.h"
+#include "service/service.h"
 
 #define THREADS 6
 #define SCRIBBLERS 2
@@ -99,18 +98,12 @@ static void *socket_thread(void *argument)
 
 static int read_numbers(const void *key, struct gp_message *message)
 {
-    static const char *const names[GP_KEY_NUMBERS] = {
-        OSSL_PKEY_PARAM_RSA_N,         OSSL_PKEY_PARAM_RSA_E,
-        OSSL_PKEY_PARAM_RSA_D,         OSSL_PKEY_PARAM_RSA_FACTOR1,
-        OSSL_PKEY_PARAM_RSA_FACTOR2,   OSSL_PKEY_PARAM_RSA_EXPONENT1,
-        OSSL_PKEY_PARAM_RSA_EXPONENT2, OSSL_PKEY_PARAM_RSA_COEFFICIENT1,
-    };
     uint8_t *next = message->numbers;
 
     for (uint32_t i = 0; i < GP_KEY_NUMBERS; i++) {
         BIGNUM *number = NULL;
 
-        CHECK(EVP_PKEY_get_bn_param(key, names[i], &number));
+        CHECK(EVP_PKEY_get_bn_param(key, gp_key_number_names[i], &number));
         message->sizes[i] = (uint16_t)BN_num_bytes(number);
         next += BN_bn2bin(number, next);
         BN_clear_free(number);
@@ -216,7 +209,7 @@ static pid_t start_scribbler(const char *program, unsigned seed)
 
 int main(int argc, char **argv)
 {
-    static struct gp_service_settings settings = {.path = address.sun_path, .patience_ns = 2000000000};
+    static struct gp_service_settings settings = {.path = address.sun_path, .timeout_ns = 2000000000};
     pthread_t threads[THREADS], batching, sockets;
     pid_t scribblers[SCRIBBLERS];
     struct gp_client_stats stats;

@@ -2,28 +2,22 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import signal
 import ssl
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 from groups import (
-    TIMEOUT,
     Client,
-    Server,
     abort_many,
-    find_program,
     get_many,
     get_together,
     public_directory,
     wait_until,
 )
-from ports import unused_port
+from program_servers import HAProxy
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -31,18 +25,6 @@ if TYPE_CHECKING:
     from groups import Directory
 
 OK = b"HTTP/1.1 200 OK"
-CONFIGURATION = """\
-global
-    maxconn 1000
-    ssl-mode-async
-    {settings}
-defaults
-    mode http
-    timeout client 30s
-frontend tls
-    bind 127.0.0.1:{port} ssl {certificates}
-    http-request return status 200 content-type text/plain string hello
-"""
 TLS_1_2 = ssl.TLSVersion.TLSv1_2
 TLS_1_2_CIPHERS = ["ECDHE-RSA-AES128-GCM-SHA256", "AES128-GCM-SHA256"]
 
@@ -51,41 +33,6 @@ TLS_1_2_CIPHERS = ["ECDHE-RSA-AES128-GCM-SHA256", "AES128-GCM-SHA256"]
 def directory() -> Iterator[Directory]:
     with public_directory() as directory:
         yield directory
-
-
-class HAProxy(Server):
-    def __init__(
-        self, directory: Directory, *flags: str, settings: str = "nbthread 2", bits: tuple[int, ...] = (2048,)
-    ) -> None:
-        port = unused_port()
-        certificates = " ".join(f"crt {directory.certificate(size)}" for size in bits)
-        text = CONFIGURATION.format(port=port, settings=settings, certificates=certificates)
-        configuration = str(directory.write("haproxy.cfg", text))
-        super().__init__([find_program("haproxy"), *(flags or ["-db"]), "-f", configuration], directory, port)
-
-    def __exit__(self, *exception: object) -> None:
-        """It ends itself with SIGSEGV when it finds itself in a state that can't be: never here."""
-        assert "bug condition" not in self.output, self.output
-        super().__exit__(*exception)
-
-    def descriptors(self) -> int:
-        return len(os.listdir(f"/proc/{self.process.pid}/fd"))
-
-    def workers(self) -> list[str]:
-        """Of a master."""
-        return Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
-
-    def reload(self) -> None:
-        """Once more if need be: the master may overlook a signal while it executes itself again."""
-        former = self.workers()[-1:]
-        for _ in range(TIMEOUT):
-            self.process.send_signal(signal.SIGUSR2)
-            with contextlib.suppress(TimeoutError):
-                return wait_until(lambda: self.workers()[-1:] not in ([], former), "", 1)
-        pytest.fail(f"HAProxy does not load again: {self.output}")
-
-    def resident_kib(self) -> int:
-        return int(Path(f"/proc/{self.process.pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE") // 1024
 
 
 @pytest.mark.parametrize("threads", [1, 2])

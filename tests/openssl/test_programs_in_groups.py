@@ -28,6 +28,7 @@ from groups import (
     wait_until,
 )
 from ports import unused_port
+from program_servers import nginx
 from rsa_keys import private_key
 
 if TYPE_CHECKING:
@@ -124,34 +125,9 @@ def test_apache_computes_in_groups_for_sleeping_threads(directory: Directory) ->
 
 def test_nginx_serves_all(directory: Directory) -> None:
     """It has no jobs and no threads, so it computes one by one, as it would without the module."""
-    port = unused_port()
-    user = "user nobody nogroup;" if os.geteuid() == 0 else ""
-    configuration = directory.write(
-        "nginx.conf",
-        f"""
-        daemon off;
-        {user}
-        pid nginx.pid;
-        error_log stderr;
-        events {{ }}
-        http {{
-            access_log off;
-            client_body_temp_path body; proxy_temp_path proxy; fastcgi_temp_path fastcgi;
-            uwsgi_temp_path uwsgi; scgi_temp_path scgi;
-            server {{
-                listen 127.0.0.1:{port} ssl;
-                ssl_protocols TLSv1.2 TLSv1.3;
-                ssl_certificate {directory.certificate(2048)};
-                ssl_certificate_key {directory.certificate(2048)};
-                return 200 hello;
-            }}
-        }}
-        """,
-    )
-    command = [find_program("nginx"), "-p", f"{directory.path}/", "-e", "stderr", "-c", str(configuration)]
-    with Server(command, directory, port) as server:
+    with nginx(directory) as server:
         assert get_together(server, [Client(), TLS_1_2] * 50) == {b"HTTP/1.1 200 OK": 100}
-        assert get_many(port, [Client(), TLS_1_2] * 50) == {b"HTTP/1.1 200 OK": 100}
+        assert get_many(server.port, [Client(), TLS_1_2] * 50) == {b"HTTP/1.1 200 OK": 100}
     counts = directory.counts()
     assert counts.operations == 200
     assert counts.groups == counts.grouped == counts.in_vain < 20  # tried now and then

@@ -19,8 +19,9 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import pytest
-from groups import TIMEOUT, Client, Counts, Server, abort_many, find_program, get_many, public_directory
+from groups import TIMEOUT, Client, Counts, Server, abort_many, find_program, get_many, public_directory, wait_until
 from ports import unused_port
+from program_servers import HAProxy, nginx
 from service_process import Service
 from terminator_process import run_command
 
@@ -34,18 +35,6 @@ OK = b"HTTP/1.1 200 OK"
 NOBODY = pwd.getpwnam("nobody").pw_uid
 CONNECTED = "program connected"
 DISCONNECTED = "program disconnected"
-HAPROXY = """\
-global
-    maxconn 1000
-    ssl-mode-async
-    {settings}
-defaults
-    mode http
-    timeout client 30s
-frontend tls
-    bind 127.0.0.1:{port} ssl crt {certificate}
-    http-request return status 200 content-type text/plain string hello
-"""
 
 
 @pytest.fixture
@@ -56,15 +45,6 @@ def directory() -> Iterator[Directory]:
 
 def socket_of(directory: Directory) -> Path:
     return directory.path / "socket"
-
-
-def haproxy(directory: Directory, *flags: str, settings: str = "nbthread 2", bits: int = 2048) -> Server:
-    port = unused_port()
-    configuration = directory.write(
-        f"haproxy-{port}.cfg",
-        HAPROXY.format(settings=settings, port=port, certificate=directory.certificate(bits)),
-    )
-    return Server([find_program("haproxy"), *(flags or ("-db",)), "-f", str(configuration)], directory, port)
 
 
 def warm_up(directory: Directory, server: Server, client: Client | None = None, answer: bytes = OK) -> None:
@@ -85,7 +65,7 @@ def warm_up(directory: Directory, server: Server, client: Client | None = None, 
 def test_haproxys_operations_are_the_services(directory, bits):
     client = Client(bits)
     with Service(socket_of(directory)) as service:
-        with haproxy(directory, bits=bits) as server:
+        with HAProxy(directory, bits=(bits,)) as server:
             warm_up(directory, server, client)
             before = directory.counts(bits).operations
             assert get_many(server.port, [client] * 60) == {OK: 60}
@@ -96,9 +76,10 @@ def test_haproxys_operations_are_the_services(directory, bits):
         assert service.requests >= 80
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can start HAProxy as another user")
 def test_a_master_and_its_workers_under_another_user(directory):
     with Service(socket_of(directory)) as service:
-        with haproxy(directory, "-W", "-db", settings="nbthread 1\n    user nobody\n    group nogroup") as server:
+        with HAProxy(directory, "-W", "-db", settings="nbthread 1\n    user nobody\n    group nogroup") as server:
             warm_up(directory, server)
             assert get_many(server.port, [Client()] * 20) == {OK: 20}
         service.wait_for(DISCONNECTED)
@@ -109,9 +90,10 @@ def test_a_master_and_its_workers_under_another_user(directory):
 def test_in_a_chroot_without_the_socket_a_program_computes_by_itself(directory):
     with (
         Service(socket_of(directory)),
-        haproxy(directory, settings=f"nbthread 1\n    chroot {directory.path / 'counts'}") as server,
+        HAProxy(directory, settings=f"nbthread 1\n    chroot {directory.path / 'counts'}") as server,
     ):
         assert get_many(server.port, [Client()] * 20) == {OK: 20}
+    assert (directory.counts().operations, directory.counts().served) == (20, 0)
 
 
 @pytest.mark.parametrize(("jobs", "processes"), [(1, 1), (8, 2), (64, 2)])
@@ -121,6 +103,8 @@ def test_openssl_speed(directory, jobs, processes):
         run = subprocess.run(command, env=directory.environment, capture_output=True, timeout=TIMEOUT, check=False)
         assert run.returncode == 0, run.stderr
         service.wait_for(DISCONNECTED, processes)
+        service.stop()
+        assert jobs == 1 or service.wait_for("stopped")["mean_batch"] > 1
     assert directory.counts().served > directory.counts().operations
 
 
@@ -140,36 +124,12 @@ def test_s_server_with_async_jobs(directory):
 
 def test_workers_of_nginx_have_one_service(directory):
     """Each computes one operation at a time, and sleeps until it is done."""
-    port = unused_port()
-    user = "user nobody nogroup;" if os.geteuid() == 0 else ""
-    configuration = directory.write(
-        "nginx.conf",
-        f"""
-        daemon off;
-        {user}
-        worker_processes 4;
-        pid nginx.pid;
-        error_log stderr;
-        events {{}}
-        http {{
-            access_log off;
-            server {{
-                listen 127.0.0.1:{port} ssl reuseport;
-                ssl_protocols TLSv1.2 TLSv1.3;
-                ssl_certificate {directory.certificate(2048)};
-                ssl_certificate_key {directory.certificate(2048)};
-                return 200 "";
-            }}
-        }}
-        """,
-    )
-    command = [find_program("nginx"), "-p", str(directory.path), "-c", str(configuration)]
     with Service(socket_of(directory)) as service:
-        with Server(command, directory, port) as server:
+        with nginx(directory, workers=4) as server:
             for _ in range(4):
                 warm_up(directory, server)
             before = directory.counts()
-            assert get_many(port, [Client()] * 200) == {OK: 200}
+            assert get_many(server.port, [Client()] * 200) == {OK: 200}
             assert (directory.counts() - before).served >= 150  # a worker that had no connection before attaches now
         service.wait_for(DISCONNECTED, 2)
         service.stop()
@@ -226,6 +186,7 @@ def test_threads_that_sleep_and_forked_children_each_attach(directory):
         assert run.returncode == 0, run.stderr
         service.wait_for(DISCONNECTED, 4)
         assert len({event["pid"] for event in service.events if event["event"] == CONNECTED}) == 4
+        assert service.requests == directory.counts().served > 0
 
 
 HEIR = (
@@ -292,12 +253,7 @@ def load(server: Server) -> Iterator[list[bytes]]:
 
 def wait_for_more(answers: list[bytes], count: int) -> None:
     wanted = len(answers) + count
-    deadline = threading.Event()
-    for _ in range(2000):
-        if len(answers) >= wanted:
-            return
-        deadline.wait(0.01)
-    raise TimeoutError(f"{len(answers)} answers instead of {wanted}")
+    wait_until(lambda: len(answers) >= wanted, "the program does not answer")
 
 
 def wait_until_served(directory: Directory, answers: list[bytes]) -> None:
@@ -312,7 +268,7 @@ def wait_until_served(directory: Directory, answers: list[bytes]) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGSTOP])
 def test_no_handshake_fails_with_its_service_which_is_found_again(directory, number):
-    with haproxy(directory) as server, Service(socket_of(directory)) as service, load(server) as answers:
+    with HAProxy(directory) as server, Service(socket_of(directory)) as service, load(server) as answers:
         wait_until_served(directory, answers)
         service.process.send_signal(number)
         wait_for_more(answers, 50)
@@ -328,7 +284,7 @@ def test_no_handshake_fails_with_its_service_which_is_found_again(directory, num
 
 
 def test_a_program_that_starts_without_a_service_finds_it_later(directory):
-    with haproxy(directory) as server:
+    with HAProxy(directory) as server:
         assert get_many(server.port, [Client()] * 10) == {OK: 10}
         with Service(socket_of(directory)), load(server) as answers:
             wait_until_served(directory, answers)
@@ -350,7 +306,7 @@ def connect(directory: Directory) -> socket.socket:
     ids=["nothing", "short", "one byte missing", "no version", "key before hello", "unknown", "zeros"],
 )
 def test_who_does_not_keep_to_the_protocol_is_cut_off_and_nobody_else(directory, message):
-    with Service(socket_of(directory)) as service, haproxy(directory) as server, load(server):
+    with Service(socket_of(directory)) as service, HAProxy(directory) as server, load(server):
         with connect(directory) as liar:
             liar.send(message)
             with contextlib.suppress(ConnectionError):
@@ -377,7 +333,7 @@ def scribble(directory: Directory, random: random.Random) -> None:
 
 def test_who_writes_nonsense_into_shared_memory_harms_nobody_else(directory):
     numbers = random.Random(15)  # noqa: S311 - the same nonsense each time
-    with Service(socket_of(directory)) as service, haproxy(directory) as server, load(server) as answers:
+    with Service(socket_of(directory)) as service, HAProxy(directory) as server, load(server) as answers:
         wait_until_served(directory, answers)
         for _ in range(100):
             scribble(directory, numbers)
@@ -389,9 +345,10 @@ def test_who_writes_nonsense_into_shared_memory_harms_nobody_else(directory):
 def test_processes_beyond_the_limit_are_refused_and_compute_by_themselves(directory):
     with Service(socket_of(directory), "--max-processes", "1") as service, connect(directory):
         service.wait_for(CONNECTED)
-        with haproxy(directory) as server:
+        with HAProxy(directory) as server:
             assert get_many(server.port, [Client()] * 20) == {OK: 20}
         service.wait_for("program refused: there are max_processes already")
+    assert directory.counts().served == 0
 
 
 # ---- mistakes ----

@@ -79,16 +79,10 @@ int gp_rsa_key_private_exponent(const gp_rsa_key *key, uint8_t *exponent)
 
 int gp_rsa_key_read_numbers(const void *private_key, struct gp_message *message)
 {
-    static const char *const names[GP_KEY_NUMBERS] = {
-        OSSL_PKEY_PARAM_RSA_N,         OSSL_PKEY_PARAM_RSA_E,
-        OSSL_PKEY_PARAM_RSA_D,         OSSL_PKEY_PARAM_RSA_FACTOR1,
-        OSSL_PKEY_PARAM_RSA_FACTOR2,   OSSL_PKEY_PARAM_RSA_EXPONENT1,
-        OSSL_PKEY_PARAM_RSA_EXPONENT2, OSSL_PKEY_PARAM_RSA_COEFFICIENT1,
-    };
     const gp_rsa_key *key = private_key;
     uint8_t *next = message->numbers;
     for (uint32_t i = 0; i < GP_KEY_NUMBERS; i++) {
-        if (!get_number(key, names[i], next, key->bytes))
+        if (!get_number(key, gp_key_number_names[i], next, key->bytes))
             return 0;
         message->sizes[i] = (uint16_t)key->bytes;
         next += key->bytes;

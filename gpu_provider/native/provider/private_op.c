@@ -93,26 +93,23 @@ static enum gp_waits way_of_waiting(void)
 int gp_private_op(gp_rsa_key *key, const uint8_t *input, uint8_t *output)
 {
     const gp_batched_key *batched = atomic_load(&key->batched);
+    enum gp_attached attached = GP_NOT_ATTACHED;
     gp_groups *groups = NULL;
     gp_client *client;
     uint64_t began_ns;
     int ok;
     if (!gp_rsa_key_is_batchable(key))
         return compute(key, input, output);
-    if (key->provider->service.path != NULL) {
-        enum gp_attached attached = compute_by_service(key, input, output);
-        if (attached == GP_ATTACHED) {
-            gp_count(&gp_counts_of(GP_CLASS_OF(key->bytes))->served, 1);
-            return 1;
-        }
-        if (attached == GP_SOON) {
-            gp_count(&gp_counts_of(GP_CLASS_OF(key->bytes))->singles, 1);
-            return compute(key, input, output);
-        }
+    if (key->provider->service.path != NULL)
+        attached = compute_by_service(key, input, output);
+    if (attached == GP_ATTACHED) {
+        gp_count(&gp_counts_of(GP_CLASS_OF(key->bytes))->served, 1);
+        return 1;
     }
     if (key->provider->groups.kernels == NULL && batched != NULL) /* a batching provider has it, closed or not */
         return compute_batched(key, batched, input, output);
-    if (key->provider->groups.kernels != NULL && (batched == NULL || gp_cpu_may_win(batched->key)))
+    if (attached != GP_SOON && key->provider->groups.kernels != NULL
+        && (batched == NULL || gp_cpu_may_win(batched->key)))
         groups = gp_groups_of_process(&key->provider->groups);
     if (groups == NULL) {
         gp_count(&gp_counts_of(GP_CLASS_OF(key->bytes))->singles, 1);

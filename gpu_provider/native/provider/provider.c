@@ -208,7 +208,7 @@ static void read_settings(gp_provider *provider, OSSL_FUNC_core_get_params_fn *g
         gp_counts_publish(directory);
     if (service != NULL && *service != '\0')
         provider->service.path = service; /* it lives as long as the provider */
-    provider->service.patience_ns = 1000000u * (uint64_t)number(timeout, 1, 60000, DEFAULT_SERVICE_TIMEOUT_MS);
+    provider->service.timeout_ns = 1000000u * (uint64_t)number(timeout, 1, 60000, DEFAULT_SERVICE_TIMEOUT_MS);
     provider->groups.most = number(group, 2, GP_SMALL_BATCH, GP_SMALL_BATCH);
     provider->groups.max_wait_ns = 1000u * (uint64_t)number(wait, 0, 1000000, DEFAULT_MAX_WAIT_US);
 }

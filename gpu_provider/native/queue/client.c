@@ -36,7 +36,7 @@ struct gp_client {
     _Atomic int has_source;
     struct gp_descriptors *descriptors; /* NULL: the consumer is in this process */
     int peer;                           /* its socket; -1 */
-    uint64_t patience_ns;
+    uint64_t timeout_ns;
 
     pthread_mutex_t lock;
     int closed;
@@ -119,7 +119,7 @@ gp_client *gp_client_new(uint32_t depth)
 }
 
 gp_client *gp_client_of_service(int memfd, int doorbell, int socket, struct gp_descriptors *descriptors,
-                                uint64_t patience_ns)
+                                uint64_t timeout_ns)
 {
     gp_client *client;
     gp_queue queue;
@@ -134,13 +134,13 @@ gp_client *gp_client_of_service(int memfd, int doorbell, int socket, struct gp_d
     }
     client = client_of(&queue, descriptors);
     if (client != NULL) {
-        client->patience_ns = patience_ns;
+        client->timeout_ns = timeout_ns;
         client->peer = fcntl(socket, F_DUPFD_CLOEXEC, 0); /* the caller may close it at any time */
     }
     return client;
 }
 
-int gp_client_is_left_alone(gp_client *client)
+int gp_client_peer_is_gone(gp_client *client)
 {
     struct pollfd peer = {.fd = client->peer};
 
@@ -259,7 +259,7 @@ struct gp_descriptors *gp_client_descriptors(const gp_client *client)
 
 uint64_t gp_client_give_up_ns(const gp_client *client)
 {
-    return client->descriptors != NULL ? gp_now_ns() + client->patience_ns : GP_NO_DEADLINE;
+    return client->descriptors != NULL ? gp_now_ns() + client->timeout_ns : GP_NO_DEADLINE;
 }
 
 /* ---- keys ---- */

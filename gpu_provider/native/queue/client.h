@@ -173,14 +173,14 @@ void gp_client_wake_thread(gp_client *client, uint32_t slot);
 /* ---- a consumer in another process: service/ ---- */
 
 /* A client over a queue that the other process made, and owns both descriptors in any case; NULL with errno set. Its
- * requests wait for patience_ns, or until the other process has hung up on `socket`, and then their owners compute
+ * requests wait for timeout_ns, or until the other process has hung up on `socket`, and then their owners compute
  * them. Whoever is to be told through a descriptor gets one of `descriptors`, which become the client's. Keys are not
  * in its key table. */
 struct gp_descriptors;
 gp_client *gp_client_of_service(int memfd, int doorbell, int socket, struct gp_descriptors *descriptors,
-                                uint64_t patience_ns);
-int gp_client_is_left_alone(gp_client *client); /* the other process is gone: to be closed */
-void gp_client_hang_up(gp_client *client);      /* in a forked child: closes its copy of the socket */
+                                uint64_t timeout_ns);
+int gp_client_peer_is_gone(gp_client *client); /* the other process is gone: to be closed */
+void gp_client_hang_up(gp_client *client);     /* in a forked child: closes its copy of the socket */
 
 /* NULL: the consumer is in this process. */
 struct gp_descriptors *gp_client_descriptors(const gp_client *client);
@@ -208,8 +208,9 @@ struct gp_groups *gp_client_groups(const gp_client *client);
 struct gp_source {
     int descriptor;                                   /* readable when there are any */
     void (*submit)(void *context, gp_client *client); /* submits them. The thread of gp_consumer_wait() */
-    /* A request with GP_WAITER_REMOTE is done. Any thread; no lock is held. output: least significant byte first. */
-    void (*finish)(void *remote, uint64_t tag, const uint8_t *output, int ok);
+    /* A request with GP_WAITER_REMOTE is done, and its slot is free again. Any thread; no lock is held. output: least
+     * significant byte first. */
+    void (*finish)(void *remote, uint64_t tag, const uint8_t *output, uint32_t bytes, int ok);
     void *context;
 };
 void gp_client_set_source(gp_client *client, const struct gp_source *source); /* once; copied */

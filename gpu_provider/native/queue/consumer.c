@@ -386,14 +386,9 @@ uint32_t gp_consumer_take(gp_consumer *consumer, uint32_t class_index, uint32_t 
     return taken;
 }
 
-static void wake(gp_consumer *consumer, uint32_t slot, uint32_t generation, const struct gp_waiter *waiter, int ok)
+static void wake(gp_consumer *consumer, uint32_t slot, const struct gp_waiter *waiter)
 {
     switch (waiter->kind) {
-    case GP_WAITER_REMOTE:
-        gp_client_source(consumer->client)
-            ->finish(waiter->remote, waiter->tag, consumer->queue->output + (size_t)slot * GP_MAX_BYTES, ok);
-        gp_client_collect(consumer->client, gp_request_handle_of(slot, generation), 0, NULL, 0);
-        return;
     case GP_WAITER_JOB:
         gp_wait_notify(waiter->wait);
         gp_wait_free(waiter->wait);
@@ -402,6 +397,7 @@ static void wake(gp_consumer *consumer, uint32_t slot, uint32_t generation, cons
         gp_client_finish(consumer->client, slot);
         break;
     case GP_WAITER_THREAD:
+    case GP_WAITER_REMOTE:
         break;
     }
     /* Any kind: a job that may not pause sleeps too. If the slot is another request's by now, a sleeper looks once in
@@ -443,7 +439,7 @@ static void complete(gp_consumer *consumer, gp_request_handle handle, const uint
     waiter.remote = consumer->waiters[slot].remote;
     waiter.tag = consumer->waiters[slot].tag;
     waiter.key = consumer->waiters[slot].key;
-    if (ok)
+    if (ok && waiter.kind != GP_WAITER_REMOTE)
         memcpy(consumer->queue->output + (size_t)slot * GP_MAX_BYTES, output, stride);
     else if (waiter.kind == GP_WAITER_JOB)
         gp_wait_set_error(waiter.wait);
@@ -456,7 +452,12 @@ static void complete(gp_consumer *consumer, gp_request_handle handle, const uint
         return;
     }
     collect_pin(consumer, pinned, waiter.key);
-    wake(consumer, slot, generation, &waiter, ok);
+    if (waiter.kind == GP_WAITER_REMOTE) { /* nobody here comes for the result */
+        gp_client_collect(consumer->client, handle, 0, NULL, 0);
+        gp_client_source(consumer->client)->finish(waiter.remote, waiter.tag, output, stride, ok);
+    } else {
+        wake(consumer, slot, &waiter);
+    }
 }
 
 static void prefetch_slot(const gp_consumer *consumer, gp_request_handle handle, uint32_t stride)

@@ -77,7 +77,7 @@ static const struct gp_costs typical_costs[GP_CLASSES] = {
 /* Held by whoever computes requests of others. A fork waits for them: otherwise a child could inherit a key of its own
  * whose lock in OpenSSL is held for ever, by a thread that it does not have. Not for long: a signal handler may
  * fork. */
-static pthread_rwlock_t computing = PTHREAD_RWLOCK_WRITER_NONRECURSIVE_INITIALIZER_NP;
+static pthread_rwlock_t for_others = PTHREAD_RWLOCK_WRITER_NONRECURSIVE_INITIALIZER_NP;
 static pthread_once_t watching = PTHREAD_ONCE_INIT;
 static _Thread_local int is_quiet; /* of the thread that forks */
 #define QUIET_SECONDS 1
@@ -88,18 +88,18 @@ static void before_fork(void)
 
     clock_gettime(CLOCK_REALTIME, &deadline);
     deadline.tv_sec += QUIET_SECONDS;
-    is_quiet = pthread_rwlock_timedwrlock(&computing, &deadline) == 0;
+    is_quiet = pthread_rwlock_timedwrlock(&for_others, &deadline) == 0;
 }
 
 static void after_fork_in_parent(void)
 {
     if (is_quiet)
-        pthread_rwlock_unlock(&computing);
+        pthread_rwlock_unlock(&for_others);
 }
 
 static void after_fork_in_child(void)
 {
-    computing = (pthread_rwlock_t)PTHREAD_RWLOCK_WRITER_NONRECURSIVE_INITIALIZER_NP;
+    for_others = (pthread_rwlock_t)PTHREAD_RWLOCK_WRITER_NONRECURSIVE_INITIALIZER_NP;
 }
 
 static void watch_forks(void)
@@ -500,9 +500,9 @@ static int serve_group(gp_groups *groups, uint32_t class_index)
         class->under_way += group->requests;
         groups->computing++;
         pthread_mutex_unlock(&groups->lock);
-        pthread_rwlock_rdlock(&computing);
+        pthread_rwlock_rdlock(&for_others);
         by_kernels = compute(groups, group, smallest, &stopwatch);
-        pthread_rwlock_unlock(&computing);
+        pthread_rwlock_unlock(&for_others);
         pthread_mutex_lock(&groups->lock);
         if (by_kernels)
             learn(groups, &class->measured.group, &stopwatch, 1, class->measured.group == 0);

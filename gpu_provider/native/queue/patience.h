@@ -13,7 +13,7 @@ struct gp_pace {
     double together; /* how many there can be at the same time */
     double faith;    /* the share of waits of late that were not in vain */
     double saved;    /* processor time by each turn that was waited for */
-    uint32_t lone;   /* requests that waited for no turn */
+    uint32_t lone;   /* requests that might have waited for a turn */
 };
 
 struct gp_patience;

@@ -19,6 +19,7 @@
 #define LAST_RETRY_NS 5000000000u
 #define STALL_NS 1000000000u /* a service that was too slow is not asked for so long */
 #define REFUSED UINT64_MAX
+#define FORGOTTEN (UINT64_MAX - 1) /* freed before the service had answered */
 
 struct gp_attachment {
     uint32_t fork_epoch;
@@ -99,6 +100,8 @@ gp_attachment *gp_attachment_of_process(const struct gp_service_settings *settin
             gp_client_free(found->client); /* the attachment's reference; connections may have others */
         return made;
     }
+    if (found == NULL || made->settings.path != found->settings.path)
+        free((char *)made->settings.path);
     pthread_mutex_destroy(&made->lock);
     free(made);
     return found; /* another thread was first */
@@ -164,10 +167,17 @@ static int attach(gp_attachment *attachment, const int *fds, uint32_t count)
     }
     attachment->memfd = attachment->doorbell = -1;
     attachment->client =
-        gp_client_of_service(memfd, doorbell, attachment->socket, descriptors, attachment->settings.patience_ns);
+        gp_client_of_service(memfd, doorbell, attachment->socket, descriptors, attachment->settings.timeout_ns);
     attachment->retry_ns = FIRST_RETRY_NS;
     attachment->stalled_until_ns = 0; /* that was another one */
     return attachment->client != NULL;
+}
+
+static void remove_key(gp_attachment *attachment, gp_key_handle handle)
+{
+    attachment->message.type = GP_REMOVE_KEY;
+    attachment->message.handle = handle;
+    ask(attachment, &attachment->message, 0);
 }
 
 /* 0: it is not what the service may say now. Owns the descriptors only if it returns 1. */
@@ -193,7 +203,10 @@ static int take_answer(gp_attachment *attachment, const struct gp_message *messa
     default: /* KEY */
         if (count != 0 || message->key_number >> 32 != attachment->epoch || place >= attachment->key_count)
             return 0;
-        attachment->handles[place] = message->handle != 0 ? message->handle : REFUSED;
+        if (attachment->handles[place] == FORGOTTEN && message->handle != 0)
+            remove_key(attachment, message->handle);
+        else
+            attachment->handles[place] = message->handle != 0 ? message->handle : REFUSED;
         return 1;
     }
 }
@@ -246,32 +259,32 @@ static void send_key(gp_attachment *attachment, struct gp_attached_key *attached
     OPENSSL_cleanse(message, sizeof(*message));
 }
 
-/* 0: the service does not have it, or not yet. */
-static gp_key_handle handle_of(const gp_attachment *attachment, const struct gp_attached_key *attached)
+/* Where a key's handle is; NULL: it was not sent over this connection. */
+static gp_key_handle *place_of(const gp_attachment *attachment, const struct gp_attached_key *attached)
 {
     uint64_t number = atomic_load(&attached->number);
-    gp_key_handle handle;
 
-    if (number >> 32 != attachment->epoch || (uint32_t)number >= attachment->key_count)
-        return 0;
-    handle = attachment->handles[(uint32_t)number];
-    return handle != REFUSED ? handle : 0;
+    return number >> 32 == attachment->epoch && (uint32_t)number < attachment->key_count
+               ? &attachment->handles[(uint32_t)number]
+               : NULL;
 }
 
 void gp_attached_key_forget(struct gp_attached_key *attached)
 {
     gp_attachment *attachment = atomic_load_explicit(&current, memory_order_acquire);
-    gp_key_handle handle;
+    gp_key_handle *handle;
 
     if (attachment == NULL || attachment->fork_epoch != gp_fork_epoch())
         return;
     pthread_mutex_lock(&attachment->lock);
-    handle = handle_of(attachment, attached);
-    if (handle != 0 && attachment->socket >= 0) {
-        attachment->handles[(uint32_t)atomic_load(&attached->number)] = REFUSED;
-        attachment->message.type = GP_REMOVE_KEY;
-        attachment->message.handle = handle;
-        ask(attachment, &attachment->message, 0);
+    handle = place_of(attachment, attached);
+    if (handle != NULL && *handle != REFUSED) {
+        gp_key_handle known = *handle;
+
+        *handle = FORGOTTEN;
+        atomic_store(&attached->number, 0);
+        if (known != 0)
+            remove_key(attachment, known);
     }
     pthread_mutex_unlock(&attachment->lock);
 }
@@ -297,11 +310,14 @@ static gp_client *client_for(gp_attachment *attachment, struct gp_attached_key *
     pthread_mutex_lock(&attachment->lock);
     look(attachment);
     if (attachment->client != NULL && gp_now_ns() >= attachment->stalled_until_ns) {
-        *handle = handle_of(attachment, attached);
-        if (*handle != 0)
-            client = gp_client_up_ref(attachment->client);
-        else if (atomic_load(&attached->number) >> 32 != attachment->epoch)
+        const gp_key_handle *place = place_of(attachment, attached);
+
+        if (place == NULL) {
             send_key(attachment, attached, read_numbers, key);
+        } else if (*place != 0 && *place != REFUSED) {
+            *handle = *place;
+            client = gp_client_up_ref(attachment->client);
+        }
     }
     if (attachment->client != NULL)
         keep_descriptors(attachment);
@@ -326,7 +342,7 @@ enum gp_attached gp_attachment_private_op(gp_attachment *attachment, struct gp_a
     if (served == GP_GAVE_UP && !gp_client_is_forked(client)) {
         pthread_mutex_lock(&attachment->lock);
         look(attachment);
-        if (gp_now_ns() - began_ns >= attachment->settings.patience_ns)
+        if (gp_now_ns() - began_ns >= attachment->settings.timeout_ns)
             attachment->stalled_until_ns = gp_now_ns() + STALL_NS;
         pthread_mutex_unlock(&attachment->lock);
     }

@@ -13,8 +13,8 @@
 #include "service/messages.h"
 
 struct gp_service_settings {
-    const char *path;     /* of its socket; NULL: there is no service */
-    uint64_t patience_ns; /* of each request */
+    const char *path;    /* of its socket; NULL: there is no service */
+    uint64_t timeout_ns; /* of each request */
 };
 
 typedef struct gp_attachment gp_attachment;

@@ -2,12 +2,21 @@
 #include "service/messages.h"
 
 #include <errno.h>
+#include <openssl/core_names.h>
 #include <openssl/crypto.h>
 #include <string.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
-size_t gp_message_size(uint32_t type, size_t numbers_size)
+const char *const gp_key_number_names[GP_KEY_NUMBERS] = {
+    OSSL_PKEY_PARAM_RSA_N,         OSSL_PKEY_PARAM_RSA_E,
+    OSSL_PKEY_PARAM_RSA_D,         OSSL_PKEY_PARAM_RSA_FACTOR1,
+    OSSL_PKEY_PARAM_RSA_FACTOR2,   OSSL_PKEY_PARAM_RSA_EXPONENT1,
+    OSSL_PKEY_PARAM_RSA_EXPONENT2, OSSL_PKEY_PARAM_RSA_COEFFICIENT1,
+};
+
+/* How much of a message of this type is sent; 0: there is no such type. `numbers_size`: all sizes together. */
+static size_t message_size(uint32_t type, size_t numbers_size)
 {
     switch (type) {
     case GP_HELLO:
@@ -44,7 +53,7 @@ int gp_message_is_valid(const struct gp_message *message, size_t size, int from_
             numbers_size += message->sizes[i];
         }
     }
-    return size == gp_message_size(message->type, numbers_size);
+    return size == message_size(message->type, numbers_size);
 }
 
 union control {
@@ -61,7 +70,7 @@ int gp_message_send(int socket, const struct gp_message *message, const int *des
 
     for (uint32_t i = 0; i < GP_KEY_NUMBERS && message->type == GP_ADD_KEY; i++)
         numbers_size += message->sizes[i];
-    iovec.iov_len = gp_message_size(message->type, numbers_size);
+    iovec.iov_len = message_size(message->type, numbers_size);
     if (count > 0) {
         struct cmsghdr *rights;
 

@@ -34,8 +34,9 @@ enum gp_message_type {
     GP_MORE_DESCRIPTORS
 };
 
-/* An RSA key's numbers: n, e, d, p, q, dP, dQ, qInv. */
+/* An RSA key's numbers, in this order: n, e, d, p, q, dP, dQ, qInv. */
 #define GP_KEY_NUMBERS 8u
+extern const char *const gp_key_number_names[GP_KEY_NUMBERS]; /* of OpenSSL's parameters */
 
 struct gp_message {
     uint32_t type;
@@ -45,9 +46,6 @@ struct gp_message {
     uint16_t sizes[GP_KEY_NUMBERS];                 /* ADD_KEY, in bytes */
     uint8_t numbers[GP_KEY_NUMBERS * GP_MAX_BYTES]; /* one after the other, most significant byte first */
 };
-
-/* How much of a message of this type is sent; 0: there is no such type. `numbers_size`: all sizes together. */
-size_t gp_message_size(uint32_t type, size_t numbers_size);
 
 /* Whether `size` received bytes are a whole message that may come from a client, or from a service. */
 int gp_message_is_valid(const struct gp_message *message, size_t size, int from_client);

@@ -1,13 +1,8 @@
 #define _GNU_SOURCE
-#include "service/remotes.h"
-
 #include <errno.h>
 #include <limits.h>
 #include <linux/futex.h>
-#include <openssl/core_names.h>
 #include <openssl/crypto.h>
-#include <openssl/param_build.h>
-#include <openssl/params.h>
 #include <pthread.h>
 #include <stdatomic.h>
 #include <stdlib.h>
@@ -15,53 +10,27 @@
 #include <sys/epoll.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
-#include <sys/timerfd.h>
 #include <unistd.h>
 
 #include "queue/descriptors.h"
-#include "queue/queue.h"
-#include "service/messages.h"
+#include "service/remote.h"
 
 #define AT_ONCE 8u       /* requests of one process, before it is another's turn */
 #define MOST_TURNS 1000u /* before something is computed */
-
-/* `handle`, by which the process knows it, is serial << 16 | its place; 0: the place is free. */
-struct remote_key {
-    gp_key_handle handle, own;
-};
-
-struct gp_remote {
-    atomic_int references;
-    gp_remotes *remotes;
-    int socket;
-    struct gp_remote_limits limits;
-    gp_queue queue;
-    int greeted;
-    _Atomic uint64_t requests, failed;
-    _Atomic uint32_t in_flight;
-
-    /* the socket's thread */
-    int *descriptors; /* [limits.descriptors] */
-    _Atomic uint32_t descriptor_count;
-
-    pthread_mutex_t lock;
-    struct remote_key *keys; /* [limits.keys] */
-    uint32_t key_count;
-    uint64_t key_serial;
-
-    /* under gp_remotes.lock */
-    int active; /* its queue may have something */
-    int closed;
-    gp_remote *next; /* active */
-};
 
 struct gp_remotes {
     gp_client *client;
     int epoll; /* the doorbells of all processes */
     _Atomic uint32_t room, in_flight;
+    atomic_int starved;      /* requests were left for lack of room: the consumer is to be woken when there is some */
     pthread_mutex_t lock;    /* before the client's */
     gp_remote *first, *last; /* that are active */
 };
+
+gp_client *gp_remotes_client(const gp_remotes *remotes)
+{
+    return remotes->client;
+}
 
 /* ---- counted, since completions come from any thread ---- */
 
@@ -107,14 +76,15 @@ static int change_state(gp_remote *remote, uint32_t slot, uint32_t generation, u
     return 0;
 }
 
-static void publish(gp_remote *remote, uint32_t slot, uint32_t generation, const uint8_t *output, int ok)
+static void publish(gp_remote *remote, uint32_t slot, uint32_t generation, const uint8_t *output, uint32_t bytes,
+                    int ok)
 {
     uint8_t *result = remote->queue.output + (size_t)slot * GP_MAX_BYTES;
 
     if (!change_state(remote, slot, generation, GP_RUNNING, GP_FINISHING))
         return;
     if (ok)
-        memcpy(result, output, GP_MAX_BYTES);
+        memcpy(result, output, bytes);
     else
         atomic_fetch_add_explicit(&remote->failed, 1, memory_order_relaxed);
     if (change_state(remote, slot, generation, GP_FINISHING, ok ? GP_DONE_OK : GP_DONE_ERR))
@@ -124,14 +94,14 @@ static void publish(gp_remote *remote, uint32_t slot, uint32_t generation, const
 }
 
 /* struct gp_source */
-static void finish(void *argument, uint64_t tag, const uint8_t *output, int ok)
+static void finish(void *argument, uint64_t tag, const uint8_t *output, uint32_t bytes, int ok)
 {
     gp_remote *remote = argument;
     gp_remotes *remotes = remote->remotes;
 
-    publish(remote, gp_request_slot(tag), gp_request_generation(tag), output, ok);
-    atomic_fetch_sub(&remote->in_flight, 1);
-    if (atomic_fetch_sub(&remotes->in_flight, 1) == atomic_load(&remotes->room)) /* there may be more to take */
+    publish(remote, gp_request_slot(tag), gp_request_generation(tag), output, bytes, ok);
+    atomic_fetch_sub(&remotes->in_flight, 1);
+    if (atomic_exchange(&remotes->starved, 0))
         gp_client_wake_consumer(remotes->client);
     release(remote);
 }
@@ -175,12 +145,10 @@ static int copy_request(gp_remote *remote, uint32_t slot, uint32_t generation, u
     gp_key_free(key);
     if (valid) {
         up_ref(remote);
-        atomic_fetch_add(&remote->in_flight, 1);
         atomic_fetch_add(&remote->remotes->in_flight, 1);
         valid = gp_client_put(client, own_slot, &waiter, bytes, input, 0) != 0;
         if (valid)
             return 1;
-        atomic_fetch_sub(&remote->in_flight, 1);
         atomic_fetch_sub(&remote->remotes->in_flight, 1);
         release(remote);
     }
@@ -188,7 +156,7 @@ static int copy_request(gp_remote *remote, uint32_t slot, uint32_t generation, u
     return 0;
 }
 
-enum taken { NONE_LEFT, MORE, NO_ROOM, LIES };
+enum taken { NONE_LEFT, MORE, NO_ROOM, MALFORMED };
 
 /* Takes a few requests. */
 static enum taken take_some(gp_remote *remote)
@@ -210,10 +178,10 @@ static enum taken take_some(gp_remote *remote)
             atomic_fetch_add_explicit(&remote->requests, 1, memory_order_relaxed);
             if (copy_request(remote, slot, GP_GENERATION(word), own_slot))
                 continue;
-            publish(remote, slot, GP_GENERATION(word), NULL, 0);
+            publish(remote, slot, GP_GENERATION(word), NULL, 0, 0);
         } else if (popped < 0 || (popped > 0 && GP_STATE(word) != GP_ORPHANED && GP_STATE(word) != GP_SUBMITTED)) {
             gp_client_release(remotes->client, own_slot);
-            return LIES;
+            return MALFORMED;
         }
         gp_client_release(remotes->client, own_slot);
         if (popped == 0)
@@ -259,21 +227,22 @@ static void submit(void *context, gp_client *client)
         for (int i = 0; i < count; i++)
             activate(remotes, events[i].data.ptr);
     } while (count == 64);
-    for (uint32_t turns = 0; remotes->first != NULL; turns++) {
+    atomic_store(&remotes->starved, 1); /* first: whatever ends from now on wakes us again */
+    for (uint32_t turns = 0; remotes->first != NULL && turns < MOST_TURNS; turns++) {
         gp_remote *remote = take_first(remotes);
         enum taken taken = take_some(remote);
 
-        if (taken == LIES)
+        if (taken == MALFORMED)
             (void)shutdown(remote->socket, SHUT_RDWR); /* its socket's thread closes it */
         else if (taken != NONE_LEFT || !gp_queue_watch(&remote->queue))
             activate(remotes, remote);
         if (taken == NO_ROOM)
             break;
-        if (turns == MOST_TURNS) { /* what was taken is to be computed too */
-            gp_client_wake_consumer(client);
-            break;
-        }
     }
+    if (remotes->first == NULL)
+        atomic_store(&remotes->starved, 0);
+    else if (atomic_load(&remotes->in_flight) == 0) /* nothing will end */
+        gp_client_wake_consumer(client);
     pthread_mutex_unlock(&remotes->lock);
 }
 
@@ -299,7 +268,8 @@ gp_remotes *gp_remotes_new(gp_client *client, uint32_t room)
 
 void gp_remotes_set_room(gp_remotes *remotes, uint32_t room)
 {
-    atomic_store(&remotes->room, room);
+    if (atomic_exchange(&remotes->room, room) < room) /* there may be requests for which there was none */
+        gp_client_wake_consumer(remotes->client);
 }
 
 /* ---- one process ---- */
@@ -344,23 +314,6 @@ failed:
     return NULL;
 }
 
-/* With the lock. */
-static void remove_key(gp_remote *remote, uint32_t place)
-{
-    gp_client_remove_key(remote->remotes->client, remote->keys[place].own);
-    remote->keys[place] = (struct remote_key){0};
-    remote->key_count--;
-}
-
-static void remove_keys(gp_remote *remote)
-{
-    pthread_mutex_lock(&remote->lock);
-    for (uint32_t i = 0; i < remote->limits.keys; i++)
-        if (remote->keys[i].handle != 0)
-            remove_key(remote, i);
-    pthread_mutex_unlock(&remote->lock);
-}
-
 void gp_remote_close(gp_remote *remote)
 {
     gp_remotes *remotes = remote->remotes;
@@ -381,7 +334,7 @@ void gp_remote_close(gp_remote *remote)
         remote->active = 0;
     }
     pthread_mutex_unlock(&remotes->lock);
-    remove_keys(remote);
+    gp_remote_remove_keys(remote);
     close(remote->socket);
     release(remote);
 }
@@ -391,145 +344,9 @@ void gp_remote_get_stats(gp_remote *remote, struct gp_remote_stats *stats)
     *stats = (struct gp_remote_stats){
         .requests = atomic_load(&remote->requests),
         .failed = atomic_load(&remote->failed),
-        .in_flight = atomic_load(&remote->in_flight),
         .descriptors = atomic_load(&remote->descriptor_count),
     };
     pthread_mutex_lock(&remote->lock);
     stats->keys = remote->key_count;
     pthread_mutex_unlock(&remote->lock);
-}
-
-/* ---- its messages; the socket's thread ---- */
-
-static EVP_PKEY *key_of(const struct gp_message *message)
-{
-    static const char *const names[GP_KEY_NUMBERS] = {
-        OSSL_PKEY_PARAM_RSA_N,         OSSL_PKEY_PARAM_RSA_E,
-        OSSL_PKEY_PARAM_RSA_D,         OSSL_PKEY_PARAM_RSA_FACTOR1,
-        OSSL_PKEY_PARAM_RSA_FACTOR2,   OSSL_PKEY_PARAM_RSA_EXPONENT1,
-        OSSL_PKEY_PARAM_RSA_EXPONENT2, OSSL_PKEY_PARAM_RSA_COEFFICIENT1,
-    };
-    OSSL_PARAM_BLD *builder = OSSL_PARAM_BLD_new();
-    EVP_PKEY_CTX *context = EVP_PKEY_CTX_new_from_name(gp_inner_libctx(), "RSA", NULL);
-    BIGNUM *numbers[GP_KEY_NUMBERS] = {NULL};
-    OSSL_PARAM *params = NULL;
-    EVP_PKEY *pkey = NULL;
-    const uint8_t *next = message->numbers;
-    int ok = builder != NULL && context != NULL;
-
-    for (uint32_t i = 0; ok && i < GP_KEY_NUMBERS; i++) {
-        numbers[i] = BN_secure_new();
-        ok = numbers[i] != NULL && BN_bin2bn(next, message->sizes[i], numbers[i]) != NULL
-             && OSSL_PARAM_BLD_push_BN(builder, names[i], numbers[i]);
-        next += message->sizes[i];
-    }
-    if (ok && (params = OSSL_PARAM_BLD_to_param(builder)) != NULL && EVP_PKEY_fromdata_init(context) == 1)
-        (void)EVP_PKEY_fromdata(context, &pkey, EVP_PKEY_KEYPAIR, params);
-    OSSL_PARAM_free(params);
-    for (uint32_t i = 0; i < GP_KEY_NUMBERS; i++)
-        BN_clear_free(numbers[i]);
-    EVP_PKEY_CTX_free(context);
-    OSSL_PARAM_BLD_free(builder);
-    return pkey;
-}
-
-/* Its handle, or 0. */
-static gp_key_handle add_key(gp_remote *remote, const struct gp_message *message)
-{
-    EVP_PKEY *pkey = key_of(message);
-    gp_key *key = pkey != NULL ? gp_key_new(pkey) : NULL;
-    struct remote_key added = {0};
-    uint32_t place = 0;
-
-    EVP_PKEY_free(pkey);
-    while (place < remote->limits.keys && remote->keys[place].handle != 0)
-        place++;
-    if (key != NULL && gp_key_is_batchable(key) && place < remote->limits.keys)
-        added.own = gp_client_add_key(remote->remotes->client, key);
-    gp_key_free(key);
-    if (added.own != 0) {
-        pthread_mutex_lock(&remote->lock);
-        added.handle = ++remote->key_serial << 16 | place;
-        remote->keys[place] = added;
-        remote->key_count++;
-        pthread_mutex_unlock(&remote->lock);
-    }
-    return added.handle;
-}
-
-static void forget_key(gp_remote *remote, gp_key_handle handle)
-{
-    uint32_t place = handle & 0xffff;
-
-    pthread_mutex_lock(&remote->lock);
-    if (handle != 0 && place < remote->limits.keys && remote->keys[place].handle == handle)
-        remove_key(remote, place);
-    pthread_mutex_unlock(&remote->lock);
-}
-
-/* As many wait descriptors as go into a message, and as the limit allows. */
-static int give_descriptors(gp_remote *remote)
-{
-    const struct gp_message message = {.type = GP_DESCRIPTORS};
-    uint32_t first = atomic_load(&remote->descriptor_count), count = first;
-    int error;
-
-    while (count < remote->limits.descriptors && count - first < GP_DESCRIPTORS_AT_ONCE) {
-        int descriptor = timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK);
-
-        if (descriptor < 0)
-            break;
-        remote->descriptors[count++] = descriptor;
-    }
-    error = gp_message_send(remote->socket, &message, remote->descriptors + first, count - first);
-    if (error == 0)
-        atomic_store(&remote->descriptor_count, count);
-    for (uint32_t i = first; i < count && error != 0; i++)
-        close(remote->descriptors[i]);
-    return error;
-}
-
-static int welcome(gp_remote *remote)
-{
-    const struct gp_message message = {.type = GP_WELCOME, .version = GP_PROTOCOL_VERSION};
-    const int descriptors[] = {remote->queue.memfd, remote->queue.doorbell};
-    int error = gp_message_send(remote->socket, &message, descriptors, 2);
-
-    remote->greeted = 1;
-    return error != 0 ? error : give_descriptors(remote);
-}
-
-static int answer(gp_remote *remote, const struct gp_message *message)
-{
-    struct gp_message key = {.type = GP_KEY, .key_number = message->key_number};
-
-    if (remote->greeted != (message->type != GP_HELLO))
-        return EPROTO;
-    switch (message->type) {
-    case GP_HELLO:
-        return message->version == GP_PROTOCOL_VERSION ? welcome(remote) : EPROTO;
-    case GP_ADD_KEY:
-        key.handle = add_key(remote, message);
-        return gp_message_send(remote->socket, &key, NULL, 0);
-    case GP_REMOVE_KEY:
-        forget_key(remote, message->handle);
-        return 0;
-    default: /* MORE_DESCRIPTORS */
-        return give_descriptors(remote);
-    }
-}
-
-int gp_remote_serve(gp_remote *remote)
-{
-    int descriptors[GP_DESCRIPTORS_AT_ONCE], error;
-    struct gp_message message;
-    uint32_t count;
-
-    while ((error = gp_message_receive(remote->socket, &message, 1, descriptors, &count)) == 0) {
-        error = answer(remote, &message);
-        OPENSSL_cleanse(&message, sizeof(message));
-        if (error != 0)
-            return error == EAGAIN ? ENOBUFS : error;
-    }
-    return error == EAGAIN ? 0 : error;
 }

@@ -1,13 +1,13 @@
-/* The client processes of a service. Each has a queue of its own, which the service makes and which it then shares with
- * a process that it does not trust: whatever is there is copied before it is checked, and a process that lies harms
- * itself alone.
+/* The client processes of a service, for gpu_provider/service/processes.py. Each has a queue of its own, which the
+ * service makes and then shares with a process that it does not trust: whatever is there is copied before it is
+ * checked, and a process that lies harms itself alone.
  *
  * Their requests become requests of the service's own client, so that one batching provider computes all of them. They
  * stay in their queues as long as that has enough to compute, and are taken from one after the other in turn: who
  * floods its own queue delays others by what is computed just now.
  */
-#ifndef GP_REMOTES_H
-#define GP_REMOTES_H
+#ifndef GP_SERVICE_H
+#define GP_SERVICE_H
 
 #include <stdint.h>
 
@@ -42,7 +42,6 @@ void gp_remote_close(gp_remote *remote);
 struct gp_remote_stats {
     uint64_t requests;
     uint64_t failed; /* of those: not valid, or the operation failed */
-    uint32_t in_flight;
     uint32_t keys;
     uint32_t descriptors;
 };
