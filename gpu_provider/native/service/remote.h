@@ -1,5 +1,5 @@
-/* One process that is connected to the service, as remotes.c (its requests) and remote_messages.c (what it says over its
- * socket) share it. For nobody else. */
+/* One process that is connected to the service, as remotes.c (its requests) and remote_messages.c (what it says over
+ * its socket) share it. For nobody else. */
 #ifndef GP_REMOTE_H
 #define GP_REMOTE_H
 
