@@ -99,6 +99,7 @@ _SIGNATURES: Final[dict[str, tuple[object, list[object]]]] = {
     "BN_bn2binpad": (c_int, [c_void_p, c_void_p, c_int]),
     "BN_free": (None, [c_void_p]),
     "ERR_get_error": (c_ulong, []),
+    "ERR_get_next_error_library": (c_int, []),
     "ERR_error_string_n": (None, [c_ulong, c_void_p, c_size_t]),
     "ERR_clear_error": (None, []),
 }
@@ -149,6 +150,15 @@ def _params(numbers: Mapping[str, int], uints: Mapping[str, int]) -> Iterator[in
             _lib.BN_free(number)
 
 
+def _new_library_context() -> int:
+    """Errors pack their library's number in eight bits, and each provider that is loaded takes the next number. After
+    128 loads in one process they reach 0 to 127, OpenSSL's own libraries, whose texts are not ours.
+    """
+    while not 128 <= _lib.ERR_get_next_error_library() & 0xFF < 240:
+        pass
+    return _check(_lib.OSSL_LIB_CTX_new())
+
+
 class LibraryContext:
     """A library context of which RSA is computed by the provider module loaded from its file.
 
@@ -160,7 +170,7 @@ class LibraryContext:
     def __init__(
         self, *, base: bool = False, provider: bool = True, preference: str = PREFERENCE, more: Iterable[str] = ()
     ) -> None:
-        self.pointer: int = _check(_lib.OSSL_LIB_CTX_new())
+        self.pointer: int = _new_library_context()
         _check(_lib.OSSL_PROVIDER_set_default_search_path(self.pointer, str(NATIVE).encode()))
         names = [b"base" if base else b"default", *([NAME.encode()] if provider else []), *map(str.encode, more)]
         self._providers = [_check(_lib.OSSL_PROVIDER_load(self.pointer, name)) for name in names]
@@ -176,7 +186,7 @@ class LibraryContext:
             f"[algorithms]\ndefault_properties = {PREFERENCE}\n"
         )
         context = cls.__new__(cls)
-        context.pointer, context._providers = _check(_lib.OSSL_LIB_CTX_new()), []
+        context.pointer, context._providers = _new_library_context(), []
         try:
             _check(_lib.OSSL_LIB_CTX_load_config(context.pointer, str(path).encode()))
         except EvpError:
