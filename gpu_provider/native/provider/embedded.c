@@ -12,6 +12,7 @@
 #include <string.h>
 
 #include "provider/provider.h"
+#include "queue/counts.h"
 
 /* Library contexts are never freed, but used again. OpenSSL keeps, for every thread that used a context's random
  * numbers, a handler that looks at the context when the thread ends; a thread may well outlive a provider, and no call
@@ -52,7 +53,8 @@ static struct application *make_application(void)
     return NULL;
 }
 
-OSSL_LIB_CTX *gp_embedded_libctx_new(gp_client *client)
+/* One that is free, or a new one. */
+static struct application *take_application(void)
 {
     struct application *application = atomic_load(&applications);
     int in_use = 0;
@@ -61,14 +63,53 @@ OSSL_LIB_CTX *gp_embedded_libctx_new(gp_client *client)
         in_use = 0;
         application = application->next;
     }
-    if (application == NULL) {
-        gp_provider_pending_client = client;
-        application = make_application();
-        gp_provider_pending_client = NULL;
-    } else {
-        application->provider->client = gp_client_up_ref(client);
+    return application != NULL ? application : make_application();
+}
+
+OSSL_LIB_CTX *gp_embedded_libctx_new(gp_client *client)
+{
+    struct application *application = take_application();
+
+    if (application == NULL)
+        return NULL;
+    application->provider->client = gp_client_up_ref(client);
+    return application->libctx;
+}
+
+static struct gp_service_settings service_settings(const char *path, uint32_t timeout_ms)
+{
+    return (struct gp_service_settings){.path = path, .timeout_ns = 1000000u * (uint64_t)timeout_ms};
+}
+
+OSSL_LIB_CTX *gp_embedded_libctx_of_service(const char *path, uint32_t timeout_ms)
+{
+    struct application *application = take_application();
+
+    if (application == NULL)
+        return NULL;
+    application->provider->service = service_settings(path, timeout_ms);
+    return application->libctx;
+}
+
+int gp_embedded_callbacks_descriptor(const char *path, uint32_t timeout_ms)
+{
+    const struct gp_service_settings settings = service_settings(path, timeout_ms);
+
+    return gp_attachment_callbacks_descriptor(&settings);
+}
+
+void gp_embedded_fire_callbacks(void)
+{
+    gp_attachment_fire();
+}
+
+void gp_embedded_counts(uint64_t *by_service, uint64_t *alone)
+{
+    *by_service = *alone = 0;
+    for (uint32_t i = 0; i < GP_CLASSES; i++) {
+        *by_service += atomic_load(&gp_counts_of(i)->served);
+        *alone += atomic_load(&gp_counts_of(i)->singles);
     }
-    return application != NULL ? application->libctx : NULL;
 }
 
 void gp_embedded_libctx_free(OSSL_LIB_CTX *libctx)
@@ -80,6 +121,7 @@ void gp_embedded_libctx_free(OSSL_LIB_CTX *libctx)
     if (application != NULL) {
         gp_client_free(application->provider->client);
         application->provider->client = NULL;
+        application->provider->service.path = NULL;
         atomic_store(&application->in_use, 0);
     }
 }

@@ -16,6 +16,18 @@
 OSSL_LIB_CTX *gp_embedded_libctx_new(gp_client *client);
 void gp_embedded_libctx_free(OSSL_LIB_CTX *libctx);
 
+/* The same, but RSA is computed by the service that listens at `path`, or at once by OpenSSL while it can't be reached.
+ * `path` must live as long as the context is used. A process has one service: the first path and timeout count. */
+OSSL_LIB_CTX *gp_embedded_libctx_of_service(const char *path, uint32_t timeout_ms);
+
+/* For such a context's connections that have an async callback, before their first operation: watch this descriptor and
+ * call gp_embedded_fire_callbacks() on the thread that runs them when it is readable. -1: no memory or descriptor. */
+int gp_embedded_callbacks_descriptor(const char *path, uint32_t timeout_ms);
+void gp_embedded_fire_callbacks(void);
+
+/* How many operations of this process a service computed, and how many OpenSSL. */
+void gp_embedded_counts(uint64_t *by_service, uint64_t *alone);
+
 typedef struct gp_key_info {
     gp_key_handle handle;
     uint32_t bits;

@@ -13,7 +13,6 @@
 #define DEFAULT_MAX_WAIT_US 20000u
 #define DEFAULT_SERVICE_TIMEOUT_MS 200u
 
-_Thread_local gp_client *gp_provider_pending_client;
 struct gp_provider_kernels gp_provider_kernels;
 
 static const OSSL_ITEM reasons[] = {
@@ -196,8 +195,6 @@ static void read_settings(gp_provider *provider, OSSL_FUNC_core_get_params_fn *g
     if (!get_core_params(provider->handle, params))
         return;
     provider->always_reject_implicitly = reject != NULL && strcmp(reject, "0") != 0;
-    if (provider->client != NULL)
-        return;
     if (kernels != NULL && strcmp(kernels, "portable") == 0) {
         provider->groups.kernels = gp_provider_kernels.portable;
         provider->groups.pretend = 1;
@@ -254,8 +251,6 @@ int gp_provider_init(const OSSL_CORE_HANDLE *handle, const OSSL_DISPATCH *in, co
         provider->same_libcrypto = 1;
         provider->libctx = (OSSL_LIB_CTX *)get_libctx(handle);
     }
-    if (gp_provider_pending_client != NULL)
-        provider->client = gp_client_up_ref(gp_provider_pending_client);
     if (get_core_params != NULL)
         read_settings(provider, get_core_params);
     *out = provider_functions;

@@ -38,10 +38,6 @@ typedef struct gp_provider {
     OSSL_FUNC_core_vset_error_fn *vset_error;
 } gp_provider;
 
-/* Set by gp_embedded_libctx_new() around OSSL_PROVIDER_load(), which calls gp_provider_init() on the same thread: the
- * only way to hand a built-in provider an argument. */
-extern _Thread_local gp_client *gp_provider_pending_client;
-
 /* The kernels that a provider without a client may use: set by the module, which is linked with them, before
  * gp_provider_init(). NULL: none. */
 struct gp_provider_kernels {

@@ -15,6 +15,7 @@
 #include <unistd.h>
 
 #include "process.h"
+#include "queue/callbacks.h"
 #include "queue/descriptors.h"
 #include "queue/slot_list.h"
 
@@ -37,6 +38,10 @@ struct gp_client {
     struct gp_descriptors *descriptors; /* NULL: the consumer is in this process */
     int peer;                           /* its socket; -1 */
     uint64_t timeout_ns;
+    _Atomic uint64_t last_result_ns;
+    struct gp_callbacks *callbacks; /* NULL: there are none */
+    int callbacks_fd;               /* signalled for all of them; -1 */
+    uint32_t callbacks_number;
 
     pthread_mutex_t lock;
     int closed;
@@ -60,6 +65,11 @@ static void free_memory(gp_client *client)
 {
     gp_cpu_free(client->cpu);
     gp_key_table_free(client->keys);
+    if (client->callbacks_fd >= 0) {
+        if (!gp_client_is_forked(client))
+            gp_callbacks_unwatch(client->callbacks, client->callbacks_fd);
+        close(client->callbacks_fd);
+    }
     gp_descriptors_free(client->descriptors);
     gp_client_hang_up(client);
     free(client->finished.slots);
@@ -85,7 +95,7 @@ static gp_client *client_of(const gp_queue *queue, struct gp_descriptors *descri
     atomic_init(&client->references, 1);
     client->fork_epoch = gp_fork_epoch();
     client->queue = mapped;
-    client->peer = -1;
+    client->peer = client->callbacks_fd = -1;
     client->descriptors = descriptors;
     client->free_slots = calloc(depth, sizeof(*client->free_slots));
     client->orphans = calloc(depth, sizeof(*client->orphans));
@@ -257,9 +267,43 @@ struct gp_descriptors *gp_client_descriptors(const gp_client *client)
     return client->descriptors;
 }
 
-uint64_t gp_client_give_up_ns(const gp_client *client)
+#define MOST_TIMEOUTS 25u
+
+uint64_t gp_client_give_up_ns(const gp_client *client, uint64_t began_ns)
 {
-    return client->descriptors != NULL ? gp_now_ns() + client->timeout_ns : GP_NO_DEADLINE;
+    uint64_t last_ns = atomic_load_explicit(&client->last_result_ns, memory_order_relaxed);
+
+    if (client->descriptors == NULL)
+        return GP_NO_DEADLINE;
+    if (last_ns < began_ns)
+        return began_ns + client->timeout_ns;
+    return last_ns - began_ns < (MOST_TIMEOUTS - 1) * client->timeout_ns
+               ? last_ns + client->timeout_ns
+               : began_ns + MOST_TIMEOUTS * client->timeout_ns;
+}
+
+int gp_client_use_callbacks(gp_client *client, struct gp_callbacks *callbacks)
+{
+    client->callbacks_fd = gp_descriptors_take(client->descriptors, &client->callbacks_number);
+    if (client->callbacks_fd < 0)
+        return 0;
+    if (!gp_callbacks_watch(callbacks, client->callbacks_fd)) {
+        gp_descriptors_give(client->descriptors, client->callbacks_number, client->callbacks_fd);
+        client->callbacks_fd = -1;
+        return 0;
+    }
+    client->callbacks = callbacks;
+    return 1;
+}
+
+struct gp_callbacks *gp_client_callbacks(const gp_client *client)
+{
+    return client->callbacks;
+}
+
+uint32_t gp_client_callbacks_number(const gp_client *client)
+{
+    return client->callbacks_number;
 }
 
 /* ---- keys ---- */
@@ -510,6 +554,8 @@ void gp_client_close(gp_client *client)
         for (uint32_t slot = 0; slot < client->queue.depth; slot++)
             gp_client_wake_thread(client, slot);
         gp_descriptors_signal_all(client->descriptors);
+        if (client->callbacks != NULL)
+            gp_callbacks_wake(client->callbacks);
     }
     gp_client_wake_consumer(client);
 }
@@ -690,6 +736,8 @@ int gp_client_collect(gp_client *client, gp_request_handle handle, uint32_t byte
 
     if (ok && output != NULL)
         copy(output, result, bytes, big_endian);
+    if (client->descriptors != NULL)
+        atomic_store_explicit(&client->last_result_ns, gp_now_ns(), memory_order_relaxed);
     OPENSSL_cleanse(result, GP_MAX_BYTES);
     gp_client_release(client, slot);
     return ok;

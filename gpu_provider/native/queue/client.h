@@ -173,8 +173,8 @@ void gp_client_wake_thread(gp_client *client, uint32_t slot);
 /* ---- a consumer in another process: service/ ---- */
 
 /* A client over a queue that the other process made, and owns both descriptors in any case; NULL with errno set. Its
- * requests wait for timeout_ns, or until the other process has hung up on `socket`, and then their owners compute
- * them. Whoever is to be told through a descriptor gets one of `descriptors`, which become the client's. Keys are not
+ * requests wait until for timeout_ns none was done, or the other process has hung up on `socket`, and then their owners
+ * compute them. Whoever is to be told through a descriptor gets one of `descriptors`, which become the client's. Keys are not
  * in its key table. */
 struct gp_descriptors;
 gp_client *gp_client_of_service(int memfd, int doorbell, int socket, struct gp_descriptors *descriptors,
@@ -184,7 +184,17 @@ void gp_client_hang_up(gp_client *client);     /* in a forked child: closes its 
 
 /* NULL: the consumer is in this process. */
 struct gp_descriptors *gp_client_descriptors(const gp_client *client);
-uint64_t gp_client_give_up_ns(const gp_client *client); /* of a request that begins now; GP_NO_DEADLINE: never */
+
+/* When its owner is to give up a request that began at began_ns; GP_NO_DEADLINE: never. Results of others put it off,
+ * but not for ever: who waits in a long queue need not fear that nobody is there. */
+uint64_t gp_client_give_up_ns(const gp_client *client, uint64_t began_ns);
+
+/* From now on, jobs with a callback are told by `callbacks`, which lives longer. Once, before it is used; 0: there is no
+ * descriptor for it. */
+struct gp_callbacks;
+int gp_client_use_callbacks(gp_client *client, struct gp_callbacks *callbacks);
+struct gp_callbacks *gp_client_callbacks(const gp_client *client); /* NULL: such jobs can't be told */
+uint32_t gp_client_callbacks_number(const gp_client *client);      /* of the descriptor that is signalled for them */
 
 /* Something to be told by the consumer's thread: a job's stack is no place for foreign code. Zeros at first. */
 struct gp_errand {

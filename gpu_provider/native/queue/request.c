@@ -16,8 +16,9 @@ enum outcome { FAILED = 0, DONE = 1, COMPUTE_DIRECTLY = 2, GAVE_UP = 3 /* the re
 #define LOOK_NS 50000000u
 
 /* Until when to wait for the request; GP_NO_MEMORY: no longer. Computes, where nobody else does. */
-static uint64_t serve(gp_client *client, gp_request_handle handle, enum gp_waits waits, uint64_t give_up_ns, int again)
+static uint64_t serve(gp_client *client, gp_request_handle handle, enum gp_waits waits, uint64_t began_ns, int again)
 {
+    const uint64_t give_up_ns = gp_client_give_up_ns(client, began_ns);
     uint64_t now;
 
     if (give_up_ns == GP_NO_DEADLINE)
@@ -27,18 +28,20 @@ static uint64_t serve(gp_client *client, gp_request_handle handle, enum gp_waits
         gp_client_close(client); /* all others hear of it too */
     if (now >= give_up_ns || !gp_client_is_usable(client))
         return GP_NO_MEMORY;
+    if (waits == GP_CANT_WAIT) /* whoever fires its callback watches the service */
+        return give_up_ns;
     return now + LOOK_NS < give_up_ns ? now + LOOK_NS : give_up_ns;
 }
 
 /* Until the request is done. */
 static enum outcome wait_for_end(gp_client *client, gp_request_handle handle, struct gp_pauser *pauser)
 {
-    const uint64_t give_up_ns = gp_client_give_up_ns(client);
+    const uint64_t began_ns = gp_now_ns();
 
     for (int again = 0;; again = 1) {
         int has_callback, in_job = gp_wait_in_job(&has_callback);
         enum gp_waits waits = !in_job ? GP_SLEEPS : has_callback ? GP_CANT_WAIT : GP_PAUSES;
-        uint64_t deadline_ns = serve(client, handle, waits, give_up_ns, again);
+        uint64_t deadline_ns = serve(client, handle, waits, began_ns, again);
         enum gp_pause pause;
 
         if (gp_client_poll(client, handle) != 0)
@@ -100,9 +103,9 @@ static enum outcome wait_in_thread(gp_client *client, uint32_t bytes, gp_key_han
                                    uint8_t *output)
 {
     const struct gp_waiter waiter = {.kind = GP_WAITER_THREAD, .key = key_handle};
-    const uint64_t give_up_ns = gp_client_give_up_ns(client);
+    const uint64_t began_ns = gp_now_ns();
     const int may_sleep =
-        gp_wait_jobs_of_thread() == 0 && gp_client_groups(client) == NULL && give_up_ns == GP_NO_DEADLINE;
+        gp_wait_jobs_of_thread() == 0 && gp_client_groups(client) == NULL && gp_client_descriptors(client) == NULL;
     uint32_t slot = may_sleep ? gp_client_claim_asleep(client) : gp_client_claim(client, NULL);
     gp_request_handle handle;
     int again = 0;
@@ -113,7 +116,7 @@ static enum outcome wait_in_thread(gp_client *client, uint32_t bytes, gp_key_han
     if (handle == 0)
         return COMPUTE_DIRECTLY;
     do {
-        uint64_t deadline_ns = serve(client, handle, GP_SLEEPS, give_up_ns, again++);
+        uint64_t deadline_ns = serve(client, handle, GP_SLEEPS, began_ns, again++);
 
         if (deadline_ns == GP_NO_MEMORY) {
             gp_client_orphan(client, handle);
@@ -148,7 +151,8 @@ static enum outcome request(gp_client *client, uint32_t bytes, gp_key_handle han
     int has_callback;
 
     (void)gp_wait_in_job(&has_callback);
-    if (!gp_client_is_usable(client) || (has_callback && gp_client_descriptors(client) != NULL))
+    if (!gp_client_is_usable(client)
+        || (has_callback && gp_client_descriptors(client) != NULL && gp_client_callbacks(client) == NULL))
         return COMPUTE_DIRECTLY; /* without a thread here, nobody could fire the callback for a service */
     if (job != NULL)
         wait = gp_wait_of(client, ASYNC_get_wait_ctx(job));

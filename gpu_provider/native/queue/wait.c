@@ -19,6 +19,7 @@
 #include <unistd.h>
 
 #include "process.h"
+#include "queue/callbacks.h"
 #include "queue/descriptors.h"
 
 /* One per ASYNC_WAIT_CTX, that is per connection; registered in it when its job first pauses, with a
@@ -45,6 +46,7 @@ struct gp_wait {
     pthread_t thread; /* of the job that is in flight or in the wait queue */
     struct gp_queued entry;
     struct gp_errand retry; /* to tell RETRY */
+    struct gp_callback callback;
 };
 
 static const char wait_key; /* its address is the key. One: `openssl speed` can't wait for two descriptors of a job */
@@ -95,6 +97,14 @@ static void close_descriptor(struct gp_wait *wait)
     wait->fd = -1;
 }
 
+static void leave_callbacks(struct gp_wait *wait)
+{
+    struct gp_callbacks *callbacks = gp_client_callbacks(wait->client);
+
+    if (callbacks != NULL && gp_callbacks_leave(callbacks, &wait->callback))
+        gp_wait_free(wait);
+}
+
 /* OpenSSL frees the wait context: the connection is gone. */
 static void context_freed(ASYNC_WAIT_CTX *context, const void *key, OSSL_ASYNC_FD fd, void *custom)
 {
@@ -121,6 +131,7 @@ static void context_freed(ASYNC_WAIT_CTX *context, const void *key, OSSL_ASYNC_F
     pthread_mutex_unlock(&wait->lock);
     if (queued && gp_client_leave_wait_queue(wait->client, &wait->entry))
         gp_wait_free(wait);
+    leave_callbacks(wait);
     if (in_flight != 0)
         gp_client_orphan(wait->client, in_flight);
     gp_wait_free(wait);
@@ -159,6 +170,7 @@ struct gp_wait *gp_wait_of(gp_client *client, ASYNC_WAIT_CTX *context)
         return NULL;
     memset(wait, 0, sizeof(*wait));
     wait->retry = (struct gp_errand){.run = notify_and_free, .wait = wait};
+    wait->callback = (struct gp_callback){.fire = notify_and_free, .wait = wait, .client = client};
     wait->fd = -1;
     wait->has_callback = has_callback(context);
     wait->armed_ns = GP_NO_DEADLINE;
@@ -283,6 +295,18 @@ void gp_wait_set_error(struct gp_wait *wait)
 #define AT_ONCE_NS 1500u
 #define AT_ONCE_LIMIT 32u
 
+/* Where no consumer of this process fires it. */
+static void list_callback(struct gp_wait *wait, uint64_t deadline_ns)
+{
+    struct gp_callbacks *callbacks = gp_client_callbacks(wait->client);
+
+    if (callbacks == NULL)
+        return;
+    gp_wait_up_ref(wait);
+    if (gp_callbacks_join(callbacks, &wait->callback, wait->in_flight, deadline_ns))
+        gp_wait_free(wait);
+}
+
 enum gp_pausing gp_wait_prepare_to_pause(struct gp_pauser *pauser, uint64_t deadline_ns)
 {
     struct gp_wait *wait = pauser->wait;
@@ -296,7 +320,10 @@ enum gp_pausing gp_wait_prepare_to_pause(struct gp_pauser *pauser, uint64_t dead
     pthread_mutex_unlock(&wait->lock);
     if (gp_client_descriptors(wait->client) != NULL && wait->in_flight != 0)
         atomic_store(&gp_client_queue(wait->client)->wake[gp_request_slot(wait->in_flight)],
-                     GP_WAKE_DESCRIPTORS + wait->number);
+                     GP_WAKE_DESCRIPTORS
+                         + (wait->has_callback ? gp_client_callbacks_number(wait->client) : wait->number));
+    if (wait->has_callback)
+        list_callback(wait, deadline_ns);
     gp_wait_arm(wait, deadline_ns);
     return GP_MAY_PAUSE;
 }
@@ -330,6 +357,8 @@ static void set_place(struct gp_wait *wait, int queued, gp_request_handle in_fli
     if (!is)
         wait->paused = 0;
     pthread_mutex_unlock(&wait->lock);
+    if (!is)
+        leave_callbacks(wait);
     if (is && !was)
         waiting_jobs++;
     if (was && !is)
@@ -351,7 +380,9 @@ unsigned gp_wait_jobs_of_thread(void)
 /* RETRY is told by the consumer, not here: this code runs on the job's 32 KiB stack, and the callback is not ours. */
 static void ask_to_announce(struct gp_wait *wait)
 {
-    if (!gp_client_post(wait->client, &gp_wait_up_ref(wait)->retry))
+    if (gp_client_callbacks(wait->client) != NULL)
+        list_callback(wait, 0);
+    else if (!gp_client_post(wait->client, &gp_wait_up_ref(wait)->retry))
         gp_wait_free(wait);
 }
 
@@ -359,7 +390,8 @@ uint32_t gp_wait_for_slot(struct gp_pauser *pauser)
 {
     struct gp_wait *wait = pauser->wait;
     struct gp_queued *entry = &wait->entry;
-    const uint64_t give_up_ns = gp_client_give_up_ns(wait->client);
+    const uint64_t began_ns = gp_now_ns();
+    uint64_t give_up_ns = gp_client_give_up_ns(wait->client, began_ns);
     uint32_t slot;
 
     ASYNC_WAIT_CTX_set_status(wait->context, ASYNC_STATUS_EAGAIN); /* before anyone can fire the callback */
@@ -377,6 +409,7 @@ uint32_t gp_wait_for_slot(struct gp_pauser *pauser)
     while ((slot = atomic_load_explicit(&entry->slot, memory_order_acquire)) == GP_NO_SLOT) {
         enum gp_pause pause = GP_NOT_PAUSED;
 
+        give_up_ns = gp_client_give_up_ns(wait->client, began_ns);
         if (gp_now_ns() < give_up_ns && gp_wait_prepare_to_pause(pauser, give_up_ns) == GP_MAY_PAUSE)
             pause = gp_wait_pause(pauser);
         if (pause == GP_FORKED) /* everything in flight is the parent's: compute, and leave the queue alone */

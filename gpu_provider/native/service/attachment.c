@@ -12,6 +12,7 @@
 #include <unistd.h>
 
 #include "process.h"
+#include "queue/callbacks.h"
 #include "queue/descriptors.h"
 #include "queue/request.h"
 
@@ -32,7 +33,8 @@ struct gp_attachment {
     int memfd, doorbell; /* between WELCOME and the first DESCRIPTORS; -1 */
     gp_client *client;   /* NULL: not attached yet */
     int no_more_descriptors;
-    gp_key_handle *handles; /* by place; 0: not answered yet */
+    struct gp_callbacks *callbacks; /* NULL: the program does not fire any */
+    gp_key_handle *handles;         /* by place; 0: not answered yet */
     uint32_t key_count, key_room;
     uint64_t retry_ns, next_try_ns, stalled_until_ns, asked_ns;
     struct gp_message message; /* that is read or made: too large for the stack of a job */
@@ -76,6 +78,8 @@ static void hang_up_in_child(void)
     drop(&parents->doorbell);
     if (parents->client != NULL)
         gp_client_hang_up(parents->client);
+    if (parents->callbacks != NULL)
+        gp_callbacks_abandon(parents->callbacks);
 }
 
 static void watch_forks(void)
@@ -118,6 +122,8 @@ static void detach(gp_attachment *attachment)
     if (client != NULL)
         gp_client_close(client);
     gp_client_free(client);
+    if (attachment->callbacks != NULL && attachment->socket >= 0)
+        gp_callbacks_unwatch(attachment->callbacks, attachment->socket);
     drop(&attachment->socket);
     drop(&attachment->memfd);
     drop(&attachment->doorbell);
@@ -150,18 +156,30 @@ static void connect_to_service(gp_attachment *attachment)
         return;
     }
     memcpy(address.sun_path, attachment->settings.path, length);
-    if (connect(attachment->socket, (const struct sockaddr *)&address, sizeof(address)) != 0)
+    if (connect(attachment->socket, (const struct sockaddr *)&address, sizeof(address)) != 0
+        || (attachment->callbacks != NULL && !gp_callbacks_watch(attachment->callbacks, attachment->socket)))
         detach(attachment);
     else
         ask(attachment, &hello, 2);
 }
 
+static void close_all(const int *fds, uint32_t count)
+{
+    for (uint32_t i = 0; i < count; i++)
+        close(fds[i]);
+}
+
+/* Owns the descriptors in any case. 0: out of memory, or the queue is not valid. */
 static int attach(gp_attachment *attachment, const int *fds, uint32_t count)
 {
     struct gp_descriptors *descriptors = gp_descriptors_new();
     int memfd = attachment->memfd, doorbell = attachment->doorbell;
 
-    if (descriptors == NULL || !gp_descriptors_add(descriptors, fds, count)) {
+    if (descriptors == NULL) {
+        close_all(fds, count);
+        return 0;
+    }
+    if (!gp_descriptors_add(descriptors, fds, count)) {
         gp_descriptors_free(descriptors);
         return 0;
     }
@@ -170,6 +188,8 @@ static int attach(gp_attachment *attachment, const int *fds, uint32_t count)
         gp_client_of_service(memfd, doorbell, attachment->socket, descriptors, attachment->settings.timeout_ns);
     attachment->retry_ns = FIRST_RETRY_NS;
     attachment->stalled_until_ns = 0; /* that was another one */
+    if (attachment->client != NULL && attachment->callbacks != NULL)
+        (void)gp_client_use_callbacks(attachment->client, attachment->callbacks);
     return attachment->client != NULL;
 }
 
@@ -180,35 +200,37 @@ static void remove_key(gp_attachment *attachment, gp_key_handle handle)
     ask(attachment, &attachment->message, 0);
 }
 
-/* 0: it is not what the service may say now. Owns the descriptors only if it returns 1. */
+/* 0: it is not what the service may say now. Owns the descriptors in any case. */
 static int take_answer(gp_attachment *attachment, const struct gp_message *message, const int *fds, uint32_t count)
 {
     uint32_t place = (uint32_t)message->key_number;
 
-    if (attachment->awaited == 0)
-        return 0;
-    attachment->awaited--;
-    switch (message->type) {
-    case GP_WELCOME:
-        if (message->version != GP_PROTOCOL_VERSION || count != 2 || attachment->memfd >= 0)
-            return 0;
+    if (attachment->awaited > 0 && message->type == GP_WELCOME && message->version == GP_PROTOCOL_VERSION && count == 2
+        && attachment->memfd < 0) {
         attachment->memfd = fds[0];
         attachment->doorbell = fds[1];
+        attachment->awaited--;
         return 1;
-    case GP_DESCRIPTORS:
+    }
+    if (attachment->awaited > 0 && message->type == GP_DESCRIPTORS
+        && (attachment->client != NULL || (attachment->memfd >= 0 && count > 0))) {
+        attachment->awaited--;
         attachment->no_more_descriptors = count == 0;
-        if (attachment->client != NULL)
-            return count == 0 || gp_descriptors_add(gp_client_descriptors(attachment->client), fds, count);
-        return attachment->memfd >= 0 && count > 0 && attach(attachment, fds, count);
-    default: /* KEY */
-        if (count != 0 || message->key_number >> 32 != attachment->epoch || place >= attachment->key_count)
-            return 0;
+        if (attachment->client == NULL)
+            return attach(attachment, fds, count);
+        return count == 0 || gp_descriptors_add(gp_client_descriptors(attachment->client), fds, count);
+    }
+    if (attachment->awaited > 0 && message->type == GP_KEY && count == 0
+        && message->key_number >> 32 == attachment->epoch && place < attachment->key_count) {
+        attachment->awaited--;
         if (attachment->handles[place] == FORGOTTEN && message->handle != 0)
             remove_key(attachment, message->handle);
         else
             attachment->handles[place] = message->handle != 0 ? message->handle : REFUSED;
         return 1;
     }
+    close_all(fds, count);
+    return 0;
 }
 
 /* Reads what the service has said, and looks for it if it is not there. */
@@ -221,15 +243,42 @@ static void look(gp_attachment *attachment)
     if (attachment->socket < 0 && gp_now_ns() >= attachment->next_try_ns)
         connect_to_service(attachment);
     while (attachment->socket >= 0 && (error = gp_message_receive(attachment->socket, message, 0, fds, &count)) == 0) {
-        if (take_answer(attachment, message, fds, count))
-            continue;
-        for (uint32_t i = 0; i < count; i++)
-            close(fds[i]);
-        error = EPROTO;
-        break;
+        if (!take_answer(attachment, message, fds, count)) {
+            error = EPROTO;
+            break;
+        }
     }
     if (attachment->socket >= 0 && error != EAGAIN)
         detach(attachment);
+}
+
+int gp_attachment_callbacks_descriptor(const struct gp_service_settings *settings)
+{
+    gp_attachment *attachment = gp_attachment_of_process(settings);
+    int descriptor = -1;
+
+    if (attachment == NULL)
+        return -1;
+    pthread_mutex_lock(&attachment->lock);
+    if (attachment->callbacks == NULL && attachment->socket < 0)
+        attachment->callbacks = gp_callbacks_new();
+    if (attachment->callbacks != NULL)
+        descriptor = gp_callbacks_descriptor(attachment->callbacks);
+    pthread_mutex_unlock(&attachment->lock);
+    return descriptor;
+}
+
+void gp_attachment_fire(void)
+{
+    gp_attachment *attachment = atomic_load_explicit(&current, memory_order_acquire);
+
+    if (attachment == NULL || attachment->fork_epoch != gp_fork_epoch() || attachment->callbacks == NULL)
+        return;
+    gp_callbacks_drain(attachment->callbacks);
+    pthread_mutex_lock(&attachment->lock);
+    look(attachment);
+    pthread_mutex_unlock(&attachment->lock);
+    gp_callbacks_fire(attachment->callbacks);
 }
 
 /* ---- keys; with the lock ---- */

@@ -22,6 +22,11 @@ typedef struct gp_attachment gp_attachment;
 /* The process's, made at the first call with the settings of whoever calls first. Never freed. NULL: out of memory. */
 gp_attachment *gp_attachment_of_process(const struct gp_service_settings *settings);
 
+/* For a program whose connections have async callbacks, before its first operation: it watches this descriptor, and calls
+ * gp_attachment_fire() when it is readable, which fires those that are due. -1: no memory or descriptor, or too late. */
+int gp_attachment_callbacks_descriptor(const struct gp_service_settings *settings);
+void gp_attachment_fire(void);
+
 /* What is known of a key by an attachment. Zero at first. */
 struct gp_attached_key {
     _Atomic uint64_t number; /* epoch << 32 | place */
