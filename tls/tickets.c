@@ -1,5 +1,6 @@
 #include "tickets.h"
 
+#include <errno.h>
 #include <openssl/core_names.h>
 #include <openssl/crypto.h>
 #include <openssl/params.h>
@@ -7,7 +8,9 @@
 #include <pthread.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
 #include <time.h>
+#include <unistd.h>
 
 #define NAME_SIZE 16
 #define IV_SIZE 16
@@ -19,12 +22,18 @@ struct key {
     uint64_t created; /* 0: there is none yet */
 };
 
+/* In pages of its own, which processes may share. */
+struct key_ring {
+    pthread_mutex_t lock;             /* held for a copy, or while a new key is made, never longer */
+    struct key keys[GP_TICKETS_KEYS]; /* the newest first */
+};
+
 struct gp_tickets {
-    pthread_mutex_t lock; /* held for a copy, or while a new key is made, never longer */
     OSSL_LIB_CTX *libctx;
     EVP_CIPHER *cipher;
     uint64_t interval;
-    struct key keys[GP_TICKETS_KEYS]; /* the newest first */
+    int is_shared;
+    struct key_ring *ring;
 };
 
 static pthread_once_t once = PTHREAD_ONCE_INIT;
@@ -52,26 +61,65 @@ static int rotate(gp_tickets *tickets)
 
     if (made) {
         new.created = now();
-        memmove(tickets->keys + 1, tickets->keys, (GP_TICKETS_KEYS - 1) * sizeof(tickets->keys[0]));
-        tickets->keys[0] = new;
+        memmove(tickets->ring->keys + 1, tickets->ring->keys, (GP_TICKETS_KEYS - 1) * sizeof(new));
+        tickets->ring->keys[0] = new;
     }
     OPENSSL_cleanse(&new, sizeof(new));
     return made;
 }
 
-gp_tickets *gp_tickets_new(OSSL_LIB_CTX *libctx, uint64_t interval)
+/* A process that ended while it held the lock may have copied half a key: no session of before is resumed then. */
+static void lock_ring(struct key_ring *ring)
 {
-    /* Its own pages, to keep them out of swap space, if the limit allows that, and out of core dumps. */
-    gp_tickets *tickets = mmap(NULL, sizeof(*tickets), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (pthread_mutex_lock(&ring->lock) == EOWNERDEAD) {
+        OPENSSL_cleanse(ring->keys, sizeof(ring->keys));
+        (void)pthread_mutex_consistent(&ring->lock);
+    }
+}
 
-    if (tickets == MAP_FAILED)
+static int make_lock(struct key_ring *ring, int is_shared)
+{
+    pthread_mutexattr_t attributes;
+    int made = pthread_mutexattr_init(&attributes) == 0;
+
+    if (made && is_shared)
+        made = pthread_mutexattr_setpshared(&attributes, PTHREAD_PROCESS_SHARED) == 0
+               && pthread_mutexattr_setrobust(&attributes, PTHREAD_MUTEX_ROBUST) == 0;
+    return made && pthread_mutex_init(&ring->lock, &attributes) == 0;
+}
+
+/* Keeps it out of swap space, if the limit allows that, and out of core dumps. *is_new: it has no keys yet. */
+static struct key_ring *map_ring(int memfd, int *is_new)
+{
+    struct key_ring *ring;
+    struct stat status;
+
+    *is_new = memfd < 0 || (fstat(memfd, &status) == 0 && status.st_size == 0);
+    if (memfd >= 0 && *is_new && ftruncate(memfd, sizeof(*ring)) != 0)
         return NULL;
-    (void)mlock(tickets, sizeof(*tickets));
-    (void)madvise(tickets, sizeof(*tickets), MADV_DONTDUMP);
+    ring = mmap(NULL, sizeof(*ring), PROT_READ | PROT_WRITE, memfd < 0 ? MAP_PRIVATE | MAP_ANONYMOUS : MAP_SHARED,
+                memfd, 0);
+    if (ring == MAP_FAILED)
+        return NULL;
+    (void)mlock(ring, sizeof(*ring));
+    (void)madvise(ring, sizeof(*ring), MADV_DONTDUMP);
+    return ring;
+}
+
+gp_tickets *gp_tickets_new(OSSL_LIB_CTX *libctx, uint64_t interval, int memfd)
+{
+    gp_tickets *tickets = OPENSSL_zalloc(sizeof(*tickets));
+    int is_new;
+
+    if (tickets == NULL)
+        return NULL;
     tickets->libctx = libctx;
     tickets->interval = interval;
+    tickets->is_shared = memfd >= 0;
     tickets->cipher = EVP_CIPHER_fetch(libctx, "AES-256-CBC", NULL);
-    if (pthread_mutex_init(&tickets->lock, NULL) != 0 || tickets->cipher == NULL || !rotate(tickets)) {
+    tickets->ring = map_ring(memfd, &is_new);
+    if (tickets->ring == NULL || tickets->cipher == NULL
+        || (is_new && (!make_lock(tickets->ring, tickets->is_shared) || !rotate(tickets)))) {
         gp_tickets_free(tickets);
         return NULL;
     }
@@ -80,33 +128,36 @@ gp_tickets *gp_tickets_new(OSSL_LIB_CTX *libctx, uint64_t interval)
 
 void gp_tickets_free(gp_tickets *tickets)
 {
+    if (tickets->ring != NULL && !tickets->is_shared)
+        OPENSSL_cleanse(tickets->ring, sizeof(*tickets->ring));
+    if (tickets->ring != NULL)
+        munmap(tickets->ring, sizeof(*tickets->ring));
     EVP_CIPHER_free(tickets->cipher);
-    pthread_mutex_destroy(&tickets->lock);
-    OPENSSL_cleanse(tickets, sizeof(*tickets));
-    munmap(tickets, sizeof(*tickets));
+    OPENSSL_free(tickets);
 }
 
 int gp_tickets_rotate(gp_tickets *tickets)
 {
-    pthread_mutex_lock(&tickets->lock);
+    lock_ring(tickets->ring);
     int made = rotate(tickets);
-    pthread_mutex_unlock(&tickets->lock);
+    pthread_mutex_unlock(&tickets->ring->lock);
     return made;
 }
 
 void gp_tickets_after_fork(gp_tickets *tickets)
 {
-    pthread_mutex_init(&tickets->lock, NULL);
+    if (!tickets->is_shared)
+        (void)make_lock(tickets->ring, 0);
 }
 
 /* The key to encrypt with: a new one if the last is too old. Returns 1, or 0. */
 static int newest(gp_tickets *tickets, struct key *key)
 {
-    pthread_mutex_lock(&tickets->lock);
-    int there = now() - tickets->keys[0].created < tickets->interval || rotate(tickets);
+    lock_ring(tickets->ring);
+    int there = now() - tickets->ring->keys[0].created < tickets->interval || rotate(tickets);
     if (there)
-        *key = tickets->keys[0];
-    pthread_mutex_unlock(&tickets->lock);
+        *key = tickets->ring->keys[0];
+    pthread_mutex_unlock(&tickets->ring->lock);
     return there;
 }
 
@@ -115,16 +166,16 @@ static int find(gp_tickets *tickets, const unsigned char *name, struct key *key)
 {
     int found = 0;
 
-    pthread_mutex_lock(&tickets->lock);
+    lock_ring(tickets->ring);
     for (int i = 0; i < GP_TICKETS_KEYS && found == 0; i++) {
-        const struct key *one = &tickets->keys[i];
+        const struct key *one = &tickets->ring->keys[i];
         if (one->created != 0 && memcmp(one->name, name, NAME_SIZE) == 0
             && now() - one->created < GP_TICKETS_KEYS * tickets->interval) {
             *key = *one;
             found = i == 0 ? 1 : 2;
         }
     }
-    pthread_mutex_unlock(&tickets->lock);
+    pthread_mutex_unlock(&tickets->ring->lock);
     return found;
 }
 

@@ -15,16 +15,19 @@
 typedef struct gp_tickets gp_tickets;
 
 /* A key encrypts for `interval` nanoseconds, and decrypts for GP_TICKETS_KEYS times as long. libctx must outlive the
- * result. NULL: out of memory, or no randomness, with an error queued. */
-gp_tickets *gp_tickets_new(OSSL_LIB_CTX *libctx, uint64_t interval);
+ * result. `memfd`: where the keys are, for processes that share them; empty for the first of them, which must be done
+ * before the next begins, and not closed before this returns. -1: in this process. NULL: out of memory, or no
+ * randomness, with an error queued. */
+gp_tickets *gp_tickets_new(OSSL_LIB_CTX *libctx, uint64_t interval, int memfd);
 
-/* Wipes the keys. No SSL may use them any more. */
+/* Wipes the keys, if no other process may have them. No SSL may use them any more. */
 void gp_tickets_free(gp_tickets *tickets);
 
 /* Starts to encrypt with a new key. Returns 1, or 0: no randomness, with an error queued. */
 int gp_tickets_rotate(gp_tickets *tickets);
 
-/* For a forked child, where the lock may be held by a thread that does not exist there. */
+/* For a forked child, where the lock may be held by a thread that does not exist there. Shared keys have a lock that
+ * both processes use. */
 void gp_tickets_after_fork(gp_tickets *tickets);
 
 /* For SSLs made from ctx from now on. Returns 1, or 0: out of memory. */

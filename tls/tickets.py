@@ -18,14 +18,18 @@ class TicketKeys:
     A key encrypts for ``rotate_after`` seconds, and decrypts for three times as long: with the default that covers the
     two hours for which OpenSSL's tickets are valid. The keys are wiped when nobody refers to this object or to a
     context that has it.
+
+    ``memory``: the descriptor of a memfd (``os.memfd_create``) for processes that share the keys, each with an object of
+    its own: the first of them is made from an empty one, before the others. It may be closed afterwards.
     """
 
     __slots__ = ("__weakref__", "pointer")
 
-    def __init__(self, rotate_after: float = 3600.0) -> None:
+    def __init__(self, rotate_after: float = 3600.0, *, memory: int | None = None) -> None:
         if not 0 < rotate_after <= 86400:
             raise ValueError(f"rotate_after must be more than 0 seconds and at most 86400, not {rotate_after!r}")
-        tickets = lib.gp_tickets_new(default_library_context(), int(rotate_after * 1e9) or 1)
+        descriptor = -1 if memory is None else memory
+        tickets = lib.gp_tickets_new(default_library_context(), int(rotate_after * 1e9) or 1, descriptor)
         if tickets == ffi.NULL:
             raise Error(f"no keys for session tickets: {why()}")
         self.pointer: Any = ffi.gc(tickets, lib.gp_tickets_free)

@@ -6,6 +6,8 @@ import datetime
 import os
 import signal
 import ssl
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
@@ -171,6 +173,47 @@ def test_forked_child_goes_on_with_the_keys(client: ssl.SSLContext) -> None:
         finally:
             os._exit(status)
     assert os.waitpid(child, 0)[1] == 0
+
+
+def test_processes_share_keys_through_a_memfd(client: ssl.SSLContext) -> None:
+    memory = os.memfd_create("tickets")
+    with open(memory, "rb"):  # noqa: PTH123 - closes it
+        ours = tls.TicketKeys(memory=memory)
+        _, session = connect(context_with(ours), client)
+        child = os.fork()
+        if child == 0:
+            theirs = tls.TicketKeys(memory=memory)
+            resumed, _ = connect(context_with(theirs), client, session)
+            theirs.rotate()
+            os._exit(0 if resumed else 1)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    resumed, newer = connect(context_with(ours), client, session)
+    assert resumed
+    for _ in range(2):
+        ours.rotate()
+    assert not connect(context_with(ours), client, session)[0]
+    assert connect(context_with(ours), client, newer)[0], "the ticket was of the key that the child has made"
+
+
+DIES_WITH_THE_LOCK = """
+import ctypes, mmap, os, sys
+ring = mmap.mmap(int(sys.argv[1]), 0)
+lock = ctypes.addressof(ctypes.c_char.from_buffer(ring))
+assert ctypes.CDLL(None).pthread_mutex_lock(ctypes.c_void_p(lock)) == 0
+os.kill(os.getpid(), 9)
+"""
+
+
+def test_process_that_dies_with_the_lock_of_shared_keys_blocks_nobody(client: ssl.SSLContext) -> None:
+    memory = os.memfd_create("tickets")
+    with open(memory, "rb"):  # noqa: PTH123 - closes it
+        keys = tls.TicketKeys(memory=memory)
+        _, session = connect(context_with(keys), client)
+        dead = subprocess.run([sys.executable, "-c", DIES_WITH_THE_LOCK, str(memory)], pass_fds=[memory], check=False)
+        assert dead.returncode == -signal.SIGKILL
+    resumed, session = connect(context_with(keys), client, session)
+    assert not resumed, "it may have changed half a key"
+    assert connect(context_with(keys), client, session)[0]
 
 
 @pytest.mark.parametrize("seconds", [0, -1, 86401])
