@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from concurrent.futures import Future
     from types import TracebackType
 
+    from _cffi_backend import FFI
     from numpy.typing import NDArray
 
     from gpu_provider.backends.base import Backend
@@ -59,12 +60,13 @@ class LibraryContext:
     once.
     """
 
-    def __init__(self, client: Client) -> None:
-        pointer = lib.gp_embedded_libctx_new(client.pointer)
+    def __init__(self, pointer: FFI.CData, keeps: object) -> None:
+        """Owns ``pointer``, of one of the functions in provider/embedded.h. ``keeps`` lives as long. Raises
+        BackendError if it is NULL."""
         if pointer == ffi.NULL:
             raise BackendError(f"OpenSSL can't load the provider: {openssl_error()}")
         self._context = ffi.gc(pointer, lib.gp_embedded_libctx_free)
-        self._client = client
+        self._keeps = keeps
 
     def __reduce__(self) -> NoReturn:
         raise TypeError("a LibraryContext can't be pickled or copied: take it from a provider of the other process")
@@ -191,7 +193,8 @@ class BatchingProvider:
         with self._lock:
             self._check_started()
             if self._library_context is None:
-                self._library_context = LibraryContext(self._client)
+                pointer = lib.gp_embedded_libctx_new(self._client.pointer)
+                self._library_context = LibraryContext(pointer, self._client)
             return self._library_context
 
     # ---- RSA ----
