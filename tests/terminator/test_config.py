@@ -8,10 +8,10 @@ import pytest
 from rsa_keys import program_key
 from terminator_process import run_command, write_credentials
 
+from gpu_provider.addresses import Address, parse_address
 from gpu_provider.commands.cli import main
 from gpu_provider.errors import ConfigError
 from gpu_provider.settings import load_config
-from gpu_provider.tls.terminator.addresses import Address, parse_address
 from gpu_provider.tls.terminator.command import add_arguments
 from gpu_provider.tls.terminator.config import TerminatorConfig
 

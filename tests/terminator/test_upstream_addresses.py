@@ -13,9 +13,8 @@ from typing import TYPE_CHECKING
 import pytest
 from terminator_process import TIMEOUT, Terminator, Upstream, echo, write_credentials
 
-from gpu_provider import tls
-from gpu_provider.tls.terminator import addresses
-from gpu_provider.tls.terminator.addresses import Address, Resolved
+from gpu_provider import addresses, tls
+from gpu_provider.addresses import Address, Resolved
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

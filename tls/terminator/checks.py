@@ -7,10 +7,10 @@ import socket
 from typing import TYPE_CHECKING
 
 from gpu_provider import tls
+from gpu_provider.addresses import Resolved, format_address, named, resolve
 from gpu_provider.backends.cuda.devices import find_devices
 from gpu_provider.errors import BackendError, ConfigError
 from gpu_provider.tls import constants
-from gpu_provider.tls.terminator.addresses import Resolved, format_address, named, resolve
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable

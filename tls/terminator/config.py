@@ -7,10 +7,10 @@ from typing import Annotated, Literal
 
 from msgspec import Meta
 
+from gpu_provider.addresses import Address, named, parse_address
 from gpu_provider.config import ProviderConfig
 from gpu_provider.errors import ConfigError
 from gpu_provider.settings import Shown
-from gpu_provider.tls.terminator.addresses import Address, named, parse_address
 
 __all__ = ["TerminatorConfig"]
 

@@ -18,7 +18,7 @@ from collections import deque
 from time import monotonic
 from typing import TYPE_CHECKING
 
-from gpu_provider.tls.terminator.addresses import Resolved
+from gpu_provider.addresses import Resolved
 from gpu_provider.tls.terminator.poller import GONE, WRITABLE
 from gpu_provider.tls.terminator.shortage import SHORTAGES
 

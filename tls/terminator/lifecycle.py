@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 import structlog
 
+from gpu_provider.addresses import Resolved, format_address
 from gpu_provider.errors import GpuProviderError
+from gpu_provider.observe.admin import AdminServer
 from gpu_provider.tls import TicketKeys
-from gpu_provider.tls.terminator.addresses import Resolved, format_address
-from gpu_provider.tls.terminator.admin import AdminServer
 from gpu_provider.tls.terminator.background import in_background
 from gpu_provider.tls.terminator.certificate_checks import date
 from gpu_provider.tls.terminator.certificates import load_certificates

@@ -1,27 +1,23 @@
-"""Listening sockets, and the descriptors that are left for connections."""
+"""The data port's listening sockets, and the descriptors that are left for connections."""
 
 from __future__ import annotations
 
 import ctypes
-import errno
 import os
 import resource
 import socket
 import struct
 
 from gpu_provider.errors import ConfigError
-from gpu_provider.tls.terminator.addresses import Address, format_address, named, resolve
 
 __all__ = [
     "connections_allowed",
     "defer_accept",
-    "listen",
     "raise_descriptor_limit",
     "refuse_newcomers",
     "seconds_since_input",
 ]
 
-_BACKLOG = 4096  # the kernel lowers it to net.core.somaxconn
 _DESCRIPTORS_EACH = 2
 """The client's and the upstream's socket."""
 _OTHER_DESCRIPTORS = 512
@@ -40,49 +36,6 @@ _DROP_SYN = (
     (0x06, 0, 0, 0xFFFFFFFF),  # pass all of it
 )
 """A program for the kernel's packet filter, in classic BPF: code, jump if true, jump if false, operand."""
-
-_REMEDIES = {
-    errno.EADDRINUSE: "another program listens there; stop it, or choose another port",
-    errno.EADDRNOTAVAIL: "this machine has no such address; use one of its own, or 0.0.0.0 or [::] for all",
-    errno.EACCES: "ports below net.ipv4.ip_unprivileged_port_start need the capability CAP_NET_BIND_SERVICE; "
-    "choose a higher port, or grant it",
-}
-
-
-def listen(address: Address, setting: str) -> list[socket.socket]:
-    """Opens non-blocking listening sockets for all that ``address`` resolves to. Raises a ConfigError that names
-    ``setting``."""
-    with named(setting):
-        resolved = resolve(address, to_listen=True)
-    listeners: list[socket.socket] = []
-    port = address.port
-    try:
-        for family, sockaddr in resolved:
-            try:
-                listener = socket.socket(family, socket.SOCK_STREAM)
-            except OSError as error:
-                if error.errno == errno.EAFNOSUPPORT and len(resolved) > 1:
-                    continue  # a machine without IPv6, asked for every interface
-                raise
-            listeners.append(listener)
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            # Accepted sockets inherit this.
-            listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            if family == socket.AF_INET6:
-                listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-            listener.setblocking(False)
-            listener.bind((sockaddr[0], port, *sockaddr[2:]))
-            listener.listen(_BACKLOG)
-            # Port 0 means any free one, and then the same for the other families.
-            port = listener.getsockname()[1]
-    except OSError as error:
-        for listener in listeners:
-            listener.close()
-        number = error.errno or 0
-        remedy = _REMEDIES.get(number)
-        text = f"{setting}: can't listen on {format_address(address)}: {os.strerror(number)}"
-        raise ConfigError(f"{text}; {remedy}" if remedy else text) from None
-    return listeners
 
 
 def defer_accept(listener: socket.socket) -> None:

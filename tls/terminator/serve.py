@@ -13,15 +13,16 @@ import structlog
 from prometheus_client import CollectorRegistry
 
 from gpu_provider import BatchingProvider
+from gpu_provider.addresses import named, resolve
 from gpu_provider.errors import ConfigError, GpuProviderError
+from gpu_provider.listening import listen
 from gpu_provider.observe.logs import configure_logging
 from gpu_provider.signals import SignalHandlers
-from gpu_provider.tls.terminator.addresses import named, resolve
 from gpu_provider.tls.terminator.certificate_checks import date
 from gpu_provider.tls.terminator.certificates import load_certificates
 from gpu_provider.tls.terminator.checks import check_settings
 from gpu_provider.tls.terminator.lifecycle import EXIT_FAILED, Terminator
-from gpu_provider.tls.terminator.listening import listen, raise_descriptor_limit
+from gpu_provider.tls.terminator.listening import raise_descriptor_limit
 from gpu_provider.tls.terminator.metrics import TerminatorMetrics
 
 if TYPE_CHECKING:

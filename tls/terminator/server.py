@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 import structlog
 
 from gpu_provider import tls
+from gpu_provider.addresses import Resolved, resolve
 from gpu_provider.errors import ConfigError
-from gpu_provider.tls.terminator.addresses import Resolved, resolve
 from gpu_provider.tls.terminator.background import in_background
 from gpu_provider.tls.terminator.connecting import Connecting, attempt_delay
 from gpu_provider.tls.terminator.deadlines import Deadlines

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from gpu_provider import tls
-    from gpu_provider.tls.terminator.addresses import Resolved
+    from gpu_provider.addresses import Resolved
     from gpu_provider.tls.terminator.connecting import Connecting
     from gpu_provider.tls.terminator.deadlines import Deadlines
     from gpu_provider.tls.terminator.metrics import TerminatorMetrics

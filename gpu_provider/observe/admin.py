@@ -24,13 +24,13 @@ _TEXT = "text/plain; charset=utf-8"
 _REQUEST_SECONDS = 5.0
 _MOST_HEADER_LINES = 100
 _MOST_REQUESTS = 8
-"""The most at a time; a further one ends the oldest. Connections leave the descriptors for so many free."""
+"""The most at a time; a further one ends the oldest. The terminator leaves the descriptors for so many free."""
 
 Answer = tuple[HTTPStatus, str, bytes]
 
 
 class AdminServer:
-    """Serves listening sockets. ``is_ready()`` returns whether the terminator is ready, and one line that says why."""
+    """Serves listening sockets. ``is_ready()`` returns whether the process is ready, and one line that says why."""
 
     def __init__(self, registry: CollectorRegistry, is_ready: Callable[[], tuple[bool, str]]) -> None:
         self._registry = registry
