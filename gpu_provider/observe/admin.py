@@ -12,13 +12,21 @@ from typing import TYPE_CHECKING
 
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
+from gpu_provider.addresses import named, parse_address
+
 if TYPE_CHECKING:
     import socket
     from collections.abc import Callable
 
     from prometheus_client import CollectorRegistry
 
-__all__ = ["AdminServer"]
+    from gpu_provider.addresses import Address
+
+__all__ = ["SERVICE_ADDRESS", "TERMINATOR_ADDRESS", "AdminServer", "parse_admin"]
+
+TERMINATOR_ADDRESS = "127.0.0.1:9180"
+SERVICE_ADDRESS = "127.0.0.1:9181"
+"""The defaults. They differ, since both may run on one host."""
 
 _TEXT = "text/plain; charset=utf-8"
 _REQUEST_SECONDS = 5.0
@@ -27,6 +35,14 @@ _MOST_REQUESTS = 8
 """The most at a time; a further one ends the oldest. The terminator leaves the descriptors for so many free."""
 
 Answer = tuple[HTTPStatus, str, bytes]
+
+
+def parse_admin(text: str) -> Address | None:
+    """Reads the setting ``admin``: HOST:PORT, or ``off``. Raises ConfigError."""
+    if text == "off":
+        return None
+    with named("admin"):
+        return parse_address(text, any_host=True)
 
 
 class AdminServer:

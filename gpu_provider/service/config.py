@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path  # noqa: TC003 - the settings' types are read at run time
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from msgspec import Meta
 
 from gpu_provider.config import ProviderConfig
+from gpu_provider.observe.admin import SERVICE_ADDRESS, parse_admin
 from gpu_provider.settings import Shown
+
+if TYPE_CHECKING:
+    from gpu_provider.addresses import Address
 
 __all__ = ["ServiceConfig"]
 
@@ -49,4 +53,17 @@ class ServiceConfig(ProviderConfig, frozen=True, kw_only=True, forbid_unknown_fi
         Shown("programs", "N", "paused connections of one process that may wait at a time"),
     ] = 1024
 
+    admin: Annotated[
+        str,
+        Shown("other", "HOST:PORT", "serve `/livez`, `/readyz` and `/metrics` on this HOST:PORT; `off`: nowhere"),
+    ] = SERVICE_ADDRESS
+
     log_level: Annotated[_LogLevel, Shown("other", "LEVEL", "what is logged, at least")] = "info"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _ = self.admin_address
+
+    @property
+    def admin_address(self) -> Address | None:
+        return parse_admin(self.admin)

@@ -8,7 +8,7 @@ import os
 import socket
 import struct
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import structlog
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from gpu_provider.client import Client
     from gpu_provider.service.config import ServiceConfig
+    from gpu_provider.service.metrics import ProgramCounts, ServiceMetrics
 
 __all__ = ["Processes"]
 
@@ -35,12 +36,13 @@ class _Process:
     descriptor: int
     pid: int
     uid: int
+    counts: ProgramCounts
 
 
 class Processes:
     """Accepts processes and answers their messages, on the event loop's thread."""
 
-    def __init__(self, client: Client, config: ServiceConfig, room: int) -> None:
+    def __init__(self, client: Client, config: ServiceConfig, room: int, metrics: ServiceMetrics) -> None:
         """``room``: most requests of all processes that are in ``client`` at a time. BackendError if there is no
         descriptor or memory for it."""
         self._client = client  # whose requests are completed as long as there are any
@@ -56,6 +58,7 @@ class Processes:
             },
         )
         self._most = config.max_processes
+        self._metrics = metrics
         self._processes: set[_Process] = set()
         self._listener: socket.socket | None = None
 
@@ -74,7 +77,7 @@ class Processes:
             asyncio.get_running_loop().remove_reader(self._listener.fileno())
             self._listener = None
         for process in tuple(self._processes):
-            self._end(process, "the service ends")
+            self._end(process, "service_end", "the service ends")
 
     def _accept(self, listener: socket.socket) -> None:
         for _ in range(_ACCEPT_BURST):
@@ -83,6 +86,7 @@ class Processes:
             except BlockingIOError:
                 return
             except OSError as error:  # no descriptor, most likely; the program's connection waits
+                self._metrics.accept_failures += 1
                 _log.warning("can't accept a program now", reason=os.strerror(error.errno or 0))
                 self._pause(listener)
                 return
@@ -103,15 +107,18 @@ class Processes:
             credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
             pid, uid, _ = _CREDENTIALS.unpack(credentials)
             if len(self._processes) >= self._most:
+                self._metrics.refused["max_processes"] += 1
                 _log.warning("program refused: there are max_processes already", pid=pid, uid=uid)
                 return
             connection.setblocking(False)
             descriptor = connection.detach()
         remote = lib.gp_remote_new(self._remotes, descriptor, self._limits)
         if remote == ffi.NULL:
-            _log.warning("program refused", pid=pid, uid=uid, reason=os.strerror(ffi.errno))
+            error = ffi.errno
+            self._metrics.refused["no_descriptors" if error in {errno.EMFILE, errno.ENFILE} else "no_memory"] += 1
+            _log.warning("program refused", pid=pid, uid=uid, reason=os.strerror(error))
             return
-        process = _Process(remote, descriptor, pid, uid)
+        process = _Process(remote, descriptor, pid, uid, self._metrics.connected(remote, pid, uid))
         self._processes.add(process)
         _log.info("program connected", pid=pid, uid=uid, programs=len(self._processes))
         asyncio.get_running_loop().add_reader(descriptor, self._serve, process)
@@ -119,17 +126,19 @@ class Processes:
     def _serve(self, process: _Process) -> None:
         error = lib.gp_remote_serve(process.remote)
         if error in {errno.ECONNRESET, errno.EPIPE}:
-            self._end(process, "it has closed the connection")
+            self._end(process, "closed", "it has closed the connection")
         elif error == errno.EPROTO:
-            self._end(process, "it does not keep to the protocol")
+            self._end(process, "protocol_error", "it does not keep to the protocol")
+        elif error == errno.ENOBUFS:
+            self._end(process, "unread_answers", "it does not read its answers")
         elif error:
-            self._end(process, os.strerror(error))
+            self._end(process, "error", os.strerror(error))
 
-    def _end(self, process: _Process, reason: str) -> None:
+    def _end(self, process: _Process, end: str, reason: str) -> None:
+        """``end``: the reason as the metrics name it."""
         asyncio.get_running_loop().remove_reader(process.descriptor)
         self._processes.discard(process)
-        stats: Any = ffi.new("struct gp_remote_stats *")
-        lib.gp_remote_get_stats(process.remote, stats)
+        stats = process.counts.end(process.remote, end)
         lib.gp_remote_close(process.remote)
         _log.info(
             "program disconnected",

@@ -12,9 +12,13 @@ from typing import TYPE_CHECKING
 
 import structlog
 
+from gpu_provider.addresses import format_address
 from gpu_provider.errors import ConfigError, GpuProviderError
+from gpu_provider.listening import listen
+from gpu_provider.observe.admin import AdminServer
 from gpu_provider.observe.logs import configure_logging
 from gpu_provider.provider import BatchingProvider
+from gpu_provider.service.metrics import ServiceMetrics
 from gpu_provider.service.processes import Processes
 from gpu_provider.signals import SignalHandlers
 
@@ -46,7 +50,7 @@ def run(config: ServiceConfig) -> int:
 
 
 def _run(config: ServiceConfig, signals: SignalHandlers) -> int:
-    configure_logging(config.log_level)
+    log = configure_logging(config.log_level)
     # Private keys are in this process's memory, and must not end up in a file on disk.
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     _raise_descriptor_limit()
@@ -56,7 +60,12 @@ def _run(config: ServiceConfig, signals: SignalHandlers) -> int:
             _listening(config.socket, int(config.socket_mode, 8)) as listener,
             asyncio.Runner() as runner,
         ):
-            return runner.run(_serve(config, provider, listener, signals))
+            admin_listeners = listen(config.admin_address, "admin") if config.admin_address is not None else []
+            metrics = ServiceMetrics(config.max_processes, log)
+            provider.registry.register(metrics)
+            return runner.run(
+                _serve(config, provider, listener, signals, admin_listeners=admin_listeners, metrics=metrics)
+            )
     except (GpuProviderError, OSError) as error:
         raise ConfigError(str(error)) from None
 
@@ -105,7 +114,13 @@ def _is_in_use(path: Path) -> bool:
 
 
 async def _serve(
-    config: ServiceConfig, provider: BatchingProvider, listener: socket.socket, signals: SignalHandlers
+    config: ServiceConfig,
+    provider: BatchingProvider,
+    listener: socket.socket,
+    signals: SignalHandlers,
+    *,
+    admin_listeners: list[socket.socket],
+    metrics: ServiceMetrics,
 ) -> int:
     loop = asyncio.get_running_loop()
     stopping = asyncio.Event()
@@ -115,9 +130,21 @@ async def _serve(
             stopping.set()
 
     signals.deliver_to(loop, on_signal)
-    processes = Processes(provider.client, config, _room(provider, config))
+
+    def is_ready() -> tuple[bool, str]:
+        failure = provider.failure
+        return failure is None, failure or f"ready, computing with {provider.stats().backend}"
+
+    admin = AdminServer(provider.registry, is_ready)
+    await admin.start(admin_listeners)
+    processes = Processes(provider.client, config, _room(provider, config), metrics)
     processes.start(listener)
-    _log.info("ready", socket=str(config.socket), backend=provider.stats().backend)
+    _log.info(
+        "ready",
+        socket=str(config.socket),
+        admin=[format_address(admin_listener.getsockname()) for admin_listener in admin_listeners],
+        backend=provider.stats().backend,
+    )
     failure: str | None = None
     while failure is None and not stopping.is_set():
         with contextlib.suppress(TimeoutError):
@@ -127,6 +154,7 @@ async def _serve(
     if failure is not None:
         _log.error("ending, because this process can't go on", reason=failure)
     processes.close()
+    await admin.close()
     stats = provider.stats()
     _log.info("stopped", batches=stats.batches, mean_batch=round(stats.mean_batch, 2))
     return 0 if failure is None else EXIT_FAILED

@@ -381,7 +381,7 @@ def test_mistakes_end_with_one_line(tmp_path):
 def test_two_services_do_not_share_a_socket_but_one_that_was_killed_leaves_none(tmp_path):
     path = tmp_path / "socket"
     with Service(path) as service:
-        run = run_command("service", "--socket", str(path))
+        run = run_command("service", "--socket", str(path), "--admin", "off")
         assert run.returncode == 2
         assert "another service listens there" in run.stderr
         service.process.kill()

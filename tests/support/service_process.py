@@ -8,7 +8,8 @@ import subprocess
 import threading
 from typing import TYPE_CHECKING, Any, Self
 
-from terminator_process import COMMAND, TIMEOUT, environment
+from admin_port import AdminPort
+from terminator_process import COMMAND, TIMEOUT, environment, parse
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -16,11 +17,12 @@ if TYPE_CHECKING:
 __all__ = ["Service"]
 
 
-class Service:
+class Service(AdminPort):
     """Ready when the ``with`` block begins, and ended after it, if it is not by then."""
 
     def __init__(self, socket: Path, *flags: str) -> None:
-        self._command = [*COMMAND, "service", "--socket", str(socket), "--socket-mode", "0666", *flags]
+        admin = () if "--admin" in flags else ("--admin", "127.0.0.1:0")
+        self._command = [*COMMAND, "service", "--socket", str(socket), "--socket-mode", "0666", *admin, *flags]
         self._changed = threading.Condition()
         self._ended = False
         self.events: list[dict[str, Any]] = []
@@ -30,10 +32,12 @@ class Service:
         self._reader = threading.Thread(target=self._read_log)
         self._reader.start()
         try:
-            self.wait_for("ready")
+            ready = self.wait_for("ready")
         except BaseException:
             self._end()
             raise
+        if ready["admin"]:
+            self.admin_address = parse(ready["admin"][0])
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import http.client
 import json
 import os
 import signal
@@ -18,8 +17,8 @@ import time
 from typing import TYPE_CHECKING, Any, Self
 
 import trustme
+from admin_port import AdminPort
 from ports import unused_port
-from prometheus_client.parser import text_string_to_metric_families
 from tls_peers import unverifying_client_context
 
 from gpu_provider import tls
@@ -73,7 +72,7 @@ def run_command(*arguments: str, **settings: str) -> subprocess.CompletedProcess
     )
 
 
-class Terminator:
+class Terminator(AdminPort):
     """``gpu-provider terminator`` on a free port, ready when the ``with`` block begins and ended after it."""
 
     def __init__(
@@ -159,33 +158,6 @@ class Terminator:
         code = self.process.wait(TIMEOUT)
         self._reader.join(TIMEOUT)
         return code
-
-    # ---- the admin port ----
-
-    def admin(self, path: str, method: str = "GET") -> tuple[int, str]:
-        connection = http.client.HTTPConnection(*self.admin_address[:2], timeout=TIMEOUT)
-        try:
-            connection.request(method, path)
-            response = connection.getresponse()
-            return response.status, response.read().decode()
-        finally:
-            connection.close()
-
-    def metric(self, name: str, **labels: str) -> float:
-        """The sum over all samples that have these labels; 0 if there is none."""
-        text = self.admin("/metrics")[1]
-        return sum(
-            sample.value
-            for family in text_string_to_metric_families(text)
-            for sample in family.samples
-            if sample.name == name and labels.items() <= sample.labels.items()
-        )
-
-    def wait_for_metric(self, name: str, value: float, **labels: str) -> None:
-        """Waits until the metric has this value: it counts a moment after the client saw what happened."""
-        deadline = time.monotonic() + TIMEOUT
-        while (current := self.metric(name, **labels)) != value:
-            assert time.monotonic() < deadline, f"{name}{labels} is {current}, not {value}"
 
     # ---- clients ----
 

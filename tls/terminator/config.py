@@ -10,6 +10,7 @@ from msgspec import Meta
 from gpu_provider.addresses import Address, named, parse_address
 from gpu_provider.config import ProviderConfig
 from gpu_provider.errors import ConfigError
+from gpu_provider.observe.admin import TERMINATOR_ADDRESS, parse_admin
 from gpu_provider.settings import Shown
 
 __all__ = ["TerminatorConfig"]
@@ -40,7 +41,7 @@ class TerminatorConfig(ProviderConfig, frozen=True, kw_only=True, forbid_unknown
     admin: Annotated[
         str,
         Shown("addresses", "HOST:PORT", "serve `/livez`, `/readyz` and `/metrics` on this HOST:PORT; `off`: nowhere"),
-    ] = "127.0.0.1:9180"
+    ] = TERMINATOR_ADDRESS
 
     cert: Annotated[
         tuple[Path, ...],
@@ -147,7 +148,7 @@ class TerminatorConfig(ProviderConfig, frozen=True, kw_only=True, forbid_unknown
 
     @property
     def admin_address(self) -> Address | None:
-        return None if self.admin == "off" else _address("admin", self.admin, any_host=True)
+        return parse_admin(self.admin)
 
 
 def _address(setting: str, text: str, *, any_host: bool) -> Address:

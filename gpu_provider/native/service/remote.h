@@ -23,6 +23,7 @@ struct gp_remote {
     gp_queue queue;
     int greeted;
     _Atomic uint64_t requests, failed;
+    atomic_int malformed; /* what is in its queue makes no sense: its socket's thread ends it */
 
     /* the socket's thread */
     int *descriptors; /* [limits.descriptors] */

@@ -150,6 +150,8 @@ int gp_remote_serve(gp_remote *remote)
     struct gp_message message;
     uint32_t count;
 
+    if (atomic_load(&remote->malformed))
+        return EPROTO;
     for (int i = 0; i < AT_ONCE; i++) {
         error = gp_message_receive(remote->socket, &message, 1, descriptors, &count);
         if (error != 0)

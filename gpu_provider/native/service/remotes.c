@@ -232,9 +232,10 @@ static void submit(void *context, gp_client *client)
         gp_remote *remote = take_first(remotes);
         enum taken taken = take_some(remote);
 
-        if (taken == MALFORMED)
-            (void)shutdown(remote->socket, SHUT_RDWR); /* its socket's thread closes it */
-        else if (taken != NONE_LEFT || !gp_queue_watch(&remote->queue))
+        if (taken == MALFORMED) {
+            atomic_store(&remote->malformed, 1);
+            (void)shutdown(remote->socket, SHUT_RDWR); /* wakes its socket's thread */
+        } else if (taken != NONE_LEFT || !gp_queue_watch(&remote->queue))
             activate(remotes, remote);
         if (taken == NO_ROOM)
             break;
