@@ -33,7 +33,7 @@ from gpu_provider.errors import ConfigError
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-__all__ = ["Option", "Settings", "Shown", "load_config", "options", "unknown_variables"]
+__all__ = ["Option", "Settings", "Shown", "from_builtins", "load_config", "options", "to_builtins", "unknown_variables"]
 
 _log = logging.getLogger(__name__)
 _ENVIRONMENT_PREFIX = "GPU_PROVIDER_"
@@ -141,6 +141,17 @@ def load_config(
             flag, variable = needed.name.replace("_", "-"), _ENVIRONMENT_PREFIX + needed.name.upper()
             raise ConfigError(f"{needed.name} is not set; give --{flag}, {variable}, or {needed.name} in a file")
     return settings(**values)
+
+
+def to_builtins(settings: Settings) -> dict[str, Any]:
+    """The values as JSON can hold them, for another process."""
+    values: dict[str, Any] = msgspec.to_builtins(settings, enc_hook=str)
+    return values
+
+
+def from_builtins(settings: type[SettingsT], values: Mapping[str, Any]) -> SettingsT:
+    """The reverse of :func:`to_builtins`; raises ConfigError."""
+    return load_config(settings, overrides=values)
 
 
 def unknown_variables(settings: type[Settings], environ: Mapping[str, str], likeness: float = 0) -> list[str]:

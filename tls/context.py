@@ -5,7 +5,7 @@ import os
 import ssl
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
@@ -19,7 +19,7 @@ from gpu_provider.tls.text import c_string, encoded
 from gpu_provider.tls.tickets import TicketKeys
 
 if TYPE_CHECKING:
-    from gpu_provider.provider import BatchingProvider
+    from gpu_provider.provider import LibraryContext
     from gpu_provider.tls.connection import Connection
 
 __all__ = ["AsyncCallback", "Context"]
@@ -44,6 +44,13 @@ _VERIFY_FLAGS = ssl.VERIFY_X509_TRUSTED_FIRST | (
     ssl.VERIFY_X509_STRICT | ssl.VERIFY_X509_PARTIAL_CHAIN if sys.version_info >= (3, 13) else 0
 )
 _SESSION_ID_CONTEXT = b"gpu_provider.tls"
+
+
+class Provider(Protocol):
+    """A BatchingProvider, or a ServiceProvider."""
+
+    @property
+    def library_context(self) -> "LibraryContext": ...
 
 
 def alpn_wire(protocols: Sequence[str | bytes]) -> bytes:
@@ -84,7 +91,7 @@ class Context:
         "check_hostname", "server_names", "verify_chosen",
     )  # fmt: skip
 
-    def __init__(self, method: str = constants.TLS_METHOD, provider: "BatchingProvider | None" = None) -> None:
+    def __init__(self, method: str = constants.TLS_METHOD, provider: Provider | None = None) -> None:
         if method not in _METHODS:
             raise ValueError(f"method must be one of {sorted(_METHODS)}, not {method!r}")
         library_context = None if provider is None else provider.library_context

@@ -16,7 +16,7 @@ from gpu_provider.addresses import named, parse_address
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
 
     from prometheus_client import CollectorRegistry
 
@@ -48,9 +48,16 @@ def parse_admin(text: str) -> Address | None:
 class AdminServer:
     """Serves listening sockets. ``is_ready()`` returns whether the process is ready, and one line that says why."""
 
-    def __init__(self, registry: CollectorRegistry, is_ready: Callable[[], tuple[bool, str]]) -> None:
+    def __init__(
+        self,
+        registry: CollectorRegistry,
+        is_ready: Callable[[], tuple[bool, str]],
+        refresh: Callable[[], Awaitable[None]] | None = None,
+    ) -> None:
+        """``refresh`` is awaited before each answer."""
         self._registry = registry
         self._is_ready = is_ready
+        self._refresh = refresh
         self._servers: list[asyncio.Server] = []
         self._requests: dict[asyncio.Task[None], None] = {}  # the oldest first
 
@@ -91,6 +98,8 @@ class AdminServer:
         for _ in range(_MOST_HEADER_LINES):
             if (await reader.readline()).strip() == b"":
                 break
+        if self._refresh is not None:
+            await self._refresh()
         status, content_type, body = self._answer(request)
         head = (
             f"HTTP/1.1 {status.value} {status.phrase}\r\n"

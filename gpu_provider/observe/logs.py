@@ -118,8 +118,9 @@ class BackgroundWriter(io.RawIOBase):
             _log.warning("log lines were dropped, because nobody read them or they could not be written", lines=missing)
 
 
-def configure_logging(level_name: str) -> BackgroundWriter:
+def configure_logging(level_name: str, **of_each_line: object) -> BackgroundWriter:
     """Logs to stderr: readable lines on a terminal, otherwise one JSON object per line. ``level_name``: such as "info".
+    ``of_each_line``: what each line also has.
 
     From now on whatever else this program writes to ``sys.stderr``, such as tracebacks and warnings, goes the same way.
     Raises BackendError if no thread can be started.
@@ -131,6 +132,7 @@ def configure_logging(level_name: str) -> BackgroundWriter:
         structlog.stdlib.PositionalArgumentsFormatter(),
         structlog.processors.TimeStamper(fmt="iso", utc=True),
         structlog.processors.format_exc_info,
+        lambda _logger, _method, event: event | of_each_line,
     ]
     renderer: structlog.typing.Processor = (
         structlog.dev.ConsoleRenderer() if os.isatty(_STDERR) else structlog.processors.JSONRenderer()

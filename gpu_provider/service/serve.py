@@ -21,6 +21,7 @@ from gpu_provider.provider import BatchingProvider
 from gpu_provider.service.metrics import ServiceMetrics
 from gpu_provider.service.processes import Processes
 from gpu_provider.signals import SignalHandlers
+from gpu_provider.supervised import Supervised
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -40,16 +41,17 @@ that has many; the rest stay in the programs' own queues, which take turns."""
 _log = structlog.stdlib.get_logger(__name__)
 
 
-def run(config: ServiceConfig) -> int:
-    """Serves until a signal ends it. Returns the exit code. Raises ConfigError if it can't start."""
+def run(config: ServiceConfig, parent: socket.socket | None = None) -> int:
+    """Serves until a signal ends it. Returns the exit code. Raises ConfigError if it can't start. ``parent``: the
+    connection with it, of a :class:`gpu_provider.supervised.Supervised`."""
     signals = SignalHandlers()
     try:
-        return _run(config, signals)
+        return _run(config, signals, parent)
     finally:
         signals.ignore_all()
 
 
-def _run(config: ServiceConfig, signals: SignalHandlers) -> int:
+def _run(config: ServiceConfig, signals: SignalHandlers, parent: socket.socket | None) -> int:
     log = configure_logging(config.log_level)
     # Private keys are in this process's memory, and must not end up in a file on disk.
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
@@ -64,7 +66,9 @@ def _run(config: ServiceConfig, signals: SignalHandlers) -> int:
             metrics = ServiceMetrics(config.max_processes, log)
             provider.registry.register(metrics)
             return runner.run(
-                _serve(config, provider, listener, signals, admin_listeners=admin_listeners, metrics=metrics)
+                _serve(
+                    config, provider, listener, signals, parent, admin_listeners=admin_listeners, metrics=metrics
+                )
             )
     except (GpuProviderError, OSError) as error:
         raise ConfigError(str(error)) from None
@@ -118,6 +122,7 @@ async def _serve(
     provider: BatchingProvider,
     listener: socket.socket,
     signals: SignalHandlers,
+    parent: socket.socket | None,
     *,
     admin_listeners: list[socket.socket],
     metrics: ServiceMetrics,
@@ -137,14 +142,19 @@ async def _serve(
 
     admin = AdminServer(provider.registry, is_ready)
     await admin.start(admin_listeners)
+    supervised = Supervised(parent, provider.registry, is_ready) if parent is not None else None
+    if supervised is not None:
+        await supervised.start()
     processes = Processes(provider.client, config, _room(provider, config), metrics)
     processes.start(listener)
     _log.info(
-        "ready",
+        "ready" if supervised is None else "service is ready",
         socket=str(config.socket),
         admin=[format_address(admin_listener.getsockname()) for admin_listener in admin_listeners],
         backend=provider.stats().backend,
     )
+    if supervised is not None:
+        supervised.tell("ready")
     failure: str | None = None
     while failure is None and not stopping.is_set():
         with contextlib.suppress(TimeoutError):
@@ -156,7 +166,9 @@ async def _serve(
     processes.close()
     await admin.close()
     stats = provider.stats()
-    _log.info("stopped", batches=stats.batches, mean_batch=round(stats.mean_batch, 2))
+    _log.info("stopped" if supervised is None else "service has stopped", batches=stats.batches, mean_batch=round(stats.mean_batch, 2))
+    if supervised is not None:
+        await supervised.close()
     return 0 if failure is None else EXIT_FAILED
 
 

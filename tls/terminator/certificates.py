@@ -18,7 +18,7 @@ from gpu_provider.tls.terminator.trial_handshake import handshake_problem
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from gpu_provider import BatchingProvider
+    from gpu_provider.tls.terminator.computing import Computing
     from gpu_provider.tls.terminator.config import TerminatorConfig
 
 __all__ = ["Certificate", "Certificates", "load_certificates"]
@@ -61,7 +61,7 @@ class Certificates:
 
 
 def load_certificates(
-    config: TerminatorConfig, provider: BatchingProvider | None, ticket_keys: tls.TicketKeys | None = None
+    config: TerminatorConfig, computing: Computing | None, ticket_keys: tls.TicketKeys | None = None
 ) -> Certificates:
     """Reads every pair of files. Raises a ConfigError that names the file and what to do about it.
 
@@ -77,7 +77,7 @@ def load_certificates(
     first = _with_its_counterpart(certificates)
     together = {name: tuple(indices.values()) for name, indices in by_name.items()}
     contexts = {
-        indices: _context(config, provider, [(config.cert[index], config.key[index]) for index in indices])
+        indices: _context(config, computing, [(config.cert[index], config.key[index]) for index in indices])
         for indices in {first, *together.values()}
     }
     public_keys = b"".join(sorted(certificate.public_key_sha256 for certificate in certificates))
@@ -135,10 +135,10 @@ def _with_its_counterpart(certificates: list[Certificate]) -> tuple[int, ...]:
 
 
 def _context(
-    config: TerminatorConfig, provider: BatchingProvider | None, pairs: list[tuple[Path, Path]]
+    config: TerminatorConfig, computing: Computing | None, pairs: list[tuple[Path, Path]]
 ) -> tls.Context:
     """OpenSSL keeps a certificate of each key type in a context, and uses whichever the client can use."""
-    context = _settings_context(config, provider)
+    context = _settings_context(config, computing)
     for cert, key in pairs:
         _use_certificate(context, cert, key)
         _use_key(context, cert, key)
@@ -165,8 +165,8 @@ def _use_key(context: tls.Context, cert: Path, key: Path) -> None:
         ) from None
 
 
-def _settings_context(config: TerminatorConfig, provider: BatchingProvider | None) -> tls.Context:
-    context = tls.Context(constants.TLS_SERVER_METHOD, provider)
+def _settings_context(config: TerminatorConfig, computing: Computing | None) -> tls.Context:
+    context = tls.Context(constants.TLS_SERVER_METHOD, computing)
     context.set_min_proto_version(_VERSIONS[config.tls_min])
     context.set_max_proto_version(_VERSIONS[config.tls_max])
     for setting, value, use in (

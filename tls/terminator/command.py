@@ -15,9 +15,9 @@ __all__ = ["DESCRIPTION", "add_arguments", "run"]
 
 DESCRIPTION = """\
 Accept TLS connections, decrypt them and relay their bytes to an upstream. The RSA operations of all handshakes that
-run at the same time are computed in batches."""
+run at the same time, also in several processes, are computed in batches."""
 
-_GROUPS = ("addresses", "TLS", "connections", "batches", "other")
+_GROUPS = ("addresses", "TLS", "connections", "processes", "batches", "other")
 """In the order of ``--help``."""
 
 _EPILOG = """\
@@ -31,6 +31,8 @@ signals:
                             cuts them off at once
   SIGHUP                    reload the certificate and key files, for new connections; on any error the old ones
                             stay
+  with --workers, send them to the first process; a worker that gets SIGTERM itself finishes its connections and is
+  replaced, and one that dies is replaced too
   SIGUSR1, SIGUSR2          nothing
 
 exit codes:

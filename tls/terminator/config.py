@@ -109,6 +109,27 @@ class TerminatorConfig(ProviderConfig, frozen=True, kw_only=True, forbid_unknown
         Shown("connections", "", "tell the upstream the client's address with a PROXY protocol header"),
     ] = "off"
 
+    workers: Annotated[
+        int,
+        Meta(ge=1, le=1024, description="a number from 1 to 1024"),
+        Shown(
+            "processes",
+            "N",
+            "processes that serve connections. One computes by itself; several share `service`, or one that is started "
+            "for them",
+        ),
+    ] = 1
+
+    service: Annotated[
+        Annotated[Path, Meta(description="a path")] | None,
+        Shown(
+            "processes",
+            "PATH",
+            "socket of a `gpu-provider service` that computes; without one, the processes do",
+            default="none",
+        ),
+    ] = None
+
     log_level: Annotated[
         Literal["debug", "info", "warning", "error"],
         Meta(description="debug, info, warning or error"),

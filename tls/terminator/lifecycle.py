@@ -8,6 +8,7 @@ import gc
 import os
 import signal
 import time
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import structlog
@@ -15,10 +16,13 @@ import structlog
 from gpu_provider.addresses import Resolved, format_address
 from gpu_provider.errors import GpuProviderError
 from gpu_provider.observe.admin import AdminServer
+from gpu_provider.service.provider import ServiceProvider
+from gpu_provider.supervised import Supervised
 from gpu_provider.tls import TicketKeys
 from gpu_provider.tls.terminator.background import in_background
 from gpu_provider.tls.terminator.certificate_checks import date
 from gpu_provider.tls.terminator.certificates import load_certificates
+from gpu_provider.tls.terminator.computing import backend_name, failure_of, totals
 from gpu_provider.tls.terminator.listening import connections_allowed
 from gpu_provider.tls.terminator.server import Server
 
@@ -27,13 +31,13 @@ if TYPE_CHECKING:
 
     from prometheus_client import CollectorRegistry
 
-    from gpu_provider import BatchingProvider
     from gpu_provider.signals import SignalHandlers
     from gpu_provider.tls.terminator.certificates import Certificate, Certificates
+    from gpu_provider.tls.terminator.computing import Computing
     from gpu_provider.tls.terminator.config import TerminatorConfig
     from gpu_provider.tls.terminator.metrics import TerminatorMetrics
 
-__all__ = ["EXIT_FAILED", "Terminator"]
+__all__ = ["EXIT_CLEAN", "EXIT_FAILED", "EXIT_FORCED", "Terminator", "Worker"]
 
 EXIT_CLEAN = 0
 EXIT_FORCED = 3
@@ -49,23 +53,36 @@ _END_SECONDS = 5.0
 _log = structlog.stdlib.get_logger(__name__)
 
 
+@dataclass(frozen=True, slots=True)
+class Worker:
+    """What one of several processes has from the master that started it."""
+
+    number: int
+    connection: socket.socket
+    """With the master."""
+    ticket_keys: int
+    """The descriptor of the memory where all have the keys of session tickets."""
+
+
 class Terminator:
     """Puts the data port, the admin port and the signals together."""
 
     def __init__(
         self,
         config: TerminatorConfig,
-        provider: BatchingProvider,
+        computing: Computing,
         upstream: tuple[Resolved, ...],
         *,
         registry: CollectorRegistry,
         metrics: TerminatorMetrics,
+        worker: Worker | None = None,
     ) -> None:
         self._config = config
-        self._provider = provider
+        self._computing = computing
+        self._worker = worker
         self._upstream = upstream
         self._registry = registry
-        self._ticket_keys = TicketKeys()
+        self._ticket_keys = TicketKeys(memory=worker.ticket_keys if worker is not None else None)
         self._metrics = metrics
         self._stopped_at = 0.0
         self._failure: str | None = None
@@ -82,27 +99,38 @@ class Terminator:
         self._reloading = asyncio.Lock()
         self._reloads: set[asyncio.Task[None]] = set()
         # Only the server keeps the certificates, so that a reload frees the keys that it replaces.
-        self._server = server = Server(self._config, self._load_certificates(), self._upstream, self._metrics)
+        self._server = server = Server(
+            self._config, self._load_certificates(), self._upstream, self._metrics, is_alone=self._worker is None
+        )
         admin = AdminServer(self._registry, self._is_ready)
+        supervised = Supervised(self._worker.connection, self._registry, self._is_ready) if self._worker else None
         loop.set_exception_handler(self._on_loop_error)
         signals.deliver_to(loop, self._on_signal)
+        if isinstance(self._computing, ServiceProvider):
+            self._computing.fire_callbacks_on(loop)
         await admin.start(admin_listeners)
+        if supervised is not None:
+            await supervised.start()
         server.start(listeners, _connections_allowed(self._config))
         # What start-up created stays until the end: garbage collections need not walk it again and again.
         gc.collect()
         gc.freeze()
         _report_certificates(self._metrics.certificates)
         _log.info(
-            "ready",
+            "ready" if self._worker is None else "worker is ready",
             listen=[format_address(listener.getsockname()) for listener in listeners],
             upstream=self._config.upstream,
             admin=[format_address(listener.getsockname()) for listener in admin_listeners],
-            backend=self._provider.stats().backend,
+            backend=backend_name(self._computing),
             event_loop=type(loop).__module__.partition(".")[0],
         )
         self.has_started = True
+        if supervised is not None:
+            supervised.tell("ready")
         while not await _is_set_within(self._stopping, _LOOK_SECONDS):
             self._look_for_failure()
+        if supervised is not None:
+            supervised.tell("stopping")
         server.stop_accepting()
         _log.info("draining", connections=self._metrics.open, seconds=self._config.drain_timeout)
         clean = await server.drain(self._config.drain_timeout, self._hurry)
@@ -111,29 +139,20 @@ class Terminator:
         await asyncio.gather(*self._reloads, return_exceptions=True)
         await admin.close()
         server.close()
-        stats = self._provider.stats()
-        _log.info(
-            "stopped",
-            clean=clean,
-            backend=stats.backend,
-            requests=stats.submitted,
-            batches=stats.batches,
-            mean_batch=round(stats.mean_batch, 2),
-            largest_batch=stats.largest_batch,
-            retries=stats.retries,
-            failed=stats.failed,
-        )
+        _log.info("stopped" if self._worker is None else "worker has stopped", clean=clean, backend=backend_name(self._computing), **totals(self._computing))
+        if supervised is not None:
+            await supervised.close()
         if self._failure is not None:
             return EXIT_FAILED
         return EXIT_CLEAN if clean else EXIT_FORCED
 
     def _is_ready(self) -> tuple[bool, str]:
-        not_ready = self._failure or self._provider.failure or self._server.shortage.present
+        not_ready = self._failure or failure_of(self._computing) or self._server.shortage.present
         if not_ready is None and self._stopping.is_set():
             not_ready = "draining"
         if not_ready is not None:
             return False, not_ready
-        return True, f"ready, computing with {self._provider.stats().backend}"
+        return True, f"ready, computing with {backend_name(self._computing)}"
 
     # ---- signals ----
 
@@ -153,8 +172,8 @@ class Terminator:
     # ---- failures that end it ----
 
     def _look_for_failure(self) -> None:
-        if self._provider.failure is not None:
-            self._fail(self._provider.failure)
+        if (failure := failure_of(self._computing)) is not None:
+            self._fail(failure)
         elif self._server.shortage.hopeless:
             self._fail("out of memory, and it does not pass")
 
@@ -203,7 +222,7 @@ class Terminator:
 
     def _load_certificates(self) -> Certificates:
         """Raises ConfigError."""
-        certificates = load_certificates(self._config, self._provider, self._ticket_keys)
+        certificates = load_certificates(self._config, self._computing, self._ticket_keys)
         for warning in certificates.warnings:
             _log.warning(warning)
         return certificates

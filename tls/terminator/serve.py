@@ -17,20 +17,27 @@ from gpu_provider.addresses import named, resolve
 from gpu_provider.errors import ConfigError, GpuProviderError
 from gpu_provider.listening import listen
 from gpu_provider.observe.logs import configure_logging
+from gpu_provider.service.provider import ServiceProvider
 from gpu_provider.signals import SignalHandlers
 from gpu_provider.tls.terminator.certificate_checks import date
 from gpu_provider.tls.terminator.certificates import load_certificates
 from gpu_provider.tls.terminator.checks import check_settings
 from gpu_provider.tls.terminator.lifecycle import EXIT_FAILED, Terminator
 from gpu_provider.tls.terminator.listening import raise_descriptor_limit
+from gpu_provider.tls.terminator.master import Master
 from gpu_provider.tls.terminator.metrics import TerminatorMetrics
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Iterator
 
+    from gpu_provider.addresses import Resolved
+    from gpu_provider.observe.logs import BackgroundWriter
+    from gpu_provider.tls.terminator.computing import Computing
     from gpu_provider.tls.terminator.config import TerminatorConfig
+    from gpu_provider.tls.terminator.lifecycle import Worker
 
-__all__ = ["check", "run"]
+__all__ = ["check", "run", "run_worker"]
 
 _LAST_LINES_SECONDS = 1.0
 _log = structlog.stdlib.get_logger(__name__)
@@ -75,20 +82,64 @@ def run(config: TerminatorConfig) -> int:
 
 @_start_errors()
 def _run(config: TerminatorConfig, signals: SignalHandlers) -> int:
-    log = configure_logging(config.log_level)
-    # Private keys are in this process's memory, and must not end up in a file on disk.
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    raise_descriptor_limit(config.max_connections)
-    with named("upstream"):
-        upstream = resolve(config.upstream_address, to_listen=False)
+    log = _prepare(config)
+    upstream = _upstream(config)
     for warning in check_settings(config, upstream):
         _log.warning(warning)
     listeners = listen(config.listen_address, "listen")
     admin_listeners = listen(config.admin_address, "admin") if config.admin_address is not None else []
+    if config.workers > 1:
+        load_certificates(config, None)  # what is wrong is said once, and here
+        master = Master(config)
+        with asyncio.Runner() as runner:
+            code = runner.run(master.serve(listeners, admin_listeners, signals))
+            signals.ignore_all()
+            return code
+    return _serve(config, upstream, log, signals, listeners, admin_listeners)
+
+
+def run_worker(config: TerminatorConfig, listeners: list[socket.socket], worker: Worker) -> int:
+    """Like :func:`run`, for one of several processes."""
+    signals = SignalHandlers()
+    try:
+        with _start_errors():
+            log = _prepare(config, worker=worker.number)
+            return _serve(config, _upstream(config), log, signals, listeners, [], worker)
+    finally:
+        signals.ignore_all()
+
+
+def _prepare(config: TerminatorConfig, **of_each_line: object) -> BackgroundWriter:
+    log = configure_logging(config.log_level, **of_each_line)
+    # Private keys are in this process's memory, and must not end up in a file on disk.
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    raise_descriptor_limit(config.max_connections)
+    return log
+
+
+def _upstream(config: TerminatorConfig) -> tuple[Resolved, ...]:
+    with named("upstream"):
+        return resolve(config.upstream_address, to_listen=False)
+
+
+def _serve(
+    config: TerminatorConfig,
+    upstream: tuple[Resolved, ...],
+    log: BackgroundWriter,
+    signals: SignalHandlers,
+    listeners: list[socket.socket],
+    admin_listeners: list[socket.socket],
+    worker: Worker | None = None,
+) -> int:
     registry = CollectorRegistry()
-    with BatchingProvider(config, registry=registry) as provider:
+    with contextlib.ExitStack() as stack:
+        computing: Computing
+        if config.service is not None:
+            computing = ServiceProvider(config.service)
+        else:
+            computing = stack.enter_context(BatchingProvider(config, registry=registry))
         metrics = TerminatorMetrics(log)
-        terminator = Terminator(config, provider, upstream, registry=registry, metrics=metrics)
+        terminator = Terminator(config, computing, upstream, registry=registry, metrics=metrics, worker=worker)
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
             try:
                 code = runner.run(terminator.serve(listeners, admin_listeners, signals))

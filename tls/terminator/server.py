@@ -33,6 +33,9 @@ if TYPE_CHECKING:
 __all__ = ["Server"]
 
 _ACCEPT_BURST = 64
+_ACCEPT_BURST_OF_WORKER = 4
+"""The others are to have their share."""
+
 _BUFFER_SIZE = 65536
 """Bytes per read; also the most that each direction of a connection holds back if its receiver is slow."""
 _SETTLE_SECONDS = 0.25
@@ -52,7 +55,11 @@ class Server:
         certificates: Certificates,
         upstream: Sequence[Resolved],
         metrics: TerminatorMetrics,
+        *,
+        is_alone: bool = True,
     ) -> None:
+        """``is_alone``: no other process accepts connections at the same sockets."""
+        self._is_alone = is_alone
         self._loop = loop = asyncio.get_running_loop()
         self._log = structlog.stdlib.get_logger(__name__)
         self._metrics = metrics
@@ -112,7 +119,7 @@ class Server:
                     self._loop.remove_reader(listener.fileno())
 
     def _accept(self, listener: socket.socket) -> None:
-        for _ in range(_ACCEPT_BURST):
+        for _ in range(_ACCEPT_BURST if self._is_alone else _ACCEPT_BURST_OF_WORKER):
             if len(self._sessions) >= self._max_connections:
                 self._metrics.limit_reached += 1
                 self._set_accepting(False)
@@ -212,7 +219,7 @@ class Server:
     def stop_accepting(self) -> None:
         """Accepts only the connections that the system has begun, and then closes the listening sockets: at once or,
         with ``max_connections`` open, as soon as there is room."""
-        settled = [refuse_newcomers(listener) for listener in self._listeners]
+        settled = [self._is_alone and refuse_newcomers(listener) for listener in self._listeners]
         self._loop.call_later(_SETTLE_SECONDS if all(settled) else 0.0, self._make_last_call)
 
     def _make_last_call(self) -> None:
