@@ -91,7 +91,7 @@ class Supervised:
         self._send(Message(metrics=generate_latest(self._registry).decode(), not_ready=None if ready else why))
 
     def _send(self, message: Message) -> None:
-        if self._writer is not None:
+        if self._writer is not None and not self._writer.is_closing():
             self._writer.write(msgspec.json.encode(message) + b"\n")
 
     async def close(self) -> None:

@@ -19,8 +19,8 @@ class TicketKeys:
     two hours for which OpenSSL's tickets are valid. The keys are wiped when nobody refers to this object or to a
     context that has it.
 
-    ``memory``: the descriptor of a memfd (``os.memfd_create``) for processes that share the keys, each with an object of
-    its own: the first of them is made from an empty one, before the others. It may be closed afterwards.
+    ``memory``: the descriptor of a memfd (``os.memfd_create``), for processes that share the keys. Each makes an object
+    of its own, the first from an empty one and before the others. It may be closed afterwards.
     """
 
     __slots__ = ("__weakref__", "pointer")

@@ -132,7 +132,7 @@ def configure_logging(level_name: str, **of_each_line: object) -> BackgroundWrit
         structlog.stdlib.PositionalArgumentsFormatter(),
         structlog.processors.TimeStamper(fmt="iso", utc=True),
         structlog.processors.format_exc_info,
-        lambda _logger, _method, event: event | of_each_line,
+        lambda _logger, _method, event: {**event, **of_each_line},
     ]
     renderer: structlog.typing.Processor = (
         structlog.dev.ConsoleRenderer() if os.isatty(_STDERR) else structlog.processors.JSONRenderer()

@@ -24,8 +24,8 @@ class Computed(NamedTuple):
 
 
 class ServiceProvider:
-    """For TLS contexts, in place of a BatchingProvider: ``gpu-provider service`` computes, and OpenSSL while it can't be
-    reached. It has no thread. A process has one service, and in a forked child OpenSSL computes.
+    """For TLS contexts, in place of a BatchingProvider: ``gpu-provider service`` computes, and OpenSSL while the
+    service can't be reached. It has no thread. A process has one service; in a forked child, OpenSSL computes.
     """
 
     _path: bytes | None = None

@@ -66,9 +66,7 @@ def _run(config: ServiceConfig, signals: SignalHandlers, parent: socket.socket |
             metrics = ServiceMetrics(config.max_processes, log)
             provider.registry.register(metrics)
             return runner.run(
-                _serve(
-                    config, provider, listener, signals, parent, admin_listeners=admin_listeners, metrics=metrics
-                )
+                _serve(config, provider, listener, signals, parent, admin_listeners=admin_listeners, metrics=metrics)
             )
     except (GpuProviderError, OSError) as error:
         raise ConfigError(str(error)) from None
@@ -166,7 +164,11 @@ async def _serve(
     processes.close()
     await admin.close()
     stats = provider.stats()
-    _log.info("stopped" if supervised is None else "service has stopped", batches=stats.batches, mean_batch=round(stats.mean_batch, 2))
+    _log.info(
+        "stopped" if supervised is None else "service has stopped",
+        batches=stats.batches,
+        mean_batch=round(stats.mean_batch, 2),
+    )
     if supervised is not None:
         await supervised.close()
     return 0 if failure is None else EXIT_FAILED

@@ -177,7 +177,7 @@ def test_forked_child_goes_on_with_the_keys(client: ssl.SSLContext) -> None:
 
 def test_processes_share_keys_through_a_memfd(client: ssl.SSLContext) -> None:
     memory = os.memfd_create("tickets")
-    with open(memory, "rb"):  # noqa: PTH123 - closes it
+    with open(memory, "rb"):
         ours = tls.TicketKeys(memory=memory)
         _, session = connect(context_with(ours), client)
         child = os.fork()
@@ -206,7 +206,7 @@ os.kill(os.getpid(), 9)
 
 def test_process_that_dies_with_the_lock_of_shared_keys_blocks_nobody(client: ssl.SSLContext) -> None:
     memory = os.memfd_create("tickets")
-    with open(memory, "rb"):  # noqa: PTH123 - closes it
+    with open(memory, "rb"):
         keys = tls.TicketKeys(memory=memory)
         _, session = connect(context_with(keys), client)
         dead = subprocess.run([sys.executable, "-c", DIES_WITH_THE_LOCK, str(memory)], pass_fds=[memory], check=False)

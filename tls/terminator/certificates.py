@@ -134,9 +134,7 @@ def _with_its_counterpart(certificates: list[Certificate]) -> tuple[int, ...]:
     return (0,)
 
 
-def _context(
-    config: TerminatorConfig, computing: Computing | None, pairs: list[tuple[Path, Path]]
-) -> tls.Context:
+def _context(config: TerminatorConfig, computing: Computing | None, pairs: list[tuple[Path, Path]]) -> tls.Context:
     """OpenSSL keeps a certificate of each key type in a context, and uses whichever the client can use."""
     context = _settings_context(config, computing)
     for cert, key in pairs:

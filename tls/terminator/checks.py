@@ -6,9 +6,12 @@ import errno
 import socket
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from gpu_provider import tls
 from gpu_provider.addresses import Resolved, format_address, named, resolve
 from gpu_provider.backends.cuda.devices import find_devices
+from gpu_provider.config import ProviderConfig
 from gpu_provider.errors import BackendError, ConfigError
 from gpu_provider.tls import constants
 
@@ -25,7 +28,23 @@ _MEANT_PROTOCOLS = {"http/2": "h2", "http2": "h2", "http/2.0": "h2", "http1.1": 
 def check_settings(config: TerminatorConfig, upstream: tuple[Resolved, ...]) -> list[str]:
     """Returns warnings. ``upstream`` has the addresses behind its name. Raises ConfigError."""
     _check_backend(config)
-    return [*_check_addresses(config, upstream), *_check_ciphers(config), *_check_protocols(config)]
+    return [
+        *_check_addresses(config, upstream),
+        *_check_ciphers(config),
+        *_check_protocols(config),
+        *_check_service(config),
+    ]
+
+
+def _check_service(config: TerminatorConfig) -> Iterable[str]:
+    if config.service is None:
+        return
+    if not config.service.is_socket():
+        yield f"service = {str(config.service)!r}: nobody listens there; this process computes until somebody does"
+    for field in msgspec.structs.fields(ProviderConfig):
+        value = getattr(config, field.name)
+        if value != field.default:
+            yield f"{field.name} = {value!r} has no effect: the service computes, as its own settings say"
 
 
 def _check_backend(config: TerminatorConfig) -> None:

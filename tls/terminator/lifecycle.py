@@ -139,7 +139,12 @@ class Terminator:
         await asyncio.gather(*self._reloads, return_exceptions=True)
         await admin.close()
         server.close()
-        _log.info("stopped" if self._worker is None else "worker has stopped", clean=clean, backend=backend_name(self._computing), **totals(self._computing))
+        _log.info(
+            "stopped" if self._worker is None else "worker has stopped",
+            clean=clean,
+            backend=backend_name(self._computing),
+            **totals(self._computing),
+        )
         if supervised is not None:
             await supervised.close()
         if self._failure is not None:

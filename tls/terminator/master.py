@@ -36,7 +36,7 @@ from gpu_provider.tls.terminator.reports import Reports
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Coroutine, Iterator
+    from collections.abc import Coroutine, Iterator, Sequence
 
     from prometheus_client.metrics_core import Metric
 
@@ -47,6 +47,7 @@ __all__ = ["Master"]
 
 _WORKER = "gpu_provider.tls.terminator.worker"
 _SERVICE = "gpu_provider.service.child"
+_SERVICE_NAME = "service"
 _SETTLE_SECONDS = 0.25
 """After SIGTERM, for connections that the system has begun: time for a round trip to the client."""
 _SECOND_SIGNAL_SECONDS = 1.0
@@ -122,13 +123,10 @@ class Master(Collector):
     # ---- starting and replacing ----
 
     async def _start_all(self, service: Path, listeners: list[int], ticket_keys: int) -> None:
-        if self._config.service is None:
-            settings = {name: getattr(self._config, name) for name in ProviderConfig.__struct_fields__}
-            config = ServiceConfig(
-                socket=service, socket_mode="0600", admin="off", log_level=self._config.log_level, **settings
-            )
-            task = Task(to_builtins(config))
-            self._keep(self._keep_service(await self._start("service", _SERVICE, task), task))
+        settings = {name: getattr(self._config, name) for name in ProviderConfig.__struct_fields__}
+        for_service = ServiceConfig(
+            socket=service, socket_mode="0600", admin="off", log_level=self._config.log_level, **settings
+        )
         for_each = msgspec.structs.replace(
             self._config,
             workers=1,
@@ -136,19 +134,22 @@ class Master(Collector):
             service=service,
             max_connections=-(-self._config.max_connections // self._config.workers),
         )
-        tasks = [
-            Task(to_builtins(for_each), number, {"listen": listeners, "ticket_keys": [ticket_keys]})
-            for number in range(1, self._config.workers + 1)
-        ]
-        for task, worker in zip(tasks, await asyncio.gather(*map(self._start_worker, tasks)), strict=True):
-            self._workers[task.number] = worker
-            self._keep(self._keep_worker(task))
+        descriptors: dict[str, Sequence[int]] = {"listen": listeners, "ticket_keys": [ticket_keys]}
+        numbers = range(1, self._config.workers + 1)
+        first = [self._first_worker(Task(to_builtins(for_each), number, descriptors)) for number in numbers]
+        if self._config.service is None:
+            first.append(self._first_service(Task(to_builtins(for_service))))
+        await asyncio.gather(*first)
+
+    async def _first_worker(self, task: Task) -> None:
+        self._workers[task.number] = await self._start(f"worker {task.number}", _WORKER, task)
+        self._keep(self._keep_worker(task))
+
+    async def _first_service(self, task: Task) -> None:
+        self._keep(self._keep_service(await self._start(_SERVICE_NAME, _SERVICE, task), task))
 
     def _keep(self, keeper: Coroutine[None, None, None]) -> None:
         self._keepers.add(self._loop.create_task(keeper))
-
-    async def _start_worker(self, task: Task) -> Child:
-        return await self._start(f"worker {task.number}", _WORKER, task)
 
     async def _start(self, name: str, module: str, task: Task) -> Child:
         """Returns when it is ready. Raises ConfigError if it does not become so."""
@@ -171,7 +172,7 @@ class Master(Collector):
         if child.report.metrics is not None:
             self._reports.end(child.report.metrics)
         self._show_reports()
-        if self._stopping.is_set() and child.name != "service":
+        if self._stopping.is_set() and child.name != _SERVICE_NAME:
             self._codes.add(code)
         if code in {EXIT_CLEAN, EXIT_FORCED}:
             _log.info(f"{child.name} has ended", pid=child.pid, code=code)
@@ -215,7 +216,7 @@ class Master(Collector):
 
     def _send(self, number: signal.Signals) -> None:
         for child in self._children:
-            if child.name != "service":
+            if child.name != _SERVICE_NAME:
                 child.send_signal(number)
 
     async def _drain(self, listeners: list[socket.socket]) -> None:
@@ -227,7 +228,7 @@ class Master(Collector):
         self._send(signal.SIGTERM)
         for listener in listeners:
             listener.close()
-        ends = [end for child, end in self._children.items() if child.name != "service"]
+        ends = [end for child, end in self._children.items() if child.name != _SERVICE_NAME]
         if ends:
             await asyncio.wait(ends, timeout=self._config.drain_timeout + _HANG_SECONDS)
 
@@ -274,9 +275,7 @@ class Master(Collector):
         return self.collect()
 
     def collect(self) -> Iterator[Metric]:
-        yield GaugeMetricFamily(
-            _PREFIX + "workers", "Workers that accept connections", value=len(self._serving())
-        )
+        yield GaugeMetricFamily(_PREFIX + "workers", "Workers that accept connections", value=len(self._serving()))
         yield CounterMetricFamily(
             _PREFIX + "worker_replacements", "Workers that ended and were replaced", value=self._replacements
         )

@@ -95,7 +95,7 @@ def _run(config: TerminatorConfig, signals: SignalHandlers) -> int:
             code = runner.run(master.serve(listeners, admin_listeners, signals))
             signals.ignore_all()
             return code
-    return _serve(config, upstream, log, signals, listeners, admin_listeners)
+    return _serve(config, upstream, log, signals, listeners=listeners, admin_listeners=admin_listeners)
 
 
 def run_worker(config: TerminatorConfig, listeners: list[socket.socket], worker: Worker) -> int:
@@ -104,7 +104,8 @@ def run_worker(config: TerminatorConfig, listeners: list[socket.socket], worker:
     try:
         with _start_errors():
             log = _prepare(config, worker=worker.number)
-            return _serve(config, _upstream(config), log, signals, listeners, [], worker)
+            upstream = _upstream(config)
+            return _serve(config, upstream, log, signals, listeners=listeners, admin_listeners=[], worker=worker)
     finally:
         signals.ignore_all()
 
@@ -127,6 +128,7 @@ def _serve(
     upstream: tuple[Resolved, ...],
     log: BackgroundWriter,
     signals: SignalHandlers,
+    *,
     listeners: list[socket.socket],
     admin_listeners: list[socket.socket],
     worker: Worker | None = None,

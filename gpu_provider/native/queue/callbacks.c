@@ -12,6 +12,7 @@
 #include "queue/descriptors.h"
 
 #define AT_ONCE 64
+#define NEVER UINT64_MAX
 
 struct gp_callbacks {
     int epoll;
@@ -29,7 +30,7 @@ struct gp_callbacks *gp_callbacks_new(void)
         return NULL;
     callbacks->epoll = epoll_create1(EPOLL_CLOEXEC);
     callbacks->timer = timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK);
-    callbacks->armed_ns = GP_NO_DEADLINE;
+    callbacks->armed_ns = NEVER;
     pthread_mutex_init(&callbacks->lock, NULL);
     if (callbacks->epoll < 0 || callbacks->timer < 0 || !gp_callbacks_watch(callbacks, callbacks->timer)) {
         int error = errno;
@@ -147,20 +148,19 @@ int gp_callbacks_leave(struct gp_callbacks *callbacks, struct gp_callback *callb
 
 static int is_due(const struct gp_callback *callback, uint64_t now)
 {
-    return callback->deadline_ns <= now || !gp_client_is_usable(callback->client)
-           || (callback->handle != 0 && gp_client_poll(callback->client, callback->handle) != 0);
+    return callback->deadline_ns <= now || callback->is_over(callback);
 }
 
 /* Up to AT_ONCE of those that are due leave the list. */
 static int take_due(struct gp_callbacks *callbacks, const struct gp_callback **due, struct gp_wait **waits)
 {
     struct gp_callback *callback, *next;
-    uint64_t now = gp_now_ns(), earliest_ns = GP_NO_DEADLINE;
+    uint64_t now = gp_now_ns(), earliest_ns = NEVER;
     int count = 0;
 
     pthread_mutex_lock(&callbacks->lock);
     if (callbacks->armed_ns <= now)
-        callbacks->armed_ns = GP_NO_DEADLINE; /* it has fired, or is about to */
+        callbacks->armed_ns = NEVER; /* it has fired, or is about to */
     for (callback = callbacks->first; callback != NULL && count < AT_ONCE; callback = next) {
         next = callback->next;
         if (is_due(callback, now)) {

@@ -1,26 +1,30 @@
-/* Fires async callbacks in a program whose requests another process computes, where no thread of ours could: the program
- * watches one descriptor, and has them fired on its own thread.
+/* Fires async callbacks in a program whose requests another process computes, and where no thread is ours to do it: the
+ * program watches one descriptor, and has them fired on its own thread.
  *
- * One lock, which is the last to be taken but gp_client.lock. Thread-safe.
+ * Thread-safe; gp_client.lock may be taken while its lock is held.
  */
 #ifndef GP_CALLBACKS_H
 #define GP_CALLBACKS_H
 
 #include <stdint.h>
 
-#include "queue/client.h"
+#include "queue/queue.h"
 
 struct gp_callbacks;
+struct gp_client;
+struct gp_wait;
 
-/* A paused job's place in the list; zeros at first but for `fire`, `wait` and `client`. */
+/* A paused job's place in the list; zeros at first but for what does not change. */
 struct gp_callback {
     struct gp_callback *next, *previous;
     int is_listed;
     gp_request_handle handle; /* 0: it waits for a slot */
     uint64_t deadline_ns;     /* when it is due if nothing comes before */
-    gp_client *client;
-    gp_tell *fire;
-    struct gp_wait *wait; /* a reference, while it is in the list */
+    /* which do not change */
+    struct gp_client *client;
+    struct gp_wait *wait;                               /* a reference, while it is in the list */
+    void (*fire)(struct gp_wait *wait);                 /* owns the reference; no lock is held */
+    int (*is_over)(const struct gp_callback *callback); /* whether what it waits for is */
 };
 
 /* Never freed. NULL with errno set. */
@@ -47,7 +51,7 @@ void gp_callbacks_wake(struct gp_callbacks *callbacks);
 /* For whoever finds the descriptor readable, before it looks why. */
 void gp_callbacks_drain(struct gp_callbacks *callbacks);
 
-/* Fires those whose request is done, or whose client is closed, or whose time has come; they leave the list. */
+/* Fires those whose wait is over, or whose time has come; they leave the list. */
 void gp_callbacks_fire(struct gp_callbacks *callbacks);
 
 /* In a forked child: closes its copies. */

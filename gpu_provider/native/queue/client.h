@@ -174,8 +174,8 @@ void gp_client_wake_thread(gp_client *client, uint32_t slot);
 
 /* A client over a queue that the other process made, and owns both descriptors in any case; NULL with errno set. Its
  * requests wait until for timeout_ns none was done, or the other process has hung up on `socket`, and then their owners
- * compute them. Whoever is to be told through a descriptor gets one of `descriptors`, which become the client's. Keys are not
- * in its key table. */
+ * compute them. Whoever is to be told through a descriptor gets one of `descriptors`, which become the client's. Keys
+ * are not in its key table. */
 struct gp_descriptors;
 gp_client *gp_client_of_service(int memfd, int doorbell, int socket, struct gp_descriptors *descriptors,
                                 uint64_t timeout_ns);
@@ -189,8 +189,8 @@ struct gp_descriptors *gp_client_descriptors(const gp_client *client);
  * but not for ever: who waits in a long queue need not fear that nobody is there. */
 uint64_t gp_client_give_up_ns(const gp_client *client, uint64_t began_ns);
 
-/* From now on, jobs with a callback are told by `callbacks`, which lives longer. Once, before it is used; 0: there is no
- * descriptor for it. */
+/* From now on, jobs with a callback are told by `callbacks`, which lives longer. Once, before it is used. 0: there is
+ * no descriptor for it. */
 struct gp_callbacks;
 int gp_client_use_callbacks(gp_client *client, struct gp_callbacks *callbacks);
 struct gp_callbacks *gp_client_callbacks(const gp_client *client); /* NULL: such jobs can't be told */

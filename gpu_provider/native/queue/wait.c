@@ -97,6 +97,12 @@ static void close_descriptor(struct gp_wait *wait)
     wait->fd = -1;
 }
 
+static int is_over(const struct gp_callback *callback)
+{
+    return !gp_client_is_usable(callback->client)
+           || (callback->handle != 0 && gp_client_poll(callback->client, callback->handle) != 0);
+}
+
 static void leave_callbacks(struct gp_wait *wait)
 {
     struct gp_callbacks *callbacks = gp_client_callbacks(wait->client);
@@ -170,7 +176,7 @@ struct gp_wait *gp_wait_of(gp_client *client, ASYNC_WAIT_CTX *context)
         return NULL;
     memset(wait, 0, sizeof(*wait));
     wait->retry = (struct gp_errand){.run = notify_and_free, .wait = wait};
-    wait->callback = (struct gp_callback){.fire = notify_and_free, .wait = wait, .client = client};
+    wait->callback = (struct gp_callback){.client = client, .wait = wait, .fire = notify_and_free, .is_over = is_over};
     wait->fd = -1;
     wait->has_callback = has_callback(context);
     wait->armed_ns = GP_NO_DEADLINE;

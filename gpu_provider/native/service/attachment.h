@@ -22,8 +22,8 @@ typedef struct gp_attachment gp_attachment;
 /* The process's, made at the first call with the settings of whoever calls first. Never freed. NULL: out of memory. */
 gp_attachment *gp_attachment_of_process(const struct gp_service_settings *settings);
 
-/* For a program whose connections have async callbacks, before its first operation: it watches this descriptor, and calls
- * gp_attachment_fire() when it is readable, which fires those that are due. -1: no memory or descriptor, or too late. */
+/* For a program whose connections have async callbacks, before its first operation: it watches this descriptor, and
+ * when that is readable calls gp_attachment_fire(), which fires those that are due. -1: no memory or descriptor. */
 int gp_attachment_callbacks_descriptor(const struct gp_service_settings *settings);
 void gp_attachment_fire(void);
 
