@@ -1,11 +1,14 @@
-/* Stress of the service's transport: threads of a program whose service hangs up again and again, and beside them
- * processes that write random bytes over all that the service shares with them, and send it nonsense. */
+/* Stress of the service's transport: threads of a program whose service hangs up again and again, one of which has jobs
+ * with callbacks and fires these itself, and beside them processes that write random bytes over all that the service shares with them, and send it nonsense. */
 #define _GNU_SOURCE
 #include <errno.h>
+#include <openssl/async.h>
 #include <poll.h>
 #include <pthread.h>
 #include <stdatomic.h>
+#include <signal.h>
 #include <sys/mman.h>
+#include <sys/prctl.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/un.h>
@@ -18,11 +21,16 @@
 #include "service/attachment.h"
 #include "service/service.h"
 
+#ifndef __SANITIZE_THREAD__ /* which can't follow a job from stack to stack */
+#define WITH_JOBS
+#endif
+
 #define THREADS 6
+#define JOBS 12
 #define SCRIBBLERS 2
 #define MOST 32 /* processes at a time */
 
-static const struct gp_remote_limits limits = {.requests = 64, .keys = 8, .descriptors = 96};
+static const struct gp_remote_limits limits = {.requests = 16, .keys = 8, .descriptors = 96};
 static struct sockaddr_un address = {.sun_family = AF_UNIX};
 static gp_client *client;
 static gp_consumer *consumer;
@@ -31,7 +39,7 @@ static gp_key *keys[2];
 static struct gp_attached_key attached[2];
 static gp_attachment *attachment;
 static atomic_int stop_serving, stop_computing, rounds_left;
-static atomic_ulong served, computed_here, lies;
+static atomic_ulong served, served_in_jobs, computed_here, lies;
 
 /* ---- the service ---- */
 
@@ -111,27 +119,104 @@ static int read_numbers(const void *key, struct gp_message *message)
     return 1;
 }
 
-static void *caller(void *argument)
+/* 1 if the service computed it. */
+static int operate(int round)
 {
     uint8_t input[GP_MAX_BYTES] = {0}, output[GP_MAX_BYTES];
+    const int i = round % 2;
 
-    (void)argument;
-    for (int round; (round = atomic_fetch_sub(&rounds_left, 1)) > 0;) {
-        const int i = round % 2;
-
-        memcpy(input + 8, &round, sizeof(round));
-        if (gp_attachment_private_op(attachment, &attached[i], read_numbers, keys[i]->pkey, keys[i]->bytes, input,
-                                     output)
-            == GP_ATTACHED) {
-            CHECK(is_result(keys[i], input, output));
-            atomic_fetch_add(&served, 1);
-        } else {
-            atomic_fetch_add(&computed_here, 1);
-            usleep(500);
-        }
+    memcpy(input + 8, &round, sizeof(round));
+    if (gp_attachment_private_op(attachment, &attached[i], read_numbers, keys[i]->pkey, keys[i]->bytes, input, output)
+        != GP_ATTACHED) {
+        atomic_fetch_add(&computed_here, 1);
+        return 0;
     }
+    CHECK(is_result(keys[i], input, output));
+    atomic_fetch_add(&served, 1);
+    return 1;
+}
+
+static void *caller(void *argument)
+{
+    (void)argument;
+    for (int round; (round = atomic_fetch_sub(&rounds_left, 1)) > 0;)
+        if (!operate(round))
+            usleep(500);
     return NULL;
 }
+
+#ifdef WITH_JOBS
+struct job {
+    ASYNC_JOB *job;
+    ASYNC_WAIT_CTX *context;
+    int may_go_on, round;
+};
+
+static int on_callback(void *argument)
+{
+    ((struct job *)argument)->may_go_on = 1;
+    return 1;
+}
+
+static int in_job(void *argument)
+{
+    atomic_fetch_add(&served_in_jobs, (unsigned long)operate(**(int **)argument));
+    return 1;
+}
+
+static void go_on(struct job *job)
+{
+    int *round = &job->round, result = 0;
+
+    job->may_go_on = 0;
+    switch (ASYNC_start_job(&job->job, job->context, &result, in_job, &round, sizeof(round))) {
+    case ASYNC_PAUSE:
+        return;
+    case ASYNC_FINISH:
+        CHECK(result == 1);
+        ASYNC_WAIT_CTX_free(job->context);
+        job->context = NULL;
+        return;
+    default:
+        CHECK(0);
+    }
+}
+
+/* Its jobs are more than the queue has slots for its process, so some wait for one. */
+static void *loop(void *argument)
+{
+    struct pollfd polled = {.fd = *(int *)argument, .events = POLLIN};
+    struct job jobs[JOBS] = {{0}};
+    const unsigned long wanted = (unsigned long)atomic_load(&rounds_left) / 4;
+    unsigned running;
+    int round = 0;
+
+    CHECK(ASYNC_init_thread(JOBS, 0));
+    do {
+        running = 0;
+        for (unsigned i = 0; i < JOBS; i++) {
+            struct job *job = &jobs[i];
+
+            if (job->context == NULL && served_in_jobs < wanted) {
+                job->round = ++round;
+                job->context = ASYNC_WAIT_CTX_new();
+                CHECK(ASYNC_WAIT_CTX_set_callback(job->context, on_callback, job));
+                job->may_go_on = 1;
+            }
+            if (job->may_go_on)
+                go_on(job);
+            running += job->context != NULL;
+        }
+        if (running == 0)
+            usleep(500); /* the service is away */
+        else if (poll(&polled, 1, 10000) == 0)
+            CHECK(!"a callback is lost");
+        gp_attachment_fire();
+    } while (running > 0 || served_in_jobs < wanted);
+    ASYNC_cleanup_thread();
+    return NULL;
+}
+#endif
 
 /* ---- a process that lies ---- */
 
@@ -201,6 +286,7 @@ static pid_t start_scribbler(const char *program, unsigned seed)
 
     snprintf(number, sizeof(number), "%u", seed);
     if (child == 0) {
+        prctl(PR_SET_PDEATHSIG, SIGKILL);
         execl(program, program, "scribble", address.sun_path, number, (char *)NULL);
         _exit(1);
     }
@@ -211,9 +297,12 @@ int main(int argc, char **argv)
 {
     static struct gp_service_settings settings = {.path = address.sun_path, .timeout_ns = 2000000000};
     pthread_t threads[THREADS], batching, sockets;
+#ifdef WITH_JOBS
+    pthread_t looping;
+#endif
     pid_t scribblers[SCRIBBLERS];
     struct gp_client_stats stats;
-    int listener = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_NONBLOCK, 0), unexpected = 0;
+    int listener = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_NONBLOCK, 0), unexpected = 0, callbacks;
     uint64_t until;
 
     if (argc > 3 && strcmp(argv[1], "scribble") == 0)
@@ -225,7 +314,8 @@ int main(int argc, char **argv)
     consumer = client != NULL ? gp_consumer_new(client) : NULL;
     remotes = consumer != NULL ? gp_remotes_new(client, 24) : NULL;
     attachment = gp_attachment_of_process(&settings);
-    CHECK(remotes != NULL && attachment != NULL);
+    callbacks = gp_attachment_callbacks_descriptor(&settings);
+    CHECK(remotes != NULL && attachment != NULL && callbacks >= 0);
     gp_cpu_use_kernels(gp_client_cpu(client), &returning_kernels, 2);
     for (int i = 0; i < 2; i++)
         keys[i] = make_key((size_t)(2048 + 1024 * i));
@@ -235,6 +325,10 @@ int main(int argc, char **argv)
     CHECK(pthread_create(&sockets, NULL, socket_thread, &listener) == 0);
     for (int i = 0; i < THREADS; i++)
         CHECK(pthread_create(&threads[i], NULL, caller, NULL) == 0);
+#ifdef WITH_JOBS
+    CHECK(pthread_create(&looping, NULL, loop, &callbacks) == 0);
+    pthread_join(looping, NULL);
+#endif
     for (int i = 0; i < THREADS; i++)
         pthread_join(threads[i], NULL);
     for (int i = 0; i < SCRIBBLERS; i++) {
@@ -254,11 +348,11 @@ int main(int argc, char **argv)
     gp_client_wake_consumer(client);
     pthread_join(batching, NULL);
     unlink(address.sun_path);
-    printf("%lu served, %lu not; %lu connections cut off\n", (unsigned long)served, (unsigned long)computed_here,
-           (unsigned long)lies);
+    printf("%lu served, %lu of them in jobs, %lu not; %lu connections cut off\n", (unsigned long)served,
+           (unsigned long)served_in_jobs, (unsigned long)computed_here, (unsigned long)lies);
     CHECK(unexpected == 0);
     CHECK(stats.in_use == 0 && stats.keys == 0); /* nothing is left of any process */
-    CHECK(served > 0);
+    CHECK(served > served_in_jobs);
     for (int i = 0; i < 2; i++)
         gp_key_free(keys[i]);
     puts("service_stress: passed");
