@@ -30,6 +30,7 @@ _COMMANDS = {
         "gpu_provider.commands.openssl_config",
         "print an openssl.cnf that activates the provider module in other programs",
     ),
+    "top": ("gpu_provider.commands.top", "show what a service or a terminator does now"),
     "check": ("gpu_provider.commands.check", "say whether other programs reach the provider module"),
 }
 """The module of each command, and a line about it."""
