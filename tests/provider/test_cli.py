@@ -18,7 +18,7 @@ def test_version():
 @pytest.mark.parametrize(
     ("command", "words"),
     [
-        ((), ["terminator", "demo", "devices", "openssl-config", "check"]),
+        ((), ["terminator", "demo", "devices", "openssl-config", "check", "top"]),
         (
             ("terminator",),
             ["--listen HOST:PORT", "(default: 4096)", "SIGHUP", "GPU_PROVIDER_QUEUE_DEPTH", "exit code"],
@@ -26,6 +26,7 @@ def test_version():
         (("demo",), ["--connections"]),
         (("openssl-config",), ["OPENSSL_CONF"]),
         (("check",), ["OPENSSL_CONF", "Exit code"]),
+        (("top",), ["--admin HOST:PORT", "127.0.0.1:9181", "--interval SECONDS"]),
     ],
 )
 def test_help_tells_what_there_is(command, words):
