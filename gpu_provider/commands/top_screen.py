@@ -62,15 +62,14 @@ class Screen:
             return Text(f"{self._address}: the first figures come in {self._interval:g} s")
         what = " and ".join(
             name
-            for name, part in (("service", self._look.programs), ("terminator", self._look.connections))
+            for name, part in (("terminator", self._look.connections), ("service", self._look.programs))
             if part is not None
         )
         head = Table.grid(expand=True)
         head.add_column(ratio=1, no_wrap=True)
         head.add_column(justify="right", no_wrap=True)
         head.add_row(
-            Text.assemble((f"gpu-provider {what}", "bold"), f" at {self._address}"),
-            f"{self._look.version}, {' '.join(self._look.openssl.split()[:2])}   {self._time}",
+            Text.assemble((what, "bold"), f" at {self._address}"), f"gpu-provider {self._look.version}   {self._time}"
         )
         return head
 

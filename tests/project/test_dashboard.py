@@ -96,9 +96,10 @@ def exposed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, set[str]]:
         subprocess.run(speed, env=directory.environment, capture_output=True, timeout=TIMEOUT, check=True)
         assert service.metric("gpu_provider_service_requests_total") > 0
         texts = [service.admin("/metrics")[1]]
-    with echo_terminator(tmp_path_factory.mktemp("credentials")) as terminator:
-        terminator.echo()
-        texts.append(terminator.admin("/metrics")[1])
+    for flags in ((), ("--workers", "2")):
+        with echo_terminator(tmp_path_factory.mktemp("credentials"), *flags) as terminator:
+            terminator.echo()
+            texts.append(terminator.admin("/metrics")[1])
     found: defaultdict[str, set[str]] = defaultdict(set)
     for text in (*texts, text_with_a_gpu()):
         for name, its_labels in labels(text):
