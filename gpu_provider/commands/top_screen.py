@@ -103,7 +103,7 @@ def _sides(left: RenderableType, right: RenderableType) -> Table:
     return sides
 
 
-def _figures(rows: list[list[tuple[str, str]]]) -> Table:
+def _figures(rows: list[list[tuple[str, str | Text]]]) -> Table:
     """Names with their values."""
     table = Table.grid(padding=_GAP, expand=True)
     for _ in range(max(map(len, rows))):
@@ -123,7 +123,7 @@ def _summary(look: Look) -> Table:
                 ("queue", f"{look.queue_in_use:,} of {look.queue_depth:,}"),
             ],
             [
-                ("failed/s", _rate(look.failed_per_second)),
+                ("failed/s", _alarming(look.failed_per_second)),
                 ("mean batch", _NONE if look.mean_batch is None else f"{look.mean_batch:,.1f}"),
                 ("in line", f"{look.queue_in_line:,}"),
             ],
@@ -203,7 +203,7 @@ def _connections(connections: Connections) -> Table:
             [
                 ("handshakes/s", _rate(connections.handshakes_per_second)),
                 ("resumed/s", _rate(connections.resumed_per_second)),
-                ("failed/s", _rate(connections.failed_per_second)),
+                ("failed/s", _alarming(connections.failed_per_second)),
             ],
             [("handshake p50", _seconds(handshake.p50)), ("p99", _seconds(handshake.p99)), ("", "")],
         ]
@@ -224,7 +224,7 @@ def _programs(programs: Programs, height: int) -> Group:
             Text(one.user),
             f"{one.processes:,}",
             _rate(one.requests_per_second),
-            _rate(one.failed_per_second),
+            _alarming(one.failed_per_second),
             f"{one.keys:,}",
             f"{one.descriptors:,}",
         )
@@ -244,6 +244,10 @@ def _seconds(seconds: float | None) -> str:
     if seconds is None:
         return _NONE
     return f"{seconds:.1f} s" if seconds >= 1 else f"{1e3 * seconds:.{1 if seconds < 0.1 else 0}f} ms"
+
+
+def _alarming(rate: float) -> Text:
+    return Text(_rate(rate), style="bold red" if rate else "")
 
 
 def _rate(rate: float) -> str:

@@ -7,6 +7,8 @@ only.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
 from http import HTTPStatus
 from typing import TYPE_CHECKING
 
@@ -31,6 +33,7 @@ SERVICE_ADDRESS = "127.0.0.1:9181"
 _TEXT = "text/plain; charset=utf-8"
 _REQUEST_SECONDS = 5.0
 _MOST_HEADER_LINES = 100
+_PAUSE_SECONDS = 0.1
 _MOST_REQUESTS = 8
 """The most at a time; a further one ends the oldest. The terminator leaves the descriptors for so many free."""
 
@@ -46,7 +49,11 @@ def parse_admin(text: str) -> Address | None:
 
 
 class AdminServer:
-    """Serves listening sockets. ``is_ready()`` returns whether the process is ready, and one line that says why."""
+    """Serves listening sockets. ``is_ready()`` returns whether the process is ready, and one line that says why.
+
+    A descriptor is kept in reserve: where connections or programs have used up all others, one request at a time is
+    still answered, and says so.
+    """
 
     def __init__(
         self,
@@ -58,31 +65,71 @@ class AdminServer:
         self._registry = registry
         self._is_ready = is_ready
         self._refresh = refresh
-        self._servers: list[asyncio.Server] = []
+        self._listeners: list[socket.socket] = []
+        self._reserve: int | None = None
         self._requests: dict[asyncio.Task[None], None] = {}  # the oldest first
 
     async def start(self, listeners: list[socket.socket]) -> None:
-        for listener in listeners:
-            self._servers.append(await asyncio.start_server(self._accept, sock=listener))
+        """They become the server's."""
+        self._listeners = listeners
+        self._keep_reserve()
+        self._set_accepting(True)
 
     async def close(self) -> None:
-        for server in self._servers:
-            server.close()
+        self._set_accepting(False)
+        for listener in self._listeners:
+            listener.close()
+        self._listeners = []
+        self._use_reserve()
         for request in self._requests:
             request.cancel()
         await asyncio.gather(*self._requests, return_exceptions=True)
 
-    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None  # noqa: S101 - asyncio runs this as a task
-        self._requests[task] = None
+    def _set_accepting(self, accepting: bool) -> None:
+        loop = asyncio.get_running_loop()
+        for listener in self._listeners:
+            if accepting:
+                loop.add_reader(listener.fileno(), self._accept, listener)
+            else:
+                loop.remove_reader(listener.fileno())
+
+    def _keep_reserve(self) -> None:
+        if self._reserve is None and self._listeners:
+            with contextlib.suppress(OSError):
+                self._reserve = os.eventfd(0)
+
+    def _use_reserve(self) -> None:
+        if self._reserve is not None:
+            os.close(self._reserve)
+            self._reserve = None
+
+    def _accept(self, listener: socket.socket) -> None:
+        loop = asyncio.get_running_loop()
+        self._use_reserve()
+        try:
+            client, _ = listener.accept()
+            client.setblocking(False)
+            self._requests[loop.create_task(self._handle(client))] = None
+        except (BlockingIOError, ConnectionAbortedError):
+            return
+        except (OSError, MemoryError):  # until a request has ended, most likely
+            self._set_accepting(False)
+            loop.call_later(_PAUSE_SECONDS, self._set_accepting, True)
+        finally:
+            self._keep_reserve()
         if len(self._requests) > _MOST_REQUESTS:
             next(iter(self._requests)).cancel()
+
+    async def _handle(self, client: socket.socket) -> None:
         try:
             async with asyncio.timeout(_REQUEST_SECONDS):
-                await self._serve(reader, writer)
-                writer.close()
-                await writer.wait_closed()
+                reader, writer = await asyncio.open_connection(sock=client)
+                try:
+                    await self._serve(reader, writer)
+                    writer.close()
+                    await writer.wait_closed()
+                finally:
+                    writer.transport.abort()
         except (OSError, TimeoutError, ValueError, asyncio.IncompleteReadError):
             pass  # the client went away, was too slow to send or to read, or sent a line beyond the reader's limit
         except MemoryError:
@@ -90,8 +137,10 @@ class AdminServer:
         except asyncio.CancelledError:
             pass  # only this class cancels; asyncio would report a cancelled task as failed
         finally:
+            task = asyncio.current_task()
+            assert task is not None  # noqa: S101 - asyncio runs this as a task
             self._requests.pop(task)
-            writer.transport.abort()
+            asyncio.get_running_loop().call_soon(self._keep_reserve)  # the transport closes its socket before that
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         request = (await reader.readline()).decode("latin-1").split()

@@ -6,6 +6,7 @@ import contextlib
 import mmap
 import os
 import pwd
+import resource
 import socket
 import struct
 import subprocess
@@ -259,3 +260,19 @@ def test_the_admin_port_answers_as_the_terminators_does_or_not_at_all(directory)
         assert "Traceback" not in run.stderr
     with Service(directory.path / "socket", "--admin", "off") as service:
         assert service.wait_for("ready")["admin"] == []
+
+
+def test_a_service_without_a_free_descriptor_still_says_so(directory):
+    """Hazard: metrics can't be had when they are needed most."""
+    with Service(directory.path / "socket") as service, contextlib.ExitStack() as connections:
+        with connect(directory) as connection:
+            assert connection.recv(100)
+        service.wait_for_metric(ENDED, 1)
+        _, hard = resource.prlimit(service.process.pid, resource.RLIMIT_NOFILE)
+        in_use = max(int(entry.name) for entry in Path(f"/proc/{service.process.pid}/fd").iterdir()) + 1
+        resource.prlimit(service.process.pid, resource.RLIMIT_NOFILE, (in_use, hard))
+        while not service.metric(f"{PREFIX}accept_failures_total") + service.metric(REFUSED):
+            connections.enter_context(connect(directory))
+        for _ in range(20):
+            assert service.admin("/readyz")[0] == 200
+            assert service.metric(f"{PREFIX}accept_failures_total") + service.metric(REFUSED) > 0
