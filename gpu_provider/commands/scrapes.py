@@ -60,6 +60,8 @@ def scrape(address: Address) -> Scrape:
         connection.request("GET", "/metrics")
         response = connection.getresponse()
         text = response.read(_MOST_BYTES).decode()
+        if response.length:
+            raise ConnectionError("the answer broke off")
         found: Series = defaultdict(dict)
         for family in text_string_to_metric_families(text) if response.status == http.HTTPStatus.OK else ():
             for sample in family.samples:

@@ -14,7 +14,7 @@ import subprocess
 import termios
 import threading
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 from groups import TIMEOUT, find_program, public_directory
@@ -183,16 +183,16 @@ def test_a_lost_connection_is_told_and_tried_again(directory):
             programs.callback(top.kill)
             assert top.stdout is not None
 
-            def wait_for(event: str) -> dict[str, Any]:
+            def wait_for(event: str, **values: object) -> None:
                 assert top.stdout is not None
-                while (found := json.loads(top.stdout.readline()))["event"] != event:
+                wanted = {"event": event, **values}.items()
+                while not wanted <= json.loads(top.stdout.readline()).items():
                     pass
-                return dict(found)
 
             wait_for("look")
-        assert "Connection refused" in wait_for("unreachable")["reason"]
+        wait_for("unreachable", reason=f"{address}: Connection refused")
         with Service(directory.path / "socket", "--admin", address):
-            assert wait_for("look")["requests_per_second"] == 0
+            wait_for("look", requests_per_second=0.0)
 
 
 class Other(http.server.BaseHTTPRequestHandler):
