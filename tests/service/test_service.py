@@ -108,6 +108,19 @@ def test_openssl_speed(directory, jobs, processes):
     assert directory.counts().served > directory.counts().operations
 
 
+def test_a_service_with_a_long_queue_is_not_left_alone_with_it():
+    """Programs that compute by themselves pay more for each operation, and an overload would only become worse."""
+    command = ["openssl", "speed", "-seconds", "2", "-async_jobs", "256", "rsa4096"]
+    with (
+        public_directory("service = {path}/socket") as directory,
+        Service(socket_of(directory), "--backend", "libcrypto", "--threads", "1"),
+    ):
+        run = subprocess.run(command, env=directory.environment, capture_output=True, timeout=TIMEOUT, check=False)
+        assert run.returncode == 0, run.stderr
+        counts = directory.counts(4096)
+    assert counts.served > 2 * counts.operations
+
+
 def test_s_server_with_async_jobs(directory):
     port, file = unused_port(), str(directory.certificate(2048))
     command = [find_program("openssl"), "s_server", "-async", "-www", "-accept", f"127.0.0.1:{port}"]
