@@ -150,13 +150,6 @@ gp_client *gp_client_of_service(int memfd, int doorbell, int socket, struct gp_d
     return client;
 }
 
-int gp_client_peer_is_gone(gp_client *client)
-{
-    struct pollfd peer = {.fd = client->peer};
-
-    return poll(&peer, 1, 0) > 0 && (peer.revents & (POLLHUP | POLLERR)) != 0;
-}
-
 void gp_client_hang_up(gp_client *client)
 {
     if (client->peer >= 0)
@@ -576,9 +569,41 @@ static void reap_orphans(gp_client *client)
     client->orphan_count = left;
 }
 
+/* They go to the wait queue: another process tells nobody that it has made one free. */
+static void pass_orphans_on(gp_client *client)
+{
+    int more;
+
+    do {
+        struct served served;
+
+        pthread_mutex_lock(&client->lock);
+        reap_orphans(client);
+        more = client->free_count > 0 && client->wait_queue.count > 0;
+        if (more)
+            served = serve_first(client, client->free_slots[--client->free_count]);
+        pthread_mutex_unlock(&client->lock);
+        if (more)
+            finish_serving(client, &served);
+    } while (more);
+}
+
+void gp_client_look(gp_client *client)
+{
+    struct pollfd peer = {.fd = client->peer};
+
+    if (client->descriptors == NULL || gp_client_is_forked(client))
+        return;
+    if (poll(&peer, 1, 0) > 0 && (peer.revents & (POLLHUP | POLLERR)) != 0)
+        gp_client_close(client);
+    else
+        pass_orphans_on(client);
+}
+
 uint32_t gp_client_claim(gp_client *client, struct gp_queued *entry)
 {
     uint32_t slot = GP_NO_SLOT;
+    int is_free;
 
     pthread_mutex_lock(&client->lock);
     if (client->free_count == 0)
@@ -592,7 +617,10 @@ uint32_t gp_client_claim(gp_client *client, struct gp_queued *entry)
         atomic_store_explicit(&entry->slot, GP_NO_SLOT, memory_order_relaxed);
         append(&client->wait_queue, entry);
     }
+    is_free = slot == GP_NO_SLOT && client->free_count > 0;
     pthread_mutex_unlock(&client->lock);
+    if (is_free)
+        pass_orphans_on(client);
     if (slot == GP_NO_SLOT && entry != NULL)
         atomic_fetch_add_explicit(&client->retries, 1, memory_order_relaxed);
     return slot;

@@ -179,8 +179,13 @@ void gp_client_wake_thread(gp_client *client, uint32_t slot);
 struct gp_descriptors;
 gp_client *gp_client_of_service(int memfd, int doorbell, int socket, struct gp_descriptors *descriptors,
                                 uint64_t timeout_ns);
-int gp_client_peer_is_gone(gp_client *client); /* the other process is gone: to be closed */
-void gp_client_hang_up(gp_client *client);     /* in a forked child: closes its copy of the socket */
+
+/* Whoever waits calls this as often, for all others too: closes the client if the other process has hung up, and has
+ * the wait queue told of slots that the other process has made free. */
+#define GP_LOOK_NS 50000000u
+void gp_client_look(gp_client *client);
+
+void gp_client_hang_up(gp_client *client); /* in a forked child: closes its copy of the socket */
 
 /* NULL: the consumer is in this process. */
 struct gp_descriptors *gp_client_descriptors(const gp_client *client);

@@ -12,9 +12,6 @@
 
 enum outcome { FAILED = 0, DONE = 1, COMPUTE_DIRECTLY = 2, GAVE_UP = 3 /* the request goes on, without us */ };
 
-/* As often, whoever waits for a service looks whether it is still there. */
-#define LOOK_NS 50000000u
-
 /* Until when to wait for the request; GP_NO_MEMORY: no longer. Computes, where nobody else does. */
 static uint64_t serve(gp_client *client, gp_request_handle handle, enum gp_waits waits, uint64_t began_ns, int again)
 {
@@ -24,13 +21,13 @@ static uint64_t serve(gp_client *client, gp_request_handle handle, enum gp_waits
     if (give_up_ns == GP_NO_DEADLINE)
         return gp_groups_serve(client, handle, waits);
     now = gp_now_ns();
-    if (again && gp_client_peer_is_gone(client))
-        gp_client_close(client); /* all others hear of it too */
+    if (again)
+        gp_client_look(client);
     if (now >= give_up_ns || !gp_client_is_usable(client))
         return GP_NO_MEMORY;
     if (waits == GP_CANT_WAIT) /* whoever fires its callback watches the service */
         return give_up_ns;
-    return now + LOOK_NS < give_up_ns ? now + LOOK_NS : give_up_ns;
+    return now + GP_LOOK_NS < give_up_ns ? now + GP_LOOK_NS : give_up_ns;
 }
 
 /* Until the request is done. */

@@ -392,12 +392,20 @@ static void ask_to_announce(struct gp_wait *wait)
         gp_wait_free(wait);
 }
 
+/* When the job is to be resumed if nobody tells it; a callback is for RETRY and a slot alone. */
+static uint64_t next_look_ns(const struct gp_wait *wait, uint64_t began_ns)
+{
+    const uint64_t give_up_ns = gp_client_give_up_ns(wait->client, began_ns), look_ns = gp_now_ns() + GP_LOOK_NS;
+
+    return wait->has_callback || give_up_ns == GP_NO_DEADLINE || give_up_ns < look_ns ? give_up_ns : look_ns;
+}
+
 uint32_t gp_wait_for_slot(struct gp_pauser *pauser)
 {
     struct gp_wait *wait = pauser->wait;
     struct gp_queued *entry = &wait->entry;
     const uint64_t began_ns = gp_now_ns();
-    uint64_t give_up_ns = gp_client_give_up_ns(wait->client, began_ns);
+    enum gp_pausing pausing;
     uint32_t slot;
 
     ASYNC_WAIT_CTX_set_status(wait->context, ASYNC_STATUS_EAGAIN); /* before anyone can fire the callback */
@@ -410,13 +418,14 @@ uint32_t gp_wait_for_slot(struct gp_pauser *pauser)
         return slot;
     }
     set_place(wait, 1, 0);
-    if (gp_wait_prepare_to_pause(pauser, give_up_ns) == GP_MAY_PAUSE && wait->fd < 0)
+    pausing = gp_wait_prepare_to_pause(pauser, next_look_ns(wait, began_ns));
+    if (pausing == GP_MAY_PAUSE && wait->fd < 0)
         ask_to_announce(wait);
+    /* Looks after the deadline is set, which forgets what was signalled before. */
     while ((slot = atomic_load_explicit(&entry->slot, memory_order_acquire)) == GP_NO_SLOT) {
         enum gp_pause pause = GP_NOT_PAUSED;
 
-        give_up_ns = gp_client_give_up_ns(wait->client, began_ns);
-        if (gp_now_ns() < give_up_ns && gp_wait_prepare_to_pause(pauser, give_up_ns) == GP_MAY_PAUSE)
+        if (pausing == GP_MAY_PAUSE && gp_now_ns() < gp_client_give_up_ns(wait->client, began_ns))
             pause = gp_wait_pause(pauser);
         if (pause == GP_FORKED) /* everything in flight is the parent's: compute, and leave the queue alone */
             return GP_CLOSED_SLOT;
@@ -426,6 +435,8 @@ uint32_t gp_wait_for_slot(struct gp_pauser *pauser)
             slot = GP_CLOSED_SLOT;
             break;
         }
+        gp_client_look(wait->client);
+        pausing = gp_wait_prepare_to_pause(pauser, next_look_ns(wait, began_ns));
     }
     set_place(wait, 0, 0);
     return slot;
