@@ -11,10 +11,10 @@ from typing import Any
 from rich.console import Console
 from rich.progress import Progress, TaskID
 
-from . import groups, plot, queue_overhead, report, scheduling, waiting
+from . import groups, plot, queue_overhead, report, scheduling, transport, waiting
 from .harness import Bench, BenchError
 from .kernels import speed
-from .servers import connections, latency, module, throughput
+from .servers import connections, latency, module, service, throughput
 
 # What takes each measurement, and its sizes: of the full run, and of the quick one, which is only a hint.
 MEASUREMENTS: dict[str, tuple[Callable[..., report.Result], dict[str, Any], dict[str, Any]]] = {
@@ -28,6 +28,12 @@ MEASUREMENTS: dict[str, tuple[Callable[..., report.Result], dict[str, Any], dict
         {"rounds": 5, "connections": {2048: 2000, 3072: 1200, 4096: 800}},
         {"rounds": 1, "connections": {2048: 250, 3072: 150, 4096: 100}},
     ),
+    "service": (
+        service.measure,
+        {"rounds": 5, "connections": {2048: 2000, 3072: 1200, 4096: 800}},
+        {"rounds": 1, "connections": {2048: 250, 3072: 150, 4096: 100}},
+    ),
+    "transport": (transport.measure, {"rounds": 9, "requests": 50_000}, {"rounds": 3, "requests": 10_000}),
     "groups": (
         groups.measure,
         {"rounds": 3, "seconds": 2.0},

@@ -49,6 +49,28 @@ backend upstream
     server upstream 127.0.0.1:{upstream_port}
 """
 
+# Each worker has a listening socket of its own, so that the kernel spreads connections over all of them.
+NGINX_CONFIGURATION = """
+daemon off;
+worker_processes {workers};
+{user}
+pid nginx-{port}.pid;
+error_log stderr;
+events {{ }}
+http {{
+    access_log off;
+    client_body_temp_path body; proxy_temp_path proxy; fastcgi_temp_path fastcgi;
+    uwsgi_temp_path uwsgi; scgi_temp_path scgi;
+    server {{
+        listen 127.0.0.1:{port} ssl reuseport;
+        ssl_protocols TLSv1.3;
+        ssl_certificate {certificate};
+        ssl_certificate_key {certificate};
+        return 200 {body};
+    }}
+}}
+"""
+
 # Ends a process when its parent dies, however that dies.
 DIES_WITH_US = ("setpriv", "--pdeathsig", "KILL")
 
@@ -66,13 +88,14 @@ class BenchError(Exception):
 
 @dataclass(frozen=True)
 class Server:
-    """A running process that listens on 127.0.0.1."""
+    """A running process that listens on 127.0.0.1, and those that work with it."""
 
     name: str
     process: subprocess.Popen[bytes]
     port: int
     log: Path = field(repr=False)
     admin_port: int | None = None  # of our terminators
+    helpers: tuple["Server", ...] = ()  # whose CPU time counts too
 
     def metrics(self) -> list[Sample]:
         """Of one of our terminators; none of another server."""
@@ -83,10 +106,14 @@ class Server:
         return [sample for family in families for sample in family.samples]
 
     def cpu_seconds(self) -> float:
-        """CPU time of all its threads since it started, ended ones included, in nanosecond resolution."""
+        """CPU time of all its threads since it started, ended ones included, in nanosecond resolution; that of its
+        children, which must live as long, and of its helpers too."""
         if self.process.poll() is not None:
             raise BenchError(f"{self.name} ended with exit code {self.process.returncode}: {tail(self.log)}")
-        return time.clock_gettime(~self.process.pid << 3 | CPUCLOCK_SCHED)
+        pid = self.process.pid
+        children = map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split())
+        own = sum(time.clock_gettime(~process << 3 | CPUCLOCK_SCHED) for process in (pid, *children))
+        return own + sum(helper.cpu_seconds() for helper in self.helpers)
 
     def settled_cpu_seconds(self) -> float:
         """The same, once the server no longer works on connections that the client has closed."""
@@ -186,19 +213,35 @@ class Bench(contextlib.ExitStack):
         """Starts a server by its command line for a port, and waits until it listens. It ends with us. A session of its
         own keeps the terminal's Ctrl-C for the bench."""
         port = free_port()
+        return self.start(name, command(port), port, lambda: socket.create_connection(("127.0.0.1", port), 1).close())
+
+    def start(self, name: str, command: Sequence[str], port: int, connect: Callable[[], None]) -> Server:
+        """Starts it, and waits until it can be connected to."""
         log = self.directory / f"{name.replace(' ', '-')}-{port}.log"
         with log.open("wb") as output:
             process = subprocess.Popen(
-                [*DIES_WITH_US, *command(port)],
+                [*DIES_WITH_US, *command],
                 stdin=subprocess.DEVNULL, stdout=output, stderr=output, cwd=ROOT, start_new_session=True,
             )  # fmt: skip
         self.callback(stop, process)
         deadline = time.monotonic() + START_TIMEOUT
         while process.poll() is None and time.monotonic() < deadline:
-            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+            with contextlib.suppress(OSError):
+                connect()
                 return Server(name, process, port, log)
             time.sleep(0.05)
         raise BenchError(f"{name} did not start: {tail(log)}")
+
+    def service(self, path: Path) -> Server:
+        """``gpu-provider service`` on a socket that every user may connect to."""
+        self.directory.chmod(0o711)  # for the users whom programs change to
+
+        def connect() -> None:
+            with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as connection:
+                connection.connect(os.fspath(path))
+
+        command = [sys.executable, "-m", "gpu_provider.commands.cli", "service"]
+        return self.start("service", [*command, "--socket", str(path), "--socket-mode", "0666"], 0, connect)
 
     def upstream(self) -> int:
         """Starts the upstream; returns its port."""
@@ -261,6 +304,34 @@ class Bench(contextlib.ExitStack):
             return ["env", *environment, program, "-db", "-f", str(configuration)]
 
         return [self.serve("haproxy", command)]
+
+    def nginx(
+        self, notes: list[str], bits: int = RSA_BITS, *, workers: int, body: int, environment: Sequence[str] = ()
+    ) -> list[Server]:
+        """nginx, which answers every request with ``body`` bytes; or nothing but a note if it is not installed."""
+        program = shutil.which("nginx", path=os.environ.get("PATH", "") + ":/usr/sbin")
+        if program is None:
+            notes.append("nginx is not installed: not measured (apt-get install nginx-light)")
+            return []
+        self.directory.chmod(0o711)  # for the user whom its workers change to
+        certificate = self.certificate(bits)
+
+        def command(port: int) -> Sequence[str]:
+            configuration = self.directory / f"nginx-{port}.conf"
+            configuration.write_text(
+                NGINX_CONFIGURATION.format(
+                    directory=self.directory,
+                    port=port,
+                    workers=workers,
+                    user="user nobody nogroup;" if os.geteuid() == 0 else "",
+                    certificate=certificate,
+                    body="0" * body,
+                )
+            )
+            prefix = ["-p", f"{self.directory}/", "-e", "stderr"]
+            return ["env", *environment, program, *prefix, "-c", str(configuration)]
+
+        return [self.serve("nginx", command)]
 
     def relays(
         self, upstream_port: int, notes: list[str], *, bits: int = RSA_BITS, before: Path | None = None

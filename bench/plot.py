@@ -12,17 +12,19 @@ from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
 
 def draw(path: Path) -> Path:
-    """One panel per unit and one for the ratios with their targets, then two to a row the curves of each kind; bars and
-    points are medians, lines reach from min to max."""
+    """One panel per unit and one for the ratios with their targets, then two to a row the curves of each kind and the
+    values side by side; bars and points are medians, lines reach from min to max."""
     document = json.loads(path.read_text())
     rows = document["rows"] if document.get("draw_rows", True) else []  # files of before 2026-11-30 don't say it
     units = list(dict.fromkeys(row["unit"] for row in rows))
     ratios = [row for row in rows if row["ratio"]]
     curves = document.get("curves", [])  # files of before 2026-11-23 have none
     kinds = list(dict.fromkeys((curve["x"], curve["y"]) for curve in curves))
+    compared = document.get("bars", [])  # files of before 2026-12-01 have none
+    charts = len(kinds) + len(compared)
     panels = [unique([row for row in rows if row["unit"] == unit]) for unit in units] + ([ratios] if ratios else [])
-    columns = min(2, max(1, len(kinds)))
-    heights = [1 + 0.3 * len(panel) for panel in panels] + [3.5] * -(-len(kinds) // columns)
+    columns = min(2, max(1, charts))
+    heights = [1 + 0.3 * len(panel) for panel in panels] + [3.5] * -(-charts // columns)
     figure = Figure(figsize=(9 if columns == 1 else 12, sum(heights) + 1), layout="constrained")
     grid = figure.add_gridspec(len(heights), columns, height_ratios=heights)
     for place, (panel, unit) in enumerate(zip(panels, [*units, None], strict=False)):
@@ -30,6 +32,8 @@ def draw(path: Path) -> Path:
     for place, kind in enumerate(kinds, start=len(panels) * columns):
         axis = figure.add_subplot(grid[divmod(place, columns)])
         lines(axis, [curve for curve in curves if (curve["x"], curve["y"]) == kind])
+    for place, chart in enumerate(compared, start=len(panels) * columns + len(kinds)):
+        side_by_side(figure.add_subplot(grid[divmod(place, columns)]), chart)
     environment = document["environment"]
     machine = f"{environment['machine']['cpu']}, {environment['machine']['cores']} cores"
     commit = f"commit {(environment['commit'] or 'unknown')[:10]}{'+' if environment['uncommitted_changes'] else ''}"
@@ -63,6 +67,24 @@ def bars(axis: Axes, rows: list[dict[str, Any]], unit: str | None) -> None:
         if row["target"] and (unit is None) == (row["ratio"] is not None):
             limit = row["target"]["limit"]
             axis.plot([limit, limit], [place - 0.45, place + 0.45], color="black", linewidth=2)
+
+
+def side_by_side(axis: Axes, chart: dict[str, Any]) -> None:
+    heights: dict[str, dict[str, Any]] = chart["heights"]
+    cases = list(dict.fromkeys(case for by_case in heights.values() for case in by_case))
+    width = 0.8 / len(heights)
+    for number, (subject, by_case) in enumerate(heights.items()):
+        xs = [cases.index(case) + (number - (len(heights) - 1) / 2) * width for case in by_case]
+        medians = [spread["median"] for spread in by_case.values()]
+        below = [spread["median"] - spread["low"] for spread in by_case.values()]
+        above = [spread["high"] - spread["median"] for spread in by_case.values()]
+        drawn = axis.bar(xs, medians, width, yerr=[below, above], label=subject, capsize=2, ecolor="0.3")
+        axis.bar_label(drawn, [f"{median:,.0f}" for median in medians], fontsize=7, padding=2)
+    axis.set_xticks(range(len(cases)), cases)
+    axis.set_title(chart["title"], fontsize=9)
+    axis.set_ylabel(chart["y"], fontsize=8)
+    axis.tick_params(labelsize=8)
+    axis.legend(fontsize=8, loc="upper left", frameon=False)
 
 
 def lines(axis: Axes, curves: list[dict[str, Any]]) -> None:

@@ -84,6 +84,16 @@ class Curve:
     logarithmic: bool = False
 
 
+@dataclass(frozen=True)
+class Bars:
+    """A measured value of several subjects in several cases, side by side."""
+
+    title: str
+    y: str
+    heights: dict[str, dict[str, Spread]]
+    """By subject, then by case."""
+
+
 @dataclass
 class Result:
     """One measurement: its parameters, every raw sample, what is drawn from them, and what could not be measured."""
@@ -94,9 +104,10 @@ class Result:
     samples: list[dict[str, Any]] = field(default_factory=list)
     rows: list[Row] = field(default_factory=list)
     curves: list[Curve] = field(default_factory=list)
+    bars: list[Bars] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     draw_rows: bool = True
-    """False where the curves say enough."""
+    """False where the curves or bars say enough."""
 
     def values(self, key: str, **match: Any) -> list[float]:
         """``key`` of the samples that agree with ``match``, in the order they were taken."""
@@ -132,6 +143,7 @@ def write(result: Result, path: Path) -> None:
         "parameters": result.parameters,
         "rows": [row.as_json() for row in result.rows],
         "curves": [asdict(curve) for curve in result.curves],
+        "bars": [asdict(bars) for bars in result.bars],
         "notes": result.notes,
         "draw_rows": result.draw_rows,
         "samples": result.samples,

@@ -234,7 +234,7 @@ def counted(directory: Path) -> dict[Path, Counter[str]]:
     for program in read_counts(directory, ended=True):
         total = totals[program.file] = Counter[str]()
         for counts in program.counts.values():
-            total.update(singles=counts.singles, groups=counts.groups, grouped=counts.grouped)
+            total.update(singles=counts.singles, groups=counts.groups, grouped=counts.grouped, served=counts.served)
     return totals
 
 

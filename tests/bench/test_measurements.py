@@ -17,9 +17,9 @@ import pytest
 
 pytest.importorskip("matplotlib", reason="the bench draws with matplotlib, the [bench] extra")
 
-from bench import environment, groups, harness, plot, queue_overhead, report, scheduling, waiting
+from bench import environment, groups, harness, plot, queue_overhead, report, scheduling, transport, waiting
 from bench.kernels import speed
-from bench.servers import connections, latency, module, throughput
+from bench.servers import connections, latency, module, service, throughput
 from gpu_provider import kernels
 from gpu_provider.native import _core
 
@@ -61,6 +61,16 @@ MEASUREMENTS: dict[str, Callable[[harness.Bench, Callable[[str, int], None]], re
         bench, rounds=2, seconds=0, sizes=speed.Sizes(batch=8, keys=1, batch_sizes=(1, 8)), advance=advance
     ),
     "module": measure_module,
+    "service": lambda bench, advance: service.measure(
+        bench,
+        rounds=1,
+        connections={2048: 64},
+        clients={service.HAPROXY: (64,), service.NGINX: (64,)},
+        advance=advance,
+    ),
+    "transport": lambda bench, advance: transport.measure(
+        bench, rounds=2, requests=200, hop_depths=(64,), ways={"jobs": (1, 64), "threads": (1,)}, advance=advance
+    ),
     "queue": lambda bench, advance: queue_overhead.measure(bench, rounds=2, requests=500, advance=advance),
     "throughput": lambda bench, advance: throughput.measure(
         bench, rounds=1, size=1 << 20, connections_at_once=(1, 4), advance=advance
