@@ -21,6 +21,7 @@ def draw(path: Path) -> Path:
     curves = document.get("curves", [])  # files of before 2026-11-23 have none
     kinds = list(dict.fromkeys((curve["x"], curve["y"]) for curve in curves))
     compared = document.get("bars", [])  # files of before 2026-12-01 have none
+    subjects = list(dict.fromkeys(subject for chart in compared for subject in chart["heights"]))
     charts = len(kinds) + len(compared)
     panels = [unique([row for row in rows if row["unit"] == unit]) for unit in units] + ([ratios] if ratios else [])
     columns = min(2, max(1, charts))
@@ -33,7 +34,7 @@ def draw(path: Path) -> Path:
         axis = figure.add_subplot(grid[divmod(place, columns)])
         lines(axis, [curve for curve in curves if (curve["x"], curve["y"]) == kind])
     for place, chart in enumerate(compared, start=len(panels) * columns + len(kinds)):
-        side_by_side(figure.add_subplot(grid[divmod(place, columns)]), chart)
+        side_by_side(figure.add_subplot(grid[divmod(place, columns)]), chart, subjects)
     environment = document["environment"]
     machine = f"{environment['machine']['cpu']}, {environment['machine']['cores']} cores"
     commit = f"commit {(environment['commit'] or 'unknown')[:10]}{'+' if environment['uncommitted_changes'] else ''}"
@@ -69,7 +70,8 @@ def bars(axis: Axes, rows: list[dict[str, Any]], unit: str | None) -> None:
             axis.plot([limit, limit], [place - 0.45, place + 0.45], color="black", linewidth=2)
 
 
-def side_by_side(axis: Axes, chart: dict[str, Any]) -> None:
+def side_by_side(axis: Axes, chart: dict[str, Any], subjects: list[str]) -> None:
+    """``subjects``: of all charts, so that each has its colour in all."""
     heights: dict[str, dict[str, Any]] = chart["heights"]
     cases = list(dict.fromkeys(case for by_case in heights.values() for case in by_case))
     width = 0.8 / len(heights)
@@ -78,7 +80,8 @@ def side_by_side(axis: Axes, chart: dict[str, Any]) -> None:
         medians = [spread["median"] for spread in by_case.values()]
         below = [spread["median"] - spread["low"] for spread in by_case.values()]
         above = [spread["high"] - spread["median"] for spread in by_case.values()]
-        drawn = axis.bar(xs, medians, width, yerr=[below, above], label=subject, capsize=2, ecolor="0.3")
+        colour = f"C{subjects.index(subject)}"
+        drawn = axis.bar(xs, medians, width, yerr=[below, above], color=colour, label=subject, capsize=2, ecolor="0.3")
         axis.bar_label(drawn, [f"{median:,.0f}" for median in medians], fontsize=7, padding=2)
     axis.set_xticks(range(len(cases)), cases)
     axis.set_title(chart["title"], fontsize=9)

@@ -3,21 +3,15 @@ and what comes together is computed in groups."""
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
-import socket
 import ssl
-import struct
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 from groups import (
-    TIMEOUT,
     Client,
     Counts,
     Server,
@@ -28,11 +22,11 @@ from groups import (
     wait_until,
 )
 from ports import unused_port
-from program_servers import nginx
+from program_servers import apache, connect_to_postgres, nginx, postgres
 from rsa_keys import private_key
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator
 
     from groups import Directory
 
@@ -44,12 +38,6 @@ TLS_1_2 = Client(2048, *TLS_1_2_RSA)
 def directory() -> Iterator[Directory]:
     with public_directory() as directory:
         yield directory
-
-
-def as_nobody(command: Sequence[str]) -> list[str]:
-    if os.geteuid() != 0:
-        return list(command)
-    return [find_program("setpriv"), "--reuid=nobody", "--regid=nogroup", "--clear-groups", *command]
 
 
 # ---- openssl ----
@@ -87,37 +75,14 @@ def test_s_server_serves_one_after_the_other(directory: Directory) -> None:
 def test_apache_computes_in_groups_for_sleeping_threads(directory: Directory) -> None:
     """Its event MPM has no jobs: each thread sleeps until its operation is done, or computes it for the others. It also
     waits for its client's request, so no more clients than threads may come together."""
-    program = find_program("apache2")
-    modules = "/usr/lib/apache2/modules"
-    port = unused_port()
-    user = "User nobody\nGroup nogroup\n" if os.geteuid() == 0 else ""
-    configuration = directory.write(
-        "apache.conf",
-        f"""
-        ServerRoot {directory.path}
-        DefaultRuntimeDir {directory.path}
-        PidFile {directory.path}/apache.pid
-        ErrorLog {directory.path}/apache.log
-        ServerName localhost
-        {user}
-        LoadModule mpm_event_module {modules}/mod_mpm_event.so
-        LoadModule authz_core_module {modules}/mod_authz_core.so
-        LoadModule ssl_module {modules}/mod_ssl.so
-        ServerLimit 1
-        StartServers 1
-        ThreadsPerChild 25
-        MaxRequestWorkers 25
-        Listen 127.0.0.1:{port}
-        SSLEngine on
-        SSLCertificateFile {directory.certificate(3072)}
-        """,
-    )
-    with Server([program, "-f", str(configuration), "-DFOREGROUND"], directory, port) as server:
+    with apache(directory, 3072) as server:
         served = 0
         while directory.counts(3072).groups == 0 and served < 1000:
             assert get_together(server, [Client(3072)] * 25) == {b"HTTP/1.1 404 Not Found": 25}
             served += 25
-        assert get_many(port, [Client(3072), Client(3072, *TLS_1_2_RSA)] * 50) == {b"HTTP/1.1 404 Not Found": 100}
+        assert get_many(server.port, [Client(3072), Client(3072, *TLS_1_2_RSA)] * 50) == {
+            b"HTTP/1.1 404 Not Found": 100
+        }
         served += 100
     assert directory.counts(3072).operations == served
     assert directory.counts(3072).groups > 0
@@ -133,46 +98,16 @@ def test_nginx_serves_all(directory: Directory) -> None:
     assert counts.groups == counts.grouped == counts.in_vain < 20  # tried now and then
 
 
-def connect_to_postgres(client: Client, port: int) -> bytes:
-    """The kind of the first message from the server to a user, by its protocol."""
-    with socket.create_connection(("127.0.0.1", port), TIMEOUT) as plain:
-        plain.sendall(struct.pack("!II", 8, 80877103))
-        assert plain.recv(1) == b"S"
-        with client.secure(plain) as connection:
-            startup = struct.pack("!I", 3 << 16) + b"user\0nobody\0database\0postgres\0\0"
-            connection.sendall(struct.pack("!I", len(startup) + 4) + startup)
-            return connection.recv(1)
-
-
 def test_postgres_serves_each_connection_by_a_process(directory: Directory) -> None:
     """Each process has one operation to compute, and none that could wait with it."""
-    binaries = sorted(map(str, Path("/usr/lib/postgresql").glob("*/bin")))
-    postgres, initdb = find_program("postgres", *binaries), find_program("initdb", *binaries)
-    port, data, file = unused_port(), directory.path / "data", directory.certificate(2048)
-    data.mkdir(mode=0o700)
-    if os.geteuid() == 0:
-        shutil.chown(data, "nobody")
-        shutil.chown(file, "nobody")
-    prepare = [initdb, "-D", str(data), "-U", "nobody", "-A", "trust", "--no-sync", "--no-locale", "--encoding=UTF8"]
-    subprocess.run(as_nobody(prepare), check=True, cwd=directory.path, stdout=subprocess.DEVNULL, timeout=50)
-    settings = {
-        "port": port,
-        "listen_addresses": "127.0.0.1",
-        "unix_socket_directories": "",
-        "fsync": "off",
-        "ssl": "on",
-        "ssl_cert_file": file,
-        "ssl_key_file": file,
-    }
-    options = [f"--{name}={value}" for name, value in settings.items()]
     with (
-        Server(as_nobody([postgres, "-D", str(data), *options]), directory, port),
+        postgres(directory) as server,
         ThreadPoolExecutor(16) as threads,
     ):
-        wait_until(lambda: connect_to_postgres(Client(), port) == b"R", "PostgreSQL does not begin to serve")
+        wait_until(lambda: connect_to_postgres(Client(), server.port) == b"R", "PostgreSQL does not begin to serve")
         before = directory.counts()
         clients = [Client(), TLS_1_2] * 30
-        assert set(threads.map(lambda client: connect_to_postgres(client, port), clients)) == {b"R"}
+        assert set(threads.map(lambda client: connect_to_postgres(client, server.port), clients)) == {b"R"}
     assert directory.counts() == before + Counts(singles=60)
 
 

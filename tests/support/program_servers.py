@@ -1,10 +1,14 @@
-"""HAProxy and nginx as Debian has them, serving a small answer over TLS with the provider module."""
+"""Servers as Debian has them, which give a small answer over TLS with the provider module."""
 
 from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import signal
+import socket
+import struct
+import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,7 +17,9 @@ from groups import TIMEOUT, Server, find_program, wait_until
 from ports import unused_port
 
 if TYPE_CHECKING:
-    from groups import Directory
+    from collections.abc import Sequence
+
+    from groups import Client, Directory
 
 _HAPROXY = """\
 global
@@ -93,3 +99,74 @@ def nginx(directory: Directory, workers: int = 1) -> Server:
     )
     command = [find_program("nginx"), "-p", f"{directory.path}/", "-e", "stderr", "-c", str(configuration)]
     return Server(command, directory, port)
+
+
+def apache(directory: Directory, bits: int) -> Server:
+    """Its event MPM, with 25 threads in one process. It answers 404."""
+    program = find_program("apache2")
+    modules = "/usr/lib/apache2/modules"
+    port = unused_port()
+    user = "User nobody\nGroup nogroup\n" if os.geteuid() == 0 else ""
+    configuration = directory.write(
+        "apache.conf",
+        f"""
+        ServerRoot {directory.path}
+        DefaultRuntimeDir {directory.path}
+        PidFile {directory.path}/apache.pid
+        ErrorLog {directory.path}/apache.log
+        ServerName localhost
+        {user}
+        LoadModule mpm_event_module {modules}/mod_mpm_event.so
+        LoadModule authz_core_module {modules}/mod_authz_core.so
+        LoadModule ssl_module {modules}/mod_ssl.so
+        ServerLimit 1
+        StartServers 1
+        ThreadsPerChild 25
+        MaxRequestWorkers 25
+        Listen 127.0.0.1:{port}
+        SSLEngine on
+        SSLCertificateFile {directory.certificate(bits)}
+        """,
+    )
+    return Server([program, "-f", str(configuration), "-DFOREGROUND"], directory, port)
+
+
+def postgres(directory: Directory) -> Server:
+    """Serves each connection by a process. It may not be root."""
+    binaries = sorted(map(str, Path("/usr/lib/postgresql").glob("*/bin")))
+    program, initdb = find_program("postgres", *binaries), find_program("initdb", *binaries)
+    port, data, file = unused_port(), directory.path / "data", directory.certificate(2048)
+    data.mkdir(mode=0o700)
+    if os.geteuid() == 0:
+        shutil.chown(data, "nobody")
+        shutil.chown(file, "nobody")
+    prepare = [initdb, "-D", str(data), "-U", "nobody", "-A", "trust", "--no-sync", "--no-locale", "--encoding=UTF8"]
+    subprocess.run(_as_nobody(prepare), check=True, cwd=directory.path, stdout=subprocess.DEVNULL, timeout=50)
+    settings = {
+        "port": port,
+        "listen_addresses": "127.0.0.1",
+        "unix_socket_directories": "",
+        "fsync": "off",
+        "ssl": "on",
+        "ssl_cert_file": file,
+        "ssl_key_file": file,
+    }
+    options = [f"--{name}={value}" for name, value in settings.items()]
+    return Server(_as_nobody([program, "-D", str(data), *options]), directory, port)
+
+
+def _as_nobody(command: Sequence[str]) -> list[str]:
+    if os.geteuid() != 0:
+        return list(command)
+    return [find_program("setpriv"), "--reuid=nobody", "--regid=nogroup", "--clear-groups", *command]
+
+
+def connect_to_postgres(client: Client, port: int) -> bytes:
+    """The kind of the first message from the server to a user, by its protocol."""
+    with socket.create_connection(("127.0.0.1", port), TIMEOUT) as plain:
+        plain.sendall(struct.pack("!II", 8, 80877103))
+        assert plain.recv(1) == b"S"
+        with client.secure(plain) as connection:
+            startup = struct.pack("!I", 3 << 16) + b"user\0nobody\0database\0postgres\0\0"
+            connection.sendall(struct.pack("!I", len(startup) + 4) + startup)
+            return connection.recv(1)
