@@ -21,6 +21,7 @@ WITHOUT, ALONE, SERVED = "without", "with the module alone", "with the module an
 CLIENTS = {HAPROXY: (1, 8, 64, 200), NGINX: (1, 64)}
 WORKERS = 8
 DRAWN_CLIENTS = 64
+SERVED_UNITS = {"service_cpu_us": "µs of CPU, the service's part", "served": "share computed by the service"}
 
 # With AVX-512 IFMA, by key size: at most so much of the CPU time without, and of that with the module alone.
 CPU_LIMITS = {
@@ -95,9 +96,11 @@ def measure(
         advance(f"{subject}, {subject.name}", rounds * len(subjects))
         count = connections[subject.bits] if subject.clients > 1 else -(-connections[subject.bits] // 3)
         before = counted(counts)
+        service_cpu = service.cpu_seconds()
         sample = {"round": turn, "subject": subject.name, **subject.case}
         sample |= measure_run(bench, subject.server, count, subject.clients)
         if subject.name == SERVED:
+            sample["service_cpu_us"] = (service.cpu_seconds() - service_cpu) / count * 1e6
             sample["served"] = share_served(subject, since(before, counted(counts)))
         result.samples.append(sample)
     for subject in subjects:
@@ -152,8 +155,8 @@ def add_rows(result: Result, subject: Subject) -> None:
         if not baselines:
             result.add_row(str(subject), subject.name, unit, values)
     if subject.name == SERVED:
-        served = result.values("served", subject=SERVED, **subject.case)
-        result.add_row(str(subject), SERVED, "share computed by the service", served)
+        for key, unit in SERVED_UNITS.items():
+            result.add_row(str(subject), SERVED, unit, result.values(key, subject=SERVED, **subject.case))
 
 
 def target(subject: Subject, key: str, baseline: str) -> Target | None:
