@@ -4,6 +4,7 @@ service: one for each handshake, and nothing is left behind in either process.""
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
 import ssl
@@ -169,6 +170,17 @@ def test_haproxys_certificate_is_replaced_while_it_runs(directory, service):
         attach(directory, lambda: Client(3072).get(server.port), OK, 3072)
         check_one_each(server, OK, 3072)
     check_batches(service)
+
+
+def test_haproxy_hears_nothing_of_connections_that_have_gone(directory, service):
+    """It relies on close() to end its epoll's interest in a descriptor. One whose file the service keeps open would go
+    on waking it."""
+    settings = f"nbthread 2\n    stats socket {directory.path}/admin level admin"
+    with HAProxy(directory, settings=settings) as server:
+        attach(directory, lambda: Client().get(server.port), OK)
+        check_one_each(server, OK)
+        (dropped,) = re.findall(r"^poll_drop_fd: (\d+)", command(directory, "show activity"), re.MULTILINE)
+        assert int(dropped) < WAVE / 2
 
 
 # ---- programs that sleep in their calls ----

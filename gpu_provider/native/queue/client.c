@@ -65,11 +65,8 @@ static void free_memory(gp_client *client)
 {
     gp_cpu_free(client->cpu);
     gp_key_table_free(client->keys);
-    if (client->callbacks_fd >= 0) {
-        if (!gp_client_is_forked(client))
-            gp_callbacks_unwatch(client->callbacks, client->callbacks_fd);
-        close(client->callbacks_fd);
-    }
+    if (client->callbacks_fd >= 0 && !gp_client_is_forked(client))
+        gp_callbacks_unwatch(client->callbacks, client->callbacks_fd);
     gp_descriptors_free(client->descriptors);
     gp_client_hang_up(client);
     free(client->finished.slots);
@@ -281,7 +278,7 @@ int gp_client_use_callbacks(gp_client *client, struct gp_callbacks *callbacks)
     if (client->callbacks_fd < 0)
         return 0;
     if (!gp_callbacks_watch(callbacks, client->callbacks_fd)) {
-        gp_descriptors_give(client->descriptors, client->callbacks_number, client->callbacks_fd);
+        gp_descriptors_give(client->descriptors, client->callbacks_number);
         client->callbacks_fd = -1;
         return 0;
     }

@@ -1,9 +1,9 @@
 #define _GNU_SOURCE
 #include "queue/descriptors.h"
 
-#include <fcntl.h>
 #include <pthread.h>
 #include <stdlib.h>
+#include <sys/epoll.h>
 #include <sys/ioctl.h>
 #include <sys/timerfd.h>
 #include <unistd.h>
@@ -77,20 +77,17 @@ int gp_descriptors_take(struct gp_descriptors *descriptors, uint32_t *number)
 
     pthread_mutex_lock(&descriptors->lock);
     if (descriptors->free_count > 0) {
-        *number = descriptors->free[descriptors->free_count - 1];
-        fd = fcntl(descriptors->fds[*number], F_DUPFD_CLOEXEC, 0);
-        if (fd >= 0)
-            descriptors->free_count--;
+        *number = descriptors->free[--descriptors->free_count];
+        fd = descriptors->fds[*number];
     }
     pthread_mutex_unlock(&descriptors->lock);
     return fd;
 }
 
-void gp_descriptors_give(struct gp_descriptors *descriptors, uint32_t number, int fd)
+void gp_descriptors_give(struct gp_descriptors *descriptors, uint32_t number)
 {
-    gp_descriptor_set(fd, 0);
-    close(fd);
     pthread_mutex_lock(&descriptors->lock);
+    gp_descriptor_set(descriptors->fds[number], 0);
     descriptors->free[descriptors->free_count++] = number;
     pthread_mutex_unlock(&descriptors->lock);
 }
@@ -101,6 +98,18 @@ void gp_descriptors_signal_all(struct gp_descriptors *descriptors)
     for (uint32_t i = 0; i < descriptors->count; i++)
         gp_descriptor_signal(descriptors->fds[i]);
     pthread_mutex_unlock(&descriptors->lock);
+}
+
+int gp_descriptor_watch(int fd)
+{
+    struct epoll_event event = {.events = EPOLLIN};
+    int epoll = epoll_create1(EPOLL_CLOEXEC);
+
+    if (epoll >= 0 && epoll_ctl(epoll, EPOLL_CTL_ADD, fd, &event) != 0) {
+        close(epoll);
+        epoll = -1;
+    }
+    return epoll;
 }
 
 #ifndef TFD_IOC_SET_TICKS /* in linux/timerfd.h, which does not go together with sys/timerfd.h */

@@ -1,7 +1,6 @@
 /* Wait descriptors that two processes have: timerfds that the service made, and signals when a request is done.
  *
- * A connection gets a duplicate of one, which is its own for as long as it lives: programs watch a descriptor until
- * they close it, and the service need not be told of each. Thread-safe.
+ * A connection has one for as long as it lives, and the service need not be told of each. Thread-safe.
  */
 #ifndef GP_DESCRIPTORS_H
 #define GP_DESCRIPTORS_H
@@ -20,9 +19,14 @@ int gp_descriptors_add(struct gp_descriptors *descriptors, const int *fds, uint3
 /* How many there are, and how many of them are free. */
 uint32_t gp_descriptors_count(struct gp_descriptors *descriptors, uint32_t *free_count);
 
-/* A duplicate of one that is free, and its number; -1: there is none. */
+/* One that is free, which is not to be closed, and its number; -1: there is none. */
 int gp_descriptors_take(struct gp_descriptors *descriptors, uint32_t *number);
-void gp_descriptors_give(struct gp_descriptors *descriptors, uint32_t number, int fd); /* closes the duplicate */
+void gp_descriptors_give(struct gp_descriptors *descriptors, uint32_t number);
+
+/* What a program may watch instead, of its own, and close; -1: out of descriptors or memory. The other process keeps a
+ * descriptor's file open, so whoever relied on close() to end its epoll's interest, as HAProxy does, would go on hearing
+ * of it. */
+int gp_descriptor_watch(int fd);
 
 void gp_descriptors_signal_all(struct gp_descriptors *descriptors);
 

@@ -30,6 +30,7 @@ struct gp_wait {
     /* One cache line, which is all that a completion touches: it is cold then. */
     _Alignas(64) atomic_int references;
     int fd;          /* -1: callback mode, or not registered */
+    int watched;     /* by the program: the same, or one that becomes readable with it */
     uint32_t number; /* of `fd` among those that another process has too */
     pthread_mutex_t lock;
     _Atomic(ASYNC_WAIT_CTX *) context; /* NULL once OpenSSL has freed it; changed under the lock */
@@ -90,10 +91,11 @@ static void notify_and_free(struct gp_wait *wait)
 /* With the lock. */
 static void close_descriptor(struct gp_wait *wait)
 {
-    if (wait->fd >= 0 && gp_client_descriptors(wait->client) != NULL)
-        gp_descriptors_give(gp_client_descriptors(wait->client), wait->number, wait->fd);
-    else if (wait->fd >= 0)
-        close(wait->fd);
+    if (wait->fd < 0)
+        return;
+    close(wait->watched);
+    if (gp_client_descriptors(wait->client) != NULL)
+        gp_descriptors_give(gp_client_descriptors(wait->client), wait->number);
     wait->fd = -1;
 }
 
@@ -122,7 +124,7 @@ static void context_freed(ASYNC_WAIT_CTX *context, const void *key, OSSL_ASYNC_F
     if (gp_client_is_forked(wait->client)) {
         /* A child has its own copy of the descriptor, and nothing else here is its own: leave the memory. */
         if (wait->fd >= 0)
-            close(wait->fd);
+            close(wait->watched);
         return;
     }
     pthread_mutex_lock(&wait->lock);
@@ -191,14 +193,24 @@ struct gp_wait *gp_wait_of(gp_client *client, ASYNC_WAIT_CTX *context)
 /* Its descriptor. 0: there is none left. */
 static int make_descriptor(struct gp_wait *wait)
 {
+    struct gp_descriptors *descriptors = gp_client_descriptors(wait->client);
+
     if (wait->has_callback) {
         pthread_once(&silent_once, make_silent_fd);
         return silent_fd >= 0;
     }
-    if (wait->fd < 0 && gp_client_descriptors(wait->client) != NULL)
-        wait->fd = gp_descriptors_take(gp_client_descriptors(wait->client), &wait->number);
-    else if (wait->fd < 0)
-        wait->fd = timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK);
+    if (wait->fd >= 0)
+        return 1;
+    if (descriptors == NULL) {
+        wait->watched = wait->fd = timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK);
+        return wait->fd >= 0;
+    }
+    wait->fd = gp_descriptors_take(descriptors, &wait->number);
+    wait->watched = wait->fd >= 0 ? gp_descriptor_watch(wait->fd) : -1;
+    if (wait->fd >= 0 && wait->watched < 0) {
+        gp_descriptors_give(descriptors, wait->number);
+        wait->fd = -1;
+    }
     return wait->fd >= 0;
 }
 
@@ -206,8 +218,9 @@ static int make_descriptor(struct gp_wait *wait)
 static int register_wait(struct gp_wait *wait)
 {
     if (!wait->registered)
-        wait->registered = ASYNC_WAIT_CTX_set_wait_fd(wait->context, &wait_key,
-                                                      wait->has_callback ? silent_fd : wait->fd, wait, context_freed);
+        wait->registered =
+            ASYNC_WAIT_CTX_set_wait_fd(wait->context, &wait_key, wait->has_callback ? silent_fd : wait->watched, wait,
+                                       context_freed);
     return wait->registered;
 }
 
