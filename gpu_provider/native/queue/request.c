@@ -21,7 +21,7 @@ static uint64_t serve(gp_client *client, gp_request_handle handle, enum gp_waits
     if (give_up_ns == GP_NO_DEADLINE)
         return gp_groups_serve(client, handle, waits);
     now = gp_now_ns();
-    if (again)
+    if (again && gp_client_poll(client, handle) == 0)
         gp_client_look(client);
     if (now >= give_up_ns || !gp_client_is_usable(client))
         return GP_NO_MEMORY;
