@@ -1,5 +1,6 @@
 /* Stress of the service's transport: threads of a program whose service hangs up again and again, one of which has jobs
- * with callbacks and fires these itself, and beside them processes that write random bytes over all that the service shares with them, and send it nonsense. */
+ * with callbacks and fires these itself, and beside them processes that write random bytes over all that the service
+ * shares with them, and send it nonsense. */
 #define _GNU_SOURCE
 #include <errno.h>
 #include <openssl/async.h>

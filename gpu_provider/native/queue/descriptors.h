@@ -23,9 +23,8 @@ uint32_t gp_descriptors_count(struct gp_descriptors *descriptors, uint32_t *free
 int gp_descriptors_take(struct gp_descriptors *descriptors, uint32_t *number);
 void gp_descriptors_give(struct gp_descriptors *descriptors, uint32_t number);
 
-/* What a program may watch instead, of its own, and close; -1: out of descriptors or memory. The other process keeps a
- * descriptor's file open, so whoever relied on close() to end its epoll's interest, as HAProxy does, would go on hearing
- * of it. */
+/* What a program may watch instead, and close; -1: out of descriptors or memory. The other process keeps a descriptor's
+ * file open, so whoever relies on close() to end its epoll's interest, as HAProxy does, would go on hearing of it. */
 int gp_descriptor_watch(int fd);
 
 void gp_descriptors_signal_all(struct gp_descriptors *descriptors);
