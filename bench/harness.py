@@ -258,10 +258,11 @@ class Bench(contextlib.ExitStack):
             ],
         )  # fmt: skip
 
-    def terminator(self, upstream_port: int, *, uvloop: bool, bits: int = RSA_BITS) -> Server:
+    def terminator(self, upstream_port: int, *, uvloop: bool, bits: int = RSA_BITS, workers: int = 1) -> Server:
         code = TERMINATOR.format(hide="" if uvloop else HIDE_UVLOOP)
         program = [sys.executable, "-c", code]
-        return self.run_terminator("terminator uvloop" if uvloop else "terminator", program, upstream_port, bits)
+        name = "terminator uvloop" if uvloop else "terminator"
+        return self.run_terminator(name, program, upstream_port, bits, "--workers", str(workers))
 
     def terminator_before(self, upstream_port: int, checkout: Path, bits: int) -> Server:
         """The terminator of another checkout, on uvloop."""
@@ -270,14 +271,14 @@ class Bench(contextlib.ExitStack):
         program = [str(checkout / ".venv/bin/gpu-provider")]
         return self.run_terminator(TERMINATOR_BEFORE, program, upstream_port, bits)
 
-    def run_terminator(self, name: str, program: Sequence[str], upstream_port: int, bits: int) -> Server:
+    def run_terminator(self, name: str, program: Sequence[str], upstream_port: int, bits: int, *flags: str) -> Server:
         certificate = str(self.certificate(bits))
         admin_port = free_port()
         server = self.serve(
             name,
             lambda port: [
                 *program, "terminator", "--listen", f"127.0.0.1:{port}", "--upstream", f"127.0.0.1:{upstream_port}",
-                "--admin", f"127.0.0.1:{admin_port}", "--cert", certificate, "--key", certificate,
+                "--admin", f"127.0.0.1:{admin_port}", "--cert", certificate, "--key", certificate, *flags,
             ],
         )  # fmt: skip
         return dataclasses.replace(server, admin_port=admin_port)

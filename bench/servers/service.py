@@ -1,9 +1,9 @@
-"""HAProxy and nginx with ``gpu-provider service``, each against the same program without it: CPU time, the service's
-counted in, and latency of new TLS 1.3 connections, one small request each."""
+"""HAProxy and nginx with ``gpu-provider service``, each against the same program without it, and our terminator against
+HAProxy: CPU time, the service's counted in, and latency of new TLS 1.3 connections, one small request each."""
 
 import dataclasses
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -11,16 +11,29 @@ from typing import Any
 
 from gpu_provider import kernels
 
-from ..harness import Bench, BenchError, Server, interleave, tail
+from ..harness import Bench, BenchError, Server, have_uvloop, interleave, tail
 from ..report import Bars, Result, Spread, Target
 from .connections import BODY, UNITS, measure_run
 from .module import MODULE, OPENSSL_CONFIGURATION, counted, has_ifma, since
 
-HAPROXY, NGINX = "HAProxy", "nginx, 8 workers"
+HAPROXY, HAPROXY_1, NGINX, TERMINATOR = "HAProxy", "HAProxy, 1 thread", "nginx, 8 workers", "terminator"
 WITHOUT, ALONE, SERVED = "without", "with the module alone", "with the module and the service"
-CLIENTS = {HAPROXY: (1, 8, 64, 200), NGINX: (1, 64)}
+TERMINATORS = {1: "1 worker", 2: "2 workers and their service"}
+HAPROXIES = {1: HAPROXY_1, 2: HAPROXY}  # with as many threads
+CLIENTS = {HAPROXY: (1, 8, 64, 200), HAPROXY_1: (64,), NGINX: (1, 64), TERMINATOR: (64,)}
 WORKERS = 8
 DRAWN_CLIENTS = 64
+# By title: what is drawn under which label.
+CHARTS: dict[str, dict[str, tuple[str, str]]] = {
+    HAPROXY: {name: (HAPROXY, name) for name in (WITHOUT, ALONE, SERVED)},
+    NGINX: {name: (NGINX, name) for name in (WITHOUT, SERVED)},
+    "HAProxy without the module, and our terminator": {
+        HAPROXY_1: (HAPROXY_1, WITHOUT),
+        f"terminator, {TERMINATORS[1]}": (TERMINATOR, TERMINATORS[1]),
+        "HAProxy, 2 threads": (HAPROXY, WITHOUT),
+        f"terminator, {TERMINATORS[2]}": (TERMINATOR, TERMINATORS[2]),
+    },
+}
 SERVED_UNITS = {"service_cpu_us": "µs of CPU, the service's part", "served": "share computed by the service"}
 
 # With AVX-512 IFMA, by key size: at most so much of the CPU time without, and of that with the module alone.
@@ -39,7 +52,7 @@ class Subject:
     program: str
     bits: int
     clients: int
-    name: str  # WITHOUT, ALONE or SERVED
+    name: str  # WITHOUT, ALONE or SERVED; a terminator's, of TERMINATORS
     server: Server
 
     @property
@@ -90,7 +103,7 @@ def measure(
     subjects = [
         Subject(program, bits, number, name, server)
         for program, bits, name, server in servers(bench, result.notes, connections, configurations, service)
-        for number in clients[program]
+        for number in clients.get(program, ())
     ]
     for turn, subject in interleave(rounds, subjects):
         advance(f"{subject}, {subject.name}", rounds * len(subjects))
@@ -105,7 +118,7 @@ def measure(
         result.samples.append(sample)
     for subject in subjects:
         add_rows(result, subject)
-    add_bars(result, subjects)
+    add_bars(result, connections)
     return result
 
 
@@ -130,6 +143,14 @@ def servers(
                 server = dataclasses.replace(one, helpers=(service,)) if name == SERVED else one
                 bench.load(server, count, 64, BODY)  # first-time work is not what is measured
                 found.append((program, bits, name, server))
+    for bits, count in connections.items():
+        beside = [(HAPROXY_1, bits, WITHOUT, one) for one in bench.haproxy(upstream, notes, bits)]
+        for workers, name in TERMINATORS.items():
+            ours = bench.terminator(upstream, uvloop=have_uvloop(), bits=bits, workers=workers)
+            beside.append((TERMINATOR, bits, name, ours))
+        for *_, server in beside:
+            bench.load(server, count, 64, BODY)
+        found += beside
     notes[:] = dict.fromkeys(notes)
     return found
 
@@ -145,18 +166,30 @@ def share_served(subject: Subject, done: Counter[str]) -> float:
 def add_rows(result: Result, subject: Subject) -> None:
     for key, unit in UNITS.items():
         values = result.values(key, subject=subject.name, **subject.case)
-        compared = {SERVED: (WITHOUT, ALONE), ALONE: (WITHOUT,), WITHOUT: ()}[subject.name]
-        baselines = {name: result.values(key, subject=name, **subject.case) for name in compared}
+        baselines = {
+            name: baseline
+            for name, match in compared_with(subject).items()
+            if (baseline := result.values(key, bits=subject.bits, clients=subject.clients, **match))
+        }
         for name, baseline in baselines.items():
-            if baseline:
-                result.add_row(
-                    str(subject), subject.name, unit, values, to=(name, baseline), target=target(subject, key, name)
-                )
+            result.add_row(
+                str(subject), subject.name, unit, values, to=(name, baseline), target=target(subject, key, name)
+            )
         if not baselines:
             result.add_row(str(subject), subject.name, unit, values)
     if subject.name == SERVED:
         for key, unit in SERVED_UNITS.items():
             result.add_row(str(subject), SERVED, unit, result.values(key, subject=SERVED, **subject.case))
+
+
+def compared_with(subject: Subject) -> dict[str, dict[str, str]]:
+    """By what it is called, which samples."""
+    if subject.program == TERMINATOR:
+        workers = next(count for count, name in TERMINATORS.items() if name == subject.name)
+        name = f"HAProxy, {workers} thread{'s' if workers > 1 else ''}"
+        return {name: {"program": HAPROXIES[workers], "subject": WITHOUT}}
+    names = {SERVED: (WITHOUT, ALONE), ALONE: (WITHOUT,), WITHOUT: ()}[subject.name]
+    return {name: {"program": subject.program, "subject": name} for name in names}
 
 
 def target(subject: Subject, key: str, baseline: str) -> Target | None:
@@ -172,14 +205,12 @@ def target(subject: Subject, key: str, baseline: str) -> Target | None:
     return Target(limit, goal=not has_ifma())
 
 
-def add_bars(result: Result, subjects: Sequence[Subject]) -> None:
-    """For each program, what a connection costs by key size."""
-    drawn = [subject for subject in subjects if subject.clients == DRAWN_CLIENTS]
-    for program in dict.fromkeys(subject.program for subject in drawn):
+def add_bars(result: Result, rsa_bits: Iterable[int]) -> None:
+    """What a connection costs by key size."""
+    for title, drawn in CHARTS.items():
         heights: dict[str, dict[str, Spread]] = {}
-        for subject in drawn:
-            if subject.program == program:
-                cpu = Spread.of(result.values("cpu_us", subject=subject.name, **subject.case))
-                heights.setdefault(subject.name, {})[f"RSA-{subject.bits}"] = cpu
-        title = f"{program}, {DRAWN_CLIENTS} clients at a time"
-        result.bars.append(Bars(title, "µs of CPU per connection", heights))
+        for (label, (program, name)), bits in product(drawn.items(), rsa_bits):
+            if cpu := result.values("cpu_us", program=program, subject=name, bits=bits, clients=DRAWN_CLIENTS):
+                heights.setdefault(label, {})[f"RSA-{bits}"] = Spread.of(cpu)
+        if heights:
+            result.bars.append(Bars(f"{title}, {DRAWN_CLIENTS} clients at a time", "µs of CPU per connection", heights))

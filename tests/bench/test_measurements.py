@@ -65,7 +65,7 @@ MEASUREMENTS: dict[str, Callable[[harness.Bench, Callable[[str, int], None]], re
         bench,
         rounds=1,
         connections={2048: 64},
-        clients={service.HAPROXY: (64,), service.NGINX: (64,)},
+        clients=dict.fromkeys(service.CLIENTS, (64,)),
         advance=advance,
     ),
     "transport": lambda bench, advance: transport.measure(
