@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,11 +15,13 @@ from groups import Client, abort_many, get_many, public_directory
 from program_servers import HAProxy
 from rsa_keys import private_key
 from service_process import Service
+from terminator_process import echo_terminator
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from groups import Directory
+    from terminator_process import Terminator
 
 OK = b"HTTP/1.1 200 OK"
 NATIVE = Path(__file__).parents[1] / "native"
@@ -74,3 +77,29 @@ def test_haproxy_with_room_for_one_request(directory, threads):
                     leaving.join()
         service.wait_for("program disconnected")
         assert service.requests > 0
+
+
+@pytest.mark.parametrize("requests", [1, 2])
+def test_terminator_whose_connections_have_callbacks(tmp_path, requests):
+    """RETRY is told once, then the slot: by the callback, on the event loop's thread."""
+    path = tmp_path / "socket"
+    with (
+        Service(path, "--process-requests", str(requests)) as service,
+        echo_terminator(tmp_path, "--service", str(path)) as terminator,
+        ThreadPoolExecutor(32) as threads,
+    ):
+        for _ in range(2):
+            leaving = [threads.submit(vanish, terminator) for _ in range(40)]
+            answers = list(threads.map(lambda _: terminator.echo(b"hello"), range(150)))
+            assert answers == [b"hello"] * 150
+            for each in leaving:
+                each.result()
+        terminator.process.terminate()
+        assert terminator.wait() == 0
+        service.wait_for("program disconnected")
+        assert service.requests > 100
+
+
+def vanish(terminator: Terminator) -> None:
+    with terminator.dial() as connection:
+        connection.sendall(Client().hello())
