@@ -161,7 +161,7 @@ $(FUZZERS): fuzz-%: build/sanitize/%_fuzz
 sanitize:
 	@for program in $^; do \
 		echo "$$program"; \
-		case $$program in */jobs_*) export LSAN_OPTIONS=suppressions=tests/native/jobs_stress.supp:print_suppressions=0; esac; \
+		case $$program in */jobs_* | */service_*) export LSAN_OPTIONS=suppressions=tests/native/jobs_stress.supp:print_suppressions=0; esac; \
 		timeout 300 $$program || exit; unset LSAN_OPTIONS; \
 	done
 

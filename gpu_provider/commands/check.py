@@ -69,7 +69,7 @@ def run(args: argparse.Namespace) -> int:
     if directory := settings.get(module_settings.COUNTS_DIRECTORY):
         _report_counts(Path(directory), report)
     if reason is None:
-        report.advice(_advice(path.absolute()))
+        report.advice(_advice(path.absolute(), settings.get(module_settings.SERVICE)))
     return 0 if reason is None else 1
 
 
@@ -177,10 +177,10 @@ def _open_files() -> set[Path]:
     return found
 
 
-def _advice(configuration: Path) -> dict[str, tuple[str, list[str]]]:
+def _advice(configuration: Path, service: str | None) -> dict[str, tuple[str, list[str]]]:
     """For each program a sentence, and what to write."""
     variable = f"OPENSSL_CONF={configuration}"
-    return {
+    advice = {
         "systemd": (
             "What it starts doesn't have your environment. Run 'systemctl edit NAME' and write",
             ["[Service]", f"Environment={variable}"],
@@ -213,3 +213,9 @@ def _advice(configuration: Path) -> dict[str, tuple[str, list[str]]]:
         ),
         "stunnel": ("In its environment. It gains with many connections at a time", [variable]),
     }
+    if service:
+        advice["A key that only the service has"] = (
+            "Give the service --service-key NAME=FILE, and any program this in place of its key file",
+            [f"gpu-provider service key-reference --socket {service} NAME"],
+        )
+    return advice

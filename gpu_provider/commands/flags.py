@@ -13,7 +13,7 @@ from gpu_provider.settings import Option, Settings, load_config, options, unknow
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-__all__ = ["add_flags", "load", "warn"]
+__all__ = ["Once", "add_flags", "load", "warn"]
 
 SettingsT = TypeVar("SettingsT", bound=Settings)
 
@@ -26,13 +26,13 @@ def add_flags(parser: argparse.ArgumentParser, settings: type[Settings], groups:
     for option in sorted(options(settings), key=lambda option: groups.index(option.shown.group)):
         by_name[option.shown.group].add_argument(
             f"--{option.name.replace('_', '-')}",
-            action="append" if option.several else _Once,
+            action="append" if option.several else Once,
             type=str if option.type is Path else option.type,
             choices=option.choices or None,
             metavar=None if option.choices else option.shown.value,
             help=_help(option),
         )
-    by_name[groups[-1]].add_argument("--config", action=_Once, metavar="FILE", help="TOML file with these settings")
+    by_name[groups[-1]].add_argument("--config", action=Once, metavar="FILE", help="TOML file with these settings")
 
 
 def _help(option: Option) -> str:
@@ -40,7 +40,7 @@ def _help(option: Option) -> str:
     return f"{option.shown.help}{default}".replace("`", "")
 
 
-class _Once(argparse.Action):
+class Once(argparse.Action):
     """A flag that may be given once. Given twice, argparse would silently use the last value."""
 
     def __call__(

@@ -18,7 +18,12 @@ __all__ = ["CHOICES", "COUNTS_DIRECTORY", "NUMBERS", "SERVICE", "mistakes"]
 CHOICES = {"kernels": (("auto", "portable", "off"), "auto"), "implicit-rejection": (("0", "1"), "1")}
 """The values of each, and what any other one is taken for."""
 
-NUMBERS = {"max_group": (2, 8, 8), "max_wait": (0, 1_000_000, 20_000), "service_timeout": (1, 60_000, 200)}
+NUMBERS = {
+    "max_group": (2, 8, 8),
+    "max_wait": (0, 1_000_000, 20_000),
+    "service_timeout": (1, 60_000, 200),
+    "service_key_timeout": (1, 600_000, 5_000),
+}
 """The least and the largest of each, and the default, which any other value is taken for."""
 
 COUNTS_DIRECTORY = "counts_directory"

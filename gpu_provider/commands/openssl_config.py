@@ -57,6 +57,9 @@ activate = 1
 # service = /run/gpu-provider/service
 # The most milliseconds that an operation waits for the service.
 # service_timeout = 200
+# The most milliseconds that an operation waits for the service if only that has the key. A program has what
+# "gpu-provider service key-reference NAME" prints in place of such a key, or the URI gpu-provider:NAME.
+# service_key_timeout = 5000
 # PKCS#1 v1.5 decryption never tells of bad padding, whatever OpenSSL's version and the program say.
 # implicit-rejection = 1
 

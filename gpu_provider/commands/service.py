@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from gpu_provider.commands import flags
+from gpu_provider.commands import flags, key_reference
 from gpu_provider.service import serve
 from gpu_provider.service.config import ServiceConfig
 
@@ -26,14 +26,23 @@ exit codes:
   2  can't start: a mistake in the settings, or a socket, files or memory that can't be had
   4  ended by itself, because it could not go on: the log says why
 
+SIGHUP reads the files of --service-key again.
+
 Core dumps are switched off, since private keys are in memory. (A system that pipes them to a program ignores that.)"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = _EPILOG
     flags.add_flags(parser, ServiceConfig, ("programs", "batches", "other"))
+    parser.set_defaults(run_service=_serve)
+    key_reference.add_to(parser.add_subparsers(title="other commands", metavar="COMMAND"))
 
 
 def run(args: argparse.Namespace) -> int:
     """Raises ConfigError."""
+    code: int = args.run_service(args)
+    return code
+
+
+def _serve(args: argparse.Namespace) -> int:
     return serve.run(flags.load(args, ServiceConfig))

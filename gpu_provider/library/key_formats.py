@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
 
 from gpu_provider.errors import KeyLoadError
 
-__all__ = ["KeySource", "to_unencrypted", "what_it_is"]
+__all__ = ["KeySource", "is_encrypted", "to_unencrypted", "what_it_is"]
 
 KeySource: typing.TypeAlias = "bytes | bytearray | memoryview | str | PrivateKeyTypes"
 
@@ -46,7 +46,7 @@ def to_unencrypted(source: KeySource, password: bytes | str | None) -> bytes:
     if not data.strip():
         raise KeyLoadError("the private key is empty")
     data = _private_block(data)
-    if b"-----BEGIN OPENSSH PRIVATE KEY-----" in data or secret or _is_encrypted(data):
+    if b"-----BEGIN OPENSSH PRIVATE KEY-----" in data or secret or is_encrypted(data):
         return _to_der(_read(data, secret))
     return data
 
@@ -70,7 +70,7 @@ def _label_in_words(label: str) -> str:
     return f"PEM of the kind {label}"
 
 
-def _is_encrypted(data: bytes) -> bool:
+def is_encrypted(data: bytes) -> bool:
     if b"-----BEGIN" in data:
         return b"-----BEGIN ENCRYPTED PRIVATE KEY-----" in data or b"Proc-Type: 4,ENCRYPTED" in data
     try:

@@ -24,6 +24,7 @@ HEADERS = (
     "queue/request.h",
     "queue/consumer.h",
     "service/service.h",
+    "service/lookup.h",
     "provider/embedded.h",
 )
 

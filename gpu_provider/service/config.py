@@ -33,6 +33,17 @@ class ServiceConfig(ProviderConfig, frozen=True, kw_only=True, forbid_unknown_fi
         Shown("programs", "MODE", "permissions of the socket: who may connect"),
     ] = "0660"
 
+    service_key: Annotated[
+        tuple[Annotated[str, Meta(pattern="^[A-Za-z0-9][A-Za-z0-9._-]{0,63}=.")], ...],
+        Meta(description="NAME=FILE, with a name of letters, digits, '.', '_' and '-', 64 at most"),
+        Shown(
+            "programs",
+            "NAME=FILE",
+            "RSA private key that only the service has, not encrypted; programs use it by this name. Repeat for more",
+            default="none",
+        ),
+    ] = ()
+
     max_processes: Annotated[
         _Number,
         Shown("programs", "N", "processes that may be connected at a time; further ones compute by themselves"),
@@ -45,7 +56,7 @@ class ServiceConfig(ProviderConfig, frozen=True, kw_only=True, forbid_unknown_fi
 
     process_keys: Annotated[
         _Number,
-        Shown("programs", "N", "keys that one process may bring"),
+        Shown("programs", "N", "keys that one process may bring, or use by name"),
     ] = 1024
 
     process_descriptors: Annotated[

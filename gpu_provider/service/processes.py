@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from _cffi_backend import FFI
 
     from gpu_provider.client import Client
+    from gpu_provider.library.keys import Key
     from gpu_provider.service.config import ServiceConfig
     from gpu_provider.service.metrics import ProgramCounts, ServiceMetrics
 
@@ -64,6 +65,11 @@ class Processes:
 
     def set_room(self, room: int) -> None:
         lib.gp_remotes_set_room(self._remotes, room)
+
+    def name_key(self, name: str, key: Key) -> None:
+        """Programs use the key by this name from now on."""
+        if not lib.gp_remotes_name_key(self._remotes, name.encode(), key.handle):
+            raise BackendError(f"there is no memory for the key {name!r}")
 
     def start(self, listener: socket.socket) -> None:
         """The listener stays the caller's, who closes it after :meth:`close`."""

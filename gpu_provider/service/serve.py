@@ -18,6 +18,7 @@ from gpu_provider.listening import listen
 from gpu_provider.observe.admin import AdminServer
 from gpu_provider.observe.logs import configure_logging
 from gpu_provider.provider import BatchingProvider
+from gpu_provider.service.keys import ServiceKeys
 from gpu_provider.service.metrics import ServiceMetrics
 from gpu_provider.service.processes import Processes
 from gpu_provider.signals import SignalHandlers
@@ -127,10 +128,15 @@ async def _serve(
 ) -> int:
     loop = asyncio.get_running_loop()
     stopping = asyncio.Event()
+    processes = Processes(provider.client, config, _room(provider, config), metrics)
+    keys = ServiceKeys(provider, config.service_key)
+    keys.load(processes.name_key)
 
     def on_signal(number: signal.Signals) -> None:
         if number != signal.SIGHUP:
             stopping.set()
+        elif config.service_key:
+            _load_again(keys, processes)
 
     signals.deliver_to(loop, on_signal)
 
@@ -143,7 +149,6 @@ async def _serve(
     supervised = Supervised(parent, provider.registry, is_ready) if parent is not None else None
     if supervised is not None:
         await supervised.start()
-    processes = Processes(provider.client, config, _room(provider, config), metrics)
     processes.start(listener)
     _log.info(
         "ready" if supervised is None else "service is ready",
@@ -172,6 +177,15 @@ async def _serve(
     if supervised is not None:
         await supervised.close()
     return 0 if failure is None else EXIT_FAILED
+
+
+def _load_again(keys: ServiceKeys, processes: Processes) -> None:
+    try:
+        changed = keys.load(processes.name_key)
+    except ConfigError as error:
+        _log.error("keys not loaded again; programs have the former ones", reason=str(error))
+    else:
+        _log.info("keys loaded again", changed=changed)
 
 
 def _room(provider: BatchingProvider, config: ServiceConfig) -> int:

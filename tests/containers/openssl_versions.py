@@ -22,7 +22,7 @@ TESTS = [
     *("openssl/test_default_operations", "openssl/test_default_parameters", "openssl/test_openssl_config"),
     *("openssl/test_openssl_program", "openssl/test_other_libcrypto", "openssl/test_rsa_decryption"),
     *("openssl/test_wrong_keys", "provider/test_provider", "tls/test_async_status", "tls/test_connection"),
-    *("tls/test_credentials", "tls/test_session_tickets", "tls/test_verification"),
+    *("service/test_key_references", "tls/test_credentials", "tls/test_session_tickets", "tls/test_verification"),
 ]
 INSTALL = "apt-get -qq update && apt-get -qq install -y --no-install-recommends"
 # A mirror may be a snapshot, older than experimental's Valid-Until.

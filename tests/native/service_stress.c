@@ -1,6 +1,6 @@
 /* Stress of the service's transport: threads of a program whose service hangs up again and again, one of which has jobs
- * with callbacks and fires these itself, and beside them processes that write random bytes over all that the service
- * shares with them, and send it nonsense. */
+ * with callbacks and fires these itself, and another one jobs with wait descriptors; and beside them processes that
+ * write random bytes over all that the service shares with them, and send it nonsense. */
 #define _GNU_SOURCE
 #include <errno.h>
 #include <openssl/async.h>
@@ -36,11 +36,14 @@ static struct sockaddr_un address = {.sun_family = AF_UNIX};
 static gp_client *client;
 static gp_consumer *consumer;
 static gp_remotes *remotes;
-static gp_key *keys[2];
-static struct gp_attached_key attached[2];
+#define NAMED 2 /* the last key is the service's, and used by its name */
+static gp_key *keys[NAMED + 1];
+static struct gp_attached_key attached[NAMED + 1] = {[NAMED].name = "named"};
+static struct gp_service_settings settings = {
+    .path = address.sun_path, .timeout_ns = 2000000000, .key_timeout_ns = 60000000000};
 static gp_attachment *attachment;
 static atomic_int stop_serving, stop_computing, rounds_left;
-static atomic_ulong served, served_in_jobs, computed_here, lies;
+static atomic_ulong served, served_by_name, served_in_jobs, computed_here, lies;
 
 /* ---- the service ---- */
 
@@ -124,11 +127,17 @@ static int read_numbers(const void *key, struct gp_message *message)
 static int operate(int round)
 {
     uint8_t input[GP_MAX_BYTES] = {0}, output[GP_MAX_BYTES];
-    const int i = round % 2;
+    const int i = round % (NAMED + 1);
 
     memcpy(input + 8, &round, sizeof(round));
-    if (gp_attachment_private_op(attachment, &attached[i], read_numbers, keys[i]->pkey, keys[i]->bytes, input, output)
-        != GP_ATTACHED) {
+    if (i == NAMED) {
+        CHECK(gp_attachment_named_op(&settings, &attached[i], read_numbers, keys[i]->pkey, keys[i]->bytes, input,
+                                     output)
+              == GP_COMPUTED);
+        atomic_fetch_add(&served_by_name, 1);
+    } else if (gp_attachment_private_op(attachment, &attached[i], read_numbers, keys[i]->pkey, keys[i]->bytes, input,
+                                        output)
+               != GP_ATTACHED) {
         atomic_fetch_add(&computed_here, 1);
         return 0;
     }
@@ -165,12 +174,17 @@ static int in_job(void *argument)
     return 1;
 }
 
-static void go_on(struct job *job)
+static int in_job_without_callback(void *argument)
+{
+    return operate(**(int **)argument);
+}
+
+static void go_on(struct job *job, int (*run)(void *))
 {
     int *round = &job->round, result = 0;
 
     job->may_go_on = 0;
-    switch (ASYNC_start_job(&job->job, job->context, &result, in_job, &round, sizeof(round))) {
+    switch (ASYNC_start_job(&job->job, job->context, &result, run, &round, sizeof(round))) {
     case ASYNC_PAUSE:
         return;
     case ASYNC_FINISH:
@@ -205,7 +219,7 @@ static void *loop(void *argument)
                 job->may_go_on = 1;
             }
             if (job->may_go_on)
-                go_on(job);
+                go_on(job, in_job);
             running += job->context != NULL;
         }
         if (running == 0)
@@ -214,6 +228,51 @@ static void *loop(void *argument)
             CHECK(!"a callback is lost");
         gp_attachment_fire();
     } while (running > 0 || served_in_jobs < wanted);
+    ASYNC_cleanup_thread();
+    return NULL;
+}
+
+#define NAMED_JOBS 8u
+#define NAMED_ROUNDS 300
+
+/* Its jobs have no callback, and only use the service's key: they wait until that is back, on the descriptor that they
+ * had before. Some connections are freed meanwhile. */
+static void *loop_by_descriptors(void *argument)
+{
+    struct pollfd polled[NAMED_JOBS];
+    struct job jobs[NAMED_JOBS] = {{0}};
+    unsigned running;
+    int round = 0;
+
+    (void)argument;
+    CHECK(ASYNC_init_thread(0, 0));
+    do {
+        running = 0;
+        for (unsigned i = 0; i < NAMED_JOBS; i++) {
+            struct job *job = &jobs[i];
+            size_t count = 0;
+
+            if (job->context != NULL && (polled[i].revents & POLLIN) != 0) {
+                go_on(job, in_job_without_callback);
+            } else if (job->context == NULL && round < NAMED_ROUNDS) {
+                job->round = NAMED + (NAMED + 1) * ++round;
+                job->job = NULL;
+                job->context = ASYNC_WAIT_CTX_new();
+                go_on(job, in_job_without_callback);
+                if (job->context != NULL && round % 16 == 0) {
+                    ASYNC_WAIT_CTX_free(job->context);
+                    job->context = NULL;
+                }
+            }
+            polled[i] = (struct pollfd){.fd = -1, .events = POLLIN};
+            if (job->context == NULL)
+                continue;
+            running++;
+            CHECK(ASYNC_WAIT_CTX_get_all_fds(job->context, NULL, &count) && count == 1);
+            CHECK(ASYNC_WAIT_CTX_get_all_fds(job->context, &polled[i].fd, &count));
+        }
+        CHECK(running == 0 || poll(polled, NAMED_JOBS, 10000) > 0);
+    } while (running > 0 || round < NAMED_ROUNDS);
     ASYNC_cleanup_thread();
     return NULL;
 }
@@ -261,7 +320,7 @@ static void lie(unsigned *seed)
         }
         munmap(memory, (size_t)status.st_size);
     }
-    message.type = (uint32_t)rand_r(seed) % 9;
+    message.type = (uint32_t)rand_r(seed) % 11;
     for (uint32_t i = 0; i < GP_KEY_NUMBERS; i++)
         message.sizes[i] = (uint16_t)(1 + rand_r(seed) % GP_MAX_BYTES);
     (void)gp_message_send(connection, &message, NULL, 0);
@@ -296,10 +355,9 @@ static pid_t start_scribbler(const char *program, unsigned seed)
 
 int main(int argc, char **argv)
 {
-    static struct gp_service_settings settings = {.path = address.sun_path, .timeout_ns = 2000000000};
     pthread_t threads[THREADS], batching, sockets;
 #ifdef WITH_JOBS
-    pthread_t looping;
+    pthread_t looping, looping_by_descriptors;
 #endif
     pid_t scribblers[SCRIBBLERS];
     struct gp_client_stats stats;
@@ -318,8 +376,9 @@ int main(int argc, char **argv)
     callbacks = gp_attachment_callbacks_descriptor(&settings);
     CHECK(remotes != NULL && attachment != NULL && callbacks >= 0);
     gp_cpu_use_kernels(gp_client_cpu(client), &returning_kernels, 2);
-    for (int i = 0; i < 2; i++)
-        keys[i] = make_key((size_t)(2048 + 1024 * i));
+    for (int i = 0; i <= NAMED; i++)
+        keys[i] = make_key((size_t)(2048 + 512 * i));
+    CHECK(gp_remotes_name_key(remotes, "named", gp_client_add_key(client, keys[NAMED])));
     for (unsigned i = 0; i < SCRIBBLERS; i++)
         scribblers[i] = start_scribbler(argv[0], i + 1);
     CHECK(pthread_create(&batching, NULL, batching_thread, NULL) == 0);
@@ -328,7 +387,9 @@ int main(int argc, char **argv)
         CHECK(pthread_create(&threads[i], NULL, caller, NULL) == 0);
 #ifdef WITH_JOBS
     CHECK(pthread_create(&looping, NULL, loop, &callbacks) == 0);
+    CHECK(pthread_create(&looping_by_descriptors, NULL, loop_by_descriptors, NULL) == 0);
     pthread_join(looping, NULL);
+    pthread_join(looping_by_descriptors, NULL);
 #endif
     for (int i = 0; i < THREADS; i++)
         pthread_join(threads[i], NULL);
@@ -342,19 +403,20 @@ int main(int argc, char **argv)
     pthread_join(sockets, NULL);
     for (until = gp_now_ns() + 10000000000u; gp_now_ns() < until; usleep(1000)) {
         gp_client_get_stats(client, &stats);
-        if (stats.in_use == 0 && stats.keys == 0)
+        if (stats.in_use == 0 && stats.keys == 1)
             break;
     }
     atomic_store(&stop_computing, 1);
     gp_client_wake_consumer(client);
     pthread_join(batching, NULL);
     unlink(address.sun_path);
-    printf("%lu served, %lu of them in jobs, %lu not; %lu connections cut off\n", (unsigned long)served,
-           (unsigned long)served_in_jobs, (unsigned long)computed_here, (unsigned long)lies);
+    printf("%lu served, %lu of them by name, %lu in jobs, %lu not; %lu connections cut off\n", (unsigned long)served,
+           (unsigned long)served_by_name, (unsigned long)served_in_jobs, (unsigned long)computed_here,
+           (unsigned long)lies);
     CHECK(unexpected == 0);
-    CHECK(stats.in_use == 0 && stats.keys == 0); /* nothing is left of any process */
-    CHECK(served > served_in_jobs);
-    for (int i = 0; i < 2; i++)
+    CHECK(stats.in_use == 0 && stats.keys == 1); /* nothing is left of any process */
+    CHECK(served > served_in_jobs && served_by_name > 0);
+    for (int i = 0; i <= NAMED; i++)
         gp_key_free(keys[i]);
     puts("service_stress: passed");
     return 0;

@@ -20,7 +20,7 @@ from groups import TIMEOUT, Client, get_many, public_directory
 from ports import unused_port
 from program_servers import HAProxy
 from prometheus_client.parser import text_string_to_metric_families
-from service_process import Service
+from service_process import HELLO, Service
 from terminator_process import run_command
 
 if TYPE_CHECKING:
@@ -33,7 +33,6 @@ REQUESTS = f"{PREFIX}requests_total"
 CONNECTIONS = f"{PREFIX}connections_total"
 ENDED = f"{PREFIX}ended_total"
 REFUSED = f"{PREFIX}refused_total"
-HELLO = struct.pack("=IIQQ", 1, 1, 0, 0)
 OK = b"HTTP/1.1 200 OK"
 USER = pwd.getpwuid(os.geteuid()).pw_name
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become other users")
@@ -148,10 +147,10 @@ def test_a_thousand_processes_that_come_and_go_leave_no_memory_behind(directory)
         assert service.metric(f"{PREFIX}processes") == 0
 
 
-NAMES = """
-import os, socket, struct, sys
+NAMES = f"""
+import os, socket, sys
 
-path, hello = sys.argv[1], struct.pack("=IIQQ", 1, 1, 0, 0)
+path, hello = sys.argv[1], {HELLO!r}
 names, users = int(sys.argv[2]), [int(user) for user in sys.argv[3:]]
 for user in users:
     for name in range(names):

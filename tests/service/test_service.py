@@ -11,7 +11,6 @@ import random
 import signal
 import socket
 import ssl
-import struct
 import subprocess
 import sys
 import threading
@@ -22,7 +21,7 @@ import pytest
 from groups import TIMEOUT, Client, Counts, Server, abort_many, find_program, get_many, public_directory, wait_until
 from ports import unused_port
 from program_servers import HAProxy, nginx
-from service_process import Service
+from service_process import HELLO, Service
 from terminator_process import run_command
 
 if TYPE_CHECKING:
@@ -340,9 +339,8 @@ def test_who_does_not_keep_to_the_protocol_is_cut_off_and_nobody_else(directory,
 
 def scribble(directory: Directory, random: random.Random) -> None:
     """Connects as the module does, and then writes nonsense over its queue, while it rings."""
-    hello = struct.pack("=IIQQ", 1, 1, 0, 0)
     with connect(directory) as liar:
-        liar.send(hello)
+        liar.send(HELLO)
         _, (memfd, doorbell), _, _ = socket.recv_fds(liar, 100, 2)
         try:
             with mmap.mmap(memfd, os.fstat(memfd).st_size) as memory:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 import pytest
 from groups import TIMEOUT, find_program, public_directory
 from ports import unused_port
-from service_process import Service
+from service_process import HELLO, Service
 from terminator_process import COMMAND, echo_terminator, environment, run_command
 
 from gpu_provider.commands.scrapes import Buckets, Change, Scrape
@@ -157,7 +157,7 @@ def test_a_programs_name_is_no_markup_and_more_programs_than_fit_are_counted(dir
                 connection = connections.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET))
                 connection.settimeout(TIMEOUT)
                 connection.connect(str(directory.path / "socket"))
-                connection.send(struct.pack("=IIQQ", 1, 1, 0, 0))
+                connection.send(HELLO)
                 assert connection.recv(1)
         finally:
             Path("/proc/self/comm").write_bytes(own)

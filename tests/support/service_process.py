@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import struct
 import subprocess
 import threading
 from typing import TYPE_CHECKING, Any, Self
@@ -14,7 +15,10 @@ from terminator_process import COMMAND, TIMEOUT, environment, parse
 if TYPE_CHECKING:
     from pathlib import Path
 
-__all__ = ["Service"]
+__all__ = ["HELLO", "Service"]
+
+HELLO = struct.pack("=IIQQ", 1, 2, 0, 0)
+"""A program's first message, as in native/service/messages.h."""
 
 
 class Service(AdminPort):

@@ -318,16 +318,32 @@ static int decode_pkcs1(const decryption *decryption, uint8_t *message, size_t *
     return 0;
 }
 
+/* What synthetic messages depend on besides the ciphertext, key->bytes of it: d; or, where only the service has that, a
+ * signature that nobody else can make, and that nothing else asks for. */
+static int rejection_secret(gp_rsa_key *key, uint8_t *secret)
+{
+    static const uint8_t label[] = "gpu-provider implicit rejection";
+    uint8_t *encoded;
+    int ok;
+    if (!gp_rsa_key_is_of_service(key))
+        return gp_rsa_key_private_exponent(key, secret);
+    encoded = OPENSSL_malloc(key->bytes);
+    ok = encoded != NULL && gp_pkcs1_encode(encoded, key->bytes, NULL, label, sizeof(label))
+         && gp_private_op(key, encoded, secret);
+    OPENSSL_free(encoded);
+    return ok;
+}
+
 static int decode_pkcs1_implicitly(const decryption *decryption, uint8_t *message, size_t *message_size)
 {
     const cipher_context *context = decryption->context;
     size_t size = decryption->size;
-    uint8_t *exponent = OPENSSL_malloc(size), rejection_key[REJECTION_KEY_BYTES];
-    int ok = exponent != NULL && gp_rsa_key_private_exponent(context->key, exponent)
-             && EVP_Q_digest(context->rsa->libctx, "SHA2-256", NULL, exponent, size, rejection_key, NULL)
+    uint8_t *secret = OPENSSL_malloc(size), rejection_key[REJECTION_KEY_BYTES];
+    int ok = secret != NULL && rejection_secret(context->key, secret)
+             && EVP_Q_digest(context->rsa->libctx, "SHA2-256", NULL, secret, size, rejection_key, NULL)
              && gp_pkcs1_decode_implicitly(context->rsa->libctx, rejection_key, decryption->number, decryption->encoded,
                                            size, message, message_size);
-    OPENSSL_clear_free(exponent, size);
+    OPENSSL_clear_free(secret, size);
     OPENSSL_cleanse(rejection_key, sizeof(rejection_key));
     if (!ok)
         GP_RAISE(context->provider, GP_R_OPERATION_FAILED);

@@ -78,7 +78,9 @@ OSSL_LIB_CTX *gp_embedded_libctx_new(gp_client *client)
 
 static struct gp_service_settings service_settings(const char *path, uint32_t timeout_ms)
 {
-    return (struct gp_service_settings){.path = path, .timeout_ns = 1000000u * (uint64_t)timeout_ms};
+    return (struct gp_service_settings){.path = path,
+                                        .timeout_ns = 1000000u * (uint64_t)timeout_ms,
+                                        .key_timeout_ns = 1000000u * (uint64_t)GP_SERVICE_KEY_TIMEOUT_MS};
 }
 
 OSSL_LIB_CTX *gp_embedded_libctx_of_service(const char *path, uint32_t timeout_ms)

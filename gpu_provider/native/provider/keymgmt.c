@@ -1,7 +1,10 @@
 /* RSA key management: every function hands over to the default provider's key object. */
 #include <openssl/core_names.h>
+#include <openssl/core_object.h>
 #include <openssl/crypto.h>
+#include <openssl/param_build.h>
 #include <openssl/params.h>
+#include <string.h>
 
 #include "provider/provider.h"
 
@@ -81,7 +84,7 @@ int gp_rsa_key_read_numbers(const void *private_key, struct gp_message *message)
 {
     const gp_rsa_key *key = private_key;
     uint8_t *next = message->numbers;
-    for (uint32_t i = 0; i < GP_KEY_NUMBERS; i++) {
+    for (uint32_t i = 0; i < (gp_rsa_key_is_of_service(key) ? GP_PUBLIC_NUMBERS : GP_KEY_NUMBERS); i++) {
         if (!get_number(key, gp_key_number_names[i], next, key->bytes))
             return 0;
         message->sizes[i] = (uint16_t)key->bytes;
@@ -152,7 +155,7 @@ static int adopt(gp_rsa_key *key)
         OSSL_PARAM_construct_end(),
     };
     forget(key);
-    if (!key->rsa->keymgmt.has(key->inner, OSSL_KEYMGMT_SELECT_PRIVATE_KEY)
+    if ((!gp_rsa_key_is_of_service(key) && !key->rsa->keymgmt.has(key->inner, OSSL_KEYMGMT_SELECT_PRIVATE_KEY))
         || !key->rsa->keymgmt.get_params(key->inner, params) || bytes <= 0)
         return 1;
     key->bits = (uint32_t)bits;
@@ -170,8 +173,8 @@ static int adopt(gp_rsa_key *key)
 
 /* ---- making one ---- */
 
-/* Owns inner in any case. NULL also if inner is. */
-static gp_rsa_key *new_key(gp_provider *provider, const gp_default_rsa *rsa, void *inner)
+/* Owns inner in any case. NULL also if inner is. `name`: of a key that only the service has, or "". */
+static gp_rsa_key *new_key(gp_provider *provider, const gp_default_rsa *rsa, void *inner, const char *name)
 {
     if (inner == NULL)
         return NULL;
@@ -185,6 +188,8 @@ static gp_rsa_key *new_key(gp_provider *provider, const gp_default_rsa *rsa, voi
     key->provider = provider;
     key->rsa = rsa;
     key->inner = inner;
+    strcpy(key->name, name);
+    key->attached.name = gp_rsa_key_is_of_service(key) ? key->name : NULL;
     if (!adopt(key)) {
         gp_rsa_key_free(key);
         key = NULL;
@@ -195,7 +200,7 @@ static gp_rsa_key *new_key(gp_provider *provider, const gp_default_rsa *rsa, voi
 static void *key_new(void *provider)
 {
     const gp_default_rsa *rsa = gp_provider_default_rsa(provider);
-    return rsa != NULL ? new_key(provider, rsa, rsa->keymgmt.new(rsa->context)) : NULL;
+    return rsa != NULL ? new_key(provider, rsa, rsa->keymgmt.new(rsa->context), "") : NULL;
 }
 
 /* ---- import, export, copy ---- */
@@ -209,6 +214,10 @@ static int key_import(void *context, int selection, const OSSL_PARAM params[])
 static int key_export(void *context, int selection, OSSL_CALLBACK *callback, void *argument)
 {
     const gp_rsa_key *key = context;
+    if (gp_rsa_key_is_of_service(key) && (selection & OSSL_KEYMGMT_SELECT_PRIVATE_KEY) != 0) {
+        GP_RAISE_ABOUT(key->provider, GP_R_NOT_EXPORTABLE, key->name);
+        return 0;
+    }
     return key->rsa->keymgmt.export(key->inner, selection, callback, argument);
 }
 
@@ -228,27 +237,104 @@ static const OSSL_PARAM *export_types(int selection)
 static void *key_dup(const void *context, int selection)
 {
     const gp_rsa_key *from = context;
-    return new_key(from->provider, from->rsa, from->rsa->keymgmt.dup(from->inner, selection));
+    return new_key(from->provider, from->rsa, from->rsa->keymgmt.dup(from->inner, selection),
+                   (selection & OSSL_KEYMGMT_SELECT_PRIVATE_KEY) != 0 ? from->name : "");
+}
+
+/* ---- keys that only the service has ---- */
+
+static void *import_public(gp_provider *provider, const gp_default_rsa *rsa, const struct gp_public_key *public_key)
+{
+    BIGNUM *n = BN_bin2bn(public_key->modulus, public_key->modulus_size, NULL);
+    BIGNUM *e = BN_bin2bn(public_key->exponent, public_key->exponent_size, NULL);
+    OSSL_PARAM_BLD *builder = OSSL_PARAM_BLD_new();
+    OSSL_PARAM *params = NULL;
+    void *inner = rsa->keymgmt.new(rsa->context);
+    if (n == NULL || e == NULL || builder == NULL || inner == NULL
+        || !OSSL_PARAM_BLD_push_BN(builder, OSSL_PKEY_PARAM_RSA_N, n)
+        || !OSSL_PARAM_BLD_push_BN(builder, OSSL_PKEY_PARAM_RSA_E, e)
+        || (params = OSSL_PARAM_BLD_to_param(builder)) == NULL
+        || !rsa->keymgmt.import(inner, OSSL_KEYMGMT_SELECT_PUBLIC_KEY, params)) {
+        GP_RAISE(provider, GP_R_OUT_OF_MEMORY);
+        rsa->keymgmt.free(inner);
+        inner = NULL;
+    }
+    OSSL_PARAM_free(params);
+    OSSL_PARAM_BLD_free(builder);
+    BN_free(e);
+    BN_free(n);
+    return inner;
+}
+
+gp_rsa_key *gp_rsa_key_of_service(gp_provider *provider, const char *name, const struct gp_public_key *public_key)
+{
+    const gp_default_rsa *rsa = gp_provider_default_rsa(provider);
+    gp_rsa_key *key = NULL;
+    if (provider->service.path == NULL)
+        GP_RAISE_ABOUT(provider, GP_R_NO_SERVICE_SET, name);
+    else if (rsa != NULL)
+        key = new_key(provider, rsa, import_public(provider, rsa, public_key), name);
+    if (key != NULL && !gp_rsa_key_is_batchable(key)) {
+        GP_RAISE_ABOUT(provider, GP_R_BAD_REFERENCE, name);
+        gp_rsa_key_free(key);
+        key = NULL;
+    }
+    return key;
+}
+
+int gp_rsa_key_hand_over(gp_rsa_key *key, OSSL_CALLBACK *callback, void *argument)
+{
+    static char type[] = "RSA";
+    int object = OSSL_OBJECT_PKEY, ok;
+    const OSSL_PARAM params[] = {
+        OSSL_PARAM_construct_int(OSSL_OBJECT_PARAM_TYPE, &object),
+        OSSL_PARAM_construct_utf8_string(OSSL_OBJECT_PARAM_DATA_TYPE, type, 0),
+        OSSL_PARAM_construct_octet_string(OSSL_OBJECT_PARAM_REFERENCE, &key, sizeof(key)),
+        OSSL_PARAM_construct_end(),
+    };
+    ok = callback(params, argument);
+    gp_rsa_key_free(key); /* if it was not taken */
+    return ok;
+}
+
+/* What gp_rsa_key_hand_over() gave to OpenSSL, which is the caller's from now on. */
+static void *key_load(const void *reference, size_t size)
+{
+    gp_rsa_key **given = (gp_rsa_key **)reference, *key = NULL;
+    if (size == sizeof(key)) {
+        key = *given;
+        *given = NULL;
+    }
+    return key;
 }
 
 /* ---- questions ---- */
 
+/* What can be asked of the inner key. The service has the private part, which belongs to the public one: results are
+ * verified with that. */
+static int inner_selection(const gp_rsa_key *key, int selection)
+{
+    if (!gp_rsa_key_is_of_service(key) || (selection & OSSL_KEYMGMT_SELECT_PRIVATE_KEY) == 0)
+        return selection;
+    return (selection & ~OSSL_KEYMGMT_SELECT_PRIVATE_KEY) | OSSL_KEYMGMT_SELECT_PUBLIC_KEY;
+}
+
 static int key_has(const void *context, int selection)
 {
     const gp_rsa_key *key = context;
-    return key != NULL && key->rsa->keymgmt.has(key->inner, selection);
+    return key != NULL && key->rsa->keymgmt.has(key->inner, inner_selection(key, selection));
 }
 
 static int key_match(const void *left, const void *right, int selection)
 {
     const gp_rsa_key *a = left, *b = right;
-    return a->rsa->keymgmt.match(a->inner, b->inner, selection);
+    return a->rsa->keymgmt.match(a->inner, b->inner, inner_selection(a, inner_selection(b, selection)));
 }
 
 static int key_validate(const void *context, int selection, int check)
 {
     const gp_rsa_key *key = context;
-    return key->rsa->keymgmt.validate(key->inner, selection, check);
+    return key->rsa->keymgmt.validate(key->inner, inner_selection(key, selection), check);
 }
 
 static int key_get_params(void *context, OSSL_PARAM params[])
@@ -304,12 +390,13 @@ static const OSSL_PARAM *settable_generation_params(void *context, void *provide
 static void *generate(void *context, OSSL_CALLBACK *callback, void *argument)
 {
     const generation *state = context;
-    return new_key(state->provider, state->rsa, state->rsa->keymgmt.gen(state->inner, callback, argument));
+    return new_key(state->provider, state->rsa, state->rsa->keymgmt.gen(state->inner, callback, argument), "");
 }
 
 const OSSL_DISPATCH gp_rsa_keymgmt_functions[] = {
     {OSSL_FUNC_KEYMGMT_NEW, (void (*)(void))key_new},
     {OSSL_FUNC_KEYMGMT_FREE, (void (*)(void))key_free},
+    {OSSL_FUNC_KEYMGMT_LOAD, (void (*)(void))key_load},
     {OSSL_FUNC_KEYMGMT_IMPORT, (void (*)(void))key_import},
     {OSSL_FUNC_KEYMGMT_IMPORT_TYPES, (void (*)(void))import_types},
     {OSSL_FUNC_KEYMGMT_EXPORT, (void (*)(void))key_export},

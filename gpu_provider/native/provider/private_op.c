@@ -76,6 +76,31 @@ static enum gp_attached compute_by_service(gp_rsa_key *key, const uint8_t *input
     return attached;
 }
 
+static int compute_by_name(gp_rsa_key *key, const uint8_t *input, uint8_t *output)
+{
+    switch (gp_attachment_named_op(&key->provider->service, &key->attached, gp_rsa_key_read_numbers, key, key->bytes,
+                                   input, output)) {
+    case GP_COMPUTED:
+        gp_count(&gp_counts_of(GP_CLASS_OF(key->bytes))->served, 1);
+        if (verify(key, input, output))
+            return 1;
+        OPENSSL_cleanse(output, key->bytes);
+        return 0;
+    case GP_NO_SUCH_KEY:
+        GP_RAISE_ABOUT(key->provider, GP_R_NO_SUCH_KEY, key->name);
+        return 0;
+    case GP_OTHER_KEY:
+        GP_RAISE_ABOUT(key->provider, GP_R_OTHER_KEY, key->name);
+        return 0;
+    case GP_NO_SERVICE:
+        gp_raise_not_reached(key->provider, key->name);
+        return 0;
+    default:
+        GP_RAISE_ABOUT(key->provider, GP_R_OPERATION_FAILED, key->name);
+        return 0;
+    }
+}
+
 static int compute_batched(const gp_rsa_key *key, const gp_batched_key *batched, const uint8_t *input, uint8_t *output)
 {
     if (gp_request_private_op(batched->client, batched->key, batched->handle, input, output))
@@ -98,6 +123,8 @@ int gp_private_op(gp_rsa_key *key, const uint8_t *input, uint8_t *output)
     gp_client *client;
     uint64_t began_ns;
     int ok;
+    if (gp_rsa_key_is_of_service(key))
+        return compute_by_name(key, input, output);
     if (!gp_rsa_key_is_batchable(key))
         return compute(key, input, output);
     if (key->provider->service.path != NULL)

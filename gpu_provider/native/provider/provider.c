@@ -1,10 +1,12 @@
 /* Loading and unloading, what the provider offers, and its errors. */
 #include "provider/provider.h"
 
+#include <errno.h>
 #include <openssl/core_names.h>
 #include <openssl/crypto.h>
 #include <openssl/params.h>
 #include <stdarg.h>
+#include <stdio.h>
 #include <string.h>
 
 #include "queue/consumer.h"
@@ -21,6 +23,13 @@ static const OSSL_ITEM reasons[] = {
     {GP_R_UNKNOWN_DIGEST, "unknown digest"},
     {GP_R_IMPLICIT_REJECTION_REQUIRED, "this provider is set to reject implicitly always"},
     {GP_R_OPERATION_FAILED, "the RSA private operation failed"},
+    {GP_R_BAD_REFERENCE, "not a reference to a key of gpu-provider service"},
+    {GP_R_BAD_KEY_NAME, "a key's name is letters, digits, dots, underscores and hyphens, at most 64"},
+    {GP_R_NO_SERVICE_SET, "the key is in gpu-provider service, but no 'service' is set in openssl.cnf"},
+    {GP_R_SERVICE_NOT_REACHED, "the key is in gpu-provider service, which is not reached"},
+    {GP_R_NO_SUCH_KEY, "gpu-provider service has no key of this name"},
+    {GP_R_OTHER_KEY, "gpu-provider service has another key of this name than the reference is for"},
+    {GP_R_NOT_EXPORTABLE, "the private key is in gpu-provider service, which does not give it away"},
     {0, NULL},
 };
 
@@ -32,13 +41,21 @@ static void set_error(const gp_provider *provider, enum gp_reason reason, const 
     va_end(arguments);
 }
 
-void gp_raise(const gp_provider *provider, enum gp_reason reason, const char *file, int line, const char *function)
+void gp_raise(const gp_provider *provider, enum gp_reason reason, const char *about, const char *file, int line,
+              const char *function)
 {
     if (provider->new_error == NULL || provider->set_error_debug == NULL || provider->vset_error == NULL)
         return;
     provider->new_error(provider->handle);
     provider->set_error_debug(provider->handle, file, line, function);
-    set_error(provider, reason, NULL);
+    set_error(provider, reason, about != NULL ? "%s" : NULL, about);
+}
+
+void gp_raise_not_reached(const gp_provider *provider, const char *name)
+{
+    char about[256];
+    snprintf(about, sizeof(about), "%s: %s", name, strerror(errno));
+    GP_RAISE_ABOUT(provider, GP_R_SERVICE_NOT_REACHED, about);
 }
 
 static const OSSL_ALGORITHM keymgmt[] = {
@@ -51,6 +68,17 @@ static const OSSL_ALGORITHM signature[] = {
 };
 static const OSSL_ALGORITHM cipher[] = {
     {GP_RSA_NAMES, GP_PROVIDER_PROPERTIES, gp_rsa_cipher_functions, "batched RSA decryption"},
+    {NULL, NULL, NULL, NULL},
+};
+
+static const OSSL_ALGORITHM decoders[] = {
+    {"DER", GP_PROVIDER_PROPERTIES ",input=pem", gp_reference_pem_functions, "references to keys of the service"},
+    {GP_RSA_NAMES, GP_PROVIDER_PROPERTIES ",input=der,structure=" GP_REFERENCE_STRUCTURE, gp_reference_der_functions,
+     "references to keys of the service"},
+    {NULL, NULL, NULL, NULL},
+};
+static const OSSL_ALGORITHM store[] = {
+    {GP_STORE_SCHEME, GP_PROVIDER_PROPERTIES, gp_store_functions, "keys of the service"},
     {NULL, NULL, NULL, NULL},
 };
 
@@ -67,6 +95,10 @@ static const OSSL_ALGORITHM *query_operation(void *context, int operation, int *
         return signature;
     case OSSL_OP_ASYM_CIPHER:
         return cipher;
+    case OSSL_OP_DECODER:
+        return decoders;
+    case OSSL_OP_STORE:
+        return store;
     default:
         return NULL;
     }
@@ -181,7 +213,7 @@ static uint32_t number(const char *value, uint32_t least, uint32_t most, uint32_
 static void read_settings(gp_provider *provider, OSSL_FUNC_core_get_params_fn *get_core_params)
 {
     char *reject = NULL, *kernels = NULL, *group = NULL, *wait = NULL, *directory = NULL, *service = NULL,
-         *timeout = NULL;
+         *timeout = NULL, *key_timeout = NULL;
     OSSL_PARAM params[] = {
         OSSL_PARAM_construct_utf8_ptr("implicit-rejection", &reject, 0),
         OSSL_PARAM_construct_utf8_ptr("kernels", &kernels, 0),
@@ -190,6 +222,7 @@ static void read_settings(gp_provider *provider, OSSL_FUNC_core_get_params_fn *g
         OSSL_PARAM_construct_utf8_ptr("counts_directory", &directory, 0),
         OSSL_PARAM_construct_utf8_ptr("service", &service, 0),
         OSSL_PARAM_construct_utf8_ptr("service_timeout", &timeout, 0),
+        OSSL_PARAM_construct_utf8_ptr("service_key_timeout", &key_timeout, 0),
         OSSL_PARAM_construct_end(),
     };
     if (!get_core_params(provider->handle, params))
@@ -206,6 +239,7 @@ static void read_settings(gp_provider *provider, OSSL_FUNC_core_get_params_fn *g
     if (service != NULL && *service != '\0')
         provider->service.path = service; /* it lives as long as the provider */
     provider->service.timeout_ns = 1000000u * (uint64_t)number(timeout, 1, 60000, DEFAULT_SERVICE_TIMEOUT_MS);
+    provider->service.key_timeout_ns = 1000000u * (uint64_t)number(key_timeout, 1, 600000, GP_SERVICE_KEY_TIMEOUT_MS);
     provider->groups.most = number(group, 2, GP_SMALL_BATCH, GP_SMALL_BATCH);
     provider->groups.max_wait_ns = 1000u * (uint64_t)number(wait, 0, 1000000, DEFAULT_MAX_WAIT_US);
 }
@@ -236,6 +270,12 @@ int gp_provider_init(const OSSL_CORE_HANDLE *handle, const OSSL_DISPATCH *in, co
             break;
         case OSSL_FUNC_CORE_VSET_ERROR:
             provider->vset_error = OSSL_FUNC_core_vset_error(in);
+            break;
+        case OSSL_FUNC_BIO_READ_EX:
+            provider->bio_read_ex = OSSL_FUNC_BIO_read_ex(in);
+            break;
+        case OSSL_FUNC_BIO_GETS:
+            provider->bio_gets = OSSL_FUNC_BIO_gets(in);
             break;
         case OSSL_FUNC_CRYPTO_REALLOC:
             core_realloc = OSSL_FUNC_CRYPTO_realloc(in);

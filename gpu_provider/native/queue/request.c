@@ -13,9 +13,9 @@
 enum outcome { FAILED = 0, DONE = 1, COMPUTE_DIRECTLY = 2, GAVE_UP = 3 /* the request goes on, without us */ };
 
 /* Until when to wait for the request; GP_NO_MEMORY: no longer. Computes, where nobody else does. */
-static uint64_t serve(gp_client *client, gp_request_handle handle, enum gp_waits waits, uint64_t began_ns, int again)
+static uint64_t serve(gp_client *client, gp_request_handle handle, enum gp_waits waits, struct gp_term term, int again)
 {
-    const uint64_t give_up_ns = gp_client_give_up_ns(client, began_ns);
+    const uint64_t give_up_ns = gp_term_ends_ns(client, term);
     uint64_t now;
 
     if (give_up_ns == GP_NO_DEADLINE)
@@ -33,12 +33,10 @@ static uint64_t serve(gp_client *client, gp_request_handle handle, enum gp_waits
 /* Until the request is done. */
 static enum outcome wait_for_end(gp_client *client, gp_request_handle handle, struct gp_pauser *pauser)
 {
-    const uint64_t began_ns = gp_now_ns();
-
     for (int again = 0;; again = 1) {
         int has_callback, in_job = gp_wait_in_job(&has_callback);
         enum gp_waits waits = !in_job ? GP_SLEEPS : has_callback ? GP_CANT_WAIT : GP_PAUSES;
-        uint64_t deadline_ns = serve(client, handle, waits, began_ns, again);
+        uint64_t deadline_ns = serve(client, handle, waits, pauser->term, again);
         enum gp_pause pause;
 
         if (gp_client_poll(client, handle) != 0)
@@ -63,10 +61,10 @@ static enum outcome wait_for_end(gp_client *client, gp_request_handle handle, st
 }
 
 static enum outcome wait_in_job(gp_client *client, struct gp_wait *wait, ASYNC_WAIT_CTX *context, uint32_t bytes,
-                                gp_key_handle key_handle, const uint8_t *input, uint8_t *output)
+                                gp_key_handle key_handle, const uint8_t *input, uint8_t *output, struct gp_term term)
 {
     struct gp_waiter waiter = {.kind = GP_WAITER_JOB, .key = key_handle};
-    struct gp_pauser pauser = {.wait = wait};
+    struct gp_pauser pauser = {.wait = wait, .term = term};
     uint32_t slot = gp_client_claim(client, NULL);
     gp_request_handle handle;
     enum outcome outcome;
@@ -97,10 +95,9 @@ static enum outcome wait_in_job(gp_client *client, struct gp_wait *wait, ASYNC_W
 }
 
 static enum outcome wait_in_thread(gp_client *client, uint32_t bytes, gp_key_handle key_handle, const uint8_t *input,
-                                   uint8_t *output)
+                                   uint8_t *output, struct gp_term term)
 {
     const struct gp_waiter waiter = {.kind = GP_WAITER_THREAD, .key = key_handle};
-    const uint64_t began_ns = gp_now_ns();
     const int may_sleep =
         gp_wait_jobs_of_thread() == 0 && gp_client_groups(client) == NULL && gp_client_descriptors(client) == NULL;
     uint32_t slot = may_sleep ? gp_client_claim_asleep(client) : gp_client_claim(client, NULL);
@@ -113,7 +110,7 @@ static enum outcome wait_in_thread(gp_client *client, uint32_t bytes, gp_key_han
     if (handle == 0)
         return COMPUTE_DIRECTLY;
     do {
-        uint64_t deadline_ns = serve(client, handle, GP_SLEEPS, began_ns, again++);
+        uint64_t deadline_ns = serve(client, handle, GP_SLEEPS, term, again++);
 
         if (deadline_ns == GP_NO_MEMORY) {
             gp_client_orphan(client, handle);
@@ -138,10 +135,12 @@ static void unpin(gp_client *client, gp_key_handle handle)
         gp_client_unpin_key(client, handle, 1);
 }
 
-/* By the client's consumer. */
+/* By the client's consumer. `must_until_ns`: nobody else can compute it, so a job that can't pause sleeps; 0: somebody
+ * can. */
 static enum outcome request(gp_client *client, uint32_t bytes, gp_key_handle handle, const uint8_t *input,
-                            uint8_t *output)
+                            uint8_t *output, uint64_t must_until_ns)
 {
+    const struct gp_term term = {.began_ns = gp_now_ns(), .must_until_ns = must_until_ns};
     enum outcome outcome = COMPUTE_DIRECTLY;
     ASYNC_JOB *job = ASYNC_get_current_job();
     struct gp_wait *wait = NULL;
@@ -149,13 +148,14 @@ static enum outcome request(gp_client *client, uint32_t bytes, gp_key_handle han
 
     (void)gp_wait_in_job(&has_callback);
     if (!gp_client_is_usable(client)
-        || (has_callback && gp_client_descriptors(client) != NULL && gp_client_callbacks(client) == NULL))
+        || (has_callback && gp_client_descriptors(client) != NULL && gp_client_callbacks(client) == NULL
+            && must_until_ns == 0))
         return COMPUTE_DIRECTLY; /* without a thread here, nobody could fire the callback for a service */
     if (job != NULL)
-        wait = gp_wait_of(client, ASYNC_get_wait_ctx(job));
-    if ((job == NULL || wait != NULL) && pin(client, handle)) {
-        outcome = wait != NULL ? wait_in_job(client, wait, ASYNC_get_wait_ctx(job), bytes, handle, input, output)
-                               : wait_in_thread(client, bytes, handle, input, output);
+        wait = (must_until_ns != 0 ? gp_wait_moved_to : gp_wait_of)(client, ASYNC_get_wait_ctx(job));
+    if ((job == NULL || wait != NULL || must_until_ns != 0) && pin(client, handle)) {
+        outcome = wait != NULL ? wait_in_job(client, wait, ASYNC_get_wait_ctx(job), bytes, handle, input, output, term)
+                               : wait_in_thread(client, bytes, handle, input, output, term);
         if (outcome == COMPUTE_DIRECTLY)
             unpin(client, handle);
     }
@@ -166,7 +166,7 @@ static enum outcome request(gp_client *client, uint32_t bytes, gp_key_handle han
 
 int gp_request_private_op(gp_client *client, gp_key *key, gp_key_handle handle, const uint8_t *input, uint8_t *output)
 {
-    enum outcome outcome = request(client, key->bytes, handle, input, output);
+    enum outcome outcome = request(client, key->bytes, handle, input, output, 0);
 
     if (outcome == COMPUTE_DIRECTLY || outcome == GAVE_UP) {
         if (client != NULL)
@@ -177,13 +177,15 @@ int gp_request_private_op(gp_client *client, gp_key *key, gp_key_handle handle, 
 }
 
 enum gp_served gp_request_of_service(gp_client *client, gp_key_handle handle, uint32_t bytes, const uint8_t *input,
-                                     uint8_t *output)
+                                     uint8_t *output, uint64_t must_until_ns)
 {
-    switch (request(client, bytes, handle, input, output)) {
+    switch (request(client, bytes, handle, input, output, must_until_ns)) {
     case DONE:
         return GP_SERVED;
     case GAVE_UP:
         return GP_GAVE_UP;
+    case FAILED:
+        return GP_FAILED;
     default:
         return GP_NOT_SERVED;
     }

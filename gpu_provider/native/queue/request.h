@@ -16,9 +16,10 @@ int gp_request_private_op(gp_client *client, gp_key *key, gp_key_handle handle, 
 /* :cffi */
 
 /* The same by a consumer in another process, which is not trusted: verify what it SERVED. GAVE_UP: it took too long, or
- * is gone. NOT_SERVED: it could not be asked. */
-enum gp_served { GP_NOT_SERVED, GP_SERVED, GP_GAVE_UP };
+ * is gone. NOT_SERVED: it could not be asked. FAILED: it says that it could not compute it. It has the client's
+ * timeout; or, where nobody else can compute, until must_until_ns (otherwise 0): then a job that can't pause sleeps. */
+enum gp_served { GP_NOT_SERVED, GP_SERVED, GP_GAVE_UP, GP_FAILED };
 enum gp_served gp_request_of_service(gp_client *client, gp_key_handle handle, uint32_t bytes, const uint8_t *input,
-                                     uint8_t *output);
+                                     uint8_t *output, uint64_t must_until_ns);
 
 #endif

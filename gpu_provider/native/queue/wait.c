@@ -9,6 +9,7 @@
 #define _GNU_SOURCE
 #include "queue/wait.h"
 
+#include <errno.h>
 #include <openssl/async.h>
 #include <pthread.h>
 #include <stdatomic.h>
@@ -16,6 +17,7 @@
 #include <string.h>
 #include <sys/eventfd.h>
 #include <sys/timerfd.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "process.h"
@@ -41,7 +43,9 @@ struct gp_wait {
     int has_callback;
     int registered;
     uint64_t armed_ns; /* until when its descriptor stays silent by itself; GP_NO_DEADLINE: for ever */
-    gp_client *client;
+    uint32_t fork_epoch;
+    gp_client *client;           /* NULL: none yet */
+    gp_client *lender;           /* of whose descriptors `fd` is; NULL: it is its own */
     gp_request_handle in_flight; /* or 0 */
     int queued;
     pthread_t thread; /* of the job that is in flight or in the wait queue */
@@ -59,6 +63,11 @@ static _Thread_local struct gp_wait *firing_here;
  * are any it must not sleep for a free slot: they may hold them all. */
 static _Thread_local unsigned waiting_jobs;
 
+static int is_forked(const struct gp_wait *wait)
+{
+    return wait->fork_epoch != gp_fork_epoch();
+}
+
 static void make_silent_fd(void)
 {
     silent_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
@@ -68,11 +77,12 @@ void gp_wait_free(struct gp_wait *wait)
 {
     if (wait == NULL || atomic_fetch_sub_explicit(&wait->references, 1, memory_order_acq_rel) != 1)
         return;
-    if (!gp_client_is_forked(wait->client)) {
+    if (!is_forked(wait)) {
         pthread_mutex_destroy(&wait->lock);
         pthread_cond_destroy(&wait->fired);
     }
     gp_client_free(wait->client);
+    gp_client_free(wait->lender);
     free(wait);
 }
 
@@ -94,8 +104,8 @@ static void close_descriptor(struct gp_wait *wait)
     if (wait->fd < 0)
         return;
     close(wait->watched);
-    if (gp_client_descriptors(wait->client) != NULL)
-        gp_descriptors_give(gp_client_descriptors(wait->client), wait->number);
+    if (wait->lender != NULL)
+        gp_descriptors_give(gp_client_descriptors(wait->lender), wait->number);
     wait->fd = -1;
 }
 
@@ -107,7 +117,7 @@ static int is_over(const struct gp_callback *callback)
 
 static void leave_callbacks(struct gp_wait *wait)
 {
-    struct gp_callbacks *callbacks = gp_client_callbacks(wait->client);
+    struct gp_callbacks *callbacks = wait->client != NULL ? gp_client_callbacks(wait->client) : NULL;
 
     if (callbacks != NULL && gp_callbacks_leave(callbacks, &wait->callback))
         gp_wait_free(wait);
@@ -121,7 +131,7 @@ static void context_freed(ASYNC_WAIT_CTX *context, const void *key, OSSL_ASYNC_F
     int queued;
 
     (void)context, (void)key, (void)fd;
-    if (gp_client_is_forked(wait->client)) {
+    if (is_forked(wait)) {
         /* A child has its own copy of the descriptor, and nothing else here is its own: leave the memory. */
         if (wait->fd >= 0)
             close(wait->watched);
@@ -161,19 +171,17 @@ int gp_wait_in_job(int *job_has_callback)
     return job != NULL;
 }
 
-struct gp_wait *gp_wait_of(gp_client *client, ASYNC_WAIT_CTX *context)
+static struct gp_wait *registered(ASYNC_WAIT_CTX *context)
 {
-    struct gp_wait *wait;
     OSSL_ASYNC_FD fd;
     void *custom;
 
-    if (ASYNC_WAIT_CTX_get_fd(context, &wait_key, &fd, &custom)) {
-        wait = custom;
-        /* Another client: the connection was moved to a context of another provider. No callback and no fd of our own:
-         * it had a callback when the gp_wait was made. Neither can be waited for by pausing. */
-        return wait->client == client && (wait->fd >= 0 || has_callback(context)) ? wait : NULL;
-    }
-    wait = aligned_alloc(_Alignof(struct gp_wait), sizeof(*wait));
+    return ASYNC_WAIT_CTX_get_fd(context, &wait_key, &fd, &custom) ? custom : NULL;
+}
+
+static struct gp_wait *new_wait(gp_client *client, ASYNC_WAIT_CTX *context)
+{
+    struct gp_wait *wait = aligned_alloc(_Alignof(struct gp_wait), sizeof(*wait));
     if (wait == NULL)
         return NULL;
     memset(wait, 0, sizeof(*wait));
@@ -183,17 +191,52 @@ struct gp_wait *gp_wait_of(gp_client *client, ASYNC_WAIT_CTX *context)
     wait->has_callback = has_callback(context);
     wait->armed_ns = GP_NO_DEADLINE;
     atomic_init(&wait->references, 1);
-    wait->client = gp_client_up_ref(client);
+    wait->fork_epoch = gp_fork_epoch();
+    if (client != NULL)
+        wait->client = gp_client_up_ref(client);
     wait->context = context;
     pthread_mutex_init(&wait->lock, NULL);
     pthread_cond_init(&wait->fired, NULL);
     return wait;
 }
 
+struct gp_wait *gp_wait_of(gp_client *client, ASYNC_WAIT_CTX *context)
+{
+    struct gp_wait *wait = registered(context);
+
+    if (wait == NULL)
+        return new_wait(client, context);
+    /* Another client: the connection was moved to a context of another provider. No callback and no fd of our own: it
+     * had a callback when the gp_wait was made. Neither can be waited for by pausing. */
+    return wait->client == client && (wait->fd >= 0 || has_callback(context)) ? wait : NULL;
+}
+
+struct gp_wait *gp_wait_moved_to(gp_client *client, ASYNC_WAIT_CTX *context)
+{
+    struct gp_wait *wait = registered(context);
+
+    if (has_callback(context))
+        return client != NULL && gp_client_callbacks(client) != NULL ? gp_wait_of(client, context) : NULL;
+    if (wait == NULL)
+        return new_wait(client, context);
+    if (wait->fd < 0 || is_forked(wait))
+        return NULL;
+    if (client != NULL && wait->client != client) {
+        gp_client_free(wait->client);
+        wait->client = wait->callback.client = gp_client_up_ref(client);
+    }
+    return wait;
+}
+
+static int is_of_service(const struct gp_wait *wait)
+{
+    return wait->client != NULL && gp_client_descriptors(wait->client) != NULL;
+}
+
 /* Its descriptor. 0: there is none left. */
 static int make_descriptor(struct gp_wait *wait)
 {
-    struct gp_descriptors *descriptors = gp_client_descriptors(wait->client);
+    struct gp_descriptors *descriptors = is_of_service(wait) ? gp_client_descriptors(wait->client) : NULL;
 
     if (wait->has_callback) {
         pthread_once(&silent_once, make_silent_fd);
@@ -207,7 +250,9 @@ static int make_descriptor(struct gp_wait *wait)
     }
     wait->fd = gp_descriptors_take(descriptors, &wait->number);
     wait->watched = wait->fd >= 0 ? gp_descriptor_watch(wait->fd) : -1;
-    if (wait->fd >= 0 && wait->watched < 0) {
+    if (wait->watched >= 0) {
+        wait->lender = gp_client_up_ref(wait->client);
+    } else if (wait->fd >= 0) {
         gp_descriptors_give(descriptors, wait->number);
         wait->fd = -1;
     }
@@ -326,6 +371,23 @@ static void list_callback(struct gp_wait *wait, uint64_t deadline_ns)
         gp_wait_free(wait);
 }
 
+/* As often a job looks whose descriptor the service does not have. */
+#define POLL_NS 1000000u
+
+/* Has the service tell of the end, or returns a deadline at which to look. */
+static uint64_t ask_service_to_tell(struct gp_wait *wait, uint64_t deadline_ns)
+{
+    _Atomic uint32_t *wake = &gp_client_queue(wait->client)->wake[gp_request_slot(wait->in_flight)];
+
+    if (wait->has_callback)
+        atomic_store(wake, GP_WAKE_DESCRIPTORS + gp_client_callbacks_number(wait->client));
+    else if (wait->lender == wait->client)
+        atomic_store(wake, GP_WAKE_DESCRIPTORS + wait->number);
+    else if (gp_now_ns() + POLL_NS < deadline_ns)
+        return gp_now_ns() + POLL_NS;
+    return deadline_ns;
+}
+
 enum gp_pausing gp_wait_prepare_to_pause(struct gp_pauser *pauser, uint64_t deadline_ns)
 {
     struct gp_wait *wait = pauser->wait;
@@ -337,10 +399,8 @@ enum gp_pausing gp_wait_prepare_to_pause(struct gp_pauser *pauser, uint64_t dead
     pthread_mutex_lock(&wait->lock);
     wait->paused = 1;
     pthread_mutex_unlock(&wait->lock);
-    if (gp_client_descriptors(wait->client) != NULL && wait->in_flight != 0)
-        atomic_store(&gp_client_queue(wait->client)->wake[gp_request_slot(wait->in_flight)],
-                     GP_WAKE_DESCRIPTORS
-                         + (wait->has_callback ? gp_client_callbacks_number(wait->client) : wait->number));
+    if (is_of_service(wait) && wait->in_flight != 0)
+        deadline_ns = ask_service_to_tell(wait, deadline_ns);
     if (wait->has_callback)
         list_callback(wait, deadline_ns);
     gp_wait_arm(wait, deadline_ns);
@@ -357,7 +417,7 @@ enum gp_pause gp_wait_pause(struct gp_pauser *pauser)
         pauser->at_once = AT_ONCE_LIMIT;
     else if (gp_now_ns() - before < AT_ONCE_NS)
         pauser->at_once++;
-    if (gp_client_is_forked(pauser->wait->client))
+    if (is_forked(pauser->wait))
         return GP_FORKED;
     drain(pauser->wait); /* before the caller looks: the end is published first, the signal follows */
     return GP_RESUMED;
@@ -394,6 +454,27 @@ unsigned gp_wait_jobs_of_thread(void)
     return waiting_jobs;
 }
 
+void gp_wait_nap(uint64_t until_ns)
+{
+    const struct timespec until = {.tv_sec = (time_t)(until_ns / 1000000000u),
+                                   .tv_nsec = (long)(until_ns % 1000000000u)};
+    ASYNC_JOB *job = ASYNC_get_current_job();
+    struct gp_pauser pauser = {.wait = job != NULL ? gp_wait_moved_to(NULL, ASYNC_get_wait_ctx(job)) : NULL};
+
+    if (pauser.wait != NULL) {
+        while (gp_now_ns() < until_ns && gp_wait_prepare_to_pause(&pauser, until_ns) == GP_MAY_PAUSE
+               && gp_wait_pause(&pauser) == GP_RESUMED)
+            ;
+        if (!is_forked(pauser.wait)) {
+            gp_wait_set_request(pauser.wait, 0);
+            gp_wait_arm(pauser.wait, GP_NO_DEADLINE);
+            gp_wait_leave(pauser.wait);
+        }
+    }
+    while (clock_nanosleep(CLOCK_MONOTONIC, TIMER_ABSTIME, &until, NULL) == EINTR)
+        ;
+}
+
 /* ---- the wait queue ---- */
 
 /* RETRY is told by the consumer, not here: this code runs on the job's 32 KiB stack, and the callback is not ours. */
@@ -405,19 +486,24 @@ static void ask_to_announce(struct gp_wait *wait)
         gp_wait_free(wait);
 }
 
-/* When the job is to be resumed if nobody tells it; a callback is for RETRY and a slot alone. */
-static uint64_t next_look_ns(const struct gp_wait *wait, uint64_t began_ns)
+uint64_t gp_term_ends_ns(const gp_client *client, struct gp_term term)
 {
-    const uint64_t give_up_ns = gp_client_give_up_ns(wait->client, began_ns), look_ns = gp_now_ns() + GP_LOOK_NS;
+    return term.must_until_ns != 0 ? term.must_until_ns : gp_client_give_up_ns(client, term.began_ns);
+}
 
-    return wait->has_callback || give_up_ns == GP_NO_DEADLINE || give_up_ns < look_ns ? give_up_ns : look_ns;
+/* When the job is to be resumed if nobody tells it. A callback of the consumer's thread is for RETRY and a slot alone. */
+static uint64_t next_look_ns(const struct gp_pauser *pauser)
+{
+    const struct gp_wait *wait = pauser->wait;
+    const uint64_t ends_ns = gp_term_ends_ns(wait->client, pauser->term), look_ns = gp_now_ns() + GP_LOOK_NS;
+
+    return gp_client_descriptors(wait->client) == NULL || ends_ns < look_ns ? ends_ns : look_ns;
 }
 
 uint32_t gp_wait_for_slot(struct gp_pauser *pauser)
 {
     struct gp_wait *wait = pauser->wait;
     struct gp_queued *entry = &wait->entry;
-    const uint64_t began_ns = gp_now_ns();
     enum gp_pausing pausing;
     uint32_t slot;
 
@@ -431,14 +517,14 @@ uint32_t gp_wait_for_slot(struct gp_pauser *pauser)
         return slot;
     }
     set_place(wait, 1, 0);
-    pausing = gp_wait_prepare_to_pause(pauser, next_look_ns(wait, began_ns));
+    pausing = gp_wait_prepare_to_pause(pauser, next_look_ns(pauser));
     if (pausing == GP_MAY_PAUSE && wait->fd < 0)
         ask_to_announce(wait);
     /* Looks after the deadline is set, which forgets what was signalled before. */
     while ((slot = atomic_load_explicit(&entry->slot, memory_order_acquire)) == GP_NO_SLOT) {
         enum gp_pause pause = GP_NOT_PAUSED;
 
-        if (pausing == GP_MAY_PAUSE && gp_now_ns() < gp_client_give_up_ns(wait->client, began_ns))
+        if (pausing == GP_MAY_PAUSE && gp_now_ns() < gp_term_ends_ns(wait->client, pauser->term))
             pause = gp_wait_pause(pauser);
         if (pause == GP_FORKED) /* everything in flight is the parent's: compute, and leave the queue alone */
             return GP_CLOSED_SLOT;
@@ -449,7 +535,7 @@ uint32_t gp_wait_for_slot(struct gp_pauser *pauser)
             break;
         }
         gp_client_look(wait->client);
-        pausing = gp_wait_prepare_to_pause(pauser, next_look_ns(wait, began_ns));
+        pausing = gp_wait_prepare_to_pause(pauser, next_look_ns(pauser));
     }
     set_place(wait, 0, 0);
     return slot;

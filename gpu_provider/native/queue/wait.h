@@ -36,14 +36,30 @@ int gp_wait_in_job(int *has_callback);
 struct gp_wait *gp_wait_of(gp_client *client, ASYNC_WAIT_CTX *context);
 void gp_wait_leave(struct gp_wait *wait);
 
+/* The same for who can't do without: one that belongs to another client is this one's from now on. Its descriptor
+ * stays, and where the service doesn't have that, the job looks for itself, once in a millisecond. NULL also if the
+ * connection has a callback that nobody would fire. */
+struct gp_wait *gp_wait_moved_to(gp_client *client, ASYNC_WAIT_CTX *context);
+
+/* Waits until then for nothing else: pauses the job if it can be, or sleeps. */
+void gp_wait_nap(uint64_t until_ns);
+
 /* Which request is given up if the connection is freed; 0: none. */
 void gp_wait_set_request(struct gp_wait *wait, gp_request_handle handle);
 
 /* How many jobs of this thread have a request, or a place in the wait queue. Only this thread can resume them. */
 unsigned gp_wait_jobs_of_thread(void);
 
+/* How long to wait for a request: what the client says, or until then if nobody else can compute it. */
+struct gp_term {
+    uint64_t began_ns;
+    uint64_t must_until_ns; /* 0: somebody can */
+};
+uint64_t gp_term_ends_ns(const gp_client *client, struct gp_term term);
+
 struct gp_pauser {
     struct gp_wait *wait;
+    struct gp_term term;
     unsigned at_once; /* times that it came back at once */
 };
 

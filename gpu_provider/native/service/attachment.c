@@ -7,20 +7,36 @@
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/socket.h>
-#include <sys/un.h>
 #include <unistd.h>
 
 #include "process.h"
 #include "queue/callbacks.h"
 #include "queue/descriptors.h"
 #include "queue/request.h"
+#include "queue/wait.h"
 
 #define FIRST_RETRY_NS 100000000u
 #define LAST_RETRY_NS 5000000000u
 #define STALL_NS 1000000000u /* a service that was too slow is not asked for so long */
 #define REFUSED UINT64_MAX
 #define FORGOTTEN (UINT64_MAX - 1) /* freed before the service had answered */
+#define OTHER (UINT64_MAX - 2)     /* not the key that its name stands for here */
+#define ASK_AGAIN_NS 1000000000u   /* after which a name that the service did not have may be there */
+#define FIRST_NAP_NS 250000u
+#define LAST_NAP_NS 64000000u
+#define LOST_WAIT_NS 250000000u
+
+struct public_numbers {
+    uint16_t sizes[GP_PUBLIC_NUMBERS];
+    uint8_t numbers[GP_PUBLIC_NUMBERS * GP_MAX_BYTES];
+};
+
+/* A key on this connection. */
+struct place {
+    gp_key_handle handle;            /* 0: not answered yet */
+    struct public_numbers *expected; /* of a named key, until it is answered */
+    uint64_t answered_ns;
+};
 
 struct gp_attachment {
     uint32_t fork_epoch;
@@ -32,11 +48,13 @@ struct gp_attachment {
     uint32_t awaited;    /* answers */
     int memfd, doorbell; /* between WELCOME and the first DESCRIPTORS; -1 */
     gp_client *client;   /* NULL: not attached yet */
+    atomic_int is_lost;  /* an operation has waited in vain to be attached */
     int no_more_descriptors;
     struct gp_callbacks *callbacks; /* NULL: the program does not fire any */
-    gp_key_handle *handles;         /* by place; 0: not answered yet */
+    struct place *places;
     uint32_t key_count, key_room;
-    uint64_t retry_ns, next_try_ns, stalled_until_ns, asked_ns;
+    int connect_error; /* errno of the last try; 0: none */
+    uint64_t retry_ns, tried_ns, next_try_ns, stalled_until_ns, asked_ns;
     struct gp_message message; /* that is read or made: too large for the stack of a job */
 };
 
@@ -127,6 +145,8 @@ static void detach(gp_attachment *attachment)
     drop(&attachment->socket);
     drop(&attachment->memfd);
     drop(&attachment->doorbell);
+    for (uint32_t i = 0; i < attachment->key_count; i++)
+        free(attachment->places[i].expected);
     attachment->key_count = attachment->awaited = 0;
     attachment->no_more_descriptors = 0;
     attachment->next_try_ns = gp_now_ns() + attachment->retry_ns;
@@ -146,17 +166,12 @@ static void ask(gp_attachment *attachment, const struct gp_message *message, uin
 static void connect_to_service(gp_attachment *attachment)
 {
     static const struct gp_message hello = {.type = GP_HELLO, .version = GP_PROTOCOL_VERSION};
-    struct sockaddr_un address = {.sun_family = AF_UNIX};
-    size_t length = strlen(attachment->settings.path);
 
     attachment->epoch = atomic_fetch_add(&epochs, 1) + 1;
-    attachment->socket = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
-    if (attachment->socket < 0 || length >= sizeof(address.sun_path)) {
-        detach(attachment);
-        return;
-    }
-    memcpy(address.sun_path, attachment->settings.path, length);
-    if (connect(attachment->socket, (const struct sockaddr *)&address, sizeof(address)) != 0
+    attachment->tried_ns = gp_now_ns();
+    attachment->socket = gp_service_connect(attachment->settings.path);
+    attachment->connect_error = attachment->socket < 0 ? errno : 0;
+    if (attachment->socket < 0
         || (attachment->callbacks != NULL && !gp_callbacks_watch(attachment->callbacks, attachment->socket)))
         detach(attachment);
     else
@@ -188,6 +203,7 @@ static int attach(gp_attachment *attachment, const int *fds, uint32_t count)
         gp_client_of_service(memfd, doorbell, attachment->socket, descriptors, attachment->settings.timeout_ns);
     attachment->retry_ns = FIRST_RETRY_NS;
     attachment->stalled_until_ns = 0; /* that was another one */
+    atomic_store(&attachment->is_lost, 0);
     if (attachment->client != NULL && attachment->callbacks != NULL)
         (void)gp_client_use_callbacks(attachment->client, attachment->callbacks);
     return attachment->client != NULL;
@@ -200,11 +216,54 @@ static void remove_key(gp_attachment *attachment, gp_key_handle handle)
     ask(attachment, &attachment->message, 0);
 }
 
+/* Whether both are the same number, whatever zeros they begin with. */
+static int is_same(const uint8_t *left, uint16_t left_size, const uint8_t *right, uint16_t right_size)
+{
+    for (; left_size > 0 && *left == 0; left_size--)
+        left++;
+    for (; right_size > 0 && *right == 0; right_size--)
+        right++;
+    return left_size == right_size && memcmp(left, right, left_size) == 0;
+}
+
+static int is_expected(const struct public_numbers *expected, const struct gp_message *found)
+{
+    return is_same(expected->numbers, expected->sizes[0], found->numbers, found->sizes[0])
+           && is_same(expected->numbers + expected->sizes[0], expected->sizes[1], found->numbers + found->sizes[0],
+                      found->sizes[1]);
+}
+
+/* 0: it is not what the service may say now. */
+static int take_key(gp_attachment *attachment, const struct gp_message *message)
+{
+    const uint32_t number = (uint32_t)message->key_number;
+    const gp_key_handle handle = message->handle;
+    struct public_numbers *expected;
+    struct place *place;
+    int is_other;
+
+    if (message->key_number >> 32 != attachment->epoch || number >= attachment->key_count)
+        return 0;
+    place = &attachment->places[number];
+    expected = place->expected;
+    if ((place->handle != 0 && place->handle != FORGOTTEN)
+        || (expected != NULL && handle != 0) != (message->type == GP_FOUND_KEY))
+        return 0;
+    attachment->awaited--;
+    is_other = message->type == GP_FOUND_KEY && !is_expected(expected, message);
+    free(expected);
+    place->expected = NULL;
+    place->answered_ns = gp_now_ns();
+    if (handle != 0 && (is_other || place->handle == FORGOTTEN))
+        remove_key(attachment, handle);
+    if (place->handle != FORGOTTEN)
+        place->handle = handle == 0 ? REFUSED : is_other ? OTHER : handle;
+    return 1;
+}
+
 /* 0: it is not what the service may say now. Owns the descriptors in any case. */
 static int take_answer(gp_attachment *attachment, const struct gp_message *message, const int *fds, uint32_t count)
 {
-    uint32_t place = (uint32_t)message->key_number;
-
     if (attachment->awaited > 0 && message->type == GP_WELCOME && message->version == GP_PROTOCOL_VERSION && count == 2
         && attachment->memfd < 0) {
         attachment->memfd = fds[0];
@@ -220,27 +279,22 @@ static int take_answer(gp_attachment *attachment, const struct gp_message *messa
             return attach(attachment, fds, count);
         return count == 0 || gp_descriptors_add(gp_client_descriptors(attachment->client), fds, count);
     }
-    if (attachment->awaited > 0 && message->type == GP_KEY && count == 0
-        && message->key_number >> 32 == attachment->epoch && place < attachment->key_count) {
-        attachment->awaited--;
-        if (attachment->handles[place] == FORGOTTEN && message->handle != 0)
-            remove_key(attachment, message->handle);
-        else
-            attachment->handles[place] = message->handle != 0 ? message->handle : REFUSED;
-        return 1;
-    }
+    if (attachment->awaited > 0 && (message->type == GP_KEY || message->type == GP_FOUND_KEY) && count == 0)
+        return take_key(attachment, message);
     close_all(fds, count);
     return 0;
 }
 
-/* Reads what the service has said, and looks for it if it is not there. */
-static void look(gp_attachment *attachment)
+/* Reads what the service has said, and looks for it if it is not there: sooner if somebody waits for nothing else. */
+static void look(gp_attachment *attachment, int is_awaited)
 {
     struct gp_message *message = &attachment->message;
     int fds[GP_DESCRIPTORS_AT_ONCE], error = 0;
     uint32_t count;
 
-    if (attachment->socket < 0 && gp_now_ns() >= attachment->next_try_ns)
+    if (attachment->socket < 0
+        && (gp_now_ns() >= attachment->next_try_ns
+            || (is_awaited && gp_now_ns() - attachment->tried_ns >= FIRST_RETRY_NS)))
         connect_to_service(attachment);
     while (attachment->socket >= 0 && (error = gp_message_receive(attachment->socket, message, 0, fds, &count)) == 0) {
         if (!take_answer(attachment, message, fds, count)) {
@@ -276,63 +330,93 @@ void gp_attachment_fire(void)
         return;
     gp_callbacks_drain(attachment->callbacks);
     pthread_mutex_lock(&attachment->lock);
-    look(attachment);
+    look(attachment, 0);
     pthread_mutex_unlock(&attachment->lock);
     gp_callbacks_fire(attachment->callbacks);
 }
 
 /* ---- keys; with the lock ---- */
 
-static void send_key(gp_attachment *attachment, struct gp_attached_key *attached, gp_read_numbers *read_numbers,
-                     const void *key)
+/* NULL: out of memory. */
+static struct place *new_place(gp_attachment *attachment)
+{
+    if (attachment->key_count == attachment->key_room) {
+        uint32_t room = attachment->key_room * 2 + 16;
+        struct place *places = realloc(attachment->places, room * sizeof(*places));
+
+        if (places == NULL)
+            return NULL;
+        attachment->places = places;
+        attachment->key_room = room;
+    }
+    attachment->places[attachment->key_count] = (struct place){0};
+    return &attachment->places[attachment->key_count++];
+}
+
+/* Makes of a message with the key's public numbers one that asks for the key. 0: out of memory. */
+static int ask_for_name(struct gp_message *message, struct place *place, const char *name)
+{
+    place->expected = malloc(sizeof(*place->expected));
+    if (place->expected == NULL)
+        return 0;
+    memcpy(place->expected->sizes, message->sizes, sizeof(place->expected->sizes));
+    memcpy(place->expected->numbers, message->numbers, sizeof(place->expected->numbers));
+    message->type = GP_FIND_KEY;
+    message->sizes[0] = (uint16_t)strlen(name);
+    memcpy(message->numbers, name, message->sizes[0]);
+    return 1;
+}
+
+/* Sends the key, or asks for it. `place`: of one that is asked for again, or NULL. */
+static void send_key(gp_attachment *attachment, struct gp_attached_key *attached, struct place *place,
+                     gp_read_numbers *read_numbers, const void *key)
 {
     struct gp_message *message = &attachment->message;
 
-    if (attachment->key_count == attachment->key_room) {
-        uint32_t room = attachment->key_room * 2 + 16;
-        gp_key_handle *handles = realloc(attachment->handles, room * sizeof(*handles));
-
-        if (handles == NULL)
-            return;
-        attachment->handles = handles;
-        attachment->key_room = room;
-    }
+    if (place == NULL && (place = new_place(attachment)) == NULL)
+        return;
+    place->handle = REFUSED;
     memset(message, 0, sizeof(*message));
     message->type = GP_ADD_KEY;
-    message->key_number = (uint64_t)attachment->epoch << 32 | attachment->key_count;
-    if (read_numbers(key, message)) {
-        attachment->handles[attachment->key_count++] = 0;
-        atomic_store(&attached->number, message->key_number);
+    message->key_number = (uint64_t)attachment->epoch << 32 | (uint64_t)(place - attachment->places);
+    atomic_store(&attached->number, message->key_number);
+    if (read_numbers(key, message) && (attached->name == NULL || ask_for_name(message, place, attached->name))) {
+        place->handle = 0;
         ask(attachment, message, 1);
     }
     OPENSSL_cleanse(message, sizeof(*message));
 }
 
-/* Where a key's handle is; NULL: it was not sent over this connection. */
-static gp_key_handle *place_of(const gp_attachment *attachment, const struct gp_attached_key *attached)
+/* NULL: the key was not sent over this connection. */
+static struct place *place_of(const gp_attachment *attachment, const struct gp_attached_key *attached)
 {
     uint64_t number = atomic_load(&attached->number);
 
     return number >> 32 == attachment->epoch && (uint32_t)number < attachment->key_count
-               ? &attachment->handles[(uint32_t)number]
+               ? &attachment->places[(uint32_t)number]
                : NULL;
+}
+
+static int is_handle(gp_key_handle handle)
+{
+    return handle != 0 && handle < OTHER;
 }
 
 void gp_attached_key_forget(struct gp_attached_key *attached)
 {
     gp_attachment *attachment = atomic_load_explicit(&current, memory_order_acquire);
-    gp_key_handle *handle;
+    struct place *place;
 
     if (attachment == NULL || attachment->fork_epoch != gp_fork_epoch())
         return;
     pthread_mutex_lock(&attachment->lock);
-    handle = place_of(attachment, attached);
-    if (handle != NULL && *handle != REFUSED) {
-        gp_key_handle known = *handle;
+    place = place_of(attachment, attached);
+    if (place != NULL) {
+        gp_key_handle known = place->handle;
 
-        *handle = FORGOTTEN;
+        place->handle = FORGOTTEN;
         atomic_store(&attached->number, 0);
-        if (known != 0)
+        if (is_handle(known))
             remove_key(attachment, known);
     }
     pthread_mutex_unlock(&attachment->lock);
@@ -357,14 +441,14 @@ static gp_client *client_for(gp_attachment *attachment, struct gp_attached_key *
     gp_client *client = NULL;
 
     pthread_mutex_lock(&attachment->lock);
-    look(attachment);
+    look(attachment, 0);
     if (attachment->client != NULL && gp_now_ns() >= attachment->stalled_until_ns) {
-        const gp_key_handle *place = place_of(attachment, attached);
+        const struct place *place = place_of(attachment, attached);
 
         if (place == NULL) {
-            send_key(attachment, attached, read_numbers, key);
-        } else if (*place != 0 && *place != REFUSED) {
-            *handle = *place;
+            send_key(attachment, attached, NULL, read_numbers, key);
+        } else if (is_handle(place->handle)) {
+            *handle = place->handle;
             client = gp_client_up_ref(attachment->client);
         }
     }
@@ -387,14 +471,108 @@ enum gp_attached gp_attachment_private_op(gp_attachment *attachment, struct gp_a
 
     if (client == NULL)
         return otherwise;
-    served = gp_request_of_service(client, handle, bytes, input, output);
+    served = gp_request_of_service(client, handle, bytes, input, output, 0);
     if (served == GP_GAVE_UP && !gp_client_is_forked(client)) {
         pthread_mutex_lock(&attachment->lock);
-        look(attachment);
+        look(attachment, 0);
         if (gp_now_ns() - began_ns >= attachment->settings.timeout_ns)
             attachment->stalled_until_ns = gp_now_ns() + STALL_NS;
         pthread_mutex_unlock(&attachment->lock);
     }
     gp_client_free(client);
     return served == GP_SERVED ? GP_ATTACHED : GP_NOT_ATTACHED;
+}
+
+/* ---- operations with a key that only the service has ---- */
+
+/* The same as client_for(). `otherwise` if it is NULL: NO_SERVICE, as long as it has not answered. `failed`: the handle
+ * with which an operation failed. The service may have loaded its keys again, so it is asked once more. */
+static gp_client *client_for_name(gp_attachment *attachment, struct gp_attached_key *attached,
+                                  gp_read_numbers *read_numbers, const void *key, gp_key_handle failed,
+                                  gp_key_handle *handle, enum gp_named *otherwise)
+{
+    gp_client *client = NULL;
+    struct place *place;
+
+    *otherwise = GP_NO_SERVICE;
+    pthread_mutex_lock(&attachment->lock);
+    look(attachment, 1);
+    if (attachment->client != NULL) {
+        place = place_of(attachment, attached);
+        if (place != NULL && is_handle(place->handle) && place->handle == failed) {
+            remove_key(attachment, failed);
+            if (attachment->client != NULL)
+                send_key(attachment, attached, place, read_numbers, key);
+        } else if (place != NULL && is_handle(place->handle)) {
+            *handle = place->handle;
+            client = gp_client_up_ref(attachment->client);
+        } else if (place == NULL || (place->handle != 0 && gp_now_ns() - place->answered_ns >= ASK_AGAIN_NS)) {
+            send_key(attachment, attached, place, read_numbers, key);
+        } else if (place->handle != 0) {
+            *otherwise = place->handle == OTHER ? GP_OTHER_KEY : GP_NO_SUCH_KEY;
+        }
+    }
+    if (attachment->client != NULL)
+        keep_descriptors(attachment);
+    pthread_mutex_unlock(&attachment->lock);
+    return client;
+}
+
+/* Until when it may take. A thread that has waited in vain for the service would only hold up what else it has to do,
+ * if it waited as long for each operation: until the service is back, the next ones wait shortly. */
+static uint64_t wait_until_ns(const gp_attachment *attachment, uint64_t began_ns, uint64_t timeout_ns)
+{
+    const int is_lost = attachment != NULL && atomic_load(&attachment->is_lost);
+
+    return began_ns + (is_lost && timeout_ns > LOST_WAIT_NS ? LOST_WAIT_NS : timeout_ns);
+}
+
+/* Returns why: an errno. */
+static int give_up(gp_attachment *attachment)
+{
+    int error = ENOMEM;
+
+    if (attachment == NULL)
+        return error;
+    pthread_mutex_lock(&attachment->lock);
+    if (attachment->client == NULL)
+        atomic_store(&attachment->is_lost, 1);
+    error = attachment->connect_error != 0 ? attachment->connect_error : ETIMEDOUT;
+    pthread_mutex_unlock(&attachment->lock);
+    return error;
+}
+
+enum gp_named gp_attachment_named_op(const struct gp_service_settings *settings, struct gp_attached_key *attached,
+                                     gp_read_numbers *read_numbers, const void *key, uint32_t bytes,
+                                     const uint8_t *input, uint8_t *output)
+{
+    const uint64_t began_ns = gp_now_ns(), until_ns = began_ns + settings->key_timeout_ns;
+    gp_key_handle handle = 0, failed = 0;
+
+    for (uint64_t nap_ns = FIRST_NAP_NS;; nap_ns = nap_ns < LAST_NAP_NS ? nap_ns * 2 : nap_ns) {
+        gp_attachment *attachment = gp_attachment_of_process(settings); /* another one if the process was forked */
+        enum gp_named otherwise = GP_NO_SERVICE;
+        enum gp_served served = GP_NOT_SERVED;
+        gp_client *client = NULL;
+
+        if (attachment != NULL)
+            client = client_for_name(attachment, attached, read_numbers, key, failed, &handle, &otherwise);
+        if (client != NULL) {
+            served = gp_request_of_service(client, handle, bytes, input, output, until_ns);
+            gp_client_free(client);
+        }
+        if (served == GP_SERVED)
+            return GP_COMPUTED;
+        if (served == GP_FAILED && failed != 0)
+            return GP_NOT_COMPUTED;
+        if (served == GP_FAILED)
+            failed = handle;
+        if (otherwise != GP_NO_SERVICE)
+            return otherwise;
+        if (gp_now_ns() >= wait_until_ns(attachment, began_ns, settings->key_timeout_ns)) {
+            errno = give_up(attachment);
+            return GP_NO_SERVICE;
+        }
+        gp_wait_nap(until_ns - gp_now_ns() < nap_ns ? until_ns : gp_now_ns() + nap_ns);
+    }
 }

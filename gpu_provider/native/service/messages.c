@@ -6,6 +6,7 @@
 #include <openssl/crypto.h>
 #include <string.h>
 #include <sys/socket.h>
+#include <sys/un.h>
 #include <unistd.h>
 
 const char *const gp_key_number_names[GP_KEY_NUMBERS] = {
@@ -15,45 +16,95 @@ const char *const gp_key_number_names[GP_KEY_NUMBERS] = {
     OSSL_PKEY_PARAM_RSA_EXPONENT2, OSSL_PKEY_PARAM_RSA_COEFFICIENT1,
 };
 
-/* How much of a message of this type is sent; 0: there is no such type. `numbers_size`: all sizes together. */
-static size_t message_size(uint32_t type, size_t numbers_size)
+int gp_key_name_is_valid(const char *name, size_t size)
+{
+    static const char allowed[] = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz._-";
+
+    if (size == 0 || size > GP_MAX_NAME || strchr("._-", name[0]) != NULL)
+        return 0;
+    for (size_t i = 0; i < size; i++)
+        if (memchr(allowed, name[i], sizeof(allowed) - 1) == NULL)
+            return 0;
+    return 1;
+}
+
+/* How many of its sizes a message of this type has. */
+static uint32_t sizes_of(uint32_t type)
 {
     switch (type) {
-    case GP_HELLO:
-    case GP_WELCOME:
-    case GP_DESCRIPTORS:
-    case GP_KEY:
-    case GP_REMOVE_KEY:
-    case GP_MORE_DESCRIPTORS:
-        return offsetof(struct gp_message, sizes);
     case GP_ADD_KEY:
-        return offsetof(struct gp_message, numbers) + numbers_size;
+        return GP_KEY_NUMBERS;
+    case GP_FOUND_KEY:
+        return GP_PUBLIC_NUMBERS;
+    case GP_FIND_KEY:
+        return 1;
     default:
         return 0;
     }
 }
 
+/* How much of it is sent. */
+static size_t message_size(const struct gp_message *message)
+{
+    const uint32_t count = sizes_of(message->type);
+    size_t size = count > 0 ? offsetof(struct gp_message, numbers) : offsetof(struct gp_message, sizes);
+
+    for (uint32_t i = 0; i < count; i++)
+        size += message->sizes[i];
+    return size;
+}
+
 static int comes_from(uint32_t type, int client)
 {
-    return client == (type == GP_HELLO || type == GP_ADD_KEY || type == GP_REMOVE_KEY || type == GP_MORE_DESCRIPTORS);
+    switch (type) {
+    case GP_HELLO:
+    case GP_ADD_KEY:
+    case GP_REMOVE_KEY:
+    case GP_MORE_DESCRIPTORS:
+    case GP_FIND_KEY:
+        return client;
+    case GP_WELCOME:
+    case GP_DESCRIPTORS:
+    case GP_KEY:
+    case GP_FOUND_KEY:
+        return !client;
+    default:
+        return 0;
+    }
 }
 
 int gp_message_is_valid(const struct gp_message *message, size_t size, int from_client)
 {
-    size_t numbers_size = 0;
-
     if (size < offsetof(struct gp_message, sizes) || !comes_from(message->type, from_client))
         return 0;
-    if (message->type == GP_ADD_KEY) {
-        if (size < offsetof(struct gp_message, numbers))
+    if (sizes_of(message->type) > 0 && size < offsetof(struct gp_message, numbers))
+        return 0;
+    for (uint32_t i = 0; i < sizes_of(message->type); i++)
+        if (message->sizes[i] == 0 || message->sizes[i] > GP_MAX_BYTES)
             return 0;
-        for (uint32_t i = 0; i < GP_KEY_NUMBERS; i++) {
-            if (message->sizes[i] == 0 || message->sizes[i] > GP_MAX_BYTES)
-                return 0;
-            numbers_size += message->sizes[i];
-        }
+    return size == message_size(message)
+           && (message->type != GP_FIND_KEY || gp_key_name_is_valid((const char *)message->numbers, message->sizes[0]));
+}
+
+int gp_service_connect(const char *path)
+{
+    struct sockaddr_un address = {.sun_family = AF_UNIX};
+    const size_t length = strlen(path);
+    int connection, error;
+
+    if (length >= sizeof(address.sun_path)) {
+        errno = ENAMETOOLONG;
+        return -1;
     }
-    return size == message_size(message->type, numbers_size);
+    memcpy(address.sun_path, path, length);
+    connection = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+    if (connection >= 0 && connect(connection, (const struct sockaddr *)&address, sizeof(address)) != 0) {
+        error = errno;
+        close(connection);
+        errno = error;
+        connection = -1;
+    }
+    return connection;
 }
 
 union control {
@@ -63,14 +114,10 @@ union control {
 
 int gp_message_send(int socket, const struct gp_message *message, const int *descriptors, uint32_t count)
 {
-    size_t numbers_size = 0;
     union control control;
-    struct iovec iovec = {.iov_base = (void *)message};
+    struct iovec iovec = {.iov_base = (void *)message, .iov_len = message_size(message)};
     struct msghdr header = {.msg_iov = &iovec, .msg_iovlen = 1};
 
-    for (uint32_t i = 0; i < GP_KEY_NUMBERS && message->type == GP_ADD_KEY; i++)
-        numbers_size += message->sizes[i];
-    iovec.iov_len = message_size(message->type, numbers_size);
     if (count > 0) {
         struct cmsghdr *rights;
 

@@ -13,6 +13,7 @@
 /* `handle`, by which the process knows it, is serial << 16 | its place; 0: the place is free. */
 struct remote_key {
     gp_key_handle handle, own;
+    int is_named; /* it is the service's: it stays in the table when the process is gone */
 };
 
 struct gp_remote {
@@ -42,6 +43,9 @@ struct gp_remote {
 
 /* The service's client, whose keys those of all processes are. */
 gp_client *gp_remotes_client(const gp_remotes *remotes);
+
+/* The client's handle of a key that the service has; 0: there is none of this name. The socket's thread. */
+gp_key_handle gp_remotes_find_key(const gp_remotes *remotes, const char *name, size_t size);
 
 /* Its last keys leave the client. */
 void gp_remote_remove_keys(gp_remote *remote);

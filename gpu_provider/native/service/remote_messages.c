@@ -39,34 +39,84 @@ static EVP_PKEY *key_of(const struct gp_message *message)
     return pkey;
 }
 
+static uint32_t free_place(const gp_remote *remote)
+{
+    uint32_t place = 0;
+
+    while (place < remote->limits.keys && remote->keys[place].handle != 0)
+        place++;
+    return place;
+}
+
 /* Its handle, or 0. */
+static gp_key_handle keep_key(gp_remote *remote, uint32_t place, gp_key_handle own, int is_named)
+{
+    gp_key_handle handle;
+
+    if (own == 0 || place >= remote->limits.keys)
+        return 0;
+    pthread_mutex_lock(&remote->lock);
+    handle = ++remote->key_serial << 16 | place;
+    remote->keys[place] = (struct remote_key){.handle = handle, .own = own, .is_named = is_named};
+    remote->key_count++;
+    pthread_mutex_unlock(&remote->lock);
+    return handle;
+}
+
 static gp_key_handle add_key(gp_remote *remote, const struct gp_message *message)
 {
     EVP_PKEY *pkey = key_of(message);
     gp_key *key = pkey != NULL ? gp_key_new(pkey) : NULL;
-    struct remote_key added = {0};
-    uint32_t place = 0;
+    const uint32_t place = free_place(remote);
+    gp_key_handle own = 0;
 
     EVP_PKEY_free(pkey);
-    while (place < remote->limits.keys && remote->keys[place].handle != 0)
-        place++;
     if (key != NULL && gp_key_is_batchable(key) && place < remote->limits.keys)
-        added.own = gp_client_add_key(gp_remotes_client(remote->remotes), key);
+        own = gp_client_add_key(gp_remotes_client(remote->remotes), key);
     gp_key_free(key);
-    if (added.own != 0) {
-        pthread_mutex_lock(&remote->lock);
-        added.handle = ++remote->key_serial << 16 | place;
-        remote->keys[place] = added;
-        remote->key_count++;
-        pthread_mutex_unlock(&remote->lock);
+    return keep_key(remote, place, own, 0);
+}
+
+/* Its public part. 0: out of memory. */
+static int put_public_numbers(const gp_key *key, struct gp_message *message)
+{
+    uint8_t *next = message->numbers;
+    int ok = 1;
+
+    for (uint32_t i = 0; ok && i < GP_PUBLIC_NUMBERS; i++) {
+        BIGNUM *number = NULL;
+
+        ok = EVP_PKEY_get_bn_param(key->pkey, gp_key_number_names[i], &number)
+             && BN_num_bytes(number) <= (int)GP_MAX_BYTES;
+        if (ok) {
+            message->sizes[i] = (uint16_t)BN_num_bytes(number);
+            next += BN_bn2bin(number, next);
+        }
+        BN_free(number);
     }
-    return added.handle;
+    return ok;
+}
+
+static int find_key(gp_remote *remote, const struct gp_message *message)
+{
+    gp_client *client = gp_remotes_client(remote->remotes);
+    gp_key_handle own = gp_remotes_find_key(remote->remotes, (const char *)message->numbers, message->sizes[0]);
+    gp_key *key = own != 0 ? gp_key_table_get(gp_client_keys(client), own) : NULL;
+    struct gp_message found = {.type = GP_FOUND_KEY, .key_number = message->key_number};
+
+    if (key != NULL && put_public_numbers(key, &found))
+        found.handle = keep_key(remote, free_place(remote), own, 1);
+    gp_key_free(key);
+    if (found.handle == 0)
+        found.type = GP_KEY;
+    return gp_message_send(remote->socket, &found, NULL, 0);
 }
 
 /* With the lock. */
 static void remove_key(gp_remote *remote, uint32_t place)
 {
-    gp_client_remove_key(gp_remotes_client(remote->remotes), remote->keys[place].own);
+    if (!remote->keys[place].is_named)
+        gp_client_remove_key(gp_remotes_client(remote->remotes), remote->keys[place].own);
     remote->keys[place] = (struct remote_key){0};
     remote->key_count--;
 }
@@ -136,6 +186,8 @@ static int answer(gp_remote *remote, const struct gp_message *message)
     case GP_ADD_KEY:
         key.handle = add_key(remote, message);
         return gp_message_send(remote->socket, &key, NULL, 0);
+    case GP_FIND_KEY:
+        return find_key(remote, message);
     case GP_REMOVE_KEY:
         forget_key(remote, message->handle);
         return 0;

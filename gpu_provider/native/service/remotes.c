@@ -13,14 +13,22 @@
 #include <unistd.h>
 
 #include "queue/descriptors.h"
+#include "service/messages.h"
 #include "service/remote.h"
 
 #define AT_ONCE 8u       /* requests of one process, before it is another's turn */
 #define MOST_TURNS 1000u /* before something is computed */
 
+struct named_key {
+    char name[GP_MAX_NAME + 1];
+    gp_key_handle handle;
+    struct named_key *next;
+};
+
 struct gp_remotes {
     gp_client *client;
-    int epoll; /* the doorbells of all processes */
+    struct named_key *named; /* the socket's thread */
+    int epoll;               /* the doorbells of all processes */
     _Atomic uint32_t room, in_flight;
     atomic_int starved;      /* requests were left for lack of room: the consumer is to be woken when there is some */
     pthread_mutex_t lock;    /* before the client's */
@@ -271,6 +279,34 @@ void gp_remotes_set_room(gp_remotes *remotes, uint32_t room)
 {
     if (atomic_exchange(&remotes->room, room) < room) /* there may be requests for which there was none */
         gp_client_wake_consumer(remotes->client);
+}
+
+/* ---- keys that the service has; the socket's thread ---- */
+
+gp_key_handle gp_remotes_find_key(const gp_remotes *remotes, const char *name, size_t size)
+{
+    for (const struct named_key *key = remotes->named; key != NULL; key = key->next)
+        if (strlen(key->name) == size && memcmp(key->name, name, size) == 0)
+            return key->handle;
+    return 0;
+}
+
+int gp_remotes_name_key(gp_remotes *remotes, const char *name, gp_key_handle handle)
+{
+    struct named_key *key = remotes->named;
+
+    while (key != NULL && strcmp(key->name, name) != 0)
+        key = key->next;
+    if (key == NULL) {
+        key = gp_key_name_is_valid(name, strlen(name)) ? calloc(1, sizeof(*key)) : NULL;
+        if (key == NULL)
+            return 0;
+        strcpy(key->name, name);
+        key->next = remotes->named;
+        remotes->named = key;
+    }
+    key->handle = handle;
+    return 1;
 }
 
 /* ---- one process ---- */

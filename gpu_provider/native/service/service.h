@@ -22,9 +22,13 @@ typedef struct gp_remote gp_remote;
 gp_remotes *gp_remotes_new(gp_client *client, uint32_t room);
 void gp_remotes_set_room(gp_remotes *remotes, uint32_t room);
 
+/* A key of the client's table, which processes use by this name from now on. By the thread that serves them. The key
+ * stays the caller's: once it has left the table, they can no longer use it. 0: out of memory, or not a name. */
+int gp_remotes_name_key(gp_remotes *remotes, const char *name, gp_key_handle handle);
+
 struct gp_remote_limits {
-    uint32_t requests; /* in the queue */
-    uint32_t keys;
+    uint32_t requests;    /* in the queue */
+    uint32_t keys;        /* that it brings, or uses by name */
     uint32_t descriptors; /* connections that wait at the same time */
 };
 
