@@ -45,11 +45,12 @@ def directory() -> Iterator[Directory]:
 
 
 def connect(directory: Directory) -> socket.socket:
-    """As the module does; the service knows who it is when this returns."""
+    """As the module does; the service knows who it is when this returns, or has refused it."""
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     connection.settimeout(TIMEOUT)
     connection.connect(str(directory.path / "socket"))
-    connection.send(HELLO)
+    with contextlib.suppress(BrokenPipeError):
+        connection.send(HELLO)
     return connection
 
 
