@@ -491,7 +491,7 @@ uint64_t gp_term_ends_ns(const gp_client *client, struct gp_term term)
     return term.must_until_ns != 0 ? term.must_until_ns : gp_client_give_up_ns(client, term.began_ns);
 }
 
-/* When the job is to be resumed if nobody tells it. A callback of the consumer's thread is for RETRY and a slot alone. */
+/* When the job is to be resumed if nobody tells it. The callback of a consumer here is for RETRY and a slot alone. */
 static uint64_t next_look_ns(const struct gp_pauser *pauser)
 {
     const struct gp_wait *wait = pauser->wait;
