@@ -11,11 +11,27 @@ RUN /opt/gpu-provider/bin/pip install --no-cache-dir --disable-pip-version-check
     && /opt/gpu-provider/bin/pip uninstall --yes --disable-pip-version-check setuptools pip \
     && /opt/gpu-provider/bin/gpu-provider --help >/dev/null
 
+# Debian's HAProxy with the module, and without Python: docker build --target haproxy
+FROM ${BASE} AS haproxy
+RUN apt-get update \
+    && apt-get install -y --no-install-recommends ca-certificates haproxy \
+    && rm -rf /var/lib/apt/lists/*
+COPY --from=builder /opt/gpu-provider/lib/python3*/site-packages/gpu_provider/native/gpu_provider.so /opt/gpu-provider/
+COPY containers/openssl.cnf /etc/gpu-provider/openssl.cnf
+COPY containers/haproxy.cfg /etc/haproxy/haproxy.cfg
+ENV OPENSSL_CONF=/etc/gpu-provider/openssl.cnf
+USER 65533:65532
+EXPOSE 8443
+STOPSIGNAL SIGUSR1
+ENTRYPOINT ["haproxy", "-db", "-f", "/etc/haproxy/haproxy.cfg"]
+
 FROM ${BASE}
 RUN apt-get update \
     && apt-get install -y --no-install-recommends ca-certificates libssl3 python3 \
     && rm -rf /var/lib/apt/lists/*
 COPY --from=builder /opt/gpu-provider /opt/gpu-provider
+# Where the service's socket is shared with other containers.
+RUN install -d -o 65532 -g 65532 /run/gpu-provider
 ENV PATH=/opt/gpu-provider/bin:$PATH PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1 GPU_PROVIDER_ADMIN=0.0.0.0:9180
 USER 65532:65532
 EXPOSE 8443 9180

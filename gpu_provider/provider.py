@@ -402,6 +402,11 @@ class BatchingProvider:
         """The request queue. For the service, which puts other processes' requests into it."""
         return self._client
 
+    def pulse(self) -> int:
+        """How often the batching thread has gone around so far; it goes around once more soon. For watchdogs."""
+        self._client.wake()
+        return self._engine.turns
+
     # ---- observation ----
 
     @property

@@ -44,6 +44,8 @@ def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
 def run(args: argparse.Namespace) -> int:
     """Raises ConfigError."""
     path = load_config(ServiceConfig, args.config, os.environ, {"socket": args.socket}).socket
+    if path is None:
+        raise ConfigError("socket is not set; give --socket, GPU_PROVIDER_SOCKET, or socket in the file of --config")
     found: Any = ffi.new("struct gp_public_key *")
     result = lib.gp_lookup(os.fsencode(path), args.name.encode(), _TIMEOUT_SECONDS * 10**9, found)
     if result == lib.GP_LOOKUP_BAD_NAME:

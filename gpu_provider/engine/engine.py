@@ -73,6 +73,8 @@ class Engine:
         backends when the engine is started, which are preferred to ``backends``."""
         self.failure: str | None = None
         """Why the threads have ended although nobody closed the engine."""
+        self.turns = 0
+        """How often the batching thread has gone around."""
         self._client = client
         self._futures = futures
         self._statistics = statistics
@@ -212,6 +214,7 @@ class Engine:
 
     def _serve(self) -> None:
         while True:
+            self.turns += 1
             # Read before the wait, so that everything that was submitted before the client was closed is seen by it.
             closing = self._closing
             if closing:

@@ -24,14 +24,39 @@ class ServiceConfig(ProviderConfig, frozen=True, kw_only=True, forbid_unknown_fi
     """How ``gpu-provider service`` works, besides its batching provider."""
 
     socket: Annotated[
-        Annotated[Path, Meta(description="a path")],
-        Shown("programs", "PATH", "Unix socket that programs connect to; the same path is in their `openssl.cnf`"),
-    ]
+        Annotated[Path, Meta(description="a path")] | None,
+        Shown(
+            "programs",
+            "PATH",
+            "Unix socket that programs connect to; the same path is in their `openssl.cnf`. Must be given, unless "
+            "systemd opens the socket",
+        ),
+    ] = None
 
     socket_mode: Annotated[
         Annotated[str, Meta(pattern="^0?[0-7]{3}$", description="an octal mode such as 0660")],
         Shown("programs", "MODE", "permissions of the socket: who may connect"),
     ] = "0660"
+
+    socket_group: Annotated[
+        str | None,
+        Shown("programs", "GROUP", "group of the socket, by name or number", default="the service's own"),
+    ] = None
+
+    allow_users: Annotated[
+        tuple[str, ...],
+        Shown(
+            "programs",
+            "USER",
+            "user whose programs may use the service, by name or number; repeat for more. Without this and "
+            "`allow_groups`: whomever the socket's permissions let in",
+        ),
+    ] = ()
+
+    allow_groups: Annotated[
+        tuple[str, ...],
+        Shown("programs", "GROUP", "group whose members' programs may use the service; repeat for more"),
+    ] = ()
 
     service_key: Annotated[
         tuple[Annotated[str, Meta(pattern="^[A-Za-z0-9][A-Za-z0-9._-]{0,63}=.")], ...],

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 __all__ = ["ProgramCounts", "ServiceMetrics"]
 
 _PREFIX = "gpu_provider_service_"
-_REFUSALS = ("max_processes", "no_memory", "no_descriptors")
+_REFUSALS = ("not_allowed", "max_processes", "no_memory", "no_descriptors")
 _ENDS = ("closed", "protocol_error", "unread_answers", "error")
 _MOST_PROGRAMS = 64
 _MOST_OF_A_USER = 16
@@ -51,9 +51,13 @@ class ProgramCounts:
     remotes: set[FFI.CData] = field(default_factory=set)
     """The processes that are connected."""
 
+    def forget(self, remote: FFI.CData) -> None:
+        """It is closed now."""
+        self.remotes.discard(remote)
+
     def end(self, remote: FFI.CData, reason: str) -> Any:
         """The process leaves what it has counted. Returns that, a ``struct gp_remote_stats``."""
-        self.remotes.discard(remote)
+        self.forget(remote)
         self.ends[reason] += 1
         stats = _stats(remote)
         self.requests += stats.requests

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import os
-import socket
-import struct
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import structlog
 
 from gpu_provider.errors import BackendError
 from gpu_provider.native import ffi, lib
+from gpu_provider.service.admission import Admission, Peer
+from gpu_provider.service.repeated import RepeatedWarnings
 
 if TYPE_CHECKING:
+    import socket
+
     from _cffi_backend import FFI
 
     from gpu_provider.client import Client
@@ -25,7 +28,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Processes"]
 
-_CREDENTIALS = struct.Struct("iII")  # struct ucred
 _ACCEPT_BURST = 64
 _PAUSE_SECONDS = 0.1
 _log = structlog.stdlib.get_logger(__name__)
@@ -40,12 +42,19 @@ class _Process:
     counts: ProgramCounts
 
 
+class _Refusal(NamedTuple):
+    kind: str
+    """As the metrics name it."""
+    reason: str
+
+
 class Processes:
-    """Accepts processes and answers their messages, on the event loop's thread."""
+    """Accepts processes and answers their messages, on the event loop's thread. What one of them lacks descriptors or
+    memory for ends this one alone."""
 
     def __init__(self, client: Client, config: ServiceConfig, room: int, metrics: ServiceMetrics) -> None:
-        """``room``: most requests of all processes that are in ``client`` at a time. BackendError if there is no
-        descriptor or memory for it."""
+        """``room``: most requests of all processes that are in ``client`` at a time. Raises ConfigError if a user or
+        group does not exist, BackendError if there is no descriptor or memory for it."""
         self._client = client  # whose requests are completed as long as there are any
         self._remotes = lib.gp_remotes_new(client.pointer, room)
         if self._remotes == ffi.NULL:
@@ -59,6 +68,8 @@ class Processes:
             },
         )
         self._most = config.max_processes
+        self._admission = Admission(config)
+        self._warnings = RepeatedWarnings()
         self._metrics = metrics
         self._processes: set[_Process] = set()
         self._listener: socket.socket | None = None
@@ -91,46 +102,76 @@ class Processes:
                 connection, _ = listener.accept()
             except BlockingIOError:
                 return
-            except OSError as error:  # no descriptor, most likely; the program's connection waits
+            except (OSError, MemoryError) as error:  # the program's connection waits
                 self._metrics.accept_failures += 1
-                _log.warning("can't accept a program now", reason=os.strerror(error.errno or 0))
-                self._pause(listener)
+                self._warn("can't accept a program now", _shortage(error).reason)
+                with contextlib.suppress(MemoryError):
+                    self._pause(listener)
                 return
             self._add(connection)
 
     def _pause(self, listener: socket.socket) -> None:
         loop = asyncio.get_running_loop()
-        loop.remove_reader(listener.fileno())
 
         def again() -> None:
             if self._listener is listener:
                 loop.add_reader(listener.fileno(), self._accept, listener)
 
         loop.call_later(_PAUSE_SECONDS, again)
+        loop.remove_reader(listener.fileno())
 
     def _add(self, connection: socket.socket) -> None:
+        peer = None
         with connection:
-            credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
-            pid, uid, _ = _CREDENTIALS.unpack(credentials)
-            if len(self._processes) >= self._most:
-                self._metrics.refused["max_processes"] += 1
-                _log.warning("program refused: there are max_processes already", pid=pid, uid=uid)
-                return
-            connection.setblocking(False)
-            descriptor = connection.detach()
+            try:
+                peer = Peer.of(connection)
+                refusal = self._refusal(connection, peer)
+                if refusal is None:
+                    self._connect(connection, peer)
+            except (OSError, MemoryError) as error:
+                refusal = _shortage(error)
+        if refusal is not None:
+            self._metrics.refused[refusal.kind] += 1
+            self._warn("program refused", refusal.reason, peer)
+
+    def _refusal(self, connection: socket.socket, peer: Peer) -> _Refusal | None:
+        """Why the process may not be connected."""
+        if not self._admission.admits(connection, peer):
+            return _Refusal("not_allowed", "neither allow_users nor allow_groups names its user")
+        if len(self._processes) >= self._most:
+            return _Refusal("max_processes", "there are max_processes already")
+        return None
+
+    def _connect(self, connection: socket.socket, peer: Peer) -> None:
+        """Raises OSError or MemoryError; nothing is left of it then."""
+        loop = asyncio.get_running_loop()
+        connection.setblocking(False)
+        descriptor = connection.detach()
         remote = lib.gp_remote_new(self._remotes, descriptor, self._limits)
         if remote == ffi.NULL:
-            error = ffi.errno
-            self._metrics.refused["no_descriptors" if error in {errno.EMFILE, errno.ENFILE} else "no_memory"] += 1
-            _log.warning("program refused", pid=pid, uid=uid, reason=os.strerror(error))
-            return
-        process = _Process(remote, descriptor, pid, uid, self._metrics.connected(remote, pid, uid))
-        self._processes.add(process)
-        _log.info("program connected", pid=pid, uid=uid, programs=len(self._processes))
-        asyncio.get_running_loop().add_reader(descriptor, self._serve, process)
+            raise OSError(ffi.errno, os.strerror(ffi.errno))
+        counts = None
+        try:
+            counts = self._metrics.connected(remote, peer.pid, peer.uid)
+            process = _Process(remote, descriptor, peer.pid, peer.uid, counts)
+            loop.add_reader(descriptor, self._serve, process)
+            self._processes.add(process)
+        except (OSError, MemoryError):
+            with contextlib.suppress(MemoryError):
+                loop.remove_reader(descriptor)
+            if counts is not None:
+                counts.forget(remote)
+            lib.gp_remote_close(remote)
+            raise
+        with contextlib.suppress(MemoryError):
+            _log.info("program connected", pid=peer.pid, uid=peer.uid, programs=len(self._processes))
 
     def _serve(self, process: _Process) -> None:
-        error = lib.gp_remote_serve(process.remote)
+        try:
+            error = lib.gp_remote_serve(process.remote)
+        except (OSError, MemoryError) as shortage:
+            self._end(process, "error", _shortage(shortage).reason)
+            return
         if error in {errno.ECONNRESET, errno.EPIPE}:
             self._end(process, "closed", "it has closed the connection")
         elif error == errno.EPROTO:
@@ -142,16 +183,31 @@ class Processes:
 
     def _end(self, process: _Process, end: str, reason: str) -> None:
         """``end``: the reason as the metrics name it."""
-        asyncio.get_running_loop().remove_reader(process.descriptor)
         self._processes.discard(process)
-        stats = process.counts.end(process.remote, end)
+        with contextlib.suppress(MemoryError):
+            asyncio.get_running_loop().remove_reader(process.descriptor)
+        with contextlib.suppress(MemoryError):
+            stats = process.counts.end(process.remote, end)
+            _log.info(
+                "program disconnected",
+                pid=process.pid,
+                uid=process.uid,
+                reason=reason,
+                requests=stats.requests,
+                failed=stats.failed,
+                programs=len(self._processes),
+            )
+        process.counts.forget(process.remote)
         lib.gp_remote_close(process.remote)
-        _log.info(
-            "program disconnected",
-            pid=process.pid,
-            uid=process.uid,
-            reason=reason,
-            requests=stats.requests,
-            failed=stats.failed,
-            programs=len(self._processes),
-        )
+
+    def _warn(self, event: str, reason: str, peer: Peer | None = None) -> None:
+        details = {} if peer is None else {"pid": peer.pid, "uid": peer.uid}
+        with contextlib.suppress(MemoryError):
+            self._warnings.warn(event, reason=reason, **details)
+
+
+def _shortage(error: OSError | MemoryError) -> _Refusal:
+    if isinstance(error, MemoryError):
+        return _Refusal("no_memory", "out of memory")
+    kind = "no_descriptors" if error.errno in {errno.EMFILE, errno.ENFILE} else "no_memory"
+    return _Refusal(kind, os.strerror(error.errno or 0))

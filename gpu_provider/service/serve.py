@@ -7,8 +7,7 @@ import contextlib
 import os
 import resource
 import signal
-import socket
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import structlog
 
@@ -19,23 +18,23 @@ from gpu_provider.observe.admin import AdminServer
 from gpu_provider.observe.logs import configure_logging
 from gpu_provider.provider import BatchingProvider
 from gpu_provider.service.keys import ServiceKeys
+from gpu_provider.service.listening import listening
 from gpu_provider.service.metrics import ServiceMetrics
 from gpu_provider.service.processes import Processes
 from gpu_provider.signals import SignalHandlers
 from gpu_provider.supervised import Supervised
+from gpu_provider.systemd import Systemd
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
+    import socket
 
     from gpu_provider.service.config import ServiceConfig
 
 __all__ = ["run"]
 
 EXIT_FAILED = 4
-_LOOK_SECONDS = 1.0
-_BACKLOG = 4096
-_PROBE_SECONDS = 1.0
+_LAST_LINES_SECONDS = 1.0
+_OUT_OF_MEMORY = "out of memory"
 _ROOM_WITHOUT_GPU = 64
 """Requests that are in the batching provider's queue at a time. More would only make a program wait behind another
 that has many; the rest stay in the programs' own queues, which take turns."""
@@ -58,19 +57,39 @@ def _run(config: ServiceConfig, signals: SignalHandlers, parent: socket.socket |
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     _raise_descriptor_limit()
     try:
+        systemd = Systemd()
         with (
             BatchingProvider(config) as provider,
-            _listening(config.socket, int(config.socket_mode, 8)) as listener,
+            listening(config) as listener,
             asyncio.Runner() as runner,
         ):
             admin_listeners = listen(config.admin_address, "admin") if config.admin_address is not None else []
             metrics = ServiceMetrics(config.max_processes, log)
             provider.registry.register(metrics)
-            return runner.run(
-                _serve(config, provider, listener, signals, parent, admin_listeners=admin_listeners, metrics=metrics)
+            serving = _serve(
+                config,
+                provider,
+                listener,
+                signals,
+                parent,
+                systemd=systemd,
+                admin_listeners=admin_listeners,
+                metrics=metrics,
             )
+            try:
+                code = runner.run(serving)
+            except MemoryError:
+                _log.error("ending, because this process can't go on", reason=_OUT_OF_MEMORY)
+                code = EXIT_FAILED
+            if code == EXIT_FAILED:
+                # Its threads may be in any state, so don't wait for them.
+                log.wait_written(_LAST_LINES_SECONDS)
+                os._exit(code)
+            return code
     except (GpuProviderError, OSError) as error:
         raise ConfigError(str(error)) from None
+    except MemoryError:
+        raise ConfigError("there is not enough memory to start; raise its limit (ulimit -v)") from None
 
 
 def _raise_descriptor_limit() -> None:
@@ -80,42 +99,6 @@ def _raise_descriptor_limit() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
-@contextlib.contextmanager
-def _listening(path: Path, mode: int) -> Iterator[socket.socket]:
-    """Raises ConfigError. A socket that an earlier service left behind is replaced; one that is in use is not. At the
-    end it is removed, unless another service has taken its place by then."""
-    if _is_in_use(path):
-        raise ConfigError(f"socket {str(path)!r}: another service listens there")
-    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
-        try:
-            if path.is_socket():
-                path.unlink()
-            listener.bind(os.fspath(path))
-            path.chmod(mode)  # before it listens, so that nobody comes through the door of another mode
-            listener.listen(_BACKLOG)
-            own = path.stat()
-        except OSError as error:
-            raise ConfigError(f"socket {str(path)!r}: {error.strerror or error}") from None
-        try:
-            yield listener
-        finally:
-            with contextlib.suppress(OSError):
-                if path.stat().st_ino == own.st_ino:
-                    path.unlink()
-
-
-def _is_in_use(path: Path) -> bool:
-    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as probe:
-        probe.settimeout(_PROBE_SECONDS)
-        try:
-            probe.connect(os.fspath(path))
-        except (ConnectionRefusedError, FileNotFoundError):
-            return False
-        except OSError as error:
-            raise ConfigError(f"socket {str(path)!r}: {error.strerror or error}") from None
-    return True
-
-
 async def _serve(
     config: ServiceConfig,
     provider: BatchingProvider,
@@ -123,6 +106,7 @@ async def _serve(
     signals: SignalHandlers,
     parent: socket.socket | None,
     *,
+    systemd: Systemd,
     admin_listeners: list[socket.socket],
     metrics: ServiceMetrics,
 ) -> int:
@@ -131,6 +115,7 @@ async def _serve(
     processes = Processes(provider.client, config, _room(provider, config), metrics)
     keys = ServiceKeys(provider, config.service_key)
     keys.load(processes.name_key)
+    failures: list[str] = []
 
     def on_signal(number: signal.Signals) -> None:
         if number != signal.SIGHUP:
@@ -138,6 +123,14 @@ async def _serve(
         elif config.service_key:
             _load_again(keys, processes)
 
+    def on_loop_error(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        if isinstance(context.get("exception"), MemoryError):  # of no program: what it left undone is unknown
+            failures.append(_OUT_OF_MEMORY)
+            stopping.set()
+        else:
+            loop.default_exception_handler(context)
+
+    loop.set_exception_handler(on_loop_error)
     signals.deliver_to(loop, on_signal)
 
     def is_ready() -> tuple[bool, str]:
@@ -152,20 +145,23 @@ async def _serve(
     processes.start(listener)
     _log.info(
         "ready" if supervised is None else "service is ready",
-        socket=str(config.socket),
+        socket=listener.getsockname(),
         admin=[format_address(admin_listener.getsockname()) for admin_listener in admin_listeners],
         backend=provider.stats().backend,
     )
     if supervised is not None:
         supervised.tell("ready")
-    failure: str | None = None
-    while failure is None and not stopping.is_set():
+    systemd.ready()
+    while not failures and not stopping.is_set():
+        systemd.alive(provider.pulse)
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(stopping.wait(), _LOOK_SECONDS)
-        failure = provider.failure
+            await asyncio.wait_for(stopping.wait(), systemd.look_seconds)
+        if provider.failure is not None:
+            failures.append(provider.failure)
         processes.set_room(_room(provider, config))
-    if failure is not None:
-        _log.error("ending, because this process can't go on", reason=failure)
+    systemd.stopping()
+    if failures:
+        _log.error("ending, because this process can't go on", reason=failures[0])
     processes.close()
     await admin.close()
     stats = provider.stats()
@@ -176,7 +172,7 @@ async def _serve(
     )
     if supervised is not None:
         await supervised.close()
-    return 0 if failure is None else EXIT_FAILED
+    return EXIT_FAILED if failures else 0
 
 
 def _load_again(keys: ServiceKeys, processes: Processes) -> None:

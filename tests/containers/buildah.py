@@ -86,3 +86,19 @@ def base_image(buildah: Buildah, suite: str) -> str:
     image = f"localhost/gpu-provider-{suite}"
     buildah("commit", "--quiet", "--rm", container, image)
     return image
+
+
+def contained_process(launcher: subprocess.Popen[str]) -> int:
+    """The last in the chain of processes that buildah started, which a container engine would signal."""
+    process = launcher.pid
+    while children := [
+        int(child) for tasks in Path(f"/proc/{process}/task").glob("*/children") for child in tasks.read_text().split()
+    ]:
+        (process,) = children
+    return process
+
+
+def written(root: Path, user: int, since: float) -> list[str]:
+    """Files of this user that have been written since then."""
+    files = (path for path in root.rglob("*") if not path.is_symlink() and path.exists())
+    return [str(path) for path in files if path.stat().st_uid == user and path.stat().st_mtime > since]

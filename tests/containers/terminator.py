@@ -1,7 +1,8 @@
-"""Builds the image with buildah, starts the terminator in it as the image's user, and talks to it as a client would.
+"""Builds the images with buildah, starts the terminator in its own as the image's user, and talks to it as a client
+would. Then likewise what ``containers/compose.yaml`` describes.
 
-Needs root, and what ``buildah.py`` needs. If something is missing, it exits with status 77 and prints one line that
-names it. Uses the standard library alone.
+Needs root, PyYAML, and what ``buildah.py`` needs. If something is missing, it exits with status 77 and prints one line
+that names it.
 """
 
 from __future__ import annotations
@@ -9,7 +10,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import ssl
 import subprocess
 import sys
@@ -22,7 +22,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from buildah import ROOT, SKIPPED, Buildah, base_image, missing
+import compose
+from buildah import ROOT, SKIPPED, Buildah, base_image, contained_process, missing, written
+from clients import free_port, make_certificate, request
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -40,51 +42,6 @@ class Upstream(BaseHTTPRequestHandler):
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002 (the base class's name)
         """Silent."""
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
-def make_certificate(directory: Path) -> None:
-    what = (
-        "req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=container.test -addext subjectAltName=DNS:container.test"
-    )
-    subprocess.run(
-        ["openssl", *what.split(), "-keyout", "key.pem", "-out", "chain.pem"],
-        cwd=directory,
-        check=True,
-        capture_output=True,
-    )
-    (directory / "key.pem").chmod(0o644)  # the container's user doesn't exist here
-
-
-def request(port: int, authority: Path, version: ssl.TLSVersion, path: str) -> bytes:
-    """One verified handshake of this version and one HTTP request."""
-    context = ssl.create_default_context(cafile=str(authority))
-    context.minimum_version = context.maximum_version = version
-    with (
-        socket.create_connection(("127.0.0.1", port), timeout=10) as connection,
-        context.wrap_socket(connection, server_hostname="container.test") as tls,
-    ):
-        tls.sendall(f"GET {path} HTTP/1.1\r\nHost: container.test\r\nConnection: close\r\n\r\n".encode())
-        answer = bytearray()
-        while received := tls.recv(65536):
-            answer += received
-    return bytes(answer)
-
-
-def contained_process(launcher: subprocess.Popen[str]) -> int:
-    """The last in the chain of processes that buildah started, which a container engine would signal."""
-    process = launcher.pid
-    while children := [
-        int(child) for tasks in Path(f"/proc/{process}/task").glob("*/children") for child in tasks.read_text().split()
-    ]:
-        (process,) = children
-    return process
 
 
 def wait_until_healthy(
@@ -177,12 +134,8 @@ def check_running(buildah: Buildah, container: str, directory: Path, entry: list
         finally:
             if launcher.poll() is None:
                 os.killpg(launcher.pid, signal.SIGKILL)
-    written = [
-        str(path)
-        for path in Path(root).rglob("*")
-        if not path.is_symlink() and path.exists() and path.stat().st_uid == 65532 and path.stat().st_mtime > before
-    ]
-    assert not written, f"the terminator wrote to its root file system: {written}"
+    files = written(Path(root), 65532, before)
+    assert not files, f"the terminator wrote to its root file system: {files}"
     upstream.shutdown()
 
 
@@ -195,10 +148,11 @@ def main() -> int:
         buildah = Buildah(Path(scratch))
         with step("base image"):
             base = base_image(buildah, "bookworm")
+        build = ["bud", "--format", "docker", "--layers=true", "--build-arg", f"BASE={base}"]
+        with step("image of HAProxy with the module built"):
+            buildah(*build, "--target", "haproxy", "-t", f"{IMAGE}-haproxy", str(ROOT))
         with step("image built"):
-            buildah(
-                "bud", "--format", "docker", "--layers=false", "--build-arg", f"BASE={base}", "-t", IMAGE, str(ROOT)
-            )
+            buildah(*build, "-t", IMAGE, str(ROOT))
         config = json.loads(buildah("inspect", "--type", "image", IMAGE))["Docker"]["config"]
         entry, health = check_image(config)
         container = buildah("from", "--pull-never", IMAGE)
@@ -209,6 +163,8 @@ def main() -> int:
         try:
             with step("TLS 1.2 and 1.3 handshakes, metrics, SIGTERM"):
                 check_running(buildah, container, directory, entry, health)
+            with step("a connection through HAProxy in one container and the service in another"):
+                compose.check(buildah, Path(scratch))
         finally:
             buildah("umount", "--all")
             buildah("rm", "--all")

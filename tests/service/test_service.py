@@ -13,14 +13,13 @@ import socket
 import ssl
 import subprocess
 import sys
-import threading
-from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import pytest
-from groups import TIMEOUT, Client, Counts, Server, abort_many, find_program, get_many, public_directory, wait_until
+from groups import TIMEOUT, Client, Counts, Server, abort_many, find_program, get_many, public_directory
 from ports import unused_port
 from program_servers import HAProxy, nginx
+from service_load import load, wait_for_more, wait_until_served
 from service_process import HELLO, Service
 from terminator_process import run_command
 
@@ -254,41 +253,6 @@ def test_check_says_that_the_service_computes(directory):
 # ---- a service that fails ----
 
 
-@contextlib.contextmanager
-def load(server: Server) -> Iterator[list[bytes]]:
-    """Clients that come all the time. A connection that fails raises when the block ends."""
-    done, answers = threading.Event(), []
-
-    def client() -> None:
-        while not done.is_set():
-            answers.append(Client().get(server.port))
-
-    with ThreadPoolExecutor(8) as threads:
-        clients = [threads.submit(client) for _ in range(8)]
-        try:
-            yield answers
-        finally:
-            done.set()
-        for each in clients:
-            each.result()
-    assert set(answers) == {OK}
-
-
-def wait_for_more(answers: list[bytes], count: int) -> None:
-    wanted = len(answers) + count
-    wait_until(lambda: len(answers) >= wanted, "the program does not answer")
-
-
-def wait_until_served(directory: Directory, answers: list[bytes]) -> None:
-    """Until the program computes nothing by itself."""
-    for _ in range(100):
-        before = directory.counts().operations
-        wait_for_more(answers, 40)  # more than are under way, which may have been computed before
-        if directory.counts().operations == before:
-            return
-    raise TimeoutError("the program does not reach the service")
-
-
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGSTOP])
 def test_no_handshake_fails_with_its_service_which_is_found_again(directory, number):
     with HAProxy(directory) as server, Service(socket_of(directory)) as service, load(server) as answers:
@@ -369,7 +333,7 @@ def test_processes_beyond_the_limit_are_refused_and_compute_by_themselves(direct
         service.wait_for(CONNECTED)
         with HAProxy(directory) as server:
             assert get_many(server.port, [Client()] * 20) == {OK: 20}
-        service.wait_for("program refused: there are max_processes already")
+        assert service.wait_for("program refused")["reason"] == "there are max_processes already"
     assert directory.counts().served == 0
 
 

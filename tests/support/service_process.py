@@ -13,6 +13,7 @@ from admin_port import AdminPort
 from terminator_process import COMMAND, TIMEOUT, environment, parse
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
 __all__ = ["HELLO", "Service"]
@@ -24,17 +25,19 @@ HELLO = struct.pack("=IIQQ", 1, 2, 0, 0)
 class Service(AdminPort):
     """Ready when the ``with`` block begins, and ended after it, if it is not by then."""
 
-    def __init__(self, socket: Path, *flags: str) -> None:
+    def __init__(
+        self, socket: Path, *flags: str, mode: str = "0666", settings: Mapping[str, str] | None = None
+    ) -> None:
+        """``settings``: more environment variables."""
         admin = () if "--admin" in flags else ("--admin", "127.0.0.1:0")
-        self._command = [*COMMAND, "service", "--socket", str(socket), "--socket-mode", "0666", *admin, *flags]
+        self._command = [*COMMAND, "service", "--socket", str(socket), "--socket-mode", mode, *admin, *flags]
+        self._settings = dict(settings or {})
         self._changed = threading.Condition()
         self._ended = False
         self.events: list[dict[str, Any]] = []
 
     def __enter__(self) -> Self:
-        self.process = subprocess.Popen(self._command, env=environment(), stderr=subprocess.PIPE, text=True)
-        self._reader = threading.Thread(target=self._read_log)
-        self._reader.start()
+        self._start()
         try:
             ready = self.wait_for("ready")
         except BaseException:
@@ -43,6 +46,13 @@ class Service(AdminPort):
         if ready["admin"]:
             self.admin_address = parse(ready["admin"][0])
         return self
+
+    def _start(self) -> None:
+        self.process = subprocess.Popen(
+            self._command, env=environment(**self._settings), stderr=subprocess.PIPE, text=True
+        )
+        self._reader = threading.Thread(target=self._read_log)
+        self._reader.start()
 
     def __exit__(self, *_: object) -> None:
         self._end()

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
+from typing import TYPE_CHECKING
+
 from gpu_provider import BatchingProvider
 from gpu_provider.service.provider import ServiceProvider
 
-__all__ = ["Computing", "backend_name", "failure_of", "totals"]
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["Computing", "backend_name", "failure_of", "pulse_of", "totals"]
 
 Computing = BatchingProvider | ServiceProvider
 
@@ -19,6 +25,11 @@ def backend_name(computing: Computing) -> str:
 def failure_of(computing: Computing) -> str | None:
     """Why it can't go on. Without its service, a process computes by itself."""
     return None if isinstance(computing, ServiceProvider) else computing.failure
+
+
+def pulse_of(computing: Computing) -> Callable[[], int]:
+    """For a watchdog: what changes as long as this process can go on."""
+    return itertools.count().__next__ if isinstance(computing, ServiceProvider) else computing.pulse
 
 
 def totals(computing: Computing) -> dict[str, int | float]:

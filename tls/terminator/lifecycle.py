@@ -18,11 +18,12 @@ from gpu_provider.errors import GpuProviderError
 from gpu_provider.observe.admin import AdminServer
 from gpu_provider.service.provider import ServiceProvider
 from gpu_provider.supervised import Supervised
+from gpu_provider.systemd import Systemd
 from gpu_provider.tls import TicketKeys
 from gpu_provider.tls.terminator.background import in_background
 from gpu_provider.tls.terminator.certificate_checks import date
 from gpu_provider.tls.terminator.certificates import load_certificates
-from gpu_provider.tls.terminator.computing import backend_name, failure_of, totals
+from gpu_provider.tls.terminator.computing import backend_name, failure_of, pulse_of, totals
 from gpu_provider.tls.terminator.listening import connections_allowed
 from gpu_provider.tls.terminator.server import Server
 
@@ -45,7 +46,6 @@ EXIT_FORCED = 3
 EXIT_FAILED = 4
 """It ended by itself, because it could not go on."""
 
-_LOOK_SECONDS = 1.0
 _SECOND_SIGNAL_SECONDS = 1.0
 """Signals that come together, as from a supervisor to the process and to its group, count as one."""
 _END_SECONDS = 5.0
@@ -80,6 +80,7 @@ class Terminator:
         self._config = config
         self._computing = computing
         self._worker = worker
+        self._systemd = Systemd()
         self._upstream = upstream
         self._registry = registry
         self._ticket_keys = TicketKeys(memory=worker.ticket_keys if worker is not None else None)
@@ -125,10 +126,14 @@ class Terminator:
             event_loop=type(loop).__module__.partition(".")[0],
         )
         self.has_started = True
+        pulse = pulse_of(self._computing)
         if supervised is not None:
             supervised.tell("ready")
-        while not await _is_set_within(self._stopping, _LOOK_SECONDS):
+        self._systemd.ready()
+        while not await _is_set_within(self._stopping, self._systemd.look_seconds):
+            self._systemd.alive(pulse)
             self._look_for_failure()
+        self._systemd.stopping()
         if supervised is not None:
             supervised.tell("stopping")
         server.stop_accepting()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import os
 import signal
 import tempfile
@@ -28,6 +29,7 @@ from gpu_provider.observe.admin import AdminServer
 from gpu_provider.service.config import ServiceConfig
 from gpu_provider.settings import to_builtins
 from gpu_provider.supervised import Task
+from gpu_provider.systemd import Systemd
 from gpu_provider.tls import TicketKeys
 from gpu_provider.tls.terminator.child import Child
 from gpu_provider.tls.terminator.lifecycle import EXIT_CLEAN, EXIT_FAILED, EXIT_FORCED
@@ -69,6 +71,7 @@ class Master(Collector):
 
     def __init__(self, config: TerminatorConfig) -> None:
         self._config = config
+        self._systemd = Systemd()
         self._children: dict[Child, asyncio.Task[None]] = {}
         """All that run, each with the task that waits for its end."""
         self._workers: dict[int, Child] = {}
@@ -108,8 +111,11 @@ class Master(Collector):
                     workers=len(self._workers),
                     service=str(service),
                 )
+                self._systemd.ready()
                 self._keep(self._report_often())
+                self._keep(self._systemd.watch(itertools.count().__next__))
                 await self._stopping.wait()
+                self._systemd.stopping()
                 await self._drain(listeners)
             finally:
                 for keeper in self._keepers:
