@@ -176,8 +176,8 @@ gpu-suite: wheel .venv/ready-cubins $(NVRTC_LIBRARIES)
 	@echo "fetching wheels, compiling kernels"
 	@$(WITH_NVRTC) $(BIN)/python -m bench.gpu.archive build/gpu-suite.tar --wheel dist/*.whl --python $(PYTHON_VERSION) --arch $(ARCH)
 
-container:
-	@$(PYTHON) tests/containers/terminator.py || [ $$? = 77 ]
+container: .venv/ready-test
+	@$(BIN)/python tests/containers/terminator.py || [ $$? = 77 ]
 
 openssl-versions:
 	@$(PYTHON) tests/containers/openssl_versions.py || [ $$? = 77 ]

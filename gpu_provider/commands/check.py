@@ -203,7 +203,7 @@ def _advice(configuration: Path, service: str | None) -> dict[str, tuple[str, li
         "nginx": (
             (
                 "In nginx.conf, outside of any block, or it drops OPENSSL_CONF when its binary is replaced. A worker "
-                "computes one operation at a time, so it gains nothing"
+                "computes one operation at a time, so it gains nothing without a service"
             ),
             ["env OPENSSL_CONF;"],
         ),

@@ -28,7 +28,8 @@ from gpu_provider.tls.terminator.metrics import TerminatorMetrics
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text()
 MODULE_TABLE = README[README.index("| module | default | |") :].partition("\n\n")[0]
-DOCUMENTS = {path: path.read_text() for path in (*ROOT.glob("*.md"), *(ROOT / "gpu_provider").rglob("DESIGN.md"))}
+PAGES = (*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "gpu_provider").rglob("DESIGN.md"))
+DOCUMENTS = {path: path.read_text() for path in PAGES}
 needs_openssl = pytest.mark.skipif(shutil.which("openssl") is None, reason="the openssl program is not installed")
 needs_curl = pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
 needs_haproxy = pytest.mark.skipif(shutil.which("haproxy") is None, reason="haproxy is not installed")
