@@ -11,6 +11,7 @@ import contextlib
 import json
 import os
 import re
+import resource
 import shutil
 import signal
 import ssl
@@ -33,16 +34,25 @@ TIMEOUT = 60
 GREETING = b"hello\n"
 
 
+def allowed(name: str, most: int) -> str:
+    """A limit of the Compose file, -1 for none, or what this machine allows of it."""
+    _, hard = resource.getrlimit(getattr(resource, f"RLIMIT_{name.upper()}"))
+    number = min(most % (1 << 63), hard % (1 << 63))
+    return f"{number}:{number}"
+
+
 class Container:
     """One service of the Compose file, in a container of the image that was built for it."""
 
     def __init__(self, buildah: Buildah, scratch: Path, name: str, described: dict[str, Any]) -> None:
         self._buildah, self._log, self._described = buildah, scratch / f"{name}.log", described
-        self._name = buildah("from", "--pull-never", f"localhost/{described['image']}")
+        limits = [f"--ulimit={name}={allowed(name, most)}" for name, most in described["ulimits"].items()]
+        self._name = buildah("from", "--pull-never", *limits, f"localhost/{described['image']}")
         self._config = json.loads(buildah("inspect", "--type", "image", f"localhost/{described['image']}"))["Docker"][
             "config"
         ]
         self.root = Path(buildah("mount", self._name))
+        self._launcher: subprocess.Popen[bytes] | None = None
 
     def start(self, mounted: dict[str, Path], environment: dict[str, str]) -> None:
         """``mounted``: what is mounted for the sources of its volumes. ``environment``: what differs here."""
@@ -68,10 +78,10 @@ class Container:
         return self
 
     def __exit__(self, exception: object, *_: object) -> None:
-        if self._launcher.poll() is None:
+        if self._launcher is not None and self._launcher.poll() is None:
             os.killpg(self._launcher.pid, signal.SIGKILL)
             self._launcher.wait()
-        if exception is not None:
+        if exception is not None and self._log.exists():
             print(self._log.read_text(), file=sys.stderr)
 
     @property
@@ -79,11 +89,13 @@ class Container:
         return int(self._described["user"].partition(":")[0])
 
     def check_runs_as_user(self) -> None:
+        assert self._launcher is not None
         status = Path(f"/proc/{contained_process(self._launcher)}/status").read_text()
         assert f"Uid:\t{self.user}\t{self.user}" in status, f"it runs as another user:\n{status}"
 
     def stop(self) -> None:
         """As ``docker compose stop`` does."""
+        assert self._launcher is not None
         number = getattr(signal, self._config.get("StopSignal") or "SIGTERM")
         os.kill(contained_process(self._launcher), number)
         assert self._launcher.wait(TIMEOUT) == 0, f"exit status {self._launcher.returncode}"
@@ -143,7 +155,9 @@ def check(buildah: Buildah, scratch: Path) -> None:
     (certificates / "chain.pem").rename(authority)
     (certificates / "key.pem").unlink()
     configuration = scratch / "haproxy.cfg"
-    configuration.write_text((COMPOSE.parent / "haproxy.cfg").read_text().replace(":8443", f"127.0.0.1:{port}"))
+    text = (COMPOSE.parent / "haproxy.cfg").read_text().replace(":8443", f"127.0.0.1:{port}")
+    # This machine may allow too few descriptors for as many connections as there.
+    configuration.write_text(re.sub(r"maxconn \d+", "maxconn 500", text))
     service = Container(buildah, scratch, "service", described["service"])
     haproxy = Container(buildah, scratch, "haproxy", described["haproxy"])
     assert not list(haproxy.root.glob("usr/bin/python3*")), "HAProxy's image carries Python"
