@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import re
 import socket
 import ssl
 import subprocess
 import sys
 import threading
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+import evp_outcome
 import pytest
 from cryptography import x509
 from paths import SUPPORT
@@ -28,8 +32,6 @@ from tls_peers import (
 from gpu_provider import tls
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from gpu_provider import BatchingProvider
     from gpu_provider.testing import HeldBackend
 
@@ -51,6 +53,21 @@ def test_both_versions_with_both_kinds_of_key(
     connection = handshake(server_context(provider, kind=kind), client_ssl_context(version=version))
     assert connection.get_protocol_version_name() == name
     assert provider.stats().completed == (kind == "RSA")
+
+
+@pytest.mark.skipif(
+    not hasattr(evp_outcome.lib, "ASYNC_get_mem_functions"), reason="OpenSSL before 3.4 takes no stacks for jobs"
+)
+def test_stacks_of_jobs_have_a_guard_page() -> None:
+    """Hazard: one that overflows writes into the heap."""
+    allocate, free, size = ctypes.c_void_p(), ctypes.c_void_p(), ctypes.c_size_t(32768)
+    evp_outcome.lib.ASYNC_get_mem_functions(ctypes.byref(allocate), ctypes.byref(free))
+    assert allocate.value is not None
+    assert free.value is not None
+    stack = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.POINTER(ctypes.c_size_t))(allocate.value)(ctypes.byref(size))
+    assert re.search(rf"^[0-9a-f]+-{stack:x} ---p", Path("/proc/self/maps").read_text(), re.MULTILINE)
+    ctypes.memset(stack, 1, size.value)
+    ctypes.CFUNCTYPE(None, ctypes.c_void_p)(free.value)(stack)
 
 
 def test_tls_1_2_with_rsa_key_exchange_decrypts_through_the_provider(provider: BatchingProvider) -> None:
