@@ -130,7 +130,7 @@ def test_a_group_needs_no_mode_0666(directory):
     ],
 )
 def test_an_unknown_name_ends_it_with_one_line(tmp_path, flags, words):
-    run = run_command("service", "--socket", str(tmp_path / "socket"), *flags)
+    run = run_command("service", "--admin", "off", "--socket", str(tmp_path / "socket"), *flags)
     assert run.returncode == 2
     assert words in run.stderr
     assert "Traceback" not in run.stderr

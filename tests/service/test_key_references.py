@@ -476,7 +476,7 @@ def test_mistakes_end_with_one_line(tmp_path, keys, words):
     for name, data in files.items():
         (tmp_path / name).write_bytes(data)
     flags = [f"--service-key={key.format(**{name: tmp_path / name for name in files})}" for key in keys]
-    run = run_command("service", "--socket", str(tmp_path / "socket"), *flags)
+    run = run_command("service", "--admin", "off", "--socket", str(tmp_path / "socket"), *flags)
     assert run.returncode == 2
     mistakes = [line for line in run.stderr.splitlines() if not line.startswith("{")]
     assert len(mistakes) == 1
