@@ -7,6 +7,7 @@ import contextlib
 import os
 import signal
 import ssl
+import subprocess
 import threading
 import time
 from pathlib import Path
@@ -15,11 +16,15 @@ from typing import TYPE_CHECKING
 import pytest
 from service_process import Service
 from terminator_process import (
+    COMMAND,
     TIMEOUT,
     Terminator,
+    Upstream,
     client_context,
     credentials,
+    echo,
     echo_terminator,
+    environment,
     run_command,
     write_credentials,
 )
@@ -325,6 +330,50 @@ def test_service_that_is_not_there_is_said_and_does_no_harm(tmp_path: Path) -> N
         warnings = [event["event"] for event in terminator.events if event["level"] == "warning"]
         assert [text for text in warnings if str(path) in text and "until" in text]
         assert [text for text in warnings if text.startswith("threads = 3")]
+
+
+@pytest.fixture
+def signalled(tmp_path: Path) -> Iterator[Callable[[signal.Signals], Terminator]]:
+    """Starts a terminator that gets a signal as soon as its children are there, long before they are ready."""
+
+    with Upstream(echo) as upstream, contextlib.ExitStack() as stack:
+        flags = (*write_credentials(tmp_path), "--workers", "2")
+        one = Terminator(*flags, upstream=upstream.address)
+
+        def send(number: signal.Signals) -> None:
+            wait_until(lambda: hasattr(one, "process") and len(children(one.process.pid)) == 3, "the children")
+            one.process.send_signal(number)
+
+        def start(number: signal.Signals) -> Terminator:
+            sender = threading.Thread(target=send, args=(number,))
+            sender.start()
+            stack.callback(sender.join)
+            stack.enter_context(one)
+            return one
+
+        yield start
+
+
+def test_sighup_while_workers_start_ends_none_and_is_not_lost(
+    signalled: Callable[[signal.Signals], Terminator],
+) -> None:
+    one = signalled(signal.SIGHUP)
+    one.wait_for(RELOADED, 2)
+    assert one.echo() == b"are you there?"
+    assert one.metric(REPLACED) == 0
+
+
+def test_signal_to_end_while_workers_start_ends_all(tmp_path: Path) -> None:
+    addresses = ("--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0", "--upstream", "127.0.0.1:1")
+    command = [*COMMAND, "terminator", *addresses, *write_credentials(tmp_path), "--workers", "2"]
+    with subprocess.Popen(command, env=environment(), stderr=subprocess.PIPE) as process:
+        wait_until(lambda: len(children(process.pid)) == 3, "the children")
+        pids = children(process.pid)
+        process.terminate()
+        assert process.wait(TIMEOUT) == 0
+        assert process.stderr is not None
+        assert b"Traceback" not in process.stderr.read()
+    assert not any(map(is_running, pids))
 
 
 def test_mistakes_end_with_one_line(tmp_path: Path) -> None:

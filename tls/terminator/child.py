@@ -48,14 +48,18 @@ class Child:
     async def start(cls, name: str, module: str, task: Task) -> Child:
         """``module`` runs in the new process. Raises OSError."""
         ours, theirs = socket.socketpair()
-        with theirs:
-            process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-P", "-m", module, str(theirs.fileno())),
-                pass_fds=[theirs.fileno(), *(number for numbers in task.descriptors.values() for number in numbers)],
-                # The terminal's Ctrl-C is for the first process, which tells the others.
-                process_group=0,
-            )
-        reader, writer = await asyncio.open_unix_connection(sock=ours, limit=_LINE_LIMIT)
+        try:
+            with theirs:
+                process = await asyncio.create_subprocess_exec(
+                    *(sys.executable, "-P", "-m", module, str(theirs.fileno())),
+                    pass_fds=[theirs.fileno(), *(one for several in task.descriptors.values() for one in several)],
+                    # The terminal's Ctrl-C is for the first process, which tells the others.
+                    process_group=0,
+                )
+            reader, writer = await asyncio.open_unix_connection(sock=ours, limit=_LINE_LIMIT)
+        except BaseException:
+            ours.close()  # a process that has nobody to tell it what to do ends
+            raise
         writer.write(msgspec.json.encode(task) + b"\n")
         return cls(name, process, reader, writer)
 

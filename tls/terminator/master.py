@@ -78,7 +78,7 @@ class Master(Collector):
         """The newest of each number. One that has been replaced may still have connections."""
         self._keepers: set[asyncio.Task[None]] = set()
         self._codes: set[int] = set()
-        """With which workers have ended since the signal to end."""
+        """With which workers have ended since the signal to end; or this process's own."""
         self._reports = Reports()
         self._replacements = 0
         self._service_restarts = 0
@@ -89,7 +89,7 @@ class Master(Collector):
         """Returns the exit code. Raises ConfigError if a process can't start."""
         self._loop = asyncio.get_running_loop()
         self._stopping = asyncio.Event()
-        self._stopped_at = 0.0
+        self._stopped_at = self._reloaded_at = 0.0
         registry = CollectorRegistry()
         registry.register(self._reports)
         registry.register(self)
@@ -101,20 +101,21 @@ class Master(Collector):
             TicketKeys(memory=memory)  # makes the first key, which stays there
             service = self._config.service or stack.enter_context(_directory()) / "service"
             try:
-                await self._start_all(service, [listener.fileno() for listener in listeners], memory)
-                await admin.start(admin_listeners)
-                _log.info(
-                    "ready",
-                    listen=[format_address(listener.getsockname()) for listener in listeners],
-                    upstream=self._config.upstream,
-                    admin=[format_address(listener.getsockname()) for listener in admin_listeners],
-                    workers=len(self._workers),
-                    service=str(service),
-                )
-                self._systemd.ready()
-                self._keep(self._report_often())
-                self._keep(self._systemd.watch(itertools.count().__next__))
-                await self._stopping.wait()
+                starting = self._start_all(service, [listener.fileno() for listener in listeners], memory)
+                if await self._unless_stopping(starting):
+                    await admin.start(admin_listeners)
+                    _log.info(
+                        "ready",
+                        listen=[format_address(listener.getsockname()) for listener in listeners],
+                        upstream=self._config.upstream,
+                        admin=[format_address(listener.getsockname()) for listener in admin_listeners],
+                        workers=len(self._workers),
+                        service=str(service),
+                    )
+                    self._systemd.ready()
+                    self._keep(self._report_often())
+                    self._keep(self._systemd.watch(itertools.count().__next__))
+                    await self._stopping.wait()
                 self._systemd.stopping()
                 await self._drain(listeners)
             finally:
@@ -154,8 +155,29 @@ class Master(Collector):
     async def _first_service(self, task: Task) -> None:
         self._keep(self._keep_service(await self._start(_SERVICE_NAME, _SERVICE, task), task))
 
+    async def _unless_stopping(self, work: Coroutine[None, None, None]) -> bool:
+        """False: a signal to end has come first."""
+        either = self._loop.create_task(work), self._loop.create_task(self._stopping.wait())
+        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+        for one in either:
+            one.cancel()
+        if either[0].done():
+            either[0].result()
+        return not self._stopping.is_set()
+
     def _keep(self, keeper: Coroutine[None, None, None]) -> None:
-        self._keepers.add(self._loop.create_task(keeper))
+        task = self._loop.create_task(keeper)
+        self._keepers.add(task)
+        task.add_done_callback(self._keeper_ended)
+
+    def _keeper_ended(self, task: asyncio.Task[None]) -> None:
+        """What looked after a process is gone: whoever started this one can restart all."""
+        if task.cancelled() or (error := task.exception()) is None:
+            return
+        reason = str(error) or type(error).__name__
+        _log.error("ending, because this process can't go on", reason=reason, exc_info=error)
+        self._codes.add(EXIT_FAILED)
+        self._stopping.set()
 
     async def _start(self, name: str, module: str, task: Task) -> Child:
         """Returns when it is ready. Raises ConfigError if it does not become so."""
@@ -170,6 +192,8 @@ class Master(Collector):
             one.cancel()
         if not child.ready.is_set():
             raise ConfigError(f"{name} ended at its start; the lines before this one say why")
+        if self._reloaded_at >= child.started_at:  # it may have read the files before
+            child.send_signal(signal.SIGHUP)
         return child
 
     async def _await_end(self, child: Child) -> None:
@@ -178,7 +202,7 @@ class Master(Collector):
         if child.report.metrics is not None:
             self._reports.end(child.report.metrics)
         self._show_reports()
-        if self._stopping.is_set() and child.name != _SERVICE_NAME:
+        if self._stopping.is_set() and child.name != _SERVICE_NAME and child.ready.is_set():
             self._codes.add(code)
         if code in {EXIT_CLEAN, EXIT_FORCED}:
             _log.info(f"{child.name} has ended", pid=child.pid, code=code)
@@ -212,7 +236,10 @@ class Master(Collector):
 
     def _on_signal(self, number: signal.Signals) -> None:
         if number == signal.SIGHUP:
-            self._send(signal.SIGHUP)
+            self._reloaded_at = self._loop.time()
+            for child in self._children:
+                if child.ready.is_set() and child.name != _SERVICE_NAME:  # before, it would end
+                    child.send_signal(number)
         elif not self._stopping.is_set():
             self._stopped_at = self._loop.time()
             self._stopping.set()
