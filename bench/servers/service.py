@@ -147,7 +147,8 @@ def servers(
         beside = [(HAPROXY_1, bits, WITHOUT, one) for one in bench.haproxy(upstream, notes, bits)]
         for workers, name in TERMINATORS.items():
             ours = bench.terminator(upstream, uvloop=have_uvloop(), bits=bits, workers=workers)
-            beside.append((TERMINATOR, bits, name, ours))
+            # Its batches are no matter here, and too few for a quick run to have a mean.
+            beside.append((TERMINATOR, bits, name, dataclasses.replace(ours, admin_port=None)))
         for *_, server in beside:
             bench.load(server, count, 64, BODY)
         found += beside

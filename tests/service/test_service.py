@@ -179,8 +179,7 @@ def process():
             assert set(threads.map(sign, range(200))) == {right}
 
 process()  # the parent is attached when it forks
-children = []
-for _ in range(3):
+for _ in range(3):  # one after the other, since they all count what is served
     child = os.fork()
     if child == 0:
         try:
@@ -188,10 +187,8 @@ for _ in range(3):
         except BaseException:
             os._exit(1)
         os._exit(0)
-    children.append(child)
-process()
-for child in children:
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+process()
 """
 
 
@@ -212,7 +209,7 @@ def test_threads_that_sleep_and_forked_children_each_attach(directory):
 
 
 HEIR = (
-    SIGNERS.partition("children = []")[0]
+    SIGNERS.partition("for _ in range(3)")[0]
     + """
 if os.fork() == 0:
     os.read(0, 1)  # it lives on, without an operation of its own

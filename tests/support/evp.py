@@ -6,6 +6,7 @@ Options of an operation are given as the ``openssl`` program's ``-pkeyopt`` take
 from __future__ import annotations
 
 import ctypes
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from ctypes import POINTER, byref, c_char_p, c_int, c_size_t, c_uint, c_ulong, c_void_p
@@ -25,6 +26,8 @@ PUBLIC_KEY: Final = 0x86
 KEY_PAIR: Final = 0x87
 TLS_PADDING: Final = 7
 Options = Mapping[str, str]
+_RAISED: Final = re.findall(r'\{GP_R_\w+, "(.*)"\}', (NATIVE / "provider" / "provider.c").read_text())
+_REASONS: Final = {str(number): text for number, text in enumerate(_RAISED, 1)}
 
 
 # Through the C core: a process may have more than one libcrypto, and Python's own ssl another than this.
@@ -116,9 +119,7 @@ class EvpError(Exception):
 def _errors() -> str:
     lines = []
     while code := _lib.ERR_get_error():
-        text = ctypes.create_string_buffer(256)
-        _lib.ERR_error_string_n(code, text, len(text))
-        lines.append(text.value.decode())
+        lines.append(error_text(code))
     return "; ".join(lines) or "no error queued"
 
 
@@ -148,6 +149,13 @@ def _params(numbers: Mapping[str, int], uints: Mapping[str, int]) -> Iterator[in
         _lib.OSSL_PARAM_BLD_free(builder)
         for number in big_numbers:
             _lib.BN_free(number)
+
+
+def error_text(code: int) -> str:
+    """As OpenSSL has it. It forgets ours where two contexts have had the same number, and one is gone."""
+    text = ctypes.create_string_buffer(256)
+    _lib.ERR_error_string_n(code, text, len(text))
+    return re.sub(r"reason\((\d+)\)$", lambda found: _REASONS.get(found[1], found[0]), text.value.decode())
 
 
 def _new_library_context() -> int:

@@ -97,12 +97,7 @@ def errors() -> tuple[int, ...]:
 
 
 def describe(codes: Sequence[int]) -> str:
-    texts = []
-    for code in codes:
-        text = ctypes.create_string_buffer(256)
-        lib.ERR_error_string_n(code, text, len(text))
-        texts.append(text.value.decode())
-    return "; ".join(texts)
+    return "; ".join(map(evp.error_text, codes))
 
 
 def outcome(result: int, output: bytes | None = None) -> Outcome:

@@ -27,13 +27,13 @@ class Child:
     def __init__(
         self,
         name: str,
+        started_at: float,
         process: asyncio.subprocess.Process,
         reader: asyncio.StreamReader,
         writer: asyncio.StreamWriter,
     ) -> None:
-        loop = asyncio.get_running_loop()
         self.name = name
-        self.started_at = loop.time()
+        self.started_at = started_at
         self.ready = asyncio.Event()
         self.stopping = asyncio.Event()
         """It is about to end, or has ended."""
@@ -42,11 +42,12 @@ class Child:
         self._process = process
         self._writer = writer
         self._answered = asyncio.Event()
-        self._reading = loop.create_task(self._read(reader))
+        self._reading = asyncio.get_running_loop().create_task(self._read(reader))
 
     @classmethod
     async def start(cls, name: str, module: str, task: Task) -> Child:
         """``module`` runs in the new process. Raises OSError."""
+        started_at = asyncio.get_running_loop().time()
         ours, theirs = socket.socketpair()
         try:
             with theirs:
@@ -61,7 +62,7 @@ class Child:
             ours.close()  # a process that has nobody to tell it what to do ends
             raise
         writer.write(msgspec.json.encode(task) + b"\n")
-        return cls(name, process, reader, writer)
+        return cls(name, started_at, process, reader, writer)
 
     @property
     def pid(self) -> int:

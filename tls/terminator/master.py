@@ -59,7 +59,7 @@ _SERVICE_END_SECONDS = 5.0
 _FAST_SECONDS = 5.0
 """What ends sooner than this after its start is started again only after a pause."""
 _PAUSE_SECONDS = 1.0
-_ANSWER_SECONDS = 1.0
+_ANSWER_SECONDS = 3.0
 _REPORT_SECONDS = 5.0
 """At most so much of what it counted is lost with a process that is killed."""
 _PREFIX = "gpu_provider_terminator_"
