@@ -240,7 +240,7 @@ class Bench(contextlib.ExitStack):
             with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as connection:
                 connection.connect(os.fspath(path))
 
-        command = [sys.executable, "-m", "gpu_provider.commands.cli", "service"]
+        command = [sys.executable, "-m", "gpu_provider.commands.cli", "service", "--admin", "off"]
         return self.start("service", [*command, "--socket", str(path), "--socket-mode", "0666"], 0, connect)
 
     def upstream(self) -> int:
