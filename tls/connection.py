@@ -63,7 +63,7 @@ _WANT_READ: int = lib.SSL_ERROR_WANT_READ
 _WANT_ASYNC: int = lib.SSL_ERROR_WANT_ASYNC
 _FATAL = frozenset((lib.SSL_ERROR_SSL, lib.SSL_ERROR_SYSCALL, lib.GP_ERROR_FLOOD))
 _NULL = ffi.NULL
-lib.gp_job_stacks_guard()
+lib.gp_job_stacks_guard()  # before the process's first job, which begins with an operation of a connection
 _operate = lib.gp_connection_operate
 _buffer = ffi.buffer
 _from_buffer = ffi.from_buffer
