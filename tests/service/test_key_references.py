@@ -24,7 +24,7 @@ from cryptography.hazmat.primitives.asymmetric import padding
 from cryptography.hazmat.primitives.hashes import SHA256
 from groups import TIMEOUT, Client, Directory, Server, abort_many, certificate, find_program, get_many, wait_until
 from ports import unused_port
-from program_servers import HAProxy, nginx
+from program_servers import HAProxy, apache, nginx
 from rsa_keys import private_key, private_pem, program_key, public_pem
 from service_process import HELLO, Service
 from terminator_process import run_command
@@ -120,28 +120,8 @@ def test_workers_of_nginx(directory):
 
 
 def test_apache(directory):
-    program, modules, port = find_program("apache2"), "/usr/lib/apache2/modules", unused_port()
-    user = "User nobody\nGroup nogroup\n" if os.geteuid() == 0 else ""
-    with directory.service():
-        configuration = directory.write(
-            "apache.conf",
-            f"""
-            ServerRoot {directory.path}
-            DefaultRuntimeDir {directory.path}
-            PidFile {directory.path}/apache.pid
-            ErrorLog {directory.path}/apache.log
-            ServerName localhost
-            {user}
-            LoadModule mpm_event_module {modules}/mod_mpm_event.so
-            LoadModule authz_core_module {modules}/mod_authz_core.so
-            LoadModule ssl_module {modules}/mod_ssl.so
-            Listen 127.0.0.1:{port}
-            SSLEngine on
-            SSLCertificateFile {directory.certificate(2048)}
-            """,
-        )
-        with Server([program, "-f", str(configuration), "-DFOREGROUND"], directory, port):
-            assert get_many(port, [Client()] * 20) == {b"HTTP/1.1 404 Not Found": 20}
+    with directory.service(), apache(directory, 2048) as server:
+        assert get_many(server.port, [Client()] * 20) == {b"HTTP/1.1 404 Not Found": 20}
     assert directory.counts().operations == 0
 
 
