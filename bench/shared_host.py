@@ -17,7 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpu_provider.costs import CostCurve
-from gpu_provider.engine.pace import Pace
+from gpu_provider.client import Crowd
+from gpu_provider.engine.pace import Paces
 from gpu_provider.engine.scheduler import NO_PATIENCE, Launch, Patience, Shortage, Waiting, decide, patience
 from gpu_provider.kinds import Kind
 
@@ -93,7 +94,7 @@ class Processors:
         self._used = 0.0  # seconds of processors
         self._counted_at = 0.0
         self._looked_at = 0.0
-        self._shortage = Shortage(0.0, 0.0)
+        self._shortage = Shortage(0.0, 0.0, processors)
 
     def work(self, seconds: float, done: Action, *, urgent: bool) -> None:
         """Calls ``done`` when a processor has worked for so long."""
@@ -121,10 +122,11 @@ class Processors:
         self._count()
         elapsed = self._clock.now - self._looked_at
         if elapsed >= LOOK_SECONDS:
-            stalled, used = self._shortage
+            stalled, used, _ = self._shortage
             self._shortage = Shortage(
                 stalled + (self._stalled / elapsed - stalled) / 2,
                 used + (self._used / elapsed / self._processors - used) / 2,
+                self._processors,
             )
             self._stalled, self._used, self._looked_at = 0.0, 0.0, self._clock.now
         return self._shortage
@@ -201,12 +203,18 @@ class Queue:
     """What waits of one kind, and what the batching thread has learnt about it."""
 
     requests: deque[Request] = field(default_factory=deque)
-    pace: Pace = field(default_factory=Pace)
     patience: Patience = NO_PATIENCE
     last: float = -math.inf
     """When a request was submitted last."""
     silence: float = 0.0
     """Seconds without a request before the first of those that wait."""
+    computed: int = 0
+    """Requests that are being computed."""
+    most: int = 0
+    """Requests under way at the same time, since a batch was taken."""
+
+    def under_way(self) -> int:
+        return self.computed + len(self.requests)
 
     def least(self) -> int:
         """How many must be together. A request that comes after a silence longer than a wait need not wait: hardly
@@ -221,10 +229,10 @@ class Queue:
         return self.requests[0].submitted + self.patience.seconds
 
     def take(self, most: int) -> list[Request]:
-        least = self.least()
         batch = [self.requests.popleft() for _ in range(min(most, len(self.requests)))]
         self.silence = 0.0
-        self.pace.launched(len(batch), int(batch[-1].submitted * 1e9), least)
+        self.computed += len(batch)
+        self.most = 0
         return batch
 
 
@@ -247,6 +255,8 @@ class BatchingThread:
         self._backends = backends
         self._inline = backends[-1]
         self._queues = {kind: Queue() for kind in kinds}
+        self._paces = Paces(self._queues)
+        self._most = 0  # requests of any kind under way at the same time, since a batch was taken
         self._noise = noise
         self._waits = waits
         self._busy = False
@@ -261,6 +271,8 @@ class BatchingThread:
             queue.silence = now - max(queue.last, self._completed)
         queue.last = now
         queue.requests.append(Request(now, done))
+        queue.most = max(queue.most, queue.under_way())
+        self._most = max(self._most, sum(each.under_way() for each in self._queues.values()))
         loop.submitted(hold=queue.patience.least > 1)
 
     def look(self) -> None:
@@ -302,7 +314,7 @@ class BatchingThread:
         batch = self._take(kind, SMALL_BATCH)
 
         def done() -> None:
-            self._complete(batch)
+            self._complete(kind, batch)
             self.look()
 
         self._work(self._seconds_of(self._inline, kind, len(batch)), done)
@@ -338,7 +350,7 @@ class BatchingThread:
         def done() -> None:
             backend.finish(kind, len(batch), start, expected, self._clock.now)
             self._computing -= 1
-            self._complete(batch)
+            self._complete(kind, batch)
             self.look()
 
         if backend.hardware.pipelined:
@@ -358,15 +370,25 @@ class BatchingThread:
 
     def _take(self, kind: Kind, most: int) -> list[Request]:
         queue = self._queues[kind]
+        least, crowd = queue.least(), Crowd(queue.most, self._most)
         batch = queue.take(most)
+        self._most = 0
         self.batches += 1
+        self._paces.launched(kind, len(batch), int(batch[-1].submitted * 1e9), least, crowd)
         if self._waits:
-            curve = self._inline.costs[kind]
-            queue.patience = patience(curve, queue.pace, self._processors.shortage(), LIMITS, pipelined=False)
+            queue.patience = patience(
+                self._inline.costs[kind],
+                self._paces[kind],
+                self._processors.shortage(),
+                LIMITS,
+                together=self._paces.together,
+                pipelined=False,
+            )
         return batch
 
-    def _complete(self, batch: Sequence[Request]) -> None:
+    def _complete(self, kind: Kind, batch: Sequence[Request]) -> None:
         self._completed = self._clock.now
+        self._queues[kind].computed -= len(batch)
         for request in batch:
             request.done()
 

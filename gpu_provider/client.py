@@ -106,6 +106,15 @@ class QueueCounters:
     """Keys whose constants are in locked memory."""
 
 
+class Crowd(NamedTuple):
+    """``struct gp_crowd``: the most requests that were under way at the same time, waiting or computed."""
+
+    of_class: int
+    """Since a batch of the size class was taken."""
+    of_all: int
+    """Since any batch was taken."""
+
+
 class SmallBatch(NamedTuple):
     """``struct gp_small_batch``: a batch that ``gp_consumer_wait`` computed."""
 
@@ -120,6 +129,7 @@ class SmallBatch(NamedTuple):
     """How long its requests waited for company, though they could have been computed."""
     waited_ns: int
     executed_ns: int
+    crowd: Crowd
 
 
 class Client:
@@ -188,6 +198,7 @@ class Client:
                 one.held_ns,
                 one.waited_ns,
                 one.executed_ns,
+                Crowd(one.crowd.of_class, one.crowd.of_all),
             )
             for one in self._small_batches[0:count]
         ]

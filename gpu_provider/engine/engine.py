@@ -233,7 +233,8 @@ class Engine:
             )
             if idle:
                 for batch in self._statistics.take_small_batches():
-                    self._company.launched(REQUESTS[batch.class_index], batch.requests, batch.newest_ns, batch.held_ns)
+                    kind = REQUESTS[batch.class_index]
+                    self._company.launched(kind, batch.requests, batch.newest_ns, batch.held_ns, batch.crowd)
             if removed_keys != self._removed_keys:
                 self._removed_keys = removed_keys
                 self._pool.announce_removed_keys()

@@ -15,7 +15,7 @@ import numpy as np
 
 from gpu_provider.backends.base import Batch
 from gpu_provider.backends.libcrypto import libcrypto_verify
-from gpu_provider.client import MAX_BYTES, class_bytes, u8, u64
+from gpu_provider.client import MAX_BYTES, Crowd, class_bytes, u8, u64
 from gpu_provider.native import lib
 
 if TYPE_CHECKING:
@@ -126,10 +126,12 @@ class RsaJob(Job):
 
     kind: RequestKind
 
-    def __init__(self, client: Client, kind: RequestKind, buffers: Buffers, count: int, held_ns: int = 0) -> None:
-        """``held_ns``: how long they waited for company, though they could have been computed."""
+    def __init__(self, client: Client, kind: RequestKind, buffers: Buffers, count: int) -> None:
         super().__init__(kind, count, count, buffers)
-        self.held_ns = held_ns
+        self.held_ns = 0
+        """How long they waited for company, though they could have been computed."""
+        self.crowd = Crowd(0, 0)
+        """How many were under way before they were taken."""
         width = class_bytes(kind.class_index)
         self.batch = Batch(
             class_bytes=width,
@@ -146,15 +148,18 @@ class RsaJob(Job):
         """Takes up to ``count`` waiting requests out of the queue; None if all were orphaned. The batching thread
         only."""
         held_ns = lib.gp_consumer_held_ns(client.consumer, kind.class_index)
+        crowd = lib.gp_consumer_crowd(client.consumer, kind.class_index)
         taken = _take(client, kind, count, buffers)
         if not taken:
             return None
         try:
-            return cls(client, kind, buffers, taken, held_ns)
+            job = cls(client, kind, buffers, taken)
         except MemoryError:
             # The requests have left the queue, and nobody else knows of them.
             _refuse(client, kind, taken, buffers)
             raise
+        job.held_ns, job.crowd = held_ns, Crowd(crowd.of_class, crowd.of_all)
+        return job
 
     @property
     def oldest_submitted_ns(self) -> int:

@@ -130,7 +130,7 @@ class Launcher:
             worker.recycle(buffers)
         else:
             self._statistics.launched(kind, job.oldest_submitted_ns, job.held_ns)
-            self._company.launched(kind, job.count, job.newest_submitted_ns, job.held_ns)
+            self._company.launched(kind, job.count, job.newest_submitted_ns, job.held_ns, job.crowd)
         return job
 
     def _next_chunk(self, backend: BackendWorkers, kind: Kind, count: int) -> ChunkJob | None:

@@ -35,7 +35,7 @@ class Processors:
     """The batching thread only."""
 
     def __init__(self) -> None:
-        self.shortage = Shortage(0.0, 0.0)
+        self.shortage = Shortage(0.0, 0.0, _count())
         """Smoothed."""
         self._before: _Counters | None = None
 
@@ -55,10 +55,17 @@ class Processors:
         # A long pause says all there is to say; of two short ones, each says half.
         weight = 0.5 if elapsed < 2 * _INTERVAL_NS else 1.0
         used = max(1 - (now.idle - before.idle) / elapsed, (now.usage - before.usage) / elapsed / quota)
-        found = Shortage((now.stalled - before.stalled) / elapsed, used)
+        stalled = (now.stalled - before.stalled) / elapsed
         self.shortage = Shortage(
-            *(old + (min(1.0, max(0.0, new)) - old) * weight for old, new in zip(self.shortage, found, strict=True))
+            self.shortage.stalled + (min(1.0, max(0.0, stalled)) - self.shortage.stalled) * weight,
+            self.shortage.used + (min(1.0, max(0.0, used)) - self.shortage.used) * weight,
+            min(_count(), quota),
         )
+
+
+def _count() -> float:
+    """Of the processors that this process may use."""
+    return float(len(os.sched_getaffinity(0)))
 
 
 def _stalled_ns() -> int:

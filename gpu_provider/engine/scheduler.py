@@ -43,8 +43,12 @@ _SHARE_OF_HORIZON = 0.5
 _DECIDE_AGAIN_NS = 1_000_000
 _NEVER_NS = 1 << 63
 _CONNECTIONS_PER_THREAD = 8.0
+_SHARE = 2.0
+"""Of those that come together, how many wait for a processor, in its fair shares."""
 _MOST_WAITING = 128.0
 """Connections that are taken to wait for a processor at most, since the estimate has no bound."""
+_ALL_THERE_ARE = 0.85
+"""Of a group: if fewer come together, they are all that there are."""
 _LAUNCH_SECONDS = 100e-6
 """Of a processor, for a device's batch."""
 _GAPS = 2.0
@@ -68,6 +72,8 @@ class Shortage(NamedTuple):
     used: float
     """In which the processors that this process may use were busy, with whatever it was; or what its container has used
     of its quota, if that is more."""
+    processors: float = 1.0
+    """How many those are."""
 
 
 class Patience(NamedTuple):
@@ -129,8 +135,10 @@ class Decision(NamedTuple):
     """When to decide again about what is left waiting, if nothing happens before; None: only when something does."""
 
 
-def patience(curve: CostCurve, pace: Pace, shortage: Shortage, limits: Limits, *, pipelined: bool) -> Patience:
-    """How long requests wait for company.
+def patience(
+    curve: CostCurve, pace: Pace, shortage: Shortage, limits: Limits, *, together: int, pipelined: bool
+) -> Patience:
+    """How long requests wait for company. ``together``: how many of all kinds are under way at the same time.
 
     In a batch of n, each costs c(n) / n seconds of a processor, and has waited (n - 1) / 2 gaps on average for the
     others. For a device, c(n) is what the launch costs the processor: a batch that leaves the device half empty leaves
@@ -139,22 +147,45 @@ def patience(curve: CostCurve, pace: Pace, shortage: Shortage, limits: Limits, *
     Applied Probability 5, 1973. On an idle machine nobody waits for a processor: then no request waits.
 
     How many wait is estimated. Where processors are busy for a share u of the time, about u^3 / (1 - u) threads wait,
-    as in any queue that grows and shrinks at random; but none if all have a processor each, which the share of the time
-    in which a thread waits tells. And behind the thread of an event loop wait all its connections that are ready. Power
-    and factor were fitted in the simulator: the most with which hardly a latency suffers (bench/shared_host.py).
+    as in any queue that grows and shrinks at random. Behind the thread of an event loop wait all its connections that
+    are ready. But where few come together, no more than those wait, and each processor has one of them; where more do,
+    none wait if all threads have a processor each, which the share of the time in which a thread waits tells. Power
+    and factors were fitted in the simulator: the most with which hardly a latency suffers (bench/shared_host.py).
+
+    A trial, to see whether more come than are known to, is worth it if it were so with the company that it wants.
     """
     group = min(curve.granule, limits.max_batch)
-    threads = shortage.stalled * shortage.used**3 / max(1e-9, 1 - shortage.used)
-    waiting = min(_MOST_WAITING, _CONNECTIONS_PER_THREAD * threads)
+    most = _CONNECTIONS_PER_THREAD * shortage.used**3 / max(1e-9, 1 - shortage.used)
+    waiting = min(most, _SHARE * max(0.0, together / shortage.processors - 1))
+    if together >= _ALL_THERE_ARE * group:
+        waiting = max(waiting, shortage.stalled * most)
+    best = _best_size(curve, group, pace.gap, waiting, pipelined=pipelined)
+    least = max(1, min(best, pace.reach))
+    if pace.on_trial:
+        wanted = min(2 * pace.reach, _best_size(curve, group, pace.gap, most, pipelined=pipelined))
+        if wanted > pace.reach:
+            waiting, least = most, wanted
+    seconds = min(
+        limits.max_delay,
+        min(waiting, _MOST_WAITING) * _processor_seconds(curve, group, pipelined=pipelined),
+        _GAPS * (least - 1) * pace.gap,
+    )
+    return Patience(least, group, seconds)
+
+
+def _best_size(curve: CostCurve, group: int, gap: float, waiting: float, *, pipelined: bool) -> int:
+    """The size of a batch at which waiting for company costs the least, where ``waiting`` others want its processor."""
     sizes = [1 << power for power in range((group - 1).bit_length())] + [group]
+    waiting = min(waiting, _MOST_WAITING)
 
     def cost(size: int) -> float:
-        return _LAUNCH_SECONDS if pipelined else curve.seconds(size)
+        return (size - 1) / 2 * gap + waiting * _processor_seconds(curve, size, pipelined=pipelined) / size
 
-    best = min(sizes, key=lambda size: (size - 1) / 2 * pace.gap + waiting * cost(size) / size)
-    least = max(1, min(best, pace.reach))
-    seconds = min(limits.max_delay, waiting * cost(group), _GAPS * (least - 1) * pace.gap)
-    return Patience(least, group, seconds)
+    return min(sizes, key=cost)
+
+
+def _processor_seconds(curve: CostCurve, size: int, *, pipelined: bool) -> float:
+    return _LAUNCH_SECONDS if pipelined else curve.seconds(size)
 
 
 class _Load:

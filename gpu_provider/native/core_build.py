@@ -22,6 +22,7 @@ HEADERS = (
     "queue/queue.h",
     "queue/client.h",
     "queue/request.h",
+    "queue/crowd.h",
     "queue/consumer.h",
     "service/service.h",
     "service/lookup.h",

@@ -56,7 +56,7 @@ class ProviderCollector(Collector):
     def collect(self) -> Iterable[Metric]:
         yield from _queue(self._client.counters(), self._depth)
         yield from _batches(self._statistics.counts())
-        stalled, used = self._statistics.processors
+        stalled, used, _ = self._statistics.processors
         yield GaugeMetricFamily(
             "gpu_provider_processor_stall_ratio",
             "Share of the time in which a thread waited for a processor, when requests last came",

@@ -186,7 +186,7 @@ class Statistics:
         self._inline = inline
         self._lock = threading.Lock()
         self._counts = BatchCounts()
-        self.processors = (0.0, 0.0)
+        self.processors = (0.0, 0.0, 1.0)
         """The scheduler's ``Shortage``, when requests last came. The batching thread sets it."""
         self.price: Callable[[Kind, int], float] = lambda _kind, _requests: 1.0
         """``BackendWorkers.price`` of the inline backend."""

@@ -112,6 +112,41 @@ static void check_waiting(void)
         CHECK(gp_client_collect(client, requests[i], BYTES, NULL, 0));
 }
 
+static void check_crowd(void)
+{
+    struct gp_small_batch batches[GP_SMALL_BATCHES];
+    gp_request_handle handles[16], requests[2];
+    gp_key_handle keys[16];
+    uint8_t numbers[16 * BYTES], ok[16] = {1, 1, 1, 1, 1};
+    uint64_t submitted[16];
+
+    /* Five are computed, and three wait: eight are under way, also if nobody looks before the five are completed. */
+    for (int i = 0; i < 5; i++)
+        submit();
+    CHECK(returns(60LL * SECOND, 0, 1, 0) && gp_consumer_crowd(consumer, 0).of_class == 5);
+    CHECK(gp_consumer_take(consumer, 0, 5, handles, keys, numbers, submitted) == 5);
+    CHECK(gp_consumer_crowd(consumer, 0).of_class == 0 && gp_consumer_crowd(consumer, 0).of_all == 0);
+    for (int i = 0; i < 3; i++)
+        submit();
+    gp_consumer_complete(consumer, 5, handles, numbers, BYTES, ok);
+    for (int i = 0; i < 5; i++)
+        CHECK(gp_client_collect(client, handles[i], BYTES, NULL, 0));
+    CHECK(returns(60LL * SECOND, 0, 1, 0) && waiting[0] == 3);
+    CHECK(gp_consumer_crowd(consumer, 0).of_class == 8 && gp_consumer_crowd(consumer, 0).of_all == 8);
+    CHECK(gp_consumer_crowd(consumer, 1).of_class == 0 && gp_consumer_crowd(consumer, 1).of_all == 8);
+    complete(3);
+
+    /* Who comes back after that is no more than one. */
+    requests[0] = submit();
+    returns(0, 8, 1, 0);
+    CHECK(gp_client_collect(client, requests[0], BYTES, NULL, 0));
+    requests[1] = submit();
+    returns(0, 8, 1, 0);
+    CHECK(gp_client_collect(client, requests[1], BYTES, NULL, 0));
+    CHECK(gp_consumer_small_batches(consumer, batches, 1) == 2);
+    CHECK(batches[0].crowd.of_class == 1 && batches[1].crowd.of_class == 1 && batches[1].crowd.of_all == 1);
+}
+
 static void check_turns(void)
 {
     was_woken();
@@ -166,6 +201,7 @@ int main(void)
     consumer = gp_consumer_new(client);
     key_handle = gp_client_add_key(client, key);
     check_waiting();
+    check_crowd();
     check_turns();
     gp_client_remove_key(client, key_handle);
     gp_key_free(key);

@@ -64,28 +64,33 @@ def kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Kernel:
 def test_shortage_is_what_the_kernel_counts(kernel: Kernel) -> None:
     measured = Processors()
     measured.look(SECOND)
-    assert measured.shortage == (0, 0)
+    assert measured.shortage == (0, 0, 1)
     kernel.count(stalled=0.5, idle=0.25)
     measured.look(2 * SECOND)
-    assert measured.shortage == pytest.approx((0.5, 0.75))
+    assert measured.shortage == pytest.approx((0.5, 0.75, 1))
     kernel.count(stalled=0.7, idle=0.25)
     measured.look(2 * SECOND + SECOND // 5)
-    assert measured.shortage == pytest.approx((0.75, 0.875))
+    assert measured.shortage == pytest.approx((0.75, 0.875, 1))
     kernel.count(stalled=0.7, idle=60)
     measured.look(2 * SECOND + SECOND // 5 + 1)  # too soon to say
-    assert measured.shortage == pytest.approx((0.75, 0.875))
+    assert measured.shortage == pytest.approx((0.75, 0.875, 1))
     measured.look(62 * SECOND)
-    assert measured.shortage == pytest.approx((0, 0), abs=0.05)
+    assert measured.shortage == pytest.approx((0, 0, 1), abs=0.05)
 
 
-@pytest.mark.parametrize(("limit", "used"), [("200000 100000", 0.5), ("50000 100000", 1.0), ("max 100000", 0.1)])
-def test_a_containers_quota_is_used_up_before_the_host_is_busy(kernel: Kernel, limit: str, used: float) -> None:
+@pytest.mark.parametrize(
+    ("limit", "used", "processors"), [("200000 100000", 0.5, 1), ("50000 100000", 1.0, 0.5), ("max 100000", 0.1, 1)]
+)
+def test_a_containers_quota_is_used_up_before_the_host_is_busy(
+    kernel: Kernel, limit: str, used: float, processors: float
+) -> None:
     kernel.quota.write_text(limit + "\n")
     measured = Processors()
     measured.look(SECOND)
     kernel.count(stalled=0, idle=0.9, used=1.0)
     measured.look(2 * SECOND)
     assert measured.shortage.used == pytest.approx(used)
+    assert measured.shortage.processors == processors
 
 
 @pytest.mark.parametrize("name", ["pressure", "stat", "quota", "usage"])
@@ -96,7 +101,7 @@ def test_files_of_another_form_end_nothing(kernel: Kernel, name: str, text: str)
     measured = Processors()
     for second in range(1, 4):
         measured.look(second * SECOND)
-        assert all(0 <= share <= 1 for share in measured.shortage)
+        assert all(0 <= share <= 1 for share in measured.shortage[:2])
 
 
 def test_processors_that_are_numbered_anew_count_all(kernel: Kernel, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -117,7 +122,7 @@ def test_a_kernel_that_does_not_count_shows_no_shortage(kernel: Kernel, empty: b
     measured = Processors()
     measured.look(SECOND)
     measured.look(2 * SECOND)
-    assert measured.shortage == (0, 1)
+    assert measured.shortage == (0, 1, 1)
 
 
 def test_the_price_of_a_row_is_that_of_a_full_group_or_more(provider: BatchingProvider) -> None:

@@ -251,12 +251,29 @@ class TestCompany:
     def pace(self, size: int = 8, gap: float = 0.001) -> Pace:
         pace = Pace()
         for turn in range(100):
-            pace.launched(size, int((turn + 1) * size * gap * SECOND), 1)
+            pace.launched(size, int((turn + 1) * size * gap * SECOND), 1, size)
         return pace
 
-    def of(self, pace: Pace, used: float, *, curve: CostCurve | None = None, pipelined: bool = False) -> Patience:
-        """While a thread waits for a processor for as large a share of the time as processors are ``used``."""
-        return patience(curve or self.curve, pace, Shortage(used, used), self.limits, pipelined=pipelined)
+    def of(
+        self,
+        pace: Pace,
+        used: float,
+        *,
+        curve: CostCurve | None = None,
+        together: int = 0,
+        processors: int = 1,
+        pipelined: bool = False,
+    ) -> Patience:
+        """While a thread waits for a processor for as large a share of the time as processors are ``used``.
+        ``together``: of all kinds, if they are more than the pace's own."""
+        return patience(
+            curve or self.curve,
+            pace,
+            Shortage(used, used, processors),
+            self.limits,
+            together=max(together, pace.reach),
+            pipelined=pipelined,
+        )
 
     def decide(self, count: int, patience: Patience, waited: float, workers: int = 1) -> tuple[list[int], int | None]:
         now_ns = 5 * SECOND
@@ -271,8 +288,19 @@ class TestCompany:
 
     def test_a_full_group_is_worth_the_wait_where_others_wait_for_a_processor(self) -> None:
         assert self.of(self.pace(), 0.95).least == 8
-        assert patience(self.curve, self.pace(), Shortage(0.0, 1.0), self.limits, pipelined=False).least == 1
-        assert [self.of(self.pace(), used).least for used in (0.3, 0.5, 0.6, 0.7)] == [1, 2, 4, 8]
+        assert [self.of(self.pace(), used).least for used in (0.3, 0.4, 0.6, 0.7)] == [1, 2, 4, 8]
+
+    def test_nothing_waits_where_each_request_has_a_processor(self) -> None:
+        """Busy as they are, nobody waits for one."""
+        shortage = Shortage(0.0, 1.0, 8)
+        assert patience(self.curve, self.pace(), shortage, self.limits, together=8, pipelined=False).least == 1
+        assert patience(self.curve, self.pace(), shortage, self.limits, together=32, pipelined=False).least == 8
+
+    def test_requests_of_other_kinds_wait_for_the_same_processors(self) -> None:
+        pace = self.pace(size=2)
+        pace.launched(2, int(0.202 * SECOND), 4, 2)  # a trial has shown that no more come
+        assert self.of(pace, 0.95, processors=4).least == 1
+        assert self.of(pace, 0.95, processors=4, together=16).least == 2
 
     def test_nothing_waits_for_what_comes_too_seldom(self) -> None:
         assert self.of(self.pace(gap=1.0), 0.95).least == 1
@@ -283,7 +311,7 @@ class TestCompany:
 
     def test_a_wait_is_bounded(self) -> None:
         """By what it can save, by how long those that are expected take to come, and by max_delay."""
-        assert 0.0 < self.of(self.pace(), 0.5).seconds <= 0.003
+        assert 0.0 < self.of(self.pace(), 0.4).seconds <= 0.003
         assert self.of(self.pace(gap=1e-5), 0.95).seconds <= 2 * 8 * 1e-5
         assert self.of(self.pace(), 1.0).seconds <= self.limits.max_delay
 
@@ -318,25 +346,41 @@ class TestCompany:
         for _ in range(1000):
             now += 0.001
             found = self.of(pace, 0.95)
-            pace.launched(1, int(now * SECOND), found.least)
+            pace.launched(1, int(now * SECOND), found.least, 1)
             waited += found.least > 1
             now += found.seconds if found.least > 1 else 0.0
-        assert 0 < waited <= 20
+        assert 0 < waited < 10
         assert pace.reach == 1
 
-    def test_a_closed_loop_of_eight_is_recognised(self) -> None:
-        """After a client that was alone, eight come: three meet while a batch is computed, and a wait brings more."""
+    def test_those_that_are_under_way_together_are_waited_for(self) -> None:
+        """Five are computed while three wait: the three soon wait for the five to come back."""
         pace = Pace()
-        for turn in range(1000):
-            pace.launched(1, turn * 4_000_000, self.of(pace, 0.95).least)
-        for turn in range(500):
+        for turn in range(20):
             least = self.of(pace, 0.95).least
-            pace.launched(max(3, least), 4 * SECOND + turn * 4_000_000, least)
+            pace.launched(max(3, least), turn * 4_000_000, least, 8)
         assert self.of(pace, 0.95).least == 8
+
+    def test_those_that_never_wait_together_are_found_by_a_trial(self) -> None:
+        """Each is computed before the next comes, and yet a wait would bring eight."""
+        pace = Pace()
+        for turn in range(100):
+            least = self.of(pace, 0.95).least
+            pace.launched(least, turn * 1_000_000, least, least)
+        assert pace.reach == 8
+
+    def test_company_that_has_gone_is_not_waited_for(self) -> None:
+        """Of eight clients, two are left."""
+        pace = self.pace()
+        vain = 0
+        for turn in range(1000):
+            least = self.of(pace, 0.95).least
+            pace.launched(min(2, least), 2 * SECOND + turn * 2_000_000, least, 2)
+            vain += least > 2
+        assert vain < 20
 
     def test_a_silence_says_little_of_the_pace(self) -> None:
         pace = self.pace()
-        pace.launched(8, int((0.8 + 3600) * SECOND), 1)
+        pace.launched(8, int((0.8 + 3600) * SECOND), 1, 8)
         assert pace.gap <= 0.004
 
 

@@ -32,6 +32,8 @@ struct gp_consumer {
     uint64_t held_since_ns[GP_CLASSES]; /* what waits for company has done so since; 0: nothing does */
     uint64_t held_ns[GP_CLASSES];       /* how long what is ready did */
 
+    struct gp_crowd_counts crowd;
+
     pthread_mutex_t small_lock; /* never held together with another */
     struct gp_small_batch small[GP_SMALL_BATCHES];
     uint32_t small_count;
@@ -86,7 +88,7 @@ static void drop_waiter(gp_consumer *consumer, uint32_t slot)
 }
 
 /* An orphaned request ends here. One thread wins the slot; the word tells. */
-static void free_orphan(gp_consumer *consumer, uint32_t slot, uint32_t generation)
+static void free_orphan(gp_consumer *consumer, uint32_t class_index, uint32_t slot, uint32_t generation)
 {
     uint32_t orphaned = GP_WORD(generation, GP_ORPHANED);
 
@@ -94,6 +96,7 @@ static void free_orphan(gp_consumer *consumer, uint32_t slot, uint32_t generatio
                                                  GP_WORD(generation, GP_CLAIMED), memory_order_acq_rel,
                                                  memory_order_acquire))
         return;
+    gp_crowd_ends(&consumer->crowd, class_index);
     drop_waiter(consumer, slot);
     OPENSSL_cleanse(consumer->queue->output + (size_t)slot * GP_MAX_BYTES, GP_MAX_BYTES);
     gp_client_release(consumer->client, slot);
@@ -137,7 +140,9 @@ void gp_consumer_drain(gp_consumer *consumer)
         consumer->last_ns[class_index] = submitted_ns;
         gp_slot_list_push(&consumer->waiting[class_index], queue->depth, slot);
         consumer->awaited[class_index] = 1;
+        gp_crowd_begins(&consumer->crowd, class_index, submitted_ns > atomic_load(&consumer->completed_ns));
     }
+    gp_crowd_looked(&consumer->crowd);
 }
 
 /* ---- waiting for company ---- */
@@ -202,6 +207,11 @@ static uint64_t next_due_ns(const gp_consumer *consumer, const struct gp_class_r
 uint64_t gp_consumer_held_ns(const gp_consumer *consumer, uint32_t class_index)
 {
     return consumer->held_ns[class_index];
+}
+
+struct gp_crowd gp_consumer_crowd(const gp_consumer *consumer, uint32_t class_index)
+{
+    return gp_crowd_of(&consumer->crowd, class_index);
 }
 
 /* ---- small batches ---- */
@@ -276,6 +286,7 @@ static enum served serve_small(gp_consumer *consumer, const struct gp_class_rule
         return NOTHING;
     overdue = due_ns(consumer, batch.class_index, &rules[batch.class_index]) != 0;
     batch.held_ns = gp_consumer_held_ns(consumer, batch.class_index);
+    batch.crowd = gp_consumer_crowd(consumer, batch.class_index);
     gp_consumer_take_group(consumer, batch.class_index, GP_SMALL_BATCH, &group);
     if (group.requests == 0)
         return SERVED; /* they were orphans */
@@ -369,7 +380,7 @@ uint32_t gp_consumer_take(gp_consumer *consumer, uint32_t class_index, uint32_t 
         uint8_t *input = inputs + (size_t)taken * stride;
 
         if (!change_state(consumer, slot, generation, GP_SUBMITTED, GP_RUNNING)) {
-            free_orphan(consumer, slot, generation);
+            free_orphan(consumer, class_index, slot, generation);
             continue;
         }
         if (bytes > stride)
@@ -383,6 +394,7 @@ uint32_t gp_consumer_take(gp_consumer *consumer, uint32_t class_index, uint32_t 
     }
     consumer->silence_ns[class_index] = 0; /* those that are left had company */
     consumer->held_since_ns[class_index] = consumer->held_ns[class_index] = 0;
+    gp_crowd_taken(&consumer->crowd, class_index);
     return taken;
 }
 
@@ -430,7 +442,7 @@ static void complete(gp_consumer *consumer, gp_request_handle handle, const uint
     if (slot >= consumer->queue->depth)
         return;
     if (!change_state(consumer, slot, generation, GP_RUNNING, GP_FINISHING)) {
-        free_orphan(consumer, slot, generation);
+        free_orphan(consumer, GP_CLASS_OF(stride), slot, generation);
         return;
     }
     /* A copy: as soon as DONE is published the slot may be someone else's. */
@@ -445,10 +457,11 @@ static void complete(gp_consumer *consumer, gp_request_handle handle, const uint
         gp_wait_set_error(waiter.wait);
     /* Counted first: who gets a result sees it counted. */
     atomic_fetch_add_explicit(&consumer->completed, 1, memory_order_relaxed);
+    gp_crowd_ends(&consumer->crowd, GP_CLASS_OF(stride));
     if (!ok)
         atomic_fetch_add_explicit(&consumer->failed, 1, memory_order_relaxed);
     if (!change_state(consumer, slot, generation, GP_FINISHING, ok ? GP_DONE_OK : GP_DONE_ERR)) {
-        free_orphan(consumer, slot, generation);
+        free_orphan(consumer, GP_CLASS_OF(stride), slot, generation);
         return;
     }
     collect_pin(consumer, pinned, waiter.key);
@@ -522,7 +535,7 @@ void gp_consumer_drop_orphans(gp_consumer *consumer, uint32_t class_index)
         uint32_t word = atomic_load_explicit(&queue->word[slot], memory_order_acquire);
 
         if (GP_STATE(word) == GP_ORPHANED)
-            free_orphan(consumer, slot, GP_GENERATION(word));
+            free_orphan(consumer, class_index, slot, GP_GENERATION(word));
         else
             gp_slot_list_push(list, queue->depth, slot);
     }

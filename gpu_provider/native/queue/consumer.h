@@ -8,6 +8,7 @@
 #include <stdint.h>
 
 #include "queue/client.h"
+#include "queue/crowd.h"
 #include "types.h"
 
 /* cffi: */
@@ -58,6 +59,9 @@ int gp_consumer_is_alone(const gp_consumer *consumer, uint32_t class_index, uint
  * The thread of gp_consumer_wait only. */
 uint64_t gp_consumer_held_ns(const gp_consumer *consumer, uint32_t class_index);
 
+/* How many requests were under way at the same time before gp_consumer_take(). The thread of gp_consumer_wait only. */
+struct gp_crowd gp_consumer_crowd(const gp_consumer *consumer, uint32_t class_index);
+
 /* Any thread. outputs: [count][stride]. ok[i]: 1 for a result, 0 for ERR. Wakes every waiter; no lock is held then.
  * Completing a handle twice, or one that was orphaned, does nothing. */
 void gp_consumer_complete(gp_consumer *consumer, uint32_t count, const gp_request_handle *handles,
@@ -74,6 +78,7 @@ struct gp_small_batch {
     uint64_t held_ns;   /* how long they waited for company, though they could have been computed */
     uint64_t waited_ns; /* from the submission of the oldest request to the launch */
     uint64_t executed_ns;
+    struct gp_crowd crowd; /* before it was taken */
 };
 
 /* Any thread. Copies the records of the small batches that were not taken yet, oldest first, and with `take` takes
