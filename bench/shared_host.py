@@ -16,8 +16,8 @@ from itertools import accumulate, count
 import numpy as np
 from numpy.typing import NDArray
 
-from gpu_provider.costs import CostCurve
 from gpu_provider.client import Crowd
+from gpu_provider.costs import CostCurve
 from gpu_provider.engine.pace import Paces
 from gpu_provider.engine.scheduler import NO_PATIENCE, Launch, Patience, Shortage, Waiting, decide, patience
 from gpu_provider.kinds import Kind
