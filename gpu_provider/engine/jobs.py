@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -148,7 +148,7 @@ class RsaJob(Job):
         """Takes up to ``count`` waiting requests out of the queue; None if all were orphaned. The batching thread
         only."""
         held_ns = lib.gp_consumer_held_ns(client.consumer, kind.class_index)
-        crowd = lib.gp_consumer_crowd(client.consumer, kind.class_index)
+        crowd: Any = lib.gp_consumer_crowd(client.consumer, kind.class_index)
         taken = _take(client, kind, count, buffers)
         if not taken:
             return None
