@@ -188,6 +188,8 @@ def _check(field: str, value: object, annotation: Any) -> None:
 
 
 def _convert(value: object, annotation: Any, strict: bool = True) -> Any:
+    if isinstance(value, str) and _is_list(annotation):
+        value = [value]
     return msgspec.convert(value, annotation, strict=strict, dec_hook=_convert_path)
 
 

@@ -18,8 +18,9 @@ if TYPE_CHECKING:
 
 __all__ = ["SignalHandlers"]
 
-_ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
-_HARMLESS = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGPIPE, signal.SIGTTOU)
+_ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGUSR1)
+"""SIGQUIT and SIGUSR1 as nginx and HAProxy take them, for scripts that were made for those."""
+_HARMLESS = (signal.SIGUSR2, signal.SIGPIPE, signal.SIGTTOU)
 """SIGTTOU would stop a background program that writes to a terminal."""
 
 

@@ -17,7 +17,7 @@ from gpu_provider.errors import ConfigError
 if TYPE_CHECKING:
     from collections.abc import Callable, MutableMapping
 
-__all__ = ["Systemd", "inherited_listener"]
+__all__ = ["Systemd", "inherited_listener", "inherited_sockets"]
 
 _FIRST_DESCRIPTOR = 3
 _LOOK_SECONDS = 1.0
@@ -73,18 +73,31 @@ class Systemd:
             _log.warning("systemd can't be told", state=state, reason=os.strerror(error.errno or 0))
 
 
-def inherited_listener(environ: MutableMapping[str, str] = os.environ) -> socket.socket | None:
-    """The listening socket that systemd has opened for this process (socket activation), if it has. Raises ConfigError
-    if it is not one that programs can connect to."""
+def inherited_sockets(environ: MutableMapping[str, str] = os.environ) -> list[tuple[str, socket.socket]]:
+    """The sockets that systemd has opened for this process (socket activation), each with the name of its unit or of
+    its ``FileDescriptorName=``; none if there are none. Takes the variables out of the environment."""
     for_this_process = environ.pop("LISTEN_PID", "") == str(os.getpid())
     count = environ.pop("LISTEN_FDS", "")
-    environ.pop("LISTEN_FDNAMES", None)
-    if not for_this_process:
+    names = environ.pop("LISTEN_FDNAMES", "").split(":")
+    if not for_this_process or not count.isdecimal():
+        return []
+    sockets = []
+    for number in range(int(count)):
+        os.set_inheritable(_FIRST_DESCRIPTOR + number, False)
+        name = names[number] if number < len(names) else ""
+        sockets.append((name, socket.socket(fileno=_FIRST_DESCRIPTOR + number)))
+    return sockets
+
+
+def inherited_listener(environ: MutableMapping[str, str] = os.environ) -> socket.socket | None:
+    """The one socket that systemd has opened for programs to connect to, if it has. Raises ConfigError if it is not
+    one that they can connect to."""
+    sockets = inherited_sockets(environ)
+    if not sockets:
         return None
-    if count != "1":
-        raise ConfigError(f"systemd passes {count} sockets, but there is one for programs; remove the others")
-    os.set_inheritable(_FIRST_DESCRIPTOR, False)
-    listener = socket.socket(fileno=_FIRST_DESCRIPTOR)
+    if len(sockets) > 1:
+        raise ConfigError(f"systemd passes {len(sockets)} sockets, but there is one for programs; remove the others")
+    _, listener = sockets[0]
     listens = listener.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
     if (listener.family, listener.type, listens) != (socket.AF_UNIX, socket.SOCK_SEQPACKET, 1):
         raise ConfigError("the socket that systemd passes is not ListenSequentialPacket= with a path")

@@ -14,7 +14,7 @@ from terminator_process import (
 )
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGQUIT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGUSR1])
 def test_open_connections_finish_and_new_ones_are_refused(tmp_path, number):
     with echo_terminator(tmp_path) as terminator:
         with terminator.connect() as client:
@@ -129,7 +129,7 @@ def test_connections_that_do_not_end_are_cut_off_after_the_timeout(tmp_path):
         assert client.recv(1) == b""
 
 
-@pytest.mark.parametrize("second", [signal.SIGTERM, signal.SIGINT, signal.SIGQUIT])
+@pytest.mark.parametrize("second", [signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGUSR1])
 def test_signals_that_come_together_are_one(tmp_path, second):
     """``timeout`` and others send one to the process and one to its group."""
     with echo_terminator(tmp_path) as terminator:

@@ -177,22 +177,23 @@ def test_a_socket_that_is_not_what_programs_use_is_a_mistake(directory, flags, s
 
 
 def test_the_units_are_valid(tmp_path):
-    for name in ("gpu-provider.service", "gpu-provider.socket"):
+    units = sorted(path.name for path in UNITS.iterdir() if path.suffix in {".service", ".socket"})
+    assert len(units) == 4
+    for name in units:
         text = (UNITS / name).read_text()
-        assert (STARTS in text) == (name == "gpu-provider.service")
+        assert (STARTS in text) == name.endswith(".service")
         (tmp_path / name).write_text(text.replace(STARTS, f"ExecStart={PROGRAM} "))
     dropins = tmp_path / "gpu-provider.service.d"
     dropins.mkdir()
     shutil.copy(UNITS / "gpu.conf", dropins)
     analyze = [find_program("systemd-analyze"), "verify", "--man=no"]
-    for name in ("gpu-provider.service", "gpu-provider.socket"):
+    for name in units:
         run = subprocess.run([*analyze, tmp_path / name], capture_output=True, text=True, timeout=TIMEOUT, check=False)
         assert (run.returncode, run.stderr) == (0, "")
 
 
-def test_the_service_can_do_little_but_compute():
+@pytest.mark.parametrize("unit", ["gpu-provider.service", "gpu-provider-terminator.service"])
+def test_the_service_can_do_little_but_compute(unit):
     analyze = [find_program("systemd-analyze"), "security", "--offline=true", "--threshold=20", "--no-pager"]
-    run = subprocess.run(
-        [*analyze, UNITS / "gpu-provider.service"], capture_output=True, text=True, timeout=TIMEOUT, check=False
-    )
+    run = subprocess.run([*analyze, UNITS / unit], capture_output=True, text=True, timeout=TIMEOUT, check=False)
     assert run.returncode == 0, run.stdout

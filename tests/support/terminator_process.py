@@ -24,7 +24,7 @@ from tls_peers import unverifying_client_context
 from gpu_provider import tls
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
 COMMAND = (sys.executable, "-P", "-m", "gpu_provider.commands.cli")
@@ -81,13 +81,17 @@ class Terminator(AdminPort):
         upstream: str,
         settings: Mapping[str, str] | None = None,
         first: str = "",
+        descriptors: Sequence[int] = (),
     ) -> None:
-        """``first``: commands for sh, which then becomes the terminator: ``ulimit -n 64``."""
-        addresses = () if "--listen" in flags else ("--listen", "127.0.0.1:0")
-        self._command = [*COMMAND, "terminator", *addresses, "--admin", "127.0.0.1:0", "--upstream", upstream, *flags]
+        """``first``: commands for bash, which then becomes the terminator: ``ulimit -n 64``. ``descriptors``: which it
+        inherits."""
+        addresses = () if "--listen" in flags or descriptors else ("--listen", "127.0.0.1:0")
+        admin = () if "--admin" in flags else ("--admin", "127.0.0.1:0")
+        self._command = [*COMMAND, "terminator", *addresses, *admin, "--upstream", upstream, *flags]
         self._settings = dict(settings or {})
         if first:
-            self._command = ["sh", "-c", f'{first}; exec "$@"', "sh", *self._command]
+            self._command = ["bash", "-c", f'{first}; exec "$@"', "bash", *self._command]
+        self._descriptors = descriptors
         self.events: list[dict[str, Any]] = []
         self.other_lines: list[str] = []
         self._changed = threading.Condition()
@@ -95,7 +99,11 @@ class Terminator(AdminPort):
 
     def __enter__(self) -> Self:
         self.process = subprocess.Popen(
-            self._command, env=environment(**self._settings), stderr=subprocess.PIPE, text=True
+            self._command,
+            env=environment(**self._settings),
+            stderr=subprocess.PIPE,
+            text=True,
+            pass_fds=self._descriptors,
         )
         self._reader = threading.Thread(target=self._read_log)
         self._reader.start()

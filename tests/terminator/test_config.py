@@ -101,7 +101,7 @@ def test_value_of_another_kind_is_refused_by_the_flag(check, flag):
 
 @pytest.mark.parametrize("missing", ["listen", "upstream", "cert"])
 def test_what_must_be_given(check, tmp_path, missing):
-    given = {"listen": "127.0.0.1:0", "upstream": "127.0.0.1:9", "cert": "c.pem"}
+    given = {"listen": "127.0.0.1:0", "upstream": "127.0.0.1:9", "cert": "c.pem", "key": "k.pem"}
     flags = [part for name, value in given.items() if name != missing for part in (f"--{name}", value)]
     line = the_error(check(*flags))
     assert f"{missing} is not given" in line

@@ -107,7 +107,7 @@ def write(directory: Path, key: Key, *chain: x509.Certificate, stem: str = "made
 @pytest.mark.parametrize(
     ("flag", "values"),
     [
-        ("--listen", ("127.0.0.1:0", "127.0.0.1:0")),
+        ("--upstream", ("127.0.0.1:9", "127.0.0.1:9")),
         ("--upstream", ("127.0.0.1:8", "127.0.0.1:9")),
         ("--admin", ("off", "127.0.0.1:0")),
         ("--queue-depth", ("1", "2")),
@@ -125,7 +125,8 @@ def test_flag_with_one_value_given_twice(
 
 
 def test_misspelt_variable_is_named_even_if_a_setting_is_missing(tmp_path: Path) -> None:
-    result = run_command("terminator", *write_credentials(tmp_path), GPU_PROVIDER_LISTN="127.0.0.1:0")
+    flags = ["--upstream", "127.0.0.1:9", *write_credentials(tmp_path)]
+    result = run_command("terminator", *flags, GPU_PROVIDER_LISTN="127.0.0.1:0")
     assert result.returncode == 2
     warning, error = result.stderr.splitlines()
     assert "GPU_PROVIDER_LISTN is not a setting and has no effect; GPU_PROVIDER_LISTEN is" in warning

@@ -19,7 +19,7 @@ import os, signal, sys
 class Finder:
     def find_spec(self, name, *_):
         if name == "gpu_provider.tls":
-            for number in (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
+            for number in (signal.SIGHUP, signal.SIGUSR2):
                 os.kill(os.getpid(), number)
 sys.meta_path.insert(0, Finder())
 """
@@ -62,7 +62,7 @@ def patched(directory, upstream, patch):
     return Terminator(*write_credentials(directory), upstream=upstream.address, settings={"PYTHONPATH": str(directory)})
 
 
-@pytest.mark.parametrize("name", ["SIGUSR1", "SIGUSR2", "SIGPIPE", "SIGTTOU"])
+@pytest.mark.parametrize("name", ["SIGUSR2", "SIGPIPE", "SIGTTOU"])
 def test_harmless_ones_do_nothing(tmp_path, name):
     with echo_terminator(tmp_path) as terminator:
         with terminator.connect() as client:
@@ -83,13 +83,13 @@ def test_those_that_come_while_it_is_imported_do_nothing(tmp_path):
 
 
 def test_a_reload_asked_for_during_the_start_is_made_afterwards(tmp_path):
-    patch = AFTER_LOADING.format(names=["SIGHUP", "SIGUSR1"])
+    patch = AFTER_LOADING.format(names=["SIGHUP", "SIGUSR2"])
     with Upstream(echo) as upstream, patched(tmp_path, upstream, patch) as terminator:
         terminator.wait_for(RELOADED)
         assert terminator.echo() == b"are you there?"
 
 
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGQUIT"])
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGQUIT", "SIGUSR1"])
 def test_an_end_asked_for_during_the_start_is_an_end_without_complaint(tmp_path, name):
     (tmp_path / "sitecustomize.py").write_text(AFTER_LOADING.format(names=[name, name]))
     flags = ["--listen", "127.0.0.1:0", "--admin", "off", "--upstream", refused_address(), *write_credentials(tmp_path)]

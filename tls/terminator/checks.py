@@ -57,26 +57,30 @@ def _check_backend(config: TerminatorConfig) -> None:
 
 def _check_addresses(config: TerminatorConfig, upstream: tuple[Resolved, ...]) -> list[str]:
     with named("listen"):
-        listen = resolve(config.listen_address, to_listen=True)
+        listen = [one for address in config.listen_addresses for one in resolve(address, to_listen=True)]
     with named("admin"):
         admin = () if config.admin_address is None else resolve(config.admin_address, to_listen=True)
     for one in listen:
         for other in admin:
             if _same_port(one, other) and (_host(one) == _host(other) or _is_any(one) or _is_any(other)):
                 raise ConfigError(
-                    f"listen = {config.listen!r} and admin = {config.admin!r} need the same port of the same address; "
+                    f"listen = {_shown(config)} and admin = {config.admin!r} need the same port of the same address; "
                     "give one of them another port"
                 )
     for target in upstream:
         if any(_reaches(target, listener) for listener in listen):
             raise ConfigError(
-                f"upstream = {config.upstream!r} leads back to listen = {config.listen!r} "
+                f"upstream = {config.upstream!r} leads back to listen = {_shown(config)} "
                 f"({format_address(target.address)}): each connection would open another one to this terminator; "
                 "name the server that is to get the decrypted bytes"
             )
         if any(_reaches(target, listener) for listener in admin):
             return [f"upstream = {config.upstream!r} is the admin port: its metrics would be served to every client"]
     return []
+
+
+def _shown(config: TerminatorConfig) -> str:
+    return ", ".join(map(repr, config.listen))
 
 
 def _host(one: Resolved) -> str:

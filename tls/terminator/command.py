@@ -26,14 +26,14 @@ separated by commas) or in the TOML file of --config (queue_depth = 4096, cert =
 environment, the environment over the file.
 
 signals:
-  SIGTERM, SIGINT, SIGQUIT  accept only the connections that the system has begun, let all of them finish for
-                            --drain-timeout seconds, then cut them off; a second signal, at least a second later,
-                            cuts them off at once
-  SIGHUP                    reload the certificate and key files, for new connections; on any error the old ones
-                            stay
+  SIGTERM, SIGINT, SIGQUIT, SIGUSR1
+            after --drain-delay, accept only the connections that the system has begun, let all of them finish for
+            --drain-timeout seconds, then cut them off; a second signal, at least a second later, cuts them off at
+            once
+  SIGHUP    reload the certificate and key files, for new connections; on any error the old ones stay
   with --workers, send them to the first process; a worker that gets SIGTERM itself finishes its connections and is
   replaced, and one that dies is replaced too
-  SIGUSR1, SIGUSR2          nothing
+  SIGUSR2   nothing
 
 exit codes:
   0  ended on a signal, every connection had finished

@@ -24,14 +24,16 @@ class TerminatorConfig(ProviderConfig, frozen=True, kw_only=True, forbid_unknown
     """All settings of ``gpu-provider terminator``: its own, and those of the batching provider."""
 
     listen: Annotated[
-        str,
+        tuple[str, ...],
+        Meta(description="a HOST:PORT, or several"),
         Shown(
             "addresses",
             "HOST:PORT",
             "accept TLS connections on this HOST:PORT; `[::1]:443` for IPv6, `:443` for every interface, port 0 for "
-            "any free one. Must be given",
+            "any free one; repeat for more. Must be given, unless systemd passes the sockets",
+            default="none",
         ),
-    ] = ""
+    ] = ()
 
     upstream: Annotated[
         str, Shown("addresses", "HOST:PORT", "relay the decrypted bytes to this HOST:PORT. Must be given")
@@ -42,6 +44,17 @@ class TerminatorConfig(ProviderConfig, frozen=True, kw_only=True, forbid_unknown
         str,
         Shown("addresses", "HOST:PORT", "serve `/livez`, `/readyz` and `/metrics` on this HOST:PORT; `off`: nowhere"),
     ] = TERMINATOR_ADDRESS
+
+    handover: Annotated[
+        Annotated[Path, Meta(description="a path")] | None,
+        Shown(
+            "addresses",
+            "PATH",
+            "a Unix socket: who is started with the same takes the listening sockets over from the one that runs, "
+            "which then ends as on SIGTERM. No connection is lost between the two",
+            default="none",
+        ),
+    ] = None
 
     cert: Annotated[
         tuple[Path, ...],
@@ -103,6 +116,17 @@ class TerminatorConfig(ProviderConfig, frozen=True, kw_only=True, forbid_unknown
         _SecondsOrNever, Shown("connections", "SECONDS", "seconds for open connections after SIGTERM; 0: none")
     ] = 30.0
 
+    drain_delay: Annotated[
+        _SecondsOrNever,
+        Shown(
+            "connections",
+            "SECONDS",
+            "seconds after SIGTERM in which connections are still accepted, while `/readyz` says that it is draining: "
+            "load balancers need time to look elsewhere",
+            default="none",
+        ),
+    ] = 0.0
+
     proxy_protocol: Annotated[
         Literal["off", "v1", "v2"],
         Meta(description="off, v1 or v2"),
@@ -138,9 +162,8 @@ class TerminatorConfig(ProviderConfig, frozen=True, kw_only=True, forbid_unknown
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, example in (("listen", "0.0.0.0:8443"), ("upstream", "127.0.0.1:8080")):
-            if not getattr(self, name):
-                raise ConfigError(f"{name} is not given: add --{name} HOST:PORT, such as --{name} {example}")
+        if not self.upstream:
+            raise ConfigError("upstream is not given: add --upstream HOST:PORT, such as --upstream 127.0.0.1:8080")
         if not self.cert:
             raise ConfigError("cert is not given: add --cert chain.pem --key key.pem")
         if len(self.cert) != len(self.key):
@@ -157,11 +180,11 @@ class TerminatorConfig(ProviderConfig, frozen=True, kw_only=True, forbid_unknown
                 raise ConfigError(f"alpn = {protocol!r}: a name has no comma or space in it; write {flags}")
             if not protocol.isascii() or len(protocol) > 255:
                 raise ConfigError(f"alpn = {protocol!r}: a protocol name is 1 to 255 ASCII characters, such as h2")
-        _ = self.listen_address, self.upstream_address, self.admin_address
+        _ = self.listen_addresses, self.upstream_address, self.admin_address
 
     @property
-    def listen_address(self) -> Address:
-        return _address("listen", self.listen, any_host=True)
+    def listen_addresses(self) -> tuple[Address, ...]:
+        return tuple(_address("listen", each, any_host=True) for each in self.listen)
 
     @property
     def upstream_address(self) -> Address:

@@ -37,8 +37,9 @@ if TYPE_CHECKING:
     from gpu_provider.tls.terminator.computing import Computing
     from gpu_provider.tls.terminator.config import TerminatorConfig
     from gpu_provider.tls.terminator.metrics import TerminatorMetrics
+    from gpu_provider.tls.terminator.sockets import Sockets
 
-__all__ = ["EXIT_CLEAN", "EXIT_FAILED", "EXIT_FORCED", "Terminator", "Worker"]
+__all__ = ["EXIT_CLEAN", "EXIT_FAILED", "EXIT_FORCED", "Terminator", "Worker", "is_set_within"]
 
 EXIT_CLEAN = 0
 EXIT_FORCED = 3
@@ -90,9 +91,7 @@ class Terminator:
         self.has_started = False
         registry.register(metrics)
 
-    async def serve(
-        self, listeners: list[socket.socket], admin_listeners: list[socket.socket], signals: SignalHandlers
-    ) -> int:
+    async def serve(self, sockets: Sockets, signals: SignalHandlers) -> int:
         """Raises ConfigError if it can't start."""
         self._loop = loop = asyncio.get_running_loop()
         self._stopping = asyncio.Event()
@@ -109,19 +108,19 @@ class Terminator:
         signals.deliver_to(loop, self._on_signal)
         if isinstance(self._computing, ServiceProvider):
             self._computing.fire_callbacks_on(loop)
-        await admin.start(admin_listeners)
+        await admin.start(sockets.admin)
         if supervised is not None:
             await supervised.start()
-        server.start(listeners, _connections_allowed(self._config))
+        server.start(sockets.listeners, _connections_allowed(self._config))
         # What start-up created stays until the end: garbage collections need not walk it again and again.
         gc.collect()
         gc.freeze()
         _report_certificates(self._metrics.certificates)
         _log.info(
             "ready" if self._worker is None else "worker is ready",
-            listen=[format_address(listener.getsockname()) for listener in listeners],
+            listen=[format_address(listener.getsockname()) for listener in sockets.listeners],
             upstream=self._config.upstream,
-            admin=[format_address(listener.getsockname()) for listener in admin_listeners],
+            admin=[format_address(listener.getsockname()) for listener in sockets.admin],
             backend=backend_name(self._computing),
             event_loop=type(loop).__module__.partition(".")[0],
         )
@@ -130,13 +129,20 @@ class Terminator:
         if supervised is not None:
             supervised.tell("ready")
         self._systemd.ready()
-        while not await _is_set_within(self._stopping, self._systemd.look_seconds):
+        sockets.accepting(self._config.handover, self._stop)
+        while not await is_set_within(self._stopping, self._systemd.look_seconds):
             self._systemd.alive(pulse)
             self._look_for_failure()
         self._systemd.stopping()
         if supervised is not None:
             supervised.tell("stopping")
-        server.stop_accepting()
+        if sockets.kept:
+            await admin.close()  # a successor answers there
+        elif self._config.drain_delay and self._failure is None:
+            _log.info("still accepting connections", seconds=self._config.drain_delay)
+            await is_set_within(self._hurry, self._config.drain_delay)
+        sockets.close()
+        server.stop_accepting(for_others=sockets.kept)
         _log.info("draining", connections=self._metrics.open, seconds=self._config.drain_timeout)
         clean = await server.drain(self._config.drain_timeout, self._hurry)
         for reload in self._reloads:
@@ -246,7 +252,8 @@ class Terminator:
             _log.info("certificates reloaded", certificates=len(certificates.all))
 
 
-async def _is_set_within(event: asyncio.Event, seconds: float) -> bool:
+async def is_set_within(event: asyncio.Event, seconds: float) -> bool:
+    """Waits so long for it."""
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(seconds):
             await event.wait()

@@ -32,18 +32,18 @@ from gpu_provider.supervised import Task
 from gpu_provider.systemd import Systemd
 from gpu_provider.tls import TicketKeys
 from gpu_provider.tls.terminator.child import Child
-from gpu_provider.tls.terminator.lifecycle import EXIT_CLEAN, EXIT_FAILED, EXIT_FORCED
+from gpu_provider.tls.terminator.lifecycle import EXIT_CLEAN, EXIT_FAILED, EXIT_FORCED, is_set_within
 from gpu_provider.tls.terminator.listening import refuse_newcomers
 from gpu_provider.tls.terminator.reports import Reports
 
 if TYPE_CHECKING:
-    import socket
     from collections.abc import Coroutine, Iterator, Sequence
 
     from prometheus_client.metrics_core import Metric
 
     from gpu_provider.signals import SignalHandlers
     from gpu_provider.tls.terminator.config import TerminatorConfig
+    from gpu_provider.tls.terminator.sockets import Sockets
 
 __all__ = ["Master"]
 
@@ -83,12 +83,11 @@ class Master(Collector):
         self._replacements = 0
         self._service_restarts = 0
 
-    async def serve(
-        self, listeners: list[socket.socket], admin_listeners: list[socket.socket], signals: SignalHandlers
-    ) -> int:
+    async def serve(self, sockets: Sockets, signals: SignalHandlers) -> int:
         """Returns the exit code. Raises ConfigError if a process can't start."""
         self._loop = asyncio.get_running_loop()
         self._stopping = asyncio.Event()
+        self._hurry = asyncio.Event()
         self._stopped_at = self._reloaded_at = 0.0
         registry = CollectorRegistry()
         registry.register(self._reports)
@@ -101,23 +100,30 @@ class Master(Collector):
             TicketKeys(memory=memory)  # makes the first key, which stays there
             service = self._config.service or stack.enter_context(_directory()) / "service"
             try:
-                starting = self._start_all(service, [listener.fileno() for listener in listeners], memory)
+                starting = self._start_all(service, [listener.fileno() for listener in sockets.listeners], memory)
                 if await self._unless_stopping(starting):
-                    await admin.start(admin_listeners)
+                    await admin.start(sockets.admin)
                     _log.info(
                         "ready",
-                        listen=[format_address(listener.getsockname()) for listener in listeners],
+                        listen=[format_address(listener.getsockname()) for listener in sockets.listeners],
                         upstream=self._config.upstream,
-                        admin=[format_address(listener.getsockname()) for listener in admin_listeners],
+                        admin=[format_address(listener.getsockname()) for listener in sockets.admin],
                         workers=len(self._workers),
                         service=str(service),
                     )
                     self._systemd.ready()
+                    sockets.accepting(self._config.handover, self._stop)
                     self._keep(self._report_often())
                     self._keep(self._systemd.watch(itertools.count().__next__))
                     await self._stopping.wait()
                 self._systemd.stopping()
-                await self._drain(listeners)
+                if sockets.kept:
+                    await admin.close()  # a successor answers there
+                elif self._config.drain_delay and not self._codes:
+                    _log.info("still accepting connections", seconds=self._config.drain_delay)
+                    await is_set_within(self._hurry, self._config.drain_delay)
+                sockets.close()
+                await self._drain(sockets)
             finally:
                 for keeper in self._keepers:
                     keeper.cancel()
@@ -138,6 +144,8 @@ class Master(Collector):
             self._config,
             workers=1,
             admin="off",
+            handover=None,
+            drain_delay=0.0,
             service=service,
             max_connections=-(-self._config.max_connections // self._config.workers),
         )
@@ -241,25 +249,30 @@ class Master(Collector):
                 if child.ready.is_set() and child.name != _SERVICE_NAME:  # before, it would end
                     child.send_signal(number)
         elif not self._stopping.is_set():
-            self._stopped_at = self._loop.time()
-            self._stopping.set()
+            self._stop()
         elif self._loop.time() - self._stopped_at >= _SECOND_SIGNAL_SECONDS:
+            self._hurry.set()
             # Those that were told a moment ago would take it for the same signal.
             self._loop.call_at(self._stopped_at + _SETTLE_SECONDS + 2 * _SECOND_SIGNAL_SECONDS, self._send, number)
+
+    def _stop(self) -> None:
+        self._stopped_at = self._loop.time()
+        self._stopping.set()
 
     def _send(self, number: signal.Signals) -> None:
         for child in self._children:
             if child.name != _SERVICE_NAME:
                 child.send_signal(number)
 
-    async def _drain(self, listeners: list[socket.socket]) -> None:
+    async def _drain(self, sockets: Sockets) -> None:
         _log.info("draining", workers=len(self._serving()), seconds=self._config.drain_timeout)
         for keeper in self._keepers:
             keeper.cancel()
-        settled = [refuse_newcomers(listener) for listener in listeners]
-        await asyncio.sleep(_SETTLE_SECONDS if all(settled) else 0.0)
+        if not sockets.kept:
+            settled = [refuse_newcomers(listener) for listener in sockets.listeners]
+            await asyncio.sleep(_SETTLE_SECONDS if all(settled) else 0.0)
         self._send(signal.SIGTERM)
-        for listener in listeners:
+        for listener in sockets.listeners:
             listener.close()
         ends = [end for child, end in self._children.items() if child.name != _SERVICE_NAME]
         if ends:

@@ -15,7 +15,6 @@ from prometheus_client import CollectorRegistry
 from gpu_provider import BatchingProvider
 from gpu_provider.addresses import named, resolve
 from gpu_provider.errors import ConfigError, GpuProviderError
-from gpu_provider.listening import listen
 from gpu_provider.observe.logs import configure_logging
 from gpu_provider.service.provider import ServiceProvider
 from gpu_provider.signals import SignalHandlers
@@ -26,6 +25,7 @@ from gpu_provider.tls.terminator.lifecycle import EXIT_FAILED, Terminator
 from gpu_provider.tls.terminator.listening import raise_descriptor_limit
 from gpu_provider.tls.terminator.master import Master
 from gpu_provider.tls.terminator.metrics import TerminatorMetrics
+from gpu_provider.tls.terminator.sockets import LISTEN_IS_MISSING, Sockets
 
 if TYPE_CHECKING:
     import socket
@@ -60,6 +60,8 @@ def _start_errors() -> Iterator[None]:
 def check(config: TerminatorConfig) -> list[str]:
     """Checks everything that needs no listening: files, keys, names, and how they fit together. Returns warnings about
     what works but is surely a mistake. Raises ConfigError for what can't work."""
+    if not config.listen:
+        raise ConfigError(LISTEN_IS_MISSING)
     certificates = load_certificates(config, None)
     expired = (
         f"certificate file {str(one.path)!r} has expired: it was valid until {date(one.not_after)}"
@@ -86,16 +88,15 @@ def _run(config: TerminatorConfig, signals: SignalHandlers) -> int:
     upstream = _upstream(config)
     for warning in check_settings(config, upstream):
         _log.warning(warning)
-    listeners = listen(config.listen_address, "listen")
-    admin_listeners = listen(config.admin_address, "admin") if config.admin_address is not None else []
+    sockets = Sockets.open(config)
     if config.workers > 1:
         load_certificates(config, None)  # what is wrong is said once, and here
         master = Master(config)
         with asyncio.Runner() as runner:
-            code = runner.run(master.serve(listeners, admin_listeners, signals))
+            code = runner.run(master.serve(sockets, signals))
             signals.ignore_all()
             return code
-    return _serve(config, upstream, log, signals, listeners=listeners, admin_listeners=admin_listeners)
+    return _serve(config, upstream, log, signals, sockets=sockets)
 
 
 def run_worker(config: TerminatorConfig, listeners: list[socket.socket], worker: Worker) -> int:
@@ -105,7 +106,7 @@ def run_worker(config: TerminatorConfig, listeners: list[socket.socket], worker:
         with _start_errors():
             log = _prepare(config, worker=worker.number)
             upstream = _upstream(config)
-            return _serve(config, upstream, log, signals, listeners=listeners, admin_listeners=[], worker=worker)
+            return _serve(config, upstream, log, signals, sockets=Sockets(listeners, []), worker=worker)
     finally:
         signals.ignore_all()
 
@@ -129,8 +130,7 @@ def _serve(
     log: BackgroundWriter,
     signals: SignalHandlers,
     *,
-    listeners: list[socket.socket],
-    admin_listeners: list[socket.socket],
+    sockets: Sockets,
     worker: Worker | None = None,
 ) -> int:
     registry = CollectorRegistry()
@@ -144,7 +144,7 @@ def _serve(
         terminator = Terminator(config, computing, upstream, registry=registry, metrics=metrics, worker=worker)
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
             try:
-                code = runner.run(terminator.serve(listeners, admin_listeners, signals))
+                code = runner.run(terminator.serve(sockets, signals))
             except MemoryError:
                 if not terminator.has_started:
                     raise

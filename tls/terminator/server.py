@@ -216,9 +216,14 @@ class Server:
 
     # ---- the end ----
 
-    def stop_accepting(self) -> None:
+    def stop_accepting(self, *, for_others: bool = False) -> None:
         """Accepts only the connections that the system has begun, and then closes the listening sockets: at once or,
-        with ``max_connections`` open, as soon as there is room."""
+        with ``max_connections`` open, as soon as there is room. ``for_others``: leaves those connections to whoever has
+        the sockets too."""
+        if for_others:
+            for listener in tuple(self._listeners):
+                self._close_listener(listener)
+            return
         settled = [self._is_alone and refuse_newcomers(listener) for listener in self._listeners]
         self._loop.call_later(_SETTLE_SECONDS if all(settled) else 0.0, self._make_last_call)
 
