@@ -123,7 +123,7 @@ class TerminatorConfig(ProviderConfig, frozen=True, kw_only=True, forbid_unknown
             "SECONDS",
             "seconds after SIGTERM in which connections are still accepted, while `/readyz` says that it is draining: "
             "load balancers need time to look elsewhere",
-            default="none",
+            default="0",
         ),
     ] = 0.0
 
