@@ -154,7 +154,8 @@ void gp_tickets_after_fork(gp_tickets *tickets)
 static int newest(gp_tickets *tickets, struct key *key)
 {
     lock_ring(tickets->ring);
-    int there = now() - tickets->ring->keys[0].created < tickets->interval || rotate(tickets);
+    const struct key *last = &tickets->ring->keys[0];
+    int there = (last->created != 0 && now() - last->created < tickets->interval) || rotate(tickets);
     if (there)
         *key = tickets->ring->keys[0];
     pthread_mutex_unlock(&tickets->ring->lock);
