@@ -1,5 +1,6 @@
 """Reading certificates and private keys into a Context, with errors that name the file and the remedy."""
 
+import math
 import os
 from pathlib import Path
 from typing import Any, get_args
@@ -45,6 +46,16 @@ def _use_certificates(ctx: Any, libctx: Any, pem: bytes, what: str) -> None:
         if "no start line" in text:
             text = "PEM, but no certificate in it; is it the private key?"
         raise CertificateError(f"{what} can't be used: {text}")
+
+
+def load_crls(ctx: Any, libctx: Any, path: str) -> float:
+    end = ffi.new("int64_t *")
+    if lib.gp_credentials_add_crls(ctx, libctx, os.fsencode(path), end) < 1:
+        text = why()
+        if "no start line" in text:
+            text = "no revocation list in it (PEM: -----BEGIN X509 CRL-----)"
+        raise CertificateError(f"revocation lists can't be read from {path!r}: {text}")
+    return math.inf if end[0] == (1 << 63) - 1 else float(end[0])
 
 
 def use_privatekey_file(ctx: Any, libctx: Any, path: str, filetype: int, password: str | bytes | None) -> None:

@@ -9,6 +9,7 @@ from gpu_provider.status import AsyncStatus
 from gpu_provider.tls import constants
 from gpu_provider.tls._ssl import ffi, lib
 from gpu_provider.tls.errors import Error, check
+from gpu_provider.tls.subject import Subject, read_subject
 from gpu_provider.tls.text import c_string
 
 _NULL = ffi.NULL
@@ -155,6 +156,16 @@ class ConnectionInfo:
     def has_pending(self) -> bool:
         """Whether bytes wait inside, decrypted or not."""
         return bool(lib.SSL_has_pending(self._pointer()) == 1)
+
+    def get_verify_result(self) -> int:
+        """OpenSSL's ``X509_V_`` code for the peer's certificate; 0: it was verified, or there is none. If a session was
+        resumed, the code of its first connection."""
+        return int(lib.SSL_get_verify_result(self._pointer()))
+
+    def get_peer_subject(self) -> Subject | None:
+        """Whom the peer's certificate names; None if it has shown none. A server knows it of a resumed session too."""
+        certificate = lib.SSL_get0_peer_certificate(self._pointer())
+        return None if certificate == _NULL else read_subject(certificate)
 
     def get_peer_certificate(self) -> x509.Certificate | None:
         der = self.get_peer_certificate_der()

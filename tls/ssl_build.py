@@ -13,6 +13,7 @@ typedef struct ossl_lib_ctx_st OSSL_LIB_CTX;
 typedef struct ossl_provider_st OSSL_PROVIDER;
 typedef struct evp_pkey_st EVP_PKEY;
 typedef struct x509_st X509;
+typedef struct x509_store_st X509_STORE;
 typedef struct X509_VERIFY_PARAM_st X509_VERIFY_PARAM;
 typedef struct bio_st BIO;
 #define ERR_LIB_SSL ...
@@ -95,6 +96,10 @@ int X509_VERIFY_PARAM_clear_flags(X509_VERIFY_PARAM *parameters, unsigned long f
 unsigned long X509_VERIFY_PARAM_get_flags(const X509_VERIFY_PARAM *parameters);
 struct stack_st_X509_NAME *SSL_load_client_CA_file(const char *file);
 void SSL_CTX_set_client_CA_list(SSL_CTX *ctx, struct stack_st_X509_NAME *list);
+struct stack_st_X509_NAME *SSL_CTX_get_client_CA_list(const SSL_CTX *ctx);
+struct stack_st_X509_NAME *SSL_dup_CA_list(const struct stack_st_X509_NAME *list);
+X509_STORE *SSL_CTX_get_cert_store(const SSL_CTX *ctx);
+void SSL_CTX_set1_cert_store(SSL_CTX *ctx, X509_STORE *store);
 int SSL_CTX_set_alpn_protos(SSL_CTX *ctx, const unsigned char *protocols, unsigned int size);
 long SSL_CTX_set_mode(SSL_CTX *ctx, long mode);
 uint64_t SSL_CTX_set_options(SSL_CTX *ctx, uint64_t options);
@@ -128,6 +133,7 @@ const char *SSL_CIPHER_get_name(const SSL_CIPHER *cipher);
 const char *SSL_CIPHER_get_version(const SSL_CIPHER *cipher);
 int SSL_CIPHER_get_bits(const SSL_CIPHER *cipher, int *algorithm_bits);
 const char *SSL_get_version(const SSL *ssl);
+X509 *SSL_get0_peer_certificate(const SSL *ssl);
 X509 *SSL_get1_peer_certificate(const SSL *ssl);
 long SSL_get_verify_result(const SSL *ssl);
 SSL_SESSION *SSL_get1_session(SSL *ssl);

@@ -211,6 +211,24 @@ static int on_ticket(SSL *ssl, unsigned char *name, unsigned char *iv, EVP_CIPHE
     return result;
 }
 
+static SSL_TICKET_RETURN on_session(SSL *ssl, SSL_SESSION *session, const unsigned char *name, size_t size,
+                                    SSL_TICKET_STATUS status, void *argument)
+{
+    X509 *client = session == NULL ? NULL : SSL_SESSION_get0_peer(session);
+    (void)ssl, (void)name, (void)size, (void)argument;
+
+    if (status != SSL_TICKET_SUCCESS && status != SSL_TICKET_SUCCESS_RENEW)
+        return SSL_TICKET_RETURN_IGNORE_RENEW;
+    if (client != NULL && X509_cmp_current_time(X509_get0_notAfter(client)) <= 0)
+        return SSL_TICKET_RETURN_IGNORE_RENEW;
+    return status == SSL_TICKET_SUCCESS ? SSL_TICKET_RETURN_USE : SSL_TICKET_RETURN_USE_RENEW;
+}
+
+int gp_tickets_end_with_certificate(SSL_CTX *ctx)
+{
+    return SSL_CTX_set_session_ticket_cb(ctx, NULL, on_session, NULL);
+}
+
 int gp_tickets_install(SSL_CTX *ctx, gp_tickets *tickets)
 {
     return SSL_CTX_set_app_data(ctx, tickets) && SSL_CTX_set_tlsext_ticket_key_evp_cb(ctx, on_ticket);

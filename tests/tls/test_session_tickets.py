@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import pytest
+from client_authority import DAY, Authority, now
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from rsa_keys import private_key
@@ -193,6 +194,31 @@ def test_processes_share_keys_through_a_memfd(client: ssl.SSLContext) -> None:
         ours.rotate()
     assert not connect(context_with(ours), client, session)[0]
     assert connect(context_with(ours), client, newer)[0], "the ticket was of the key that the child has made"
+
+
+NO_CHECK_TIME = 0x200000  # X509_V_FLAG_NO_CHECK_TIME
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_session_ends_with_its_clients_certificate(tmp_path: Path, version: ssl.TLSVersion) -> None:
+    """Hazard: with TLS 1.3 each resumption gives a ticket with a new term, so a client could go on for ever."""
+    keys, clients = tls.TicketKeys(), Authority(tmp_path)
+
+    def verifying(flags: int) -> tls.Context:
+        context = context_with(keys)
+        context.set_verify(tls.VERIFY_PEER)
+        context.load_verify_locations(clients.file)
+        context.clear_verify_flags(ssl.VERIFY_X509_STRICT)
+        context.set_verify_flags(flags)
+        return context
+
+    expired, _ = clients.client("Alice", end=now() - DAY, context=client_ssl_context(version=version))
+    valid, _ = clients.client("Bob", context=client_ssl_context(version=version))
+    _, old = connect(verifying(NO_CHECK_TIME), expired)
+    _, new = connect(verifying(NO_CHECK_TIME), valid)
+    assert connect(verifying(0), valid, new)[0]
+    with pytest.raises(tls.Error, match="certificate has expired"):
+        connect(verifying(0), expired, old)
 
 
 DIES_WITH_THE_LOCK = """

@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 
     from gpu_provider.tls.terminator.certificates import Certificate
 
-__all__ = ["date", "file_warnings", "never_used_warnings"]
+__all__ = ["UNREADABLE", "date", "file_warnings", "never_used_warnings", "time_warning"]
 
-_UNREADABLE = (
+UNREADABLE = (
     ValueError,
     TypeError,
     UnsupportedAlgorithm,
@@ -27,6 +27,7 @@ _UNREADABLE = (
     x509.InvalidVersion,
     x509.UnsupportedGeneralNameType,
 )
+"""What `cryptography` raises for certificates that OpenSSL may bear with."""
 
 
 def date(seconds: float) -> str:
@@ -39,7 +40,7 @@ def file_warnings(path: Path) -> list[str]:
     try:
         chain = x509.load_pem_x509_certificates(path.read_bytes())
         return [f"certificate file {str(path)!r}: {warning}" for warning in _chain_warnings(chain)]
-    except (OSError, *_UNREADABLE) as error:
+    except (OSError, *UNREADABLE) as error:
         return [f"certificate file {str(path)!r}: it can't be parsed ({error}), and clients may refuse it"]
 
 
@@ -47,20 +48,27 @@ def _chain_warnings(chain: Sequence[x509.Certificate]) -> Iterator[str]:
     for number, (subject, issuer) in enumerate(itertools.pairwise(chain), start=2):
         try:
             subject.verify_directly_issued_by(issuer)
-        except (*_UNREADABLE, InvalidSignature):
+        except (*UNREADABLE, InvalidSignature):
             yield (
                 f"its certificate {number} ({issuer.subject.rfc4514_string()}) did not issue the one before it, so "
                 "clients can't follow the chain; put the leaf first, and then each one's issuer"
             )
     now = datetime.datetime.now(datetime.UTC)
     for number, one in enumerate(chain, start=1):
-        which = f"its certificate {number} ({one.subject.rfc4514_string()})"
-        if one.not_valid_before_utc > now:
-            yield f"{which} is not valid yet: it is valid from {one.not_valid_before_utc:%Y-%m-%dT%H:%M:%SZ}"
-        if one.not_valid_after_utc < now and number > 1:
-            yield f"{which} has expired: it was valid until {one.not_valid_after_utc:%Y-%m-%dT%H:%M:%SZ}"
+        warning = time_warning(one)
+        if warning is not None and (number > 1 or one.not_valid_before_utc > now):
+            yield f"its certificate {number} ({one.subject.rfc4514_string()}) {warning}"
     if not _may_serve(chain[0]):
         yield "it is not for servers (its extended key usage lacks serverAuth), so clients refuse it"
+
+
+def time_warning(certificate: x509.Certificate) -> str | None:
+    now = datetime.datetime.now(datetime.UTC)
+    if certificate.not_valid_before_utc > now:
+        return f"is not valid yet: it is valid from {certificate.not_valid_before_utc:%Y-%m-%dT%H:%M:%SZ}"
+    if certificate.not_valid_after_utc < now:
+        return f"has expired: it was valid until {certificate.not_valid_after_utc:%Y-%m-%dT%H:%M:%SZ}"
+    return None
 
 
 def _may_serve(leaf: x509.Certificate) -> bool:

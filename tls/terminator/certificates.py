@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import stat
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -13,6 +12,8 @@ from gpu_provider.tls import constants
 from gpu_provider.tls.leaf import read_leaf
 from gpu_provider.tls.server_names import is_server_name
 from gpu_provider.tls.terminator.certificate_checks import file_warnings, never_used_warnings
+from gpu_provider.tls.terminator.client_auth import load_client_auth
+from gpu_provider.tls.terminator.pem_files import check_file
 from gpu_provider.tls.terminator.trial_handshake import handshake_problem
 
 if TYPE_CHECKING:
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
 __all__ = ["Certificate", "Certificates", "load_certificates"]
 
 _VERSIONS = {"TLSv1.2": constants.TLS1_2_VERSION, "TLSv1.3": constants.TLS1_3_VERSION}
-_MOST_BYTES = 1 << 20
 _READ_BUFFER = 65536  # four records of the largest size
 
 
@@ -67,7 +67,8 @@ def load_certificates(
 
     ``ticket_keys`` are the same at each reload, so that clients go on resuming their sessions. Sessions that began with
     other private keys are not resumed: whoever got hold of a replaced key may have read such a session, and could read
-    the resumed one too.
+    the resumed one too. Nor are those that began with other rules for clients' certificates, since a resumed session is
+    not verified again.
     """
     certificates = [_read(config, cert, key) for cert, key in zip(config.cert, config.key, strict=True)]
     by_name: dict[str, dict[str, int]] = {}
@@ -80,22 +81,30 @@ def load_certificates(
         indices: _context(config, computing, [(config.cert[index], config.key[index]) for index in indices])
         for indices in {first, *together.values()}
     }
-    public_keys = b"".join(sorted(certificate.public_key_sha256 for certificate in certificates))
+    client_auth = load_client_auth(config)
+    identity = b"".join(sorted(certificate.public_key_sha256 for certificate in certificates))
+    if client_auth is not None:
+        identity += client_auth.identity
     for context in contexts.values():
-        context.set_session_id_context(hashlib.blake2b(public_keys, digest_size=16).hexdigest().encode())
+        if client_auth is not None:
+            client_auth.apply(context)
+        context.set_session_id_context(hashlib.blake2b(identity, digest_size=16).hexdigest().encode())
         if ticket_keys is not None:
             context.set_ticket_keys(ticket_keys)
     contexts[first].set_sni_contexts({name: contexts[indices] for name, indices in together.items()})
     used = {index for indices in (first, *together.values()) for index in indices}
     warnings = [warning for certificate in certificates for warning in certificate.warnings]
-    return Certificates(contexts[first], tuple(certificates), tuple(warnings + never_used_warnings(certificates, used)))
+    warnings += never_used_warnings(certificates, used)
+    if client_auth is not None:
+        warnings += client_auth.warnings
+    return Certificates(contexts[first], tuple(certificates), tuple(warnings))
 
 
 def _read(config: TerminatorConfig, cert: Path, key: Path) -> Certificate:
     """Reads one pair of files and tries it alone, with OpenSSL's own arithmetic, so that the provider counts none of
     it."""
-    _check_file(cert)
-    _check_file(key)
+    check_file(cert)
+    check_file(key)
     context = _settings_context(config, None)
     _use_certificate(context, cert, key)
     try:
@@ -185,17 +194,3 @@ def _settings_context(config: TerminatorConfig, computing: Computing | None) -> 
     context.set_read_ahead(_READ_BUFFER)
     context.set_mode(constants.SSL_MODE_ASYNC)
     return context
-
-
-def _check_file(path: Path) -> None:
-    """Checks before reading: reading a pipe could wait for ever."""
-    try:
-        status = path.stat()
-    except OSError:
-        return  # reading it will say why
-    except ValueError as error:
-        raise ConfigError(f"{str(path)!r} can't be the name of a file: {error}") from None
-    if not stat.S_ISREG(status.st_mode) and not stat.S_ISDIR(status.st_mode):
-        raise ConfigError(f"{str(path)!r} is no regular file; give a PEM file")
-    if status.st_size > _MOST_BYTES:
-        raise ConfigError(f"{str(path)!r} has {status.st_size} bytes; a PEM file has at most {_MOST_BYTES}")

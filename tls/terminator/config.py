@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path  # noqa: TC003 - the settings' types are read at run time
+from pathlib import Path
 from typing import Annotated, Literal
 
 from msgspec import Meta
@@ -18,6 +18,8 @@ __all__ = ["TerminatorConfig"]
 _Seconds = Annotated[float, Meta(gt=0, le=86400, description="seconds, more than 0 and at most 86400")]
 _SecondsOrNever = Annotated[float, Meta(ge=0, le=86400, description="seconds, at most 86400, or 0 for never")]
 _Version = Annotated[Literal["TLSv1.2", "TLSv1.3"], Meta(description="TLSv1.2 or TLSv1.3")]
+
+_PathOrNone = Annotated[Path, Meta(description="a path")] | None
 
 
 class TerminatorConfig(ProviderConfig, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -76,6 +78,37 @@ class TerminatorConfig(ProviderConfig, frozen=True, kw_only=True, forbid_unknown
         str | None, Shown("TLS", "LIST", "TLS 1.3 ciphersuites in OpenSSL's form", default="OpenSSL's")
     ] = None
 
+    verify_client: Annotated[
+        Literal["off", "optional", "required"],
+        Meta(description="off, optional or required"),
+        Shown(
+            "TLS",
+            "",
+            "ask clients for certificates. `optional`: those without one are served too; one that can't be verified is "
+            "always refused",
+        ),
+    ] = "off"
+
+    client_ca: Annotated[
+        _PathOrNone,
+        Shown(
+            "TLS",
+            "FILE",
+            "PEM certificates of the authorities whose clients are let in by `verify_client`",
+            default="none",
+        ),
+    ] = None
+
+    client_crl: Annotated[
+        _PathOrNone,
+        Shown(
+            "TLS",
+            "FILE",
+            "PEM certificate revocation lists, one of each authority in a client's chain; without it, none is revoked",
+            default="none",
+        ),
+    ] = None
+
     max_connections: Annotated[
         int,
         Meta(ge=1, le=1000000, description="a number from 1 to 1000000"),
@@ -121,7 +154,7 @@ class TerminatorConfig(ProviderConfig, frozen=True, kw_only=True, forbid_unknown
     ] = 1
 
     service: Annotated[
-        Annotated[Path, Meta(description="a path")] | None,
+        _PathOrNone,
         Shown(
             "processes",
             "PATH",
@@ -147,6 +180,11 @@ class TerminatorConfig(ProviderConfig, frozen=True, kw_only=True, forbid_unknown
             raise ConfigError(
                 f"cert names {_files(self.cert)} and key names {_files(self.key)}: give one key for each certificate, "
                 "in the same order"
+            )
+        if self.verify_client != "off" and self.client_ca is None:
+            raise ConfigError(
+                f"verify_client = {self.verify_client!r} needs the authorities that have issued the clients' "
+                "certificates: add --client-ca FILE"
             )
         if self.tls_min > self.tls_max:  # their names are in order
             raise ConfigError(f"tls_min = {self.tls_min!r} is above tls_max = {self.tls_max!r}: no version is left")

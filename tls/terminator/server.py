@@ -70,6 +70,7 @@ class Server:
             notifier=tls.LoopNotifier.of(loop),
             buffer=memoryview(bytearray(_BUFFER_SIZE)),
             proxy_version=_PROXY_VERSIONS[config.proxy_protocol],
+            verifies_clients=config.verify_client != "off",
             deadlines={
                 state: Deadlines(loop, seconds(config), Session.expire) for state, seconds in STATE_SECONDS.items()
             },

@@ -35,11 +35,13 @@ import os
 import socket
 from enum import Enum, auto
 from time import monotonic
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from gpu_provider import tls
+from gpu_provider.addresses import format_address
 from gpu_provider.tls import constants
 from gpu_provider.tls.terminator import proxy_protocol
+from gpu_provider.tls.terminator.client_facts import client_facts
 from gpu_provider.tls.terminator.connecting import Connecting
 from gpu_provider.tls.terminator.failures import OUT_OF_MEMORY, handshake_failure
 from gpu_provider.tls.terminator.poller import GONE, READABLE, WRITABLE
@@ -96,8 +98,8 @@ class Session:
     """See the top of this module. It owns its accepted, non-blocking socket from :meth:`start` on."""
 
     __slots__ = (
-        "_accepted", "_connecting", "_deadline", "_header", "_progress", "_quiet_looks", "_reason", "_relay", "_result",
-        "_shared", "_waits_for", "client", "connection", "state", "upstream",
+        "_accepted", "_addresses", "_connecting", "_deadline", "_header", "_progress", "_quiet_looks", "_reason",
+        "_relay", "_result", "_shared", "_waits_for", "client", "connection", "state", "upstream",
     )  # fmt: skip
 
     def __init__(self, shared: Shared, client: socket.socket) -> None:
@@ -111,6 +113,7 @@ class Session:
         self._shared = shared
         self._accepted = monotonic()  # uvloop's own clock counts whole milliseconds
         self._waits_for = READABLE  # the events that let the handshake go on
+        self._addresses: tuple[Any, Any] | None = None  # the client's and ours, if somebody is to be told
         self._header = b""  # what the upstream is to get before the client's bytes
         self._connecting: Connecting | None = None
         self._relay: Relay | None = None
@@ -120,12 +123,10 @@ class Session:
 
     def start(self) -> None:
         shared = self._shared
-        if shared.proxy_version:
+        if shared.proxy_version or shared.verifies_clients:
             # Now: a client that is reset later has no address any more, but may have sent all that it wanted to.
             try:
-                self._header = proxy_protocol.header(
-                    shared.proxy_version, self.client.family, self.client.getpeername(), self.client.getsockname()
-                )
+                self._addresses = self.client.getpeername(), self.client.getsockname()
             except OSError as error:
                 self._handshake_failed("client_gone", os.strerror(error.errno or 0))
                 return
@@ -270,11 +271,25 @@ class Session:
             connection.get_async_status().name,
             resumed=connection.session_reused(),
         )
+        if self._addresses is not None:
+            self._introduce_client(*self._addresses)
         # No private operation follows on this side: reads and writes need no job from here on.
         connection.clear_mode(constants.SSL_MODE_ASYNC)
         self._enter(State.CONNECTING)
         self._connecting = Connecting(self._shared, self._connected, self._upstream_failed)
         self._connecting.start()
+
+    def _introduce_client(self, source: Any, destination: Any) -> None:
+        facts, version = client_facts(self.connection), self._shared.proxy_version
+        if version:
+            self._header = proxy_protocol.header(version, self.client.family, source, destination, facts)
+        if version != 2 and facts.subject is not None:  # else the upstream is told
+            self._shared.log.info(
+                "client certificate",
+                client=format_address(source),
+                subject=facts.subject.text,
+                resumed=facts.resumed,
+            )
 
     # ---- CONNECTING ----
 

@@ -32,6 +32,7 @@ class Shared:
     """Every read of every connection goes here: it is empty again before another handler runs."""
     proxy_version: int
     """The PROXY protocol's; 0: no header."""
+    verifies_clients: bool
     deadlines: Mapping[State, Deadlines[Session]]
     attempts: Deadlines[Connecting]
     """When to try the upstream's next address."""
