@@ -14,6 +14,7 @@ from gpu_provider.tls.server_names import is_server_name
 from gpu_provider.tls.terminator.certificate_checks import file_warnings, never_used_warnings
 from gpu_provider.tls.terminator.client_auth import load_client_auth
 from gpu_provider.tls.terminator.pem_files import check_file
+from gpu_provider.tls.terminator.ticket_files import read_ticket_keys
 from gpu_provider.tls.terminator.trial_handshake import handshake_problem
 
 if TYPE_CHECKING:
@@ -65,10 +66,10 @@ def load_certificates(
 ) -> Certificates:
     """Reads every pair of files. Raises a ConfigError that names the file and what to do about it.
 
-    ``ticket_keys`` are the same at each reload, so that clients go on resuming their sessions. Sessions that began with
-    other private keys are not resumed: whoever got hold of a replaced key may have read such a session, and could read
-    the resumed one too. Nor are those that began with other rules for clients' certificates, since a resumed session is
-    not verified again.
+    ``ticket_keys`` are for when there are no files of them: the same at each reload, so that clients go on resuming
+    their sessions. Sessions that began with other private keys are not resumed: whoever got hold of a replaced key may
+    have read such a session, and could read the resumed one too. Nor are those that began with other rules for clients'
+    certificates, since a resumed session is not verified again.
     """
     certificates = [_read(config, cert, key) for cert, key in zip(config.cert, config.key, strict=True)]
     by_name: dict[str, dict[str, int]] = {}
@@ -82,6 +83,8 @@ def load_certificates(
         for indices in {first, *together.values()}
     }
     client_auth = load_client_auth(config)
+    if config.ticket_keys:
+        ticket_keys = read_ticket_keys(config.ticket_keys)
     identity = b"".join(sorted(certificate.public_key_sha256 for certificate in certificates))
     if client_auth is not None:
         identity += client_auth.identity

@@ -78,6 +78,18 @@ class TerminatorConfig(ProviderConfig, frozen=True, kw_only=True, forbid_unknown
         str | None, Shown("TLS", "LIST", "TLS 1.3 ciphersuites in OpenSSL's form", default="OpenSSL's")
     ] = None
 
+    ticket_keys: Annotated[
+        tuple[Annotated[Path, Meta(description="a path")], ...],
+        Shown(
+            "TLS",
+            "FILE",
+            "keys of session tickets, for instances that resume each other's sessions: a file with keys of 48 or 80 "
+            "bytes in base64, one a line, of which the last but one encrypts; or several files of one key each, of "
+            "which the first encrypts",
+            default="made at the start and each hour",
+        ),
+    ] = ()
+
     verify_client: Annotated[
         Literal["off", "optional", "required"],
         Meta(description="off, optional or required"),

@@ -24,9 +24,9 @@ def check_file(path: Path, most_bytes: int = _MOST_BYTES) -> None:
     except ValueError as error:
         raise ConfigError(f"{str(path)!r} can't be the name of a file: {error}") from None
     if not stat.S_ISREG(status.st_mode) and not stat.S_ISDIR(status.st_mode):
-        raise ConfigError(f"{str(path)!r} is no regular file; give a PEM file")
+        raise ConfigError(f"{str(path)!r} is no regular file; give one")
     if status.st_size > most_bytes:
-        raise ConfigError(f"{str(path)!r} has {status.st_size} bytes; a PEM file has at most {most_bytes}")
+        raise ConfigError(f"{str(path)!r} has {status.st_size} bytes; such a file has at most {most_bytes}")
 
 
 def read_file(setting: str, path: Path, most_bytes: int = _MOST_BYTES) -> bytes:
