@@ -11,7 +11,8 @@ from gpu_provider.errors import ConfigError
 from gpu_provider.tls import constants
 from gpu_provider.tls.leaf import read_leaf
 from gpu_provider.tls.server_names import is_server_name
-from gpu_provider.tls.terminator.certificate_checks import file_warnings, never_used_warnings
+from gpu_provider.tls.terminator.certificate_checks import file_warnings, name_warnings
+from gpu_provider.tls.terminator.certificate_files import CertificateFiles, certificate_files
 from gpu_provider.tls.terminator.client_auth import load_client_auth
 from gpu_provider.tls.terminator.pem_files import check_file
 from gpu_provider.tls.terminator.ticket_files import read_ticket_keys
@@ -71,7 +72,8 @@ def load_certificates(
     have read such a session, and could read the resumed one too. Nor are those that began with other rules for clients'
     certificates, since a resumed session is not verified again.
     """
-    certificates = [_read(config, cert, key) for cert, key in zip(config.cert, config.key, strict=True)]
+    files = certificate_files(config)
+    certificates = [_read(config, one) for one in files]
     by_name: dict[str, dict[str, int]] = {}
     for index, certificate in enumerate(certificates):
         for name in certificate.names:
@@ -79,7 +81,7 @@ def load_certificates(
     first = _with_its_counterpart(certificates)
     together = {name: tuple(indices.values()) for name, indices in by_name.items()}
     contexts = {
-        indices: _context(config, computing, [(config.cert[index], config.key[index]) for index in indices])
+        indices: _context(config, computing, [files[index] for index in indices])
         for indices in {first, *together.values()}
     }
     client_auth = load_client_auth(config)
@@ -95,26 +97,26 @@ def load_certificates(
         if ticket_keys is not None:
             context.set_ticket_keys(ticket_keys)
     contexts[first].set_sni_contexts({name: contexts[indices] for name, indices in together.items()})
-    used = {index for indices in (first, *together.values()) for index in indices}
     warnings = [warning for certificate in certificates for warning in certificate.warnings]
-    warnings += never_used_warnings(certificates, used)
+    warnings += name_warnings(certificates, by_name, first)
     if client_auth is not None:
         warnings += client_auth.warnings
     return Certificates(contexts[first], tuple(certificates), tuple(warnings))
 
 
-def _read(config: TerminatorConfig, cert: Path, key: Path) -> Certificate:
+def _read(config: TerminatorConfig, files: CertificateFiles) -> Certificate:
     """Reads one pair of files and tries it alone, with OpenSSL's own arithmetic, so that the provider counts none of
     it."""
+    cert = files.cert
     check_file(cert)
-    check_file(key)
+    check_file(files.key)
     context = _settings_context(config, None)
-    _use_certificate(context, cert, key)
+    _use_certificate(context, files)
     try:
         leaf = read_leaf(context)
     except tls.CertificateError as error:
         raise ConfigError(f"certificate file {str(cert)!r} can't be used: {error}") from None
-    _use_key(context, cert, key)
+    _use_key(context, files)
     warnings = file_warnings(cert)
     lowest, highest = _VERSIONS[config.tls_min], _VERSIONS[config.tls_max]
     problems = {
@@ -146,32 +148,32 @@ def _with_its_counterpart(certificates: list[Certificate]) -> tuple[int, ...]:
     return (0,)
 
 
-def _context(config: TerminatorConfig, computing: Computing | None, pairs: list[tuple[Path, Path]]) -> tls.Context:
+def _context(config: TerminatorConfig, computing: Computing | None, several: list[CertificateFiles]) -> tls.Context:
     """OpenSSL keeps a certificate of each key type in a context, and uses whichever the client can use."""
     context = _settings_context(config, computing)
-    for cert, key in pairs:
-        _use_certificate(context, cert, key)
-        _use_key(context, cert, key)
+    for files in several:
+        _use_certificate(context, files)
+        _use_key(context, files)
     return context
 
 
-def _use_certificate(context: tls.Context, cert: Path, key: Path) -> None:
+def _use_certificate(context: tls.Context, files: CertificateFiles) -> None:
     try:
-        context.use_certificate_chain_file(cert)
+        context.use_certificate_chain_file(files.cert)
     except tls.CertificateError as error:
-        raise ConfigError(f"{error}; given as --cert {cert} --key {key}") from None
+        raise ConfigError(f"{error}; {files.origin}") from None
 
 
-def _use_key(context: tls.Context, cert: Path, key: Path) -> None:
+def _use_key(context: tls.Context, files: CertificateFiles) -> None:
     try:
-        context.use_privatekey_file(key)
+        context.use_privatekey_file(files.key)
     except tls.PrivateKeyError as error:
-        raise ConfigError(f"{error}; given as --cert {cert} --key {key}") from None
+        raise ConfigError(f"{error}; {files.origin}") from None
     try:
         context.check_privatekey()
     except tls.PrivateKeyError:  # of another type
         raise ConfigError(
-            f"private key file {str(key)!r} does not belong to the certificate; given as --cert {cert} --key {key}"
+            f"private key file {str(files.key)!r} does not belong to the certificate; {files.origin}"
         ) from None
 
 

@@ -47,7 +47,11 @@ class TerminatorConfig(ProviderConfig, frozen=True, kw_only=True, forbid_unknown
 
     cert: Annotated[
         tuple[Path, ...],
-        Shown("TLS", "FILE", "PEM certificate and chain, the leaf first; repeat for more. Must be given"),
+        Shown(
+            "TLS",
+            "FILE",
+            "PEM certificate and chain, the leaf first; repeat for more. This or `cert_dir` must be given",
+        ),
     ] = ()
     """The server name chooses: the exact name, then the wildcard, then the first certificate. A name may have one with
     an RSA key and one with an EC key; the client decides."""
@@ -57,9 +61,30 @@ class TerminatorConfig(ProviderConfig, frozen=True, kw_only=True, forbid_unknown
         Shown(
             "TLS",
             "FILE",
-            "PEM private key, RSA or EC and not encrypted, of the certificate in the same place. Must be given",
+            "PEM private key, RSA or EC and not encrypted, of the certificate in the same place; it may be in its file",
         ),
     ] = ()
+
+    cert_dir: Annotated[
+        _PathOrNone,
+        Shown(
+            "TLS",
+            "DIRECTORY",
+            "certificates beside those of `cert`: each file is a chain, with its private key in it or beside it, as "
+            "FILE.key",
+            default="none",
+        ),
+    ] = None
+
+    watch: Annotated[
+        _SecondsOrNever,
+        Shown(
+            "TLS",
+            "SECONDS",
+            "look this often for changes in all these files, and reload them; 0: on SIGHUP alone",
+            default="0",
+        ),
+    ] = 0.0
 
     alpn: Annotated[
         tuple[Annotated[str, Meta(min_length=1, max_length=255)], ...],
@@ -186,8 +211,8 @@ class TerminatorConfig(ProviderConfig, frozen=True, kw_only=True, forbid_unknown
         for name, example in (("listen", "0.0.0.0:8443"), ("upstream", "127.0.0.1:8080")):
             if not getattr(self, name):
                 raise ConfigError(f"{name} is not given: add --{name} HOST:PORT, such as --{name} {example}")
-        if not self.cert:
-            raise ConfigError("cert is not given: add --cert chain.pem --key key.pem")
+        if not self.cert and self.cert_dir is None:
+            raise ConfigError("cert is not given: add --cert chain.pem --key key.pem, or --cert-dir DIRECTORY")
         if len(self.cert) != len(self.key):
             raise ConfigError(
                 f"cert names {_files(self.cert)} and key names {_files(self.key)}: give one key for each certificate, "

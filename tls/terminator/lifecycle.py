@@ -26,6 +26,7 @@ from gpu_provider.tls.terminator.certificates import load_certificates
 from gpu_provider.tls.terminator.computing import backend_name, failure_of, pulse_of, totals
 from gpu_provider.tls.terminator.listening import connections_allowed
 from gpu_provider.tls.terminator.server import Server
+from gpu_provider.tls.terminator.watching import look_at_files, watch
 
 if TYPE_CHECKING:
     import socket
@@ -99,6 +100,7 @@ class Terminator:
         self._hurry = asyncio.Event()
         self._reloading = asyncio.Lock()
         self._reloads: set[asyncio.Task[None]] = set()
+        seen = look_at_files(self._config)
         # Only the server keeps the certificates, so that a reload frees the keys that it replaces.
         self._server = server = Server(
             self._config, self._load_certificates(), self._upstream, self._metrics, is_alone=self._worker is None
@@ -126,6 +128,7 @@ class Terminator:
             event_loop=type(loop).__module__.partition(".")[0],
         )
         self.has_started = True
+        watching = loop.create_task(watch(self._config, seen, self._start_reload))
         pulse = pulse_of(self._computing)
         if supervised is not None:
             supervised.tell("ready")
@@ -139,9 +142,9 @@ class Terminator:
         server.stop_accepting()
         _log.info("draining", connections=self._metrics.open, seconds=self._config.drain_timeout)
         clean = await server.drain(self._config.drain_timeout, self._hurry)
-        for reload in self._reloads:
+        for reload in (watching, *self._reloads):
             reload.cancel()
-        await asyncio.gather(*self._reloads, return_exceptions=True)
+        await asyncio.gather(watching, *self._reloads, return_exceptions=True)
         await admin.close()
         server.close()
         _log.info(
@@ -223,7 +226,7 @@ class Terminator:
         if task.cancelled() or (error := task.exception()) is None:
             return
         self._metrics.reloads["failed"] += 1
-        expected = isinstance(error, (GpuProviderError, MemoryError))
+        expected = isinstance(error, (GpuProviderError, MemoryError, OSError))
         _log.error(
             "certificates not reloaded, the old ones stay in use",
             reason=str(error) or type(error).__name__,
