@@ -265,9 +265,9 @@ static SSL_TICKET_RETURN on_session(SSL *ssl, SSL_SESSION *session, const unsign
     return status == SSL_TICKET_SUCCESS ? SSL_TICKET_RETURN_USE : SSL_TICKET_RETURN_USE_RENEW;
 }
 
-int gp_tickets_end_with_certificate(SSL_CTX *ctx)
+void gp_tickets_end_with_certificate(SSL_CTX *ctx)
 {
-    return SSL_CTX_set_session_ticket_cb(ctx, NULL, on_session, NULL);
+    (void)SSL_CTX_set_session_ticket_cb(ctx, NULL, on_session, NULL);
 }
 
 int gp_tickets_install(SSL_CTX *ctx, gp_tickets *tickets)

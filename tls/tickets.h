@@ -36,8 +36,8 @@ int gp_tickets_rotate(gp_tickets *tickets);
 void gp_tickets_after_fork(gp_tickets *tickets);
 
 /* Has the servers of ctx resume no session whose client's certificate has expired since. Otherwise a client could go on
- * for ever, since each resumption gives it a ticket with a new term. Returns 1. */
-int gp_tickets_end_with_certificate(SSL_CTX *ctx);
+ * for ever, since each resumption gives it a ticket with a new term. */
+void gp_tickets_end_with_certificate(SSL_CTX *ctx);
 
 /* For SSLs made from ctx from now on. Returns 1, or 0: out of memory. */
 int gp_tickets_install(SSL_CTX *ctx, gp_tickets *tickets);

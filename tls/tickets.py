@@ -1,7 +1,7 @@
 """TicketKeys: the keys that encrypt session tickets, shared by several contexts."""
 
 import os
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 from weakref import WeakSet
 
 from gpu_provider.tls._ssl import ffi, lib
@@ -14,9 +14,6 @@ if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
 
 __all__ = ["TicketKeys"]
-
-_MOST_KEYS: int = lib.GP_TICKETS_KEYS
-_NEVER = (2**64 - 1) // _MOST_KEYS
 
 
 class TicketKeys:
@@ -32,6 +29,9 @@ class TicketKeys:
     """
 
     __slots__ = ("__weakref__", "pointer")
+
+    MOST: ClassVar[int] = lib.GP_TICKETS_KEYS
+    """So many keys decrypt."""
 
     def __init__(self, rotate_after: float = 3600.0, *, memory: int | None = None) -> None:
         if not 0 < rotate_after <= 86400:
@@ -50,10 +50,10 @@ class TicketKeys:
         """One to three keys of your own, for servers that share them: the first encrypts, all decrypt, and none gets
         too old. Each is 48 or 80 random bytes, which are its name, what encrypts (AES-128 or AES-256) and what
         authenticates; or the same in base64. Raises ValueError, which does not show the key."""
-        if not 1 <= len(keys) <= _MOST_KEYS:
-            raise ValueError(f"there must be 1 to {_MOST_KEYS} keys for session tickets, not {len(keys)}")
+        if not 1 <= len(keys) <= cls.MOST:
+            raise ValueError(f"there must be 1 to {cls.MOST} keys for session tickets, not {len(keys)}")
         self = cls.__new__(cls)
-        self._make(_NEVER, -1)
+        self._make((2**64 - 1) // cls.MOST, -1)  # for centuries
         for index, key in enumerate(keys):
             with ffi.from_buffer(key) as data:
                 if not lib.gp_tickets_give(self.pointer, index, data, len(data)):

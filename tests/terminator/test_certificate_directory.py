@@ -163,16 +163,18 @@ def test_failed_reload_is_counted_and_the_former_ones_stay(directory: Path, upst
 
 
 def test_changed_files_are_noticed(directory: Path, upstream: str) -> None:
+    new = directory.with_name("new")
     put(directory, "a.pem", "one.example")
     with Terminator("--cert-dir", str(directory), "--watch", "0.05", upstream=upstream) as terminator:
-        put(directory, "b.pem", "two.example")
+        put(new, "b.pem", "two.example")
+        os.replace(new / "b.pem", directory / "b.pem")
         terminator.wait_for(RELOADED)
         assert serves(terminator, "two.example")
-        (directory / "b.pem").write_text("half a file")
+        (new / "b.pem").write_text("half a file")
+        os.replace(new / "b.pem", directory / "b.pem")
         terminator.wait_for(NOT_RELOADED)
-        (directory / "new").mkdir()
-        put(directory / "new", "b.pem", "three.example")
-        os.replace(directory / "new" / "b.pem", directory / "b.pem")
+        put(new, "b.pem", "three.example")
+        os.replace(new / "b.pem", directory / "b.pem")
         terminator.wait_for(RELOADED, 2)
         assert serves(terminator, "three.example")
         assert terminator.metric(RELOADS, result="failed") == 1

@@ -7,6 +7,7 @@ import shutil
 import signal
 import ssl
 import subprocess
+import time
 from typing import TYPE_CHECKING
 
 import pytest
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 
 VERSIONS = [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3]
 FAILURES = "gpu_provider_terminator_handshake_failures_total"
-HANDSHAKES = "gpu_provider_terminator_handshakes_total"
+CRL_EXPIRY = "gpu_provider_terminator_client_crl_expiry_timestamp_seconds"
 RELOADED = "certificates reloaded"
 needs_openssl = pytest.mark.skipif(shutil.which("openssl") is None, reason="the openssl program is not installed")
 needs_curl = pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
@@ -141,6 +142,7 @@ def test_revoked_client_is_refused_after_a_reload_and_can_not_resume(tmp_path: P
     bob, _ = clients.client("Bob")
     flags = ["--verify-client", "required", "--client-ca", str(clients.file), "--client-crl", str(clients.write_crl())]
     with echo_terminator(tmp_path, *flags) as terminator:
+        assert abs(terminator.metric(CRL_EXPIRY) - time.time() - 86400) < 3600
         sessions = [resume(terminator, alice)[1] for alice, _ in alices]
         reload(terminator)
         for number, (alice, _) in enumerate(alices):

@@ -76,6 +76,7 @@ def _chain_warnings(chain: Sequence[x509.Certificate]) -> Iterator[str]:
 
 
 def time_warning(certificate: x509.Certificate) -> str | None:
+    """The end of a sentence about the certificate, unless it is valid now."""
     now = datetime.datetime.now(datetime.UTC)
     if certificate.not_valid_before_utc > now:
         return f"is not valid yet: it is valid from {certificate.not_valid_before_utc:%Y-%m-%dT%H:%M:%SZ}"
@@ -109,12 +110,14 @@ def name_warnings(
     warnings = []
     for index, certificate in enumerate(certificates):
         taken = [name for name in certificate.names if by_name[name][certificate.kind] != index]
-        others = f"earlier certificates with keys of the same type have {{}} ({', '.join(taken)})"
-        what = f"certificate file {str(certificate.path)!r}"
+        others = "earlier certificates with keys of the same type have"
         if index not in default and not certificate.names:
-            warnings.append(f"{what} is never used: it has no DNS name that a client could ask for")
+            warning = "is never used: it has no DNS name that a client could ask for"
         elif index not in default and len(taken) == len(certificate.names):
-            warnings.append(f"{what} is never used: {others.format('all its names')}")
+            warning = f"is never used: {others} all its names ({', '.join(taken)})"
         elif taken:
-            warnings.append(f"{what} is not used for all its names: {others.format('some of them')}")
+            warning = f"is not used for all its names: {others} some of them ({', '.join(taken)})"
+        else:
+            continue
+        warnings.append(f"certificate file {str(certificate.path)!r} {warning}")
     return warnings

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -58,6 +59,8 @@ class Certificates:
     context: tls.Context
     """The first certificate's context. It switches to another by the server name that the client asks for."""
     all: tuple[Certificate, ...]
+    client_crl_end: float
+    """The Unix time at which the first list of ``client_crl`` is out of date; infinity if there is none."""
     warnings: tuple[str, ...]
     """Those of each file, and about the certificates together."""
 
@@ -90,10 +93,11 @@ def load_certificates(
     identity = b"".join(sorted(certificate.public_key_sha256 for certificate in certificates))
     if client_auth is not None:
         identity += client_auth.identity
+    session_id_context = hashlib.blake2b(identity, digest_size=16).hexdigest().encode()
     for context in contexts.values():
         if client_auth is not None:
             client_auth.apply(context)
-        context.set_session_id_context(hashlib.blake2b(identity, digest_size=16).hexdigest().encode())
+        context.set_session_id_context(session_id_context)
         if ticket_keys is not None:
             context.set_ticket_keys(ticket_keys)
     contexts[first].set_sni_contexts({name: contexts[indices] for name, indices in together.items()})
@@ -101,7 +105,8 @@ def load_certificates(
     warnings += name_warnings(certificates, by_name, first)
     if client_auth is not None:
         warnings += client_auth.warnings
-    return Certificates(contexts[first], tuple(certificates), tuple(warnings))
+    client_crl_end = math.inf if client_auth is None else client_auth.crl_end
+    return Certificates(contexts[first], tuple(certificates), client_crl_end, tuple(warnings))
 
 
 def _read(config: TerminatorConfig, files: CertificateFiles) -> Certificate:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import math
 import ssl
 import time
 from dataclasses import dataclass
@@ -41,6 +43,8 @@ class ClientAuth:
     """Has the certificates and revocation lists, and serves nobody."""
     identity: bytes
     """Stands for all of it. A resumed session is not verified again, so it must not outlive a change."""
+    crl_end: float
+    """The Unix time at which the first of the revocation lists is out of date; infinity if none will be."""
     warnings: tuple[str, ...]
 
     def apply(self, context: tls.Context) -> None:
@@ -58,7 +62,7 @@ def load_client_auth(config: TerminatorConfig) -> ClientAuth | None:
     # Before OpenSSL reads them: if they change in between, the sessions that follow end at the next reload.
     ca = read_file("client_ca", config.client_ca)
     crl = b"" if config.client_crl is None else read_file("client_crl", config.client_crl, _MOST_BYTES)
-    identity = b"".join(len(part).to_bytes(8) + part for part in (config.verify_client.encode(), ca, crl))
+    identity = b"".join(hashlib.sha256(part).digest() for part in (config.verify_client.encode(), ca, crl))
     warnings = [f"client_ca = {str(config.client_ca)!r}: {warning}" for warning in _authority_warnings(ca)]
     authorities = tls.Context(constants.TLS_SERVER_METHOD)
     try:
@@ -66,23 +70,24 @@ def load_client_auth(config: TerminatorConfig) -> ClientAuth | None:
         authorities.load_client_ca(config.client_ca)
     except tls.Error as error:
         raise ConfigError(f"client_ca = {str(config.client_ca)!r}: {error}; give a PEM file of certificates") from None
+    crl_end = math.inf
     flags: int = ssl.VERIFY_X509_PARTIAL_CHAIN  # each certificate in the file is trusted, not roots alone
     if config.client_crl is not None:
         flags |= ssl.VERIFY_CRL_CHECK_CHAIN
-        warnings += _load_crls(authorities, config.client_crl)
-    return ClientAuth(_MODES[config.verify_client], flags, authorities, identity, tuple(warnings))
+        crl_end = _load_crls(authorities, config.client_crl)
+    if crl_end < time.time():
+        warnings.append(
+            f"client_crl = {str(config.client_crl)!r}: a list in it is out of date since {date(crl_end)}, so clients "
+            "of that authority are refused; fetch the new one"
+        )
+    return ClientAuth(_MODES[config.verify_client], flags, authorities, identity, crl_end, tuple(warnings))
 
 
-def _load_crls(authorities: tls.Context, path: Path) -> Iterator[str]:
+def _load_crls(authorities: tls.Context, path: Path) -> float:
     try:
-        end = authorities.load_crls(path)
+        return authorities.load_crls(path)
     except tls.Error as error:
         raise ConfigError(f"client_crl = {str(path)!r}: {error}") from None
-    if end < time.time():
-        yield (
-            f"client_crl = {str(path)!r}: a list in it is out of date since {date(end)}, so clients of that authority "
-            "are refused; fetch the new one"
-        )
 
 
 def _authority_warnings(pem: bytes) -> Iterator[str]:

@@ -7,6 +7,7 @@ miss that event.
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_left
 from collections import Counter
 from itertools import accumulate
@@ -80,6 +81,7 @@ class TerminatorMetrics(Collector):
         self.shortages = _zeros(SHORTAGE_REASONS)
         self.reloads = _zeros(("ok", "failed"))
         self.certificates: tuple[Certificate, ...] = ()
+        self.client_crl_end = math.inf
         self._handshake_times = _Times()
         self._log = log
 
@@ -158,6 +160,11 @@ class TerminatorMetrics(Collector):
         for certificate in {one.path: one for one in self.certificates}.values():
             expiry.add_metric((str(certificate.path), certificate.key_type), certificate.not_after)
         yield expiry
+        yield GaugeMetricFamily(
+            _PREFIX + "client_crl_expiry_timestamp_seconds",
+            "When the first revocation list of client_crl is out of date, in Unix time; infinity without one",
+            value=self.client_crl_end,
+        )
 
 
 class _Times:

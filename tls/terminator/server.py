@@ -100,6 +100,7 @@ class Server:
         """Uses these for connections accepted from now on. Earlier ones keep theirs."""
         self._shared.context = certificates.context
         self._metrics.certificates = certificates.all
+        self._metrics.client_crl_end = certificates.client_crl_end
 
     # ---- accepting ----
 

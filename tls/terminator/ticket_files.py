@@ -17,7 +17,6 @@ __all__ = ["read_ticket_keys"]
 
 _MOST_BYTES = 1 << 16
 _RAW_SIZES = (48, 80)
-_MOST_KEYS = 3
 _MAKE_ONE = "make a key with `openssl rand 80 | openssl base64 -A`"
 
 
@@ -38,7 +37,7 @@ def read_ticket_keys(paths: Sequence[Path]) -> tls.TicketKeys:
 def _in_order(files: list[list[memoryview]]) -> list[memoryview]:
     """The one that encrypts first. Raises ValueError."""
     if len(files) == 1:
-        keys = files[0][-_MOST_KEYS:]
+        keys = files[0][-tls.TicketKeys.MOST :]
         return keys[-2:-1] + keys[:-2] + keys[-1:]
     if any(len(keys) != 1 for keys in files):
         raise ValueError("each of several files must have one key")

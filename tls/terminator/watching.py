@@ -48,7 +48,7 @@ async def watch(config: TerminatorConfig, seen: Look, reload: Callable[[], None]
         await asyncio.sleep(config.watch)
         try:
             look = await in_background(look_at_files, config)
-        except ConfigError:  # no thread can be started now
+        except (ConfigError, MemoryError):  # no thread can be started now
             continue
         if look == last and look != seen:
             seen = look
