@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import datetime
 import os
+import shutil
 import ssl
 import subprocess
 from typing import TYPE_CHECKING, Any
@@ -419,6 +420,16 @@ def test_rsa_and_ecdsa_certificates_for_one_name_are_both_served(tmp_path: Path)
             assert shown("ECDHE-ECDSA-AES128-GCM-SHA256", name) == ec_leaf
         with pytest.raises(ssl.SSLError):
             shown("ECDHE-ECDSA-AES128-GCM-SHA256", "three.example")
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="the openssl program is not installed")
+def test_client_of_tls_1_3_gets_the_certificate_whose_signature_it_can_verify(tmp_path: Path) -> None:
+    flags = [*write_credentials(tmp_path), *write_credentials(tmp_path, kind="ECDSA", stem="ec")]
+    with Upstream(echo) as upstream, Terminator(*flags, upstream=upstream.address) as terminator:
+        command = ["openssl", "s_client", "-connect", f"127.0.0.1:{terminator.address[1]}", "-tls1_3", "-sigalgs"]
+        for algorithm, kind in (("RSA-PSS+SHA256", "RSA-PSS"), ("ECDSA+SHA256", "ECDSA")):
+            done = subprocess.run([*command, algorithm], input=b"", capture_output=True, timeout=TIMEOUT, check=True)
+            assert f"Peer signature type: {kind}\n".encode() in done.stdout
 
 
 def test_certificates_that_share_only_some_names(tmp_path: Path) -> None:
