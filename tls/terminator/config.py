@@ -81,7 +81,8 @@ class TerminatorConfig(ProviderConfig, frozen=True, kw_only=True, forbid_unknown
         Shown(
             "TLS",
             "SECONDS",
-            "look this often for changes in all these files, and reload them; 0: on SIGHUP alone",
+            "seconds between looks for changes in the files of certificates, keys, authorities and revocation lists, "
+            "which are then reloaded; 0: on SIGHUP alone",
             default="0",
         ),
     ] = 0.0
