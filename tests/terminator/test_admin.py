@@ -36,6 +36,8 @@ def test_metrics_have_the_batches_and_the_connections(terminator):
         "gpu_provider_terminator_open_connections",
         "gpu_provider_terminator_relayed_bytes",
         "gpu_provider_terminator_sessions",
+        "process_cpu_seconds",
+        "process_open_fds",
     }
 
 

@@ -241,6 +241,15 @@ def test_worker_that_is_told_to_end_finishes_its_connections_while_another_takes
     terminator.wait_for_metric(HANDSHAKES, handshakes + load.echoes + 1, result="ok")
 
 
+def test_what_the_processes_use_is_told_together(terminator: Terminator) -> None:
+    """Memory and descriptors are added up, but not the times at which processes were started."""
+    processes = [terminator.process.pid, *children(terminator.process.pid)]
+    files = sum(len(list(Path(f"/proc/{pid}/fd").iterdir())) for pid in processes)
+    assert files / 2 < terminator.metric("process_open_fds") < files * 2
+    assert terminator.metric("process_resident_memory_bytes") > 3 * len(processes) << 20
+    assert 0 < time.time() - terminator.metric("process_start_time_seconds") < 3600
+
+
 def test_sighup_reloads_in_every_worker(terminator: Terminator, directory: Path) -> None:
     reloads, lines = terminator.metric(RELOADS, result="ok"), count(terminator, RELOADED)
     with Load(terminator) as load:
