@@ -4,8 +4,10 @@ notice."""
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
+import socket
 import ssl
 import subprocess
 import threading
@@ -248,6 +250,21 @@ def test_what_the_processes_use_is_told_together(terminator: Terminator) -> None
     assert files / 2 < terminator.metric("process_open_fds") < files * 2
     assert terminator.metric("process_resident_memory_bytes") > 3 * len(processes) << 20
     assert 0 < time.time() - terminator.metric("process_start_time_seconds") < 3600
+
+
+def test_the_last_failures_are_those_of_all_workers(terminator: Terminator) -> None:
+    failed: dict[int, str] = {}
+    while len(failed) < 2:
+        client = terminator.connect()
+        host, port = client.getsockname()
+        failed[owner(client, terminator)] = f"{host}:{port}"
+        with socket.socket(fileno=client.detach()) as raw:
+            raw.sendall(b"no record of TLS")
+
+    def shown() -> set[str]:
+        return {line["client"] for line in json.loads(terminator.admin("/failures")[1])}
+
+    wait_until(lambda: set(failed.values()) <= shown(), "the failures of both")
 
 
 def test_sighup_reloads_in_every_worker(terminator: Terminator, directory: Path) -> None:

@@ -41,7 +41,11 @@ class TerminatorConfig(ProviderConfig, frozen=True, kw_only=True, forbid_unknown
 
     admin: Annotated[
         str,
-        Shown("addresses", "HOST:PORT", "serve `/livez`, `/readyz` and `/metrics` on this HOST:PORT; `off`: nowhere"),
+        Shown(
+            "addresses",
+            "HOST:PORT",
+            "serve a status page, `/livez`, `/readyz` and `/metrics` on this HOST:PORT; `off`: nowhere",
+        ),
     ] = TERMINATOR_ADDRESS
 
     cert: Annotated[

@@ -8,7 +8,8 @@ written within ten seconds, and then a line that counts those that were left out
 from __future__ import annotations
 
 import secrets
-from collections import Counter
+from collections import Counter, deque
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import structlog
@@ -24,11 +25,14 @@ if TYPE_CHECKING:
     from gpu_provider.tls.terminator.config import AccessLog
     from gpu_provider.tls.terminator.trace import Trace
 
-__all__ = ["ConnectionLog"]
+__all__ = ["KEPT_FAILURES", "ConnectionLog"]
 
 _SECONDS = 10.0
 _MOST_FAILURES = 100
 """Lines within so many seconds."""
+
+KEPT_FAILURES = 20
+"""For who asks later."""
 
 _LEFT_IN_SILENCE = frozenset(("client_gone", "timeout"))
 """Ends of a handshake that are no failures if the client has sent nothing, as a health check's connection."""
@@ -43,6 +47,8 @@ class ConnectionLog:
     def __init__(self, access_log: AccessLog, loop: asyncio.AbstractEventLoop) -> None:
         self.certificate_files: dict[bytes, Path] = {}
         """By the certificates' SHA-256."""
+        self.last_failures: deque[dict[str, Any]] = deque(maxlen=KEPT_FAILURES)
+        """The last lines about failures, the oldest first."""
         self._failures = access_log != "off"
         self._others = access_log == "all"
         self._loop = loop
@@ -64,8 +70,10 @@ class ConnectionLog:
         if failed and not self._others and not self._has_room():
             self._left_out[end] += 1
             return
-        write = self._log.warning if failed else self._log.info
-        write("connection", **self._line(trace, connection, end, reason))
+        line = self._line(trace, connection, end, reason)
+        if failed:
+            self.last_failures.append({"timestamp": datetime.now(UTC).isoformat(), **line})
+        (self._log.warning if failed else self._log.info)("connection", **line)
 
     def close(self) -> None:
         """No further connection ends."""

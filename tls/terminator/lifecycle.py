@@ -103,8 +103,9 @@ class Terminator:
         self._server = server = Server(
             self._config, self._load_certificates(), self._upstream, self._metrics, is_alone=self._worker is None
         )
-        admin = AdminServer(self._registry, self._is_ready)
-        supervised = Supervised(self._worker.connection, self._registry, self._is_ready) if self._worker else None
+        seen = self._registry, self._is_ready
+        admin = AdminServer(*seen, failures=server.last_failures)
+        supervised = Supervised(self._worker.connection, *seen, server.last_failures) if self._worker else None
         loop.set_exception_handler(self._on_loop_error)
         signals.deliver_to(loop, self._on_signal)
         if isinstance(self._computing, ServiceProvider):

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import errno
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import structlog
 
@@ -105,6 +105,10 @@ class Server:
         self._metrics.certificates = certificates.all
         # Connections may still use earlier ones.
         self._shared.log.certificate_files |= {one.sha256: one.path for one in certificates.all}
+
+    def last_failures(self) -> list[dict[str, Any]]:
+        """The log's lines about the last connections that failed."""
+        return list(self._shared.log.last_failures)
 
     # ---- accepting ----
 
