@@ -107,6 +107,14 @@ int gp_leaf_public_key(const X509 *certificate, unsigned char digest[32])
     return ok;
 }
 
+int gp_leaf_fingerprint(const X509 *certificate, unsigned char digest[32])
+{
+    int ok = X509_digest(certificate, EVP_sha256(), digest, NULL);
+
+    ERR_clear_error();
+    return ok;
+}
+
 int64_t gp_leaf_not_after(const X509 *certificate)
 {
     struct tm utc;

@@ -22,6 +22,9 @@ int64_t gp_leaf_common_name(const X509 *certificate, char *text, size_t capacity
 /* SHA-256 of the public key. Returns 1, or 0: it can't be read. */
 int gp_leaf_public_key(const X509 *certificate, unsigned char digest[32]);
 
+/* SHA-256 of the whole certificate. Returns 1, or 0: out of memory. */
+int gp_leaf_fingerprint(const X509 *certificate, unsigned char digest[32]);
+
 /* Unix time; INT64_MIN: it can't be read. */
 int64_t gp_leaf_not_after(const X509 *certificate);
 /* :cffi */

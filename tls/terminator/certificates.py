@@ -41,6 +41,8 @@ class Certificate:
     key_type: str
     """Such as ``RSA-2048``."""
     public_key_sha256: bytes
+    sha256: bytes
+    """Of the leaf."""
     not_after: float
     """Unix time."""
     warnings: tuple[str, ...]
@@ -140,7 +142,9 @@ def _read(config: TerminatorConfig, files: CertificateFiles) -> Certificate:
         if problem is not None
     ]
     names = dict.fromkeys(filter(is_server_name, (name.rstrip(".").lower() for name in leaf.names)))
-    return Certificate(cert, tuple(names), leaf.key_type, leaf.public_key_sha256, leaf.not_after, tuple(warnings))
+    return Certificate(
+        cert, tuple(names), leaf.key_type, leaf.public_key_sha256, leaf.sha256, leaf.not_after, tuple(warnings)
+    )
 
 
 def _with_its_counterpart(certificates: list[Certificate]) -> tuple[int, ...]:

@@ -13,10 +13,11 @@ from gpu_provider.errors import ConfigError
 from gpu_provider.observe.admin import TERMINATOR_ADDRESS, parse_admin
 from gpu_provider.settings import Shown
 
-__all__ = ["TerminatorConfig"]
+__all__ = ["AccessLog", "TerminatorConfig"]
 
 _Seconds = Annotated[float, Meta(gt=0, le=86400, description="seconds, more than 0 and at most 86400")]
 _SecondsOrNever = Annotated[float, Meta(ge=0, le=86400, description="seconds, at most 86400, or 0 for never")]
+AccessLog = Literal["off", "errors", "all"]
 _Version = Annotated[Literal["TLSv1.2", "TLSv1.3"], Meta(description="TLSv1.2 or TLSv1.3")]
 
 _PathOrNone = Annotated[Path, Meta(description="a path")] | None
@@ -42,7 +43,11 @@ class TerminatorConfig(ProviderConfig, frozen=True, kw_only=True, forbid_unknown
 
     admin: Annotated[
         str,
-        Shown("addresses", "HOST:PORT", "serve `/livez`, `/readyz` and `/metrics` on this HOST:PORT; `off`: nowhere"),
+        Shown(
+            "addresses",
+            "HOST:PORT",
+            "serve a status page, `/livez`, `/readyz` and `/metrics` on this HOST:PORT; `off`: nowhere",
+        ),
     ] = TERMINATOR_ADDRESS
 
     cert: Annotated[
@@ -200,6 +205,12 @@ class TerminatorConfig(ProviderConfig, frozen=True, kw_only=True, forbid_unknown
             default="none",
         ),
     ] = None
+
+    access_log: Annotated[
+        AccessLog,
+        Meta(description="off, errors or all"),
+        Shown("other", "", "the connections that the log has a line for when they end"),
+    ] = "errors"
 
     log_level: Annotated[
         Literal["debug", "info", "warning", "error"],

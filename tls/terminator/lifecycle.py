@@ -100,13 +100,14 @@ class Terminator:
         self._hurry = asyncio.Event()
         self._reloading = asyncio.Lock()
         self._reloads: set[asyncio.Task[None]] = set()
-        seen = look_at_files(self._config)
+        files = look_at_files(self._config)
         # Only the server keeps the certificates, so that a reload frees the keys that it replaces.
         self._server = server = Server(
             self._config, self._load_certificates(), self._upstream, self._metrics, is_alone=self._worker is None
         )
-        admin = AdminServer(self._registry, self._is_ready)
-        supervised = Supervised(self._worker.connection, self._registry, self._is_ready) if self._worker else None
+        seen = self._registry, self._is_ready
+        admin = AdminServer(*seen, failures=server.last_failures)
+        supervised = Supervised(self._worker.connection, *seen, server.last_failures) if self._worker else None
         loop.set_exception_handler(self._on_loop_error)
         signals.deliver_to(loop, self._on_signal)
         if isinstance(self._computing, ServiceProvider):
@@ -128,7 +129,7 @@ class Terminator:
             event_loop=type(loop).__module__.partition(".")[0],
         )
         self.has_started = True
-        watching = loop.create_task(watch(self._config, seen, self._start_reload))
+        watching = loop.create_task(watch(self._config, files, self._start_reload))
         pulse = pulse_of(self._computing)
         if supervised is not None:
             supervised.tell("ready")
