@@ -178,3 +178,4 @@ def test_changed_files_are_noticed(directory: Path, upstream: str) -> None:
         terminator.wait_for(RELOADED, 2)
         assert serves(terminator, "three.example")
         assert terminator.metric(RELOADS, result="failed") == 1
+        assert terminator.metric(RELOADS, result="ok") == 2, "it reloads what has not changed"

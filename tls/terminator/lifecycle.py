@@ -100,7 +100,7 @@ class Terminator:
         self._hurry = asyncio.Event()
         self._reloading = asyncio.Lock()
         self._reloads: set[asyncio.Task[None]] = set()
-        seen = look_at_files(self._config)
+        files = look_at_files(self._config)
         # Only the server keeps the certificates, so that a reload frees the keys that it replaces.
         self._server = server = Server(
             self._config, self._load_certificates(), self._upstream, self._metrics, is_alone=self._worker is None
@@ -128,7 +128,7 @@ class Terminator:
             event_loop=type(loop).__module__.partition(".")[0],
         )
         self.has_started = True
-        watching = loop.create_task(watch(self._config, seen, self._start_reload))
+        watching = loop.create_task(watch(self._config, files, self._start_reload))
         pulse = pulse_of(self._computing)
         if supervised is not None:
             supervised.tell("ready")
