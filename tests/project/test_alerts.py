@@ -45,6 +45,7 @@ BUSY = {
     f'{TERMINATOR}accept_queue_seconds_bucket{{le="0.25"}}': GROWS,
     f'{TERMINATOR}accept_queue_seconds_bucket{{le="+Inf"}}': GROWS,
     f'{TERMINATOR}certificate_expiry_timestamp_seconds{{certificate="a.pem"}}': f"{90 * 86400}x120",
+    f"{TERMINATOR}client_crl_expiry_timestamp_seconds": f"{90 * 86400}x120",
     'gpu_provider_backend_in_use{backend="cuda"}': "1x120",
 }
 """A terminator that has work and no trouble, and clients that are sometimes no TLS clients."""
@@ -53,6 +54,7 @@ SLOW = {
     f'{TERMINATOR}handshake_seconds_bucket{{result="ok",le="0.25"}}': STAYS,
     f'{TERMINATOR}accept_queue_seconds_bucket{{le="0.25"}}': STAYS,
     f'{TERMINATOR}certificate_expiry_timestamp_seconds{{certificate="a.pem"}}': f"{2 * 86400}x120",
+    f"{TERMINATOR}client_crl_expiry_timestamp_seconds": f"{4 * 3600}x120",
     'gpu_provider_backend_in_use{backend="cuda"}': "0x120",
 }
 
@@ -110,5 +112,5 @@ def test_each_alert_fires_in_its_trouble_and_none_without(tmp_path: Path) -> Non
 
 
 def test_every_alert_has_a_trouble_that_is_tried() -> None:
-    by_value = {"GpuProviderCertificateExpires", "GpuProviderBackendOut"}
+    by_value = {"GpuProviderCertificateExpires", "GpuProviderRevocationListExpires", "GpuProviderBackendOut"}
     assert {*TROUBLE.values(), *by_value} == set(alerts())
