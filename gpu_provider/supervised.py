@@ -59,17 +59,24 @@ class Message(msgspec.Struct, frozen=True):
     """In Prometheus' text format."""
     not_ready: str | None = None
     """Why, in one line; None: it is ready."""
+    failures: list[dict[str, Any]] = []
+    """The log's lines about the last connections that failed."""
 
 
 class Supervised:
     """The child's end. On the event loop's thread."""
 
     def __init__(
-        self, connection: socket.socket, registry: CollectorRegistry, is_ready: Callable[[], tuple[bool, str]]
+        self,
+        connection: socket.socket,
+        registry: CollectorRegistry,
+        is_ready: Callable[[], tuple[bool, str]],
+        failures: Callable[[], list[dict[str, Any]]] = list,
     ) -> None:
         self._connection = connection
         self._registry = registry
         self._is_ready = is_ready
+        self._failures = failures
         self._task: asyncio.Task[None] | None = None
         self._writer: asyncio.StreamWriter | None = None
 
@@ -88,7 +95,8 @@ class Supervised:
 
     def _report(self) -> None:
         ready, why = self._is_ready()
-        self._send(Message(metrics=generate_latest(self._registry).decode(), not_ready=None if ready else why))
+        metrics = generate_latest(self._registry).decode()
+        self._send(Message(metrics=metrics, not_ready=None if ready else why, failures=self._failures()))
 
     def _send(self, message: Message) -> None:
         if self._writer is not None and not self._writer.is_closing():

@@ -22,11 +22,13 @@ from gpu_provider.tls.errors import (
     WantWriteError,
     ZeroReturnError,
 )
-from gpu_provider.tls.info import Session
+from gpu_provider.tls.info import Alert, Session
 from gpu_provider.tls.notify import LoopNotifier
+from gpu_provider.tls.subject import Subject
 from gpu_provider.tls.tickets import TicketKeys
 
 __all__ = [  # noqa: PLE0604  the constants' names are strings too
+    "Alert",
     "AsyncCallback",
     "AsyncStatus",
     "CallbackError",
@@ -38,6 +40,7 @@ __all__ = [  # noqa: PLE0604  the constants' names are strings too
     "LoopNotifier",
     "PrivateKeyError",
     "Session",
+    "Subject",
     "SysCallError",
     "TicketKeys",
     "WantAsyncError",

@@ -1,5 +1,6 @@
 #include "connection.h"
 
+#include "alerts.h"
 #include "flood.h"
 #include "outgoing.h"
 #include "tickets.h"
@@ -12,7 +13,7 @@ SSL *gp_connection_new(SSL_CTX *ctx, int descriptor)
 {
     ERR_clear_error();
     SSL *ssl = SSL_new(ctx);
-    if (ssl == NULL || !gp_tickets_inherit(ssl) || !gp_flood_watch(ssl)) {
+    if (ssl == NULL || !gp_tickets_inherit(ssl) || !gp_flood_watch(ssl) || !gp_alerts_watch(ssl)) {
         SSL_free(ssl);
         return NULL;
     }

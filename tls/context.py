@@ -117,6 +117,7 @@ class Context:
         self.set_mode(_MODES)
         self.set_verify_flags(_VERIFY_FLAGS)
         lib.SSL_CTX_set_session_id_context(ctx, _SESSION_ID_CONTEXT, len(_SESSION_ID_CONTEXT))
+        lib.gp_tickets_end_with_certificate(ctx)
 
     def __reduce__(self) -> NoReturn:
         raise TypeError("a Context can't be pickled or copied: set one up in the other process")
@@ -257,6 +258,23 @@ class Context:
         if names == ffi.NULL:
             raise CertificateError(f"client authorities can't be read from {cafile!s}: {why()}")
         lib.SSL_CTX_set_client_CA_list(self._ctx, names)
+
+    def use_authorities_of(self, other: "Context") -> None:
+        """Trusts the authorities and knows the revocation lists of another context, also those that it loads later, and
+        names the same authorities to clients."""
+        store = lib.SSL_CTX_get_cert_store(other.pointer)
+        names = lib.SSL_dup_CA_list(lib.SSL_CTX_get_client_CA_list(other.pointer))
+        if names == ffi.NULL:
+            raise MemoryError("client authorities")
+        lib.SSL_CTX_set1_cert_store(self._ctx, store)
+        lib.SSL_CTX_set_client_CA_list(self._ctx, names)
+        self._trust_chosen = True
+
+    def load_crls(self, path: str | os.PathLike[str]) -> float:
+        """Reads a PEM file of certificate revocation lists. They count with the flags ``ssl.VERIFY_CRL_CHECK_LEAF`` or
+        ``ssl.VERIFY_CRL_CHECK_CHAIN`` (:meth:`set_verify_flags`). Returns the Unix time at which the first of them is
+        out of date, infinity if none says. Raises CertificateError."""
+        return credentials.load_crls(self._ctx, self._libctx, os.fspath(path))
 
     def set_verify(self, mode: int) -> None:
         """``VERIFY_NONE``, or ``VERIFY_PEER`` with further bits. There is no Python callback, because it would run on

@@ -1,7 +1,7 @@
 """Reading certificates and private keys into a Context, with errors that name the file and the remedy."""
 
+import math
 import os
-from pathlib import Path
 from typing import Any, get_args
 
 from cryptography import x509
@@ -10,6 +10,7 @@ from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
 
 from gpu_provider.tls._ssl import ffi, lib
 from gpu_provider.tls.errors import CertificateError, PrivateKeyError, why
+from gpu_provider.tls.public_part import public_part
 
 _PRIVATE_KEY_TYPES = get_args(PrivateKeyTypes)
 KEY_TYPES = ("RSA", "RSA-PSS", "EC")
@@ -21,7 +22,7 @@ def _cause(error: OSError) -> str:
 
 def use_certificate_chain_file(ctx: Any, libctx: Any, path: str) -> None:
     try:
-        pem = Path(path).read_bytes()
+        pem = public_part(path)
     except OSError as error:
         raise CertificateError(f"certificate file {path!r} can't be read: {_cause(error)}") from error
     _use_certificates(ctx, libctx, pem, f"certificate file {path!r}")
@@ -39,12 +40,24 @@ def use_certificate(ctx: Any, libctx: Any, certificate: str | bytes | x509.Certi
 
 def _use_certificates(ctx: Any, libctx: Any, pem: bytes, what: str) -> None:
     if b"-----BEGIN " not in pem:
-        raise CertificateError(f"{what}: no PEM certificate in it (it should have a line -----BEGIN CERTIFICATE-----)")
+        raise CertificateError(
+            f"{what}: no PEM certificate in it (a line -----BEGIN CERTIFICATE-----); is it the private key alone?"
+        )
     if lib.gp_credentials_use_certificates(ctx, libctx, pem, len(pem)) < 1:
         text = why()
         if "no start line" in text:
             text = "PEM, but no certificate in it; is it the private key?"
         raise CertificateError(f"{what} can't be used: {text}")
+
+
+def load_crls(ctx: Any, libctx: Any, path: str) -> float:
+    end = ffi.new("int64_t *")
+    if lib.gp_credentials_add_crls(ctx, libctx, os.fsencode(path), end) < 1:
+        text = why()
+        if "no start line" in text:
+            text = "no revocation list in it (PEM: -----BEGIN X509 CRL-----)"
+        raise CertificateError(f"revocation lists can't be read from {path!r}: {text}")
+    return math.inf if end[0] == (1 << 63) - 1 else float(end[0])
 
 
 def use_privatekey_file(ctx: Any, libctx: Any, path: str, filetype: int, password: str | bytes | None) -> None:

@@ -1,7 +1,7 @@
 """What can be set and read on an SSL without running an operation on it."""
 
 import ipaddress
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 from cryptography import x509
 
@@ -9,6 +9,7 @@ from gpu_provider.status import AsyncStatus
 from gpu_provider.tls import constants
 from gpu_provider.tls._ssl import ffi, lib
 from gpu_provider.tls.errors import Error, check
+from gpu_provider.tls.subject import Subject, read_subject
 from gpu_provider.tls.text import c_string
 
 _NULL = ffi.NULL
@@ -27,6 +28,15 @@ class Session:
 
     def __reduce__(self) -> NoReturn:
         raise TypeError("a Session can't be pickled or copied: it can be resumed in its own process alone")
+
+
+class Alert(NamedTuple):
+    """A TLS alert."""
+
+    name: str
+    """In OpenSSL's words, such as ``"unknown CA"``."""
+    sent: bool
+    """By this end; otherwise it came from the peer."""
 
 
 class ConnectionInfo:
@@ -136,6 +146,23 @@ class ConnectionInfo:
         """``"TLSv1.2"`` or ``"TLSv1.3"``."""
         return str(ffi.string(lib.SSL_get_version(self._pointer())).decode())
 
+    def get_group_name(self) -> str | None:
+        """The group of the key exchange, such as ``"x25519"``; None if there was none."""
+        ssl = self._pointer()
+        if lib.SSL_get_current_cipher(ssl) == _NULL:  # OpenSSL 3.0 would look into a session that is not there yet
+            return None
+        group = lib.SSL_get_negotiated_group(ssl)
+        name = lib.SSL_group_to_name(ssl, group) if group else _NULL
+        return None if name == _NULL else str(ffi.string(name).decode())
+
+    def get_alert(self) -> Alert | None:
+        """The last TLS alert, sent or received, that was not close_notify."""
+        alert = lib.gp_alerts_last(self._pointer())
+        if alert == 0:
+            return None
+        name = ffi.string(lib.SSL_alert_desc_string_long(alert)).decode()
+        return Alert(name, sent=alert >= lib.GP_ALERT_SENT)
+
     def get_state_string(self) -> str:
         """The state of the handshake, in OpenSSL's words."""
         return str(ffi.string(lib.SSL_state_string_long(self._pointer())).decode())
@@ -155,6 +182,31 @@ class ConnectionInfo:
     def has_pending(self) -> bool:
         """Whether bytes wait inside, decrypted or not."""
         return bool(lib.SSL_has_pending(self._pointer()) == 1)
+
+    def get_verify_result(self) -> int:
+        """OpenSSL's ``X509_V_`` code for the peer's certificate; 0: it was verified, or there is none. If a session was
+        resumed, the code of its first connection."""
+        return int(lib.SSL_get_verify_result(self._pointer()))
+
+    def get_peer_subject(self) -> Subject | None:
+        """Whom the peer's certificate names; None if it has shown none. A server knows it of a resumed session too."""
+        certificate = lib.SSL_get0_peer_certificate(self._pointer())
+        return None if certificate == _NULL else read_subject(certificate)
+
+    def bytes_read(self) -> int:
+        """How many bytes have come from the transport."""
+        return int(lib.BIO_number_read(lib.SSL_get_rbio(self._pointer())))
+
+    def get_certificate_sha256(self) -> bytes | None:
+        """Of the certificate that this end has signed the handshake for. None: it has not, as in a resumed session."""
+        ssl = self._pointer()
+        digest = ffi.new("unsigned char[32]")
+        if lib.SSL_get_signature_type_nid(ssl, ffi.new("int *")) != 1:
+            return None
+        certificate = lib.SSL_get_certificate(ssl)
+        if certificate == _NULL or not lib.gp_leaf_fingerprint(certificate, digest):
+            return None
+        return bytes(_buffer(digest))
 
     def get_peer_certificate(self) -> x509.Certificate | None:
         der = self.get_peer_certificate_der()

@@ -68,9 +68,48 @@ int64_t gp_leaf_names(const X509 *certificate, char *text, size_t capacity)
     return ok ? (int64_t)names.size : -1;
 }
 
+int64_t gp_leaf_subject(const X509 *certificate, char *text, size_t capacity)
+{
+    BIO *bio = BIO_new(BIO_s_mem());
+    int64_t size = -1;
+
+    if (bio != NULL && X509_NAME_print_ex(bio, X509_get_subject_name(certificate), 0, XN_FLAG_RFC2253) >= 0
+        && BIO_ctrl_pending(bio) <= capacity)
+        size = BIO_ctrl_pending(bio) == 0 ? 0 : BIO_read(bio, text, (int)BIO_ctrl_pending(bio));
+    BIO_free(bio);
+    ERR_clear_error();
+    return size;
+}
+
+int64_t gp_leaf_common_name(const X509 *certificate, char *text, size_t capacity)
+{
+    const X509_NAME *subject = X509_get_subject_name(certificate);
+    int at = X509_NAME_get_index_by_NID(subject, NID_commonName, -1);
+    unsigned char *utf8 = NULL;
+    int64_t size = -1;
+
+    if (at >= 0)
+        size = ASN1_STRING_to_UTF8(&utf8, X509_NAME_ENTRY_get_data(X509_NAME_get_entry(subject, at)));
+    if (size > (int64_t)capacity)
+        size = -1;
+    if (size > 0)
+        memcpy(text, utf8, (size_t)size);
+    OPENSSL_free(utf8);
+    ERR_clear_error();
+    return size;
+}
+
 int gp_leaf_public_key(const X509 *certificate, unsigned char digest[32])
 {
     int ok = X509_pubkey_digest(certificate, EVP_sha256(), digest, NULL);
+
+    ERR_clear_error();
+    return ok;
+}
+
+int gp_leaf_fingerprint(const X509 *certificate, unsigned char digest[32])
+{
+    int ok = X509_digest(certificate, EVP_sha256(), digest, NULL);
 
     ERR_clear_error();
     return ok;

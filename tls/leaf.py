@@ -23,6 +23,8 @@ class Leaf:
     key_type: str
     """Such as RSA-2048 or EC-secp256r1."""
     public_key_sha256: bytes
+    sha256: bytes
+    """Of the whole certificate."""
     not_after: float
     """Unix time."""
 
@@ -40,10 +42,16 @@ def read_leaf(context: Context) -> Leaf:
     if not_after == -(1 << 63):
         raise CertificateError("the time it is valid for can't be read; issue it again")
     texts = ffi.buffer(names, size)[:].decode("utf-8", "replace").split("\0")[:-1]
-    digest = ffi.new("unsigned char[32]")
-    if not lib.gp_leaf_public_key(certificate, digest):
+    public_key, whole = ffi.new("unsigned char[32]"), ffi.new("unsigned char[32]")
+    if not lib.gp_leaf_public_key(certificate, public_key) or not lib.gp_leaf_fingerprint(certificate, whole):
         raise CertificateError("its public key can't be read; issue it again")
-    return Leaf(tuple(texts), _key_type(lib.X509_get0_pubkey(certificate)), bytes(ffi.buffer(digest)), float(not_after))
+    return Leaf(
+        names=tuple(texts),
+        key_type=_key_type(lib.X509_get0_pubkey(certificate)),
+        public_key_sha256=bytes(ffi.buffer(public_key)),
+        sha256=bytes(ffi.buffer(whole)),
+        not_after=float(not_after),
+    )
 
 
 def _key_type(key: Any) -> str:

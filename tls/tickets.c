@@ -3,6 +3,7 @@
 #include <errno.h>
 #include <openssl/core_names.h>
 #include <openssl/crypto.h>
+#include <openssl/evp.h>
 #include <openssl/params.h>
 #include <openssl/rand.h>
 #include <pthread.h>
@@ -14,11 +15,14 @@
 
 #define NAME_SIZE 16
 #define IV_SIZE 16
+#define MOST_SECRET 32
+#define MOST_BASE64 108
 
 struct key {
     unsigned char name[NAME_SIZE];
-    unsigned char cipher[32];
-    unsigned char mac[32];
+    unsigned char cipher[MOST_SECRET];
+    unsigned char mac[MOST_SECRET];
+    size_t secret;    /* bytes of `cipher`, and of `mac`: 16 or 32 */
     uint64_t created; /* 0: there is none yet */
 };
 
@@ -30,7 +34,7 @@ struct key_ring {
 
 struct gp_tickets {
     OSSL_LIB_CTX *libctx;
-    EVP_CIPHER *cipher;
+    EVP_CIPHER *aes128, *aes256;
     uint64_t interval;
     int is_shared;
     struct key_ring *ring;
@@ -60,6 +64,7 @@ static int rotate(gp_tickets *tickets)
                && RAND_priv_bytes_ex(tickets->libctx, new.mac, sizeof(new.mac), 0) > 0;
 
     if (made) {
+        new.secret = MOST_SECRET;
         new.created = now();
         memmove(tickets->ring->keys + 1, tickets->ring->keys, (GP_TICKETS_KEYS - 1) * sizeof(new));
         tickets->ring->keys[0] = new;
@@ -116,9 +121,10 @@ gp_tickets *gp_tickets_new(OSSL_LIB_CTX *libctx, uint64_t interval, int memfd)
     tickets->libctx = libctx;
     tickets->interval = interval;
     tickets->is_shared = memfd >= 0;
-    tickets->cipher = EVP_CIPHER_fetch(libctx, "AES-256-CBC", NULL);
+    tickets->aes128 = EVP_CIPHER_fetch(libctx, "AES-128-CBC", NULL);
+    tickets->aes256 = EVP_CIPHER_fetch(libctx, "AES-256-CBC", NULL);
     tickets->ring = map_ring(memfd, &is_new);
-    if (tickets->ring == NULL || tickets->cipher == NULL
+    if (tickets->ring == NULL || tickets->aes128 == NULL || tickets->aes256 == NULL
         || (is_new && (!make_lock(tickets->ring, tickets->is_shared) || !rotate(tickets)))) {
         gp_tickets_free(tickets);
         return NULL;
@@ -132,7 +138,8 @@ void gp_tickets_free(gp_tickets *tickets)
         OPENSSL_cleanse(tickets->ring, sizeof(*tickets->ring));
     if (tickets->ring != NULL)
         munmap(tickets->ring, sizeof(*tickets->ring));
-    EVP_CIPHER_free(tickets->cipher);
+    EVP_CIPHER_free(tickets->aes128);
+    EVP_CIPHER_free(tickets->aes256);
     OPENSSL_free(tickets);
 }
 
@@ -142,6 +149,39 @@ int gp_tickets_rotate(gp_tickets *tickets)
     int made = rotate(tickets);
     pthread_mutex_unlock(&tickets->ring->lock);
     return made;
+}
+
+/* Returns how many bytes the base64 stands for, or 0. */
+static size_t decode(unsigned char *bytes, const char *base64, size_t size)
+{
+    size_t padding = (base64[size - 1] == '=') + (base64[size - 2] == '=');
+    int decoded = EVP_DecodeBlock(bytes, (const unsigned char *)base64, (int)size);
+
+    return decoded < 0 ? 0 : (size_t)decoded - padding;
+}
+
+int gp_tickets_give(gp_tickets *tickets, size_t index, const char *data, size_t size)
+{
+    unsigned char bytes[MOST_BASE64];
+    struct key key = {.created = now()};
+
+    if (size == 64 || size == MOST_BASE64)
+        size = decode(bytes, data, size);
+    else if (size == 48 || size == 80)
+        memcpy(bytes, data, size);
+    int given = (size == 48 || size == 80) && index < GP_TICKETS_KEYS;
+    if (given) {
+        key.secret = (size - NAME_SIZE) / 2;
+        memcpy(key.name, bytes, NAME_SIZE);
+        memcpy(key.cipher, bytes + NAME_SIZE, key.secret);
+        memcpy(key.mac, bytes + NAME_SIZE + key.secret, key.secret);
+        lock_ring(tickets->ring);
+        tickets->ring->keys[index] = key;
+        pthread_mutex_unlock(&tickets->ring->lock);
+    }
+    OPENSSL_cleanse(bytes, sizeof(bytes));
+    OPENSSL_cleanse(&key, sizeof(key));
+    return given;
 }
 
 void gp_tickets_after_fork(gp_tickets *tickets)
@@ -154,7 +194,8 @@ void gp_tickets_after_fork(gp_tickets *tickets)
 static int newest(gp_tickets *tickets, struct key *key)
 {
     lock_ring(tickets->ring);
-    int there = now() - tickets->ring->keys[0].created < tickets->interval || rotate(tickets);
+    const struct key *last = &tickets->ring->keys[0];
+    int there = (last->created != 0 && now() - last->created < tickets->interval) || rotate(tickets);
     if (there)
         *key = tickets->ring->keys[0];
     pthread_mutex_unlock(&tickets->ring->lock);
@@ -199,15 +240,34 @@ static int on_ticket(SSL *ssl, unsigned char *name, unsigned char *iv, EVP_CIPHE
             return 0; /* a full handshake */
     }
     OSSL_PARAM parameters[] = {
-        OSSL_PARAM_construct_octet_string(OSSL_MAC_PARAM_KEY, key.mac, sizeof(key.mac)),
+        OSSL_PARAM_construct_octet_string(OSSL_MAC_PARAM_KEY, key.mac, key.secret),
         OSSL_PARAM_construct_utf8_string(OSSL_MAC_PARAM_DIGEST, "SHA256", 0),
         OSSL_PARAM_construct_end(),
     };
-    if (result < 0 || !EVP_CipherInit_ex2(cipher, tickets->cipher, key.cipher, iv, encrypt, NULL)
+    const EVP_CIPHER *aes = key.secret == MOST_SECRET ? tickets->aes256 : tickets->aes128;
+    if (result < 0 || !EVP_CipherInit_ex2(cipher, aes, key.cipher, iv, encrypt, NULL)
         || !EVP_MAC_CTX_set_params(mac, parameters))
         result = -1;
     OPENSSL_cleanse(&key, sizeof(key));
     return result;
+}
+
+static SSL_TICKET_RETURN on_session(SSL *ssl, SSL_SESSION *session, const unsigned char *name, size_t size,
+                                    SSL_TICKET_STATUS status, void *argument)
+{
+    X509 *client = session == NULL ? NULL : SSL_SESSION_get0_peer(session);
+    (void)ssl, (void)name, (void)size, (void)argument;
+
+    if (status != SSL_TICKET_SUCCESS && status != SSL_TICKET_SUCCESS_RENEW)
+        return SSL_TICKET_RETURN_IGNORE_RENEW;
+    if (client != NULL && X509_cmp_current_time(X509_get0_notAfter(client)) <= 0)
+        return SSL_TICKET_RETURN_IGNORE_RENEW;
+    return status == SSL_TICKET_SUCCESS ? SSL_TICKET_RETURN_USE : SSL_TICKET_RETURN_USE_RENEW;
+}
+
+void gp_tickets_end_with_certificate(SSL_CTX *ctx)
+{
+    (void)SSL_CTX_set_session_ticket_cb(ctx, NULL, on_session, NULL);
 }
 
 int gp_tickets_install(SSL_CTX *ctx, gp_tickets *tickets)

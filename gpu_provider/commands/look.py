@@ -130,8 +130,8 @@ def look(now: Scrape, change: Change) -> Look:
     )
 
 
-def _latency(change: Change, name: str) -> Latency:
-    buckets = change.buckets(name)
+def _latency(change: Change, name: str, **labels: str) -> Latency:
+    buckets = change.buckets(name, **labels)
     return Latency(buckets.quantile(0.5), buckets.quantile(0.99))
 
 
@@ -203,6 +203,6 @@ def _connections(now: Scrape, change: Change) -> Connections:
         handshakes_per_second=rate("handshakes", result="ok"),
         resumed_per_second=rate("handshakes", result="ok", resumed="yes"),
         failed_per_second=rate("handshake_failures"),
-        handshake=_latency(change, f"{_TERMINATOR}handshake_seconds"),
+        handshake=_latency(change, f"{_TERMINATOR}handshake_seconds", result="ok"),
         bytes_per_second=rate("relayed_bytes"),
     )

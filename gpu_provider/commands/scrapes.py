@@ -122,9 +122,9 @@ class Change:
     def rates(self, name: str, *names: str) -> dict[tuple[str, ...], float]:
         return {values: grown / self.seconds for values, grown in self.by(name, *names).items()}
 
-    def buckets(self, name: str) -> Buckets:
-        """Of a histogram, all its series together."""
-        return Buckets(dict(_buckets(self.by(f"{name}_bucket", "le"))))
+    def buckets(self, name: str, **labels: str) -> Buckets:
+        """Of a histogram, all its series with these labels together."""
+        return Buckets(dict(_buckets(self.by(f"{name}_bucket", "le", **labels))))
 
 
 def _grown(old: float, new: float) -> float:

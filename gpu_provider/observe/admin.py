@@ -1,6 +1,7 @@
-"""The admin port: ``/livez``, ``/readyz`` and ``/metrics`` over plain HTTP.
+"""The admin port over plain HTTP: ``/livez``, ``/readyz``, ``/metrics``, ``/failures``, and a page that shows them at
+``/``.
 
-Three fixed answers need no framework. The port is for the operator's own network: by default it listens on 127.0.0.1
+A few fixed answers need no framework. The port is for the operator's own network: by default it listens on 127.0.0.1
 only.
 """
 
@@ -10,11 +11,13 @@ import asyncio
 import contextlib
 import os
 from http import HTTPStatus
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import msgspec
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from gpu_provider.addresses import named, parse_address
+from gpu_provider.observe.status_page import status_page
 
 if TYPE_CHECKING:
     import socket
@@ -30,14 +33,15 @@ TERMINATOR_ADDRESS = "127.0.0.1:9180"
 SERVICE_ADDRESS = "127.0.0.1:9181"
 """The defaults. They differ, since both may run on one host."""
 
-_TEXT = "text/plain; charset=utf-8"
+_TEXT = {"Content-Type": "text/plain; charset=utf-8"}
 _REQUEST_SECONDS = 5.0
 _MOST_HEADER_LINES = 100
 _PAUSE_SECONDS = 0.1
 _MOST_REQUESTS = 8
 """The most at a time; a further one ends the oldest. The terminator leaves the descriptors for so many free."""
 
-Answer = tuple[HTTPStatus, str, bytes]
+Answer = tuple[HTTPStatus, dict[str, str], bytes]
+"""Status, headers and body."""
 
 
 def parse_admin(text: str) -> Address | None:
@@ -60,11 +64,22 @@ class AdminServer:
         registry: CollectorRegistry,
         is_ready: Callable[[], tuple[bool, str]],
         refresh: Callable[[], Awaitable[None]] | None = None,
+        failures: Callable[[], list[dict[str, Any]]] = list,
     ) -> None:
-        """``refresh`` is awaited before each answer."""
-        self._registry = registry
+        """``refresh`` is awaited before each answer. ``failures()``: the log's lines about the last connections that
+        failed."""
         self._is_ready = is_ready
         self._refresh = refresh
+        page, policy = status_page()
+        html = {"Content-Type": "text/html; charset=utf-8", "Content-Security-Policy": policy}
+        metrics, json = {"Content-Type": CONTENT_TYPE_LATEST}, {"Content-Type": "application/json"}
+        self._answers: dict[str, Callable[[], Answer]] = {
+            "/": lambda: (HTTPStatus.OK, html, page),
+            "/livez": lambda: (HTTPStatus.OK, _TEXT, b"alive\n"),
+            "/readyz": self._readiness,
+            "/metrics": lambda: (HTTPStatus.OK, metrics, generate_latest(registry)),
+            "/failures": lambda: (HTTPStatus.OK, json, msgspec.json.encode(failures())),
+        }
         self._listeners: list[socket.socket] = []
         self._reserve: int | None = None
         self._requests: dict[asyncio.Task[None], None] = {}  # the oldest first
@@ -149,12 +164,10 @@ class AdminServer:
                 break
         if self._refresh is not None:
             await self._refresh()
-        status, content_type, body = self._answer(request)
-        head = (
-            f"HTTP/1.1 {status.value} {status.phrase}\r\n"
-            f"Content-Type: {content_type}\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n"
-        )
-        writer.write(head.encode("latin-1"))
+        status, headers, body = self._answer(request)
+        headers = {**headers, "Content-Length": str(len(body)), "Connection": "close"}
+        lines = [f"HTTP/1.1 {status.value} {status.phrase}", *(f"{name}: {value}" for name, value in headers.items())]
+        writer.write("".join(f"{line}\r\n" for line in (*lines, "")).encode("latin-1"))
         if request[:1] != ["HEAD"]:
             writer.write(body)
         await writer.drain()
@@ -165,12 +178,11 @@ class AdminServer:
         method, target, _ = request
         if method not in {"GET", "HEAD"}:
             return HTTPStatus.METHOD_NOT_ALLOWED, _TEXT, b"only GET and HEAD\n"
-        match target.partition("?")[0]:
-            case "/livez":
-                return HTTPStatus.OK, _TEXT, b"alive\n"
-            case "/readyz":
-                ready, why = self._is_ready()
-                return HTTPStatus.OK if ready else HTTPStatus.SERVICE_UNAVAILABLE, _TEXT, f"{why}\n".encode()
-            case "/metrics":
-                return HTTPStatus.OK, CONTENT_TYPE_LATEST, generate_latest(self._registry)
-        return HTTPStatus.NOT_FOUND, _TEXT, b"there are /livez, /readyz and /metrics\n"
+        answer = self._answers.get(target.partition("?")[0])
+        if answer is None:
+            return HTTPStatus.NOT_FOUND, _TEXT, f"there are {', '.join(self._answers)}\n".encode()
+        return answer()
+
+    def _readiness(self) -> Answer:
+        ready, why = self._is_ready()
+        return HTTPStatus.OK if ready else HTTPStatus.SERVICE_UNAVAILABLE, _TEXT, f"{why}\n".encode()

@@ -91,7 +91,11 @@ class ServiceConfig(ProviderConfig, frozen=True, kw_only=True, forbid_unknown_fi
 
     admin: Annotated[
         str,
-        Shown("other", "HOST:PORT", "serve `/livez`, `/readyz` and `/metrics` on this HOST:PORT; `off`: nowhere"),
+        Shown(
+            "other",
+            "HOST:PORT",
+            "serve a status page, `/livez`, `/readyz` and `/metrics` on this HOST:PORT; `off`: nowhere",
+        ),
     ] = SERVICE_ADDRESS
 
     log_level: Annotated[_LogLevel, Shown("other", "LEVEL", "what is logged, at least")] = "info"

@@ -13,8 +13,8 @@ import structlog
 
 from gpu_provider.errors import BackendError
 from gpu_provider.native import ffi, lib
+from gpu_provider.observe.repeated import RepeatedWarnings
 from gpu_provider.service.admission import Admission, Peer
-from gpu_provider.service.repeated import RepeatedWarnings
 
 if TYPE_CHECKING:
     import socket

@@ -10,6 +10,7 @@ import signal
 from typing import TYPE_CHECKING, Any
 
 import structlog
+from prometheus_client import ProcessCollector
 
 from gpu_provider.addresses import format_address
 from gpu_provider.errors import ConfigError, GpuProviderError
@@ -66,6 +67,7 @@ def _run(config: ServiceConfig, signals: SignalHandlers, parent: socket.socket |
             admin_listeners = listen(config.admin_address, "admin") if config.admin_address is not None else []
             metrics = ServiceMetrics(config.max_processes, log)
             provider.registry.register(metrics)
+            ProcessCollector(registry=provider.registry)
             serving = _serve(
                 config,
                 provider,

@@ -124,7 +124,9 @@ def test_garbage_behind_bytes_that_the_upstream_does_not_take_ends_the_session()
             while True:
                 full.send(bytes(65536))
         ends = []
-        session = SimpleNamespace(connection=connection, moved=Mock(), linger=lambda result, _: ends.append(result))
+        session = SimpleNamespace(
+            connection=connection, trace=Mock(to_upstream=0), moved=Mock(), linger=lambda result, _: ends.append(result)
+        )
         server = SimpleNamespace(
             buffer=memoryview(bytearray(65536)),
             poller=Mock(),
@@ -148,7 +150,7 @@ def test_a_session_that_a_write_has_ended_is_not_looked_at_any_more():
         with contextlib.suppress(BlockingIOError):
             while True:
                 full.send(bytes(65536))
-        session = SimpleNamespace(connection=connection, moved=Mock(), linger=Mock())
+        session = SimpleNamespace(connection=connection, trace=Mock(to_upstream=0), moved=Mock(), linger=Mock())
         metrics = SimpleNamespace(bytes_to_upstream=0)
         server = SimpleNamespace(buffer=memoryview(bytearray(65536)), poller=Mock(), metrics=metrics)
         relay = Relay(session, full, server, b"")

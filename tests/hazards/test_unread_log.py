@@ -45,7 +45,7 @@ class Unlogged(Terminator):
             assert self.process.poll() is None
 
     def log_lines(self, count):
-        """Makes it write ``count`` lines at level debug, one per failed handshake."""
+        """Makes it write ``count`` lines, one per failed handshake."""
         for _ in range(count):
             with self.dial() as sock:
                 sock.sendall(b"this is not TLS")
@@ -53,11 +53,11 @@ class Unlogged(Terminator):
 
 
 @contextlib.contextmanager
-def debugging_terminator(directory, stderr):
+def talkative_terminator(directory, stderr):
     with (
         Upstream(echo) as upstream,
         Unlogged(
-            *write_credentials(directory), "--log-level", "debug", upstream=upstream.address, stderr=stderr
+            *write_credentials(directory), "--access-log", "all", upstream=upstream.address, stderr=stderr
         ) as terminator,
     ):
         terminator.wait_until_ready()
@@ -78,7 +78,7 @@ def overflow(terminator):
 
 
 def test_a_full_pipe_stops_nothing_and_the_process_ends(tmp_path, small_pipe):
-    with debugging_terminator(tmp_path, small_pipe[1]) as terminator:
+    with talkative_terminator(tmp_path, small_pipe[1]) as terminator:
         overflow(terminator)
         assert terminator.echo() == b"are you there?"
         assert terminator.admin("/readyz")[0] == 200
@@ -88,7 +88,7 @@ def test_a_full_pipe_stops_nothing_and_the_process_ends(tmp_path, small_pipe):
 
 def test_when_it_is_read_again_the_log_says_how_much_is_missing(tmp_path, small_pipe):
     lines, pipe = small_pipe
-    with debugging_terminator(tmp_path, pipe) as terminator:
+    with talkative_terminator(tmp_path, pipe) as terminator:
         pipe.close()
         overflow(terminator)
         events = []
@@ -107,7 +107,7 @@ def test_when_it_is_read_again_the_log_says_how_much_is_missing(tmp_path, small_
 
 def test_a_pipe_whose_reader_has_gone_stops_nothing(tmp_path, small_pipe):
     lines, pipe = small_pipe
-    with debugging_terminator(tmp_path, pipe) as terminator:
+    with talkative_terminator(tmp_path, pipe) as terminator:
         lines.close()
         overflow(terminator)
         assert terminator.echo() == b"are you there?"
@@ -116,7 +116,7 @@ def test_a_pipe_whose_reader_has_gone_stops_nothing(tmp_path, small_pipe):
 
 
 def test_a_full_disk_stops_nothing(tmp_path):
-    with open("/dev/full", "wb") as full, debugging_terminator(tmp_path, full) as terminator:
+    with open("/dev/full", "wb") as full, talkative_terminator(tmp_path, full) as terminator:
         overflow(terminator)
         assert terminator.echo() == b"are you there?"
         terminator.process.send_signal(signal.SIGTERM)
@@ -127,7 +127,7 @@ def test_a_stopped_terminal_stops_nothing(tmp_path):
     primary, secondary = os.openpty()
     with os.fdopen(primary, "wb", buffering=0) as keyboard, os.fdopen(secondary, "wb") as terminal:
         keyboard.write(b"\x13")  # ^S
-        with debugging_terminator(tmp_path, terminal) as terminator:
+        with talkative_terminator(tmp_path, terminal) as terminator:
             overflow(terminator)
             assert terminator.echo() == b"are you there?"
             terminator.process.send_signal(signal.SIGTERM)
@@ -137,7 +137,7 @@ def test_a_stopped_terminal_stops_nothing(tmp_path):
 def test_with_standard_error_closed_it_serves_and_no_connection_gets_the_log(tmp_path):
     with Upstream(echo) as upstream:
         terminator = Unlogged(
-            *write_credentials(tmp_path), "--log-level", "debug", upstream=upstream.address, stderr=None
+            *write_credentials(tmp_path), "--access-log", "all", upstream=upstream.address, stderr=None
         )
         terminator._command = ["sh", "-c", 'exec "$@" 2>&- <&-', "sh", *terminator._command]
         with terminator:
@@ -151,6 +151,6 @@ def test_with_standard_error_closed_it_serves_and_no_connection_gets_the_log(tmp
 
 def test_the_descriptions_flags_stay_as_they_were(tmp_path, small_pipe):
     """Standard error is often shared with other programs: to make it non-blocking would break them."""
-    with debugging_terminator(tmp_path, small_pipe[1]) as terminator:
+    with talkative_terminator(tmp_path, small_pipe[1]) as terminator:
         assert terminator.echo() == b"are you there?"
         assert not fcntl.fcntl(small_pipe[1], fcntl.F_GETFL) & os.O_NONBLOCK

@@ -1,4 +1,5 @@
-"""Every metric and label that the Grafana dashboard asks for is one that services and terminators expose."""
+"""Every metric and label that the Grafana dashboard or an alerting rule asks for is one that services and terminators
+expose."""
 
 from __future__ import annotations
 
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import yaml
 from groups import TIMEOUT, find_program, public_directory
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
@@ -26,9 +28,9 @@ from gpu_provider.observe.stats import Statistics
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-DASHBOARD: dict[str, Any] = json.loads(
-    (Path(__file__).resolve().parents[2] / "dashboards" / "gpu-provider.json").read_text()
-)
+DIRECTORY = Path(__file__).resolve().parents[2] / "dashboards"
+DASHBOARD: dict[str, Any] = json.loads((DIRECTORY / "gpu-provider.json").read_text())
+ALERTS: dict[str, Any] = yaml.safe_load((DIRECTORY / "alerts.yaml").read_text())
 PANELS = [panel for panel in DASHBOARD["panels"] if panel["type"] != "row"]
 OF_PROMETHEUS = {"instance", "job"}
 """Labels that it adds itself."""
@@ -70,7 +72,7 @@ def parse(expression: str) -> Query:
         elif NAME.match(token) and following == "{":
             metrics[token] |= names_until("}")
         elif NAME.match(token) and following not in {"(", *GROUPING}:
-            assert metrics[token] == set()
+            metrics.setdefault(token, set())
     return Query(dict(metrics), groupings)
 
 
@@ -117,6 +119,18 @@ def test_each_query_asks_for_what_is_exposed(exposed: dict[str, set[str]]) -> No
                 assert names <= exposed[metric] | OF_PROMETHEUS, target["expr"]
         shown = set(re.findall(r"{{(\w+)}}", target["legendFormat"]))
         assert shown <= set().union(*query.groupings), target["expr"]
+
+
+def test_each_alert_asks_for_what_is_exposed(exposed: dict[str, set[str]]) -> None:
+    for rule in (rule for group in ALERTS["groups"] for rule in group["rules"]):
+        query = parse(rule["expr"])
+        assert query.metrics
+        for metric, selected in query.metrics.items():
+            assert metric in exposed, rule["alert"]
+            for names in (selected, *query.groupings):
+                assert names <= exposed[metric] | OF_PROMETHEUS, rule["alert"]
+        shown = set(re.findall(r"\$labels\.(\w+)", str(rule["annotations"])))
+        assert shown <= set().union(*query.groupings), rule["alert"]
 
 
 def test_what_the_instances_are_found_by_is_exposed(exposed: dict[str, set[str]]) -> None:

@@ -91,13 +91,14 @@ def test_nothing_but_gpu_provider_lands_in_site_packages(wheel_names: list[str])
     assert {name for name in top if not name.endswith(".dist-info")} == {"gpu_provider"}
 
 
-def test_the_wheel_carries_the_provider_module_the_extensions_and_the_mark_of_types(wheel_names: list[str]) -> None:
+def test_the_wheel_carries_the_provider_module_the_extensions_and_the_other_files(wheel_names: list[str]) -> None:
     assert {
         "gpu_provider/native/gpu_provider.so",
         "gpu_provider/native/_core.abi3.so",
         "gpu_provider/kernels/_kernels.abi3.so",
         "gpu_provider/tls/_ssl.abi3.so",
         "gpu_provider/py.typed",
+        "gpu_provider/observe/status.html",
     } <= set(wheel_names)
 
 

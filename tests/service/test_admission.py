@@ -17,7 +17,7 @@ from program_servers import HAProxy
 from service_process import HELLO, Service
 from terminator_process import run_command
 
-from gpu_provider.service.repeated import RepeatedWarnings
+from gpu_provider.observe.repeated import RepeatedWarnings
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

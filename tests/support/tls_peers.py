@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import select
 import ssl
@@ -119,6 +120,15 @@ class Peer:
     def write(self, data: bytes) -> None:
         self.ssl.write(data)
         self._carry()
+
+
+def named_hello(name: str) -> bytes:
+    """A ClientHello that asks for this server name, which need not be one."""
+    outgoing, stand_in = ssl.MemoryBIO(), "x" * len(name)
+    client = client_ssl_context().wrap_bio(ssl.MemoryBIO(), outgoing, server_hostname=stand_in)
+    with contextlib.suppress(ssl.SSLWantReadError):
+        client.do_handshake()
+    return outgoing.read().replace(stand_in.encode(), name.encode())
 
 
 def accept(context: tls.Context) -> tls.Connection:

@@ -36,6 +36,8 @@ def test_metrics_have_the_batches_and_the_connections(terminator):
         "gpu_provider_terminator_open_connections",
         "gpu_provider_terminator_relayed_bytes",
         "gpu_provider_terminator_sessions",
+        "process_cpu_seconds",
+        "process_open_fds",
     }
 
 
@@ -50,7 +52,7 @@ def test_relayed_bytes_and_handshake_times_are_counted(terminator):
 
 
 @pytest.mark.parametrize(
-    ("method", "path", "status"), [("GET", "/", 404), ("POST", "/readyz", 405), ("HEAD", "/livez", 200)]
+    ("method", "path", "status"), [("GET", "/metric", 404), ("POST", "/readyz", 405), ("HEAD", "/livez", 200)]
 )
 def test_other_requests(terminator, method, path, status):
     assert terminator.admin(path, method)[0] == status

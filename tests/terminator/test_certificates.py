@@ -108,7 +108,7 @@ UNUSABLE = [
     (replace_by(lambda path: path.symlink_to("/dev/zero")), "no regular file"),
     (replace_by(Path.mkdir), "Is a directory"),
     (replace_by(Path.touch), "no PEM certificate"),
-    (replace_by(huge), "a PEM file has at most"),
+    (replace_by(huge), "such a file has at most"),
     (lambda directory: (directory / "server.key").write_text(""), "no private key"),
 ]
 

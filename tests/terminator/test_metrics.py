@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ssl
 import struct
+import time
 from typing import TYPE_CHECKING
 
 import pytest
@@ -47,11 +48,13 @@ def terminator(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Terminator]
 
 
 @pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
-def test_resumed_handshakes_are_told_from_those_that_openssl_computed(
+def test_resumed_handshakes_are_counted_apart_and_without_an_async_status(
     terminator: Terminator, version: ssl.TLSVersion
 ) -> None:
-    labels = {"version": version.name.replace("_", "."), "async_status": "UNSUPPORTED", "result": "ok"}
+    """They need no private operation, so they do not tell of one that OpenSSL computed (UNSUPPORTED)."""
+    labels = {"version": version.name.replace("_", "."), "result": "ok"}
     before = {resumed: terminator.metric(HANDSHAKES, resumed=resumed, **labels) for resumed in ("yes", "no")}
+    timed = terminator.metric(f"{PREFIX}handshake_seconds_count", resumed="yes", **labels)
     context = client_context(version)
     with terminator.connect(context) as client:
         client.sendall(b"x")
@@ -59,8 +62,10 @@ def test_resumed_handshakes_are_told_from_those_that_openssl_computed(
         session = client.session
     with context.wrap_socket(terminator.dial(), server_hostname="localhost", session=session) as client:
         assert client.session_reused
-    terminator.wait_for_metric(HANDSHAKES, before["yes"] + 1, resumed="yes", **labels)
-    assert terminator.metric(HANDSHAKES, resumed="no", **labels) == before["no"]
+    terminator.wait_for_metric(HANDSHAKES, before["yes"] + 1, resumed="yes", async_status="", **labels)
+    assert terminator.metric(HANDSHAKES, resumed="no", **labels) == before["no"] + 1
+    assert terminator.metric(HANDSHAKES, async_status="UNSUPPORTED") == 0
+    assert terminator.metric(f"{PREFIX}handshake_seconds_count", resumed="yes", **labels) == timed + 1
 
 
 def fail_by_context(
@@ -148,8 +153,10 @@ def test_series_exist_before_their_first_event(tmp_path: Path) -> None:
     }
     for wanted in (
         (HANDSHAKES, "OK", "TLSv1.3", "no", "ok"),
-        (HANDSHAKES, "TLSv1.2", "UNSUPPORTED", "ok", "yes"),
+        (HANDSHAKES, "", "TLSv1.2", "ok", "yes"),
         (HANDSHAKES, "", "", "", "timeout"),
+        (f"{PREFIX}handshake_seconds_count", "TLSv1.3", "ok", "yes"),
+        (f"{PREFIX}handshake_seconds_count", "", "", "client_gone"),
         (FAILURES, "client_unknown_ca"),
         (f"{PREFIX}sessions_total", "client_reset"),
         (f"{PREFIX}upstream_failures_total", "ECONNREFUSED"),
@@ -158,6 +165,27 @@ def test_series_exist_before_their_first_event(tmp_path: Path) -> None:
         (f"{PREFIX}shortages_total", "Too many open files"),
     ):
         assert wanted in samples
+
+
+def test_a_handshakes_time_begins_with_the_clients_first_byte(tmp_path: Path) -> None:
+    """Whether it waits to be accepted, as here, or is accepted in silence: what a client sees is the time from there
+    on."""
+    times = f"{PREFIX}handshake_seconds_sum"
+    with echo_terminator(tmp_path, "--max-connections", "1") as terminator:
+        with terminator.connect():
+            late = terminator.dial()
+            late.settimeout(1)
+            with pytest.raises(TimeoutError):
+                client_context().wrap_socket(late, server_hostname="localhost")
+        terminator.wait_for_metric(f"{PREFIX}handshakes_total", 1, result="client_gone")
+        assert terminator.metric(times, result="client_gone") > 0.9
+        accepted = terminator.metric(f"{PREFIX}accepted_total")
+        silent = terminator.dial()
+        terminator.wait_for_metric(f"{PREFIX}accepted_total", accepted + 1)  # after a second of silence
+        before, began = terminator.metric(times, result="ok"), time.monotonic()
+        with client_context().wrap_socket(silent, server_hostname="localhost"):
+            terminator.wait_for_metric(f"{PREFIX}handshakes_total", 2, result="ok")
+            assert terminator.metric(times, result="ok") - before < time.monotonic() - began
 
 
 def test_connection_limit_leaves_a_trace_and_so_does_the_wait_behind_it(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import datetime
 import os
+import shutil
 import ssl
 import subprocess
 from typing import TYPE_CHECKING, Any
@@ -81,6 +82,7 @@ def issue(
     digest: hashes.HashAlgorithm | None = None,
     usage: list[x509.ObjectIdentifier] | None = None,
     dns: bool = True,
+    issuers_certificate: str | None = None,
 ) -> x509.Certificate:
     subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
     issuer_name = subject if issuer is None else issuer[0].subject
@@ -89,6 +91,10 @@ def issue(
         builder = builder.add_extension(x509.SubjectAlternativeName([x509.DNSName(name)]), critical=False)
     if usage is not None:
         builder = builder.add_extension(x509.ExtendedKeyUsage(usage), critical=False)
+    if issuers_certificate is not None:
+        where = x509.UniformResourceIdentifier(issuers_certificate)
+        access = x509.AccessDescription(x509.AuthorityInformationAccessOID.CA_ISSUERS, where)
+        builder = builder.add_extension(x509.AuthorityInformationAccess([access]), critical=False)
     return builder.sign(key if issuer is None else issuer[1], digest or hashes.SHA256())
 
 
@@ -336,6 +342,31 @@ def test_certificate_that_is_never_used(check: Callable[..., tuple[Any, str, str
     assert "nameless.pem' is never used: it has no DNS name" in line
 
 
+def test_names_that_several_certificates_have(check: Callable[..., tuple[Any, str, str]], tmp_path: Path) -> None:
+    first = write_credentials(tmp_path, "one.example", "two.example")
+    some = write_credentials(tmp_path, "two.example", "three.example", stem="some")
+    other_kind = write_credentials(tmp_path, "two.example", kind="ECDSA", stem="other")
+    (line,) = warned(check(*first, *some, *other_kind))
+    assert "some.pem' is not used for all its names" in line
+    assert line.endswith("some of them (two.example)")
+
+
+def test_leaf_without_its_issuer(check: Callable[..., tuple[Any, str, str]], tmp_path: Path) -> None:
+    key, other_key = private_key(2048), ec.generate_private_key(ec.SECP256R1())
+    authority = issue(other_key, "Intermediate")
+    leaf = issue(key, issuer=(authority, other_key), issuers_certificate="http://ca.example/intermediate.der")
+    (line,) = warned(check(*write(tmp_path, key, leaf)))
+    assert "lacks its issuer's certificate (CN=Intermediate)" in line
+    assert warned(check(*write(tmp_path, key, leaf, authority))) == []
+
+
+def test_key_that_is_too_small_for_clients(check: Callable[..., tuple[Any, str, str]], tmp_path: Path) -> None:
+    key = rsa.generate_private_key(65537, 1024)  # noqa: S505
+    (line,) = warned(check(*write(tmp_path, key, issue(key)), "--ciphers", "DEFAULT@SECLEVEL=0"))
+    assert "made.pem" in line
+    assert "has a key of 1024 bits" in line
+
+
 @pytest.mark.parametrize("curve", [ec.SECP224R1(), ec.SECP256K1()])
 def test_curve_that_no_handshake_can_use(
     check: Callable[..., tuple[Any, str, str]], tmp_path: Path, curve: ec.EllipticCurve
@@ -390,6 +421,16 @@ def test_rsa_and_ecdsa_certificates_for_one_name_are_both_served(tmp_path: Path)
             assert shown("ECDHE-ECDSA-AES128-GCM-SHA256", name) == ec_leaf
         with pytest.raises(ssl.SSLError):
             shown("ECDHE-ECDSA-AES128-GCM-SHA256", "three.example")
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="the openssl program is not installed")
+def test_client_of_tls_1_3_gets_the_certificate_whose_signature_it_can_verify(tmp_path: Path) -> None:
+    flags = [*write_credentials(tmp_path), *write_credentials(tmp_path, kind="ECDSA", stem="ec")]
+    with Upstream(echo) as upstream, Terminator(*flags, upstream=upstream.address) as terminator:
+        command = ["openssl", "s_client", "-connect", f"127.0.0.1:{terminator.address[1]}", "-tls1_3", "-sigalgs"]
+        for algorithm, kind in (("RSA-PSS+SHA256", "RSA-PSS"), ("ECDSA+SHA256", "ECDSA")):
+            done = subprocess.run([*command, algorithm], input=b"", capture_output=True, timeout=TIMEOUT, check=True)
+            assert f"Peer signature type: {kind}\n".encode() in done.stdout
 
 
 def test_certificates_that_share_only_some_names(tmp_path: Path) -> None:

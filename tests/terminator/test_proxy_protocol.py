@@ -7,8 +7,10 @@ from proxyprotocol.v1 import ProxyProtocolV1
 from proxyprotocol.v2 import ProxyProtocolV2
 from terminator_process import Terminator, Upstream, write_credentials
 
+from gpu_provider.tls.terminator.client_facts import ClientFacts
 from gpu_provider.tls.terminator.proxy_protocol import header
 
+FACTS = ClientFacts("TLSv1.3", "TLS_AES_128_GCM_SHA256", False, None, 0)
 PARSERS = {1: ProxyProtocolV1(), 2: ProxyProtocolV2()}
 
 
@@ -21,7 +23,7 @@ PARSERS = {1: ProxyProtocolV1(), 2: ProxyProtocolV2()}
     ],
 )
 def test_header_is_what_another_parser_reads(version, family, source, destination):
-    result = PARSERS[version].unpack(header(version, family, source, destination))
+    result = PARSERS[version].unpack(header(version, family, source, destination, FACTS))
     assert result.family == family
     assert version == 1 or result.protocol == socket.SOCK_STREAM  # version 1 knows TCP alone
     assert (str(result.source[0]), result.source[1]) == source[:2]

@@ -4,8 +4,10 @@ notice."""
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
+import socket
 import ssl
 import subprocess
 import threading
@@ -239,6 +241,30 @@ def test_worker_that_is_told_to_end_finishes_its_connections_while_another_takes
     terminator.wait_for_metric(REPLACED, replaced + 2)
     wait_until(lambda: not any(map(is_running, first)), "the end of the workers that were replaced")
     terminator.wait_for_metric(HANDSHAKES, handshakes + load.echoes + 1, result="ok")
+
+
+def test_what_the_processes_use_is_told_together(terminator: Terminator) -> None:
+    """Memory and descriptors are added up, but not the times at which processes were started."""
+    processes = [terminator.process.pid, *children(terminator.process.pid)]
+    files = sum(len(list(Path(f"/proc/{pid}/fd").iterdir())) for pid in processes)
+    assert files / 2 < terminator.metric("process_open_fds") < files * 2
+    assert terminator.metric("process_resident_memory_bytes") > 3 * len(processes) << 20
+    assert 0 < time.time() - terminator.metric("process_start_time_seconds") < 3600
+
+
+def test_the_last_failures_are_those_of_all_workers(terminator: Terminator) -> None:
+    failed: dict[int, str] = {}
+    while len(failed) < 2:
+        client = terminator.connect()
+        host, port = client.getsockname()
+        failed[owner(client, terminator)] = f"{host}:{port}"
+        with socket.socket(fileno=client.detach()) as raw:
+            raw.sendall(b"no record of TLS")
+
+    def shown() -> set[str]:
+        return {line["client"] for line in json.loads(terminator.admin("/failures")[1])}
+
+    wait_until(lambda: set(failed.values()) <= shown(), "the failures of both")
 
 
 def test_sighup_reloads_in_every_worker(terminator: Terminator, directory: Path) -> None:

@@ -11,6 +11,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from tls_peers import Peer, accept, authority, credentials, finish, unverifying_client_context
 
 from gpu_provider import tls
+from gpu_provider.tls.public_part import public_part
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -75,6 +76,27 @@ def test_the_two_files_taken_for_each_other(context: tls.Context, chain: Path, t
         context.use_certificate_chain_file(key)
     with pytest.raises(tls.PrivateKeyError, match="no private key"):
         context.use_privatekey_file(chain)
+
+
+@pytest.mark.parametrize("form", [serialization.PrivateFormat.PKCS8, serialization.PrivateFormat.TraditionalOpenSSL])
+@pytest.mark.parametrize("password", [None, b"correct horse"])
+def test_a_file_of_certificate_and_key(
+    context: tls.Context, tmp_path: Path, form: serialization.PrivateFormat, password: bytes | None
+) -> None:
+    """Hazard: what reads the certificates reads the key with them, and leaves copies of it in memory."""
+    protection = serialization.BestAvailableEncryption(password) if password else serialization.NoEncryption()
+    key = own_key().private_bytes(serialization.Encoding.PEM, form, protection)
+    path = tmp_path / "both.pem"
+    for content in (key + credentials().chain, credentials().chain + key):
+        path.write_bytes(content)
+        context.use_certificate_chain_file(path)
+        context.use_privatekey_file(path, password=password)
+        public = public_part(path)
+        assert credentials().chain in public
+        assert not set(key.split(b"\n")) & set(public.split(b"\n")) - {b""}
+    works(context)
+    path.write_bytes(key[:-40])  # cut off
+    assert public_part(path).strip() == b""
 
 
 def test_a_chain_whose_second_certificate_is_damaged(context: tls.Context, tmp_path: Path) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import datetime
+import hmac
 import os
 import signal
 import ssl
@@ -12,16 +14,19 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import pytest
+from client_authority import DAY, Authority, now
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
+from resumption import connect, context_with
 from rsa_keys import private_key
 from terminator_process import Terminator, client_context, echo_terminator
-from tls_peers import Peer, accept, client_ssl_context, finish, server_context
+from tls_peers import Peer, accept, client_ssl_context, server_context
 
 from gpu_provider import BatchingProvider, tls
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
 VERSIONS = [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3]
@@ -34,24 +39,6 @@ SUBMITTED = "gpu_provider_submitted_total"
 @pytest.fixture(params=VERSIONS, ids=lambda version: version.name)
 def client(request: pytest.FixtureRequest) -> ssl.SSLContext:
     return client_ssl_context(version=request.param)
-
-
-def context_with(keys: tls.TicketKeys, provider: BatchingProvider | None = None, **more: str) -> tls.Context:
-    context = server_context(provider, **more)  # type: ignore[arg-type]
-    context.set_ticket_keys(keys)
-    return context
-
-
-def connect(
-    context: tls.Context, client: ssl.SSLContext, session: ssl.SSLSession | None = None, name: str = "localhost"
-) -> tuple[bool, ssl.SSLSession | None]:
-    """Returns whether the session was resumed, and the one to resume next."""
-    connection = accept(context)
-    peer = Peer(connection, client, name=name, session=session)
-    finish(connection, peer)
-    connection.send(b"x")
-    assert peer.read(1) == b"x"  # the tickets come before it
-    return bool(peer.ssl.session_reused), peer.ssl.session
 
 
 def test_contexts_with_the_same_keys_resume_each_others_sessions(client: ssl.SSLContext) -> None:
@@ -122,17 +109,21 @@ def test_sessions_of_a_context_chosen_by_name_are_resumed(client: ssl.SSLContext
     assert connect(with_names(), client, session, name="www.one.example")[0]
 
 
-def test_damaged_ticket_leads_to_a_full_handshake() -> None:
-    keys = tls.TicketKeys()
-    context = context_with(keys)
+def resuming_hello(connection: tls.Connection, context: tls.Context) -> tuple[bytearray, int]:
+    """A TLS 1.2 client's first message, with a ticket of this context; and where the ticket begins."""
     client = client_ssl_context(version=ssl.TLSVersion.TLSv1_2)
     _, session = connect(context, client)
-    connection = accept(context)
     peer = Peer(connection, client, session=session)
     with pytest.raises(ssl.SSLWantReadError):
         peer.ssl.do_handshake()
     hello = bytearray(peer._out.read())
-    ticket = hello.index(b"\x00\x23") + 4  # the extension session_ticket
+    return hello, hello.index(b"\x00\x23") + 4  # the extension session_ticket
+
+
+def test_damaged_ticket_leads_to_a_full_handshake() -> None:
+    context = context_with(tls.TicketKeys())
+    connection = accept(context)
+    hello, ticket = resuming_hello(connection, context)
     hello[ticket + 40] ^= 1
     connection.bio_write(bytes(hello))
     with pytest.raises(tls.WantReadError):
@@ -193,6 +184,73 @@ def test_processes_share_keys_through_a_memfd(client: ssl.SSLContext) -> None:
         ours.rotate()
     assert not connect(context_with(ours), client, session)[0]
     assert connect(context_with(ours), client, newer)[0], "the ticket was of the key that the child has made"
+
+
+@pytest.mark.parametrize("size", [48, 80])
+@pytest.mark.parametrize("encode", [bytes, base64.b64encode])
+def test_given_keys_encrypt_as_their_form_says(size: int, encode: Callable[[bytes], bytes]) -> None:
+    given = os.urandom(size)
+    name, cipher, mac = given[:16], given[16 : size // 2 + 8], given[size // 2 + 8 :]
+    context = context_with(tls.TicketKeys.given([encode(given)]))
+    hello, begin = resuming_hello(accept(context), context)
+    ticket = bytes(hello[begin : begin + int.from_bytes(hello[begin - 2 : begin])])
+    assert ticket[:16] == name
+    assert hmac.digest(mac, ticket[:-32], "sha256") == ticket[-32:]
+    decryptor = Cipher(algorithms.AES(cipher), modes.CBC(ticket[16:32])).decryptor()
+    assert decryptor.update(ticket[32:-32]).startswith(b"\x30")  # a session in DER
+
+
+def test_first_of_the_given_keys_encrypts_and_all_decrypt(client: ssl.SSLContext) -> None:
+    former, present, following = (os.urandom(80) for _ in range(3))
+    _, session = connect(context_with(tls.TicketKeys.given([former, present])), client)
+    context = context_with(tls.TicketKeys.given([present, former, following]))
+    resumed, session = connect(context, client, session)
+    assert resumed
+    assert connect(context_with(tls.TicketKeys.given([present])), client, session)[0]
+    _, session = connect(context_with(tls.TicketKeys.given([following])), client)
+    assert connect(context, client, session)[0]
+    assert not connect(context_with(tls.TicketKeys.given([present, former])), client, session)[0]
+
+
+@pytest.mark.parametrize(
+    ("keys", "words"),
+    [
+        ([], "1 to 3 keys"),
+        ([bytes(48)] * 4, "1 to 3 keys"),
+        ([b"secret"], "not 6 bytes"),
+        ([b"!" * 64], "48 or 80 bytes or their base64"),
+        ([base64.b64encode(bytes(79))], "48 or 80 bytes or their base64"),
+    ],
+)
+def test_what_is_no_key_is_refused_and_not_shown(keys: list[bytes], words: str) -> None:
+    with pytest.raises(ValueError, match=words) as refused:
+        tls.TicketKeys.given(keys)
+    assert "secret" not in str(refused.value)
+
+
+NO_CHECK_TIME = 0x200000  # X509_V_FLAG_NO_CHECK_TIME
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_session_ends_with_its_clients_certificate(tmp_path: Path, version: ssl.TLSVersion) -> None:
+    """Hazard: with TLS 1.3 each resumption gives a ticket with a new term, so a client could go on for ever."""
+    keys, clients = tls.TicketKeys(), Authority(tmp_path)
+
+    def verifying(flags: int) -> tls.Context:
+        context = context_with(keys)
+        context.set_verify(tls.VERIFY_PEER)
+        context.load_verify_locations(clients.file)
+        context.clear_verify_flags(ssl.VERIFY_X509_STRICT)
+        context.set_verify_flags(flags)
+        return context
+
+    expired, _ = clients.client("Alice", end=now() - DAY, context=client_ssl_context(version=version))
+    valid, _ = clients.client("Bob", context=client_ssl_context(version=version))
+    _, old = connect(verifying(NO_CHECK_TIME), expired)
+    _, new = connect(verifying(NO_CHECK_TIME), valid)
+    assert connect(verifying(0), valid, new)[0]
+    with pytest.raises(tls.Error, match="certificate has expired"):
+        connect(verifying(0), expired, old)
 
 
 DIES_WITH_THE_LOCK = """

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import stat
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -12,7 +12,11 @@ from gpu_provider.errors import ConfigError
 from gpu_provider.tls import constants
 from gpu_provider.tls.leaf import read_leaf
 from gpu_provider.tls.server_names import is_server_name
-from gpu_provider.tls.terminator.certificate_checks import file_warnings, never_used_warnings
+from gpu_provider.tls.terminator.certificate_checks import file_warnings, name_warnings
+from gpu_provider.tls.terminator.certificate_files import CertificateFiles, certificate_files
+from gpu_provider.tls.terminator.client_auth import load_client_auth
+from gpu_provider.tls.terminator.pem_files import check_file
+from gpu_provider.tls.terminator.ticket_files import read_ticket_keys
 from gpu_provider.tls.terminator.trial_handshake import handshake_problem
 
 if TYPE_CHECKING:
@@ -24,7 +28,6 @@ if TYPE_CHECKING:
 __all__ = ["Certificate", "Certificates", "load_certificates"]
 
 _VERSIONS = {"TLSv1.2": constants.TLS1_2_VERSION, "TLSv1.3": constants.TLS1_3_VERSION}
-_MOST_BYTES = 1 << 20
 _READ_BUFFER = 65536  # four records of the largest size
 
 
@@ -38,6 +41,8 @@ class Certificate:
     key_type: str
     """Such as ``RSA-2048``."""
     public_key_sha256: bytes
+    sha256: bytes
+    """Of the leaf."""
     not_after: float
     """Unix time."""
     warnings: tuple[str, ...]
@@ -56,6 +61,8 @@ class Certificates:
     context: tls.Context
     """The first certificate's context. It switches to another by the server name that the client asks for."""
     all: tuple[Certificate, ...]
+    client_crl_end: float
+    """The Unix time at which the first list of ``client_crl`` is out of date; infinity if there is none."""
     warnings: tuple[str, ...]
     """Those of each file, and about the certificates together."""
 
@@ -65,11 +72,13 @@ def load_certificates(
 ) -> Certificates:
     """Reads every pair of files. Raises a ConfigError that names the file and what to do about it.
 
-    ``ticket_keys`` are the same at each reload, so that clients go on resuming their sessions. Sessions that began with
-    other private keys are not resumed: whoever got hold of a replaced key may have read such a session, and could read
-    the resumed one too.
+    ``ticket_keys`` are for when there are no files of them: the same at each reload, so that clients go on resuming
+    their sessions. Sessions that began with other private keys are not resumed: whoever got hold of a replaced key may
+    have read such a session, and could read the resumed one too. Nor are those that began with other rules for clients'
+    certificates, since a resumed session is not verified again.
     """
-    certificates = [_read(config, cert, key) for cert, key in zip(config.cert, config.key, strict=True)]
+    files = certificate_files(config)
+    certificates = [_read(config, one) for one in files]
     by_name: dict[str, dict[str, int]] = {}
     for index, certificate in enumerate(certificates):
         for name in certificate.names:
@@ -77,32 +86,44 @@ def load_certificates(
     first = _with_its_counterpart(certificates)
     together = {name: tuple(indices.values()) for name, indices in by_name.items()}
     contexts = {
-        indices: _context(config, computing, [(config.cert[index], config.key[index]) for index in indices])
+        indices: _context(config, computing, [files[index] for index in indices])
         for indices in {first, *together.values()}
     }
-    public_keys = b"".join(sorted(certificate.public_key_sha256 for certificate in certificates))
+    client_auth = load_client_auth(config)
+    if config.ticket_keys:
+        ticket_keys = read_ticket_keys(config.ticket_keys)
+    identity = b"".join(sorted(certificate.public_key_sha256 for certificate in certificates))
+    if client_auth is not None:
+        identity += client_auth.identity
+    session_id_context = hashlib.blake2b(identity, digest_size=16).hexdigest().encode()
     for context in contexts.values():
-        context.set_session_id_context(hashlib.blake2b(public_keys, digest_size=16).hexdigest().encode())
+        if client_auth is not None:
+            client_auth.apply(context)
+        context.set_session_id_context(session_id_context)
         if ticket_keys is not None:
             context.set_ticket_keys(ticket_keys)
     contexts[first].set_sni_contexts({name: contexts[indices] for name, indices in together.items()})
-    used = {index for indices in (first, *together.values()) for index in indices}
     warnings = [warning for certificate in certificates for warning in certificate.warnings]
-    return Certificates(contexts[first], tuple(certificates), tuple(warnings + never_used_warnings(certificates, used)))
+    warnings += name_warnings(certificates, by_name, first)
+    if client_auth is not None:
+        warnings += client_auth.warnings
+    client_crl_end = math.inf if client_auth is None else client_auth.crl_end
+    return Certificates(contexts[first], tuple(certificates), client_crl_end, tuple(warnings))
 
 
-def _read(config: TerminatorConfig, cert: Path, key: Path) -> Certificate:
+def _read(config: TerminatorConfig, files: CertificateFiles) -> Certificate:
     """Reads one pair of files and tries it alone, with OpenSSL's own arithmetic, so that the provider counts none of
     it."""
-    _check_file(cert)
-    _check_file(key)
+    cert = files.cert
+    check_file(cert)
+    check_file(files.key)
     context = _settings_context(config, None)
-    _use_certificate(context, cert, key)
+    _use_certificate(context, files)
     try:
         leaf = read_leaf(context)
     except tls.CertificateError as error:
         raise ConfigError(f"certificate file {str(cert)!r} can't be used: {error}") from None
-    _use_key(context, cert, key)
+    _use_key(context, files)
     warnings = file_warnings(cert)
     lowest, highest = _VERSIONS[config.tls_min], _VERSIONS[config.tls_max]
     problems = {
@@ -121,7 +142,9 @@ def _read(config: TerminatorConfig, cert: Path, key: Path) -> Certificate:
         if problem is not None
     ]
     names = dict.fromkeys(filter(is_server_name, (name.rstrip(".").lower() for name in leaf.names)))
-    return Certificate(cert, tuple(names), leaf.key_type, leaf.public_key_sha256, leaf.not_after, tuple(warnings))
+    return Certificate(
+        cert, tuple(names), leaf.key_type, leaf.public_key_sha256, leaf.sha256, leaf.not_after, tuple(warnings)
+    )
 
 
 def _with_its_counterpart(certificates: list[Certificate]) -> tuple[int, ...]:
@@ -134,32 +157,32 @@ def _with_its_counterpart(certificates: list[Certificate]) -> tuple[int, ...]:
     return (0,)
 
 
-def _context(config: TerminatorConfig, computing: Computing | None, pairs: list[tuple[Path, Path]]) -> tls.Context:
+def _context(config: TerminatorConfig, computing: Computing | None, several: list[CertificateFiles]) -> tls.Context:
     """OpenSSL keeps a certificate of each key type in a context, and uses whichever the client can use."""
     context = _settings_context(config, computing)
-    for cert, key in pairs:
-        _use_certificate(context, cert, key)
-        _use_key(context, cert, key)
+    for files in several:
+        _use_certificate(context, files)
+        _use_key(context, files)
     return context
 
 
-def _use_certificate(context: tls.Context, cert: Path, key: Path) -> None:
+def _use_certificate(context: tls.Context, files: CertificateFiles) -> None:
     try:
-        context.use_certificate_chain_file(cert)
+        context.use_certificate_chain_file(files.cert)
     except tls.CertificateError as error:
-        raise ConfigError(f"{error}; given as --cert {cert} --key {key}") from None
+        raise ConfigError(f"{error}; {files.origin}") from None
 
 
-def _use_key(context: tls.Context, cert: Path, key: Path) -> None:
+def _use_key(context: tls.Context, files: CertificateFiles) -> None:
     try:
-        context.use_privatekey_file(key)
+        context.use_privatekey_file(files.key)
     except tls.PrivateKeyError as error:
-        raise ConfigError(f"{error}; given as --cert {cert} --key {key}") from None
+        raise ConfigError(f"{error}; {files.origin}") from None
     try:
         context.check_privatekey()
     except tls.PrivateKeyError:  # of another type
         raise ConfigError(
-            f"private key file {str(key)!r} does not belong to the certificate; given as --cert {cert} --key {key}"
+            f"private key file {str(files.key)!r} does not belong to the certificate; {files.origin}"
         ) from None
 
 
@@ -185,17 +208,3 @@ def _settings_context(config: TerminatorConfig, computing: Computing | None) -> 
     context.set_read_ahead(_READ_BUFFER)
     context.set_mode(constants.SSL_MODE_ASYNC)
     return context
-
-
-def _check_file(path: Path) -> None:
-    """Checks before reading: reading a pipe could wait for ever."""
-    try:
-        status = path.stat()
-    except OSError:
-        return  # reading it will say why
-    except ValueError as error:
-        raise ConfigError(f"{str(path)!r} can't be the name of a file: {error}") from None
-    if not stat.S_ISREG(status.st_mode) and not stat.S_ISDIR(status.st_mode):
-        raise ConfigError(f"{str(path)!r} is no regular file; give a PEM file")
-    if status.st_size > _MOST_BYTES:
-        raise ConfigError(f"{str(path)!r} has {status.st_size} bytes; a PEM file has at most {_MOST_BYTES}")

@@ -32,6 +32,7 @@ def check_settings(config: TerminatorConfig, upstream: tuple[Resolved, ...]) -> 
         *_check_addresses(config, upstream),
         *_check_ciphers(config),
         *_check_protocols(config),
+        *_check_client_auth(config),
         *_check_service(config),
     ]
 
@@ -149,3 +150,12 @@ def _check_protocols(config: TerminatorConfig) -> Iterable[str]:
         meant = _MEANT_PROTOCOLS.get(protocol.lower(), protocol.lower())
         if meant != protocol and meant in {"h2", "http/1.1", "http/1.0"}:
             yield f"alpn = {protocol!r}: no client asks for this name; you probably mean {meant!r}"
+
+
+def _check_client_auth(config: TerminatorConfig) -> Iterable[str]:
+    for setting in ("client_ca", "client_crl"):
+        if config.verify_client == "off" and getattr(config, setting) is not None:
+            yield (
+                f"{setting} has no effect, because verify_client = 'off': every client is let in; did you mean "
+                "--verify-client required?"
+            )

@@ -30,7 +30,8 @@ signals:
             after --drain-delay, accept only the connections that the system has begun, let all of them finish for
             --drain-timeout seconds, then cut them off; a second signal, at least a second later, cuts them off at
             once
-  SIGHUP    reload the certificate and key files, for new connections; on any error the old ones stay
+  SIGHUP    reload the files of certificates, keys, authorities and revocation lists, for new connections; on any
+            error the old ones stay
   with --workers, send them to the first process; a worker that gets SIGTERM itself finishes its connections and is
   replaced, and one that dies is replaced too
   SIGUSR2   nothing

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path  # noqa: TC003 - the settings' types are read at run time
+from pathlib import Path
 from typing import Annotated, Literal
 
 from msgspec import Meta
@@ -13,11 +13,14 @@ from gpu_provider.errors import ConfigError
 from gpu_provider.observe.admin import TERMINATOR_ADDRESS, parse_admin
 from gpu_provider.settings import Shown
 
-__all__ = ["TerminatorConfig"]
+__all__ = ["AccessLog", "TerminatorConfig"]
 
 _Seconds = Annotated[float, Meta(gt=0, le=86400, description="seconds, more than 0 and at most 86400")]
 _SecondsOrNever = Annotated[float, Meta(ge=0, le=86400, description="seconds, at most 86400, or 0 for never")]
+AccessLog = Literal["off", "errors", "all"]
 _Version = Annotated[Literal["TLSv1.2", "TLSv1.3"], Meta(description="TLSv1.2 or TLSv1.3")]
+
+_PathOrNone = Annotated[Path, Meta(description="a path")] | None
 
 
 class TerminatorConfig(ProviderConfig, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -42,7 +45,11 @@ class TerminatorConfig(ProviderConfig, frozen=True, kw_only=True, forbid_unknown
 
     admin: Annotated[
         str,
-        Shown("addresses", "HOST:PORT", "serve `/livez`, `/readyz` and `/metrics` on this HOST:PORT; `off`: nowhere"),
+        Shown(
+            "addresses",
+            "HOST:PORT",
+            "serve a status page, `/livez`, `/readyz` and `/metrics` on this HOST:PORT; `off`: nowhere",
+        ),
     ] = TERMINATOR_ADDRESS
 
     handover: Annotated[
@@ -58,7 +65,11 @@ class TerminatorConfig(ProviderConfig, frozen=True, kw_only=True, forbid_unknown
 
     cert: Annotated[
         tuple[Path, ...],
-        Shown("TLS", "FILE", "PEM certificate and chain, the leaf first; repeat for more. Must be given"),
+        Shown(
+            "TLS",
+            "FILE",
+            "PEM certificate and chain, the leaf first; repeat for more. This or `cert_dir` must be given",
+        ),
     ] = ()
     """The server name chooses: the exact name, then the wildcard, then the first certificate. A name may have one with
     an RSA key and one with an EC key; the client decides."""
@@ -68,9 +79,31 @@ class TerminatorConfig(ProviderConfig, frozen=True, kw_only=True, forbid_unknown
         Shown(
             "TLS",
             "FILE",
-            "PEM private key, RSA or EC and not encrypted, of the certificate in the same place. Must be given",
+            "PEM private key, RSA or EC and not encrypted, of the certificate in the same place; it may be in its file",
         ),
     ] = ()
+
+    cert_dir: Annotated[
+        _PathOrNone,
+        Shown(
+            "TLS",
+            "DIRECTORY",
+            "certificates beside those of `cert`: each file is a chain, with its private key in it or beside it, as "
+            "FILE.key",
+            default="none",
+        ),
+    ] = None
+
+    watch: Annotated[
+        _SecondsOrNever,
+        Shown(
+            "TLS",
+            "SECONDS",
+            "seconds between looks for changes in the files of certificates, keys, authorities and revocation lists, "
+            "which are then reloaded; 0: on SIGHUP alone",
+            default="0",
+        ),
+    ] = 0.0
 
     alpn: Annotated[
         tuple[Annotated[str, Meta(min_length=1, max_length=255)], ...],
@@ -87,6 +120,49 @@ class TerminatorConfig(ProviderConfig, frozen=True, kw_only=True, forbid_unknown
 
     ciphersuites: Annotated[
         str | None, Shown("TLS", "LIST", "TLS 1.3 ciphersuites in OpenSSL's form", default="OpenSSL's")
+    ] = None
+
+    ticket_keys: Annotated[
+        tuple[Annotated[Path, Meta(description="a path")], ...],
+        Shown(
+            "TLS",
+            "FILE",
+            "keys of session tickets, for instances that resume each other's sessions: a file with keys of 48 or 80 "
+            "bytes in base64, one a line, of which the last but one encrypts; or several files of one key each, of "
+            "which the first encrypts",
+            default="made at the start and each hour",
+        ),
+    ] = ()
+
+    verify_client: Annotated[
+        Literal["off", "optional", "required"],
+        Meta(description="off, optional or required"),
+        Shown(
+            "TLS",
+            "",
+            "ask clients for certificates. `optional`: those without one are served too; one that can't be verified is "
+            "always refused",
+        ),
+    ] = "off"
+
+    client_ca: Annotated[
+        _PathOrNone,
+        Shown(
+            "TLS",
+            "FILE",
+            "PEM certificates of the authorities whose clients are let in by `verify_client`",
+            default="none",
+        ),
+    ] = None
+
+    client_crl: Annotated[
+        _PathOrNone,
+        Shown(
+            "TLS",
+            "FILE",
+            "PEM certificate revocation lists, one of each authority in a client's chain; without it, none is revoked",
+            default="none",
+        ),
     ] = None
 
     max_connections: Annotated[
@@ -145,7 +221,7 @@ class TerminatorConfig(ProviderConfig, frozen=True, kw_only=True, forbid_unknown
     ] = 1
 
     service: Annotated[
-        Annotated[Path, Meta(description="a path")] | None,
+        _PathOrNone,
         Shown(
             "processes",
             "PATH",
@@ -153,6 +229,12 @@ class TerminatorConfig(ProviderConfig, frozen=True, kw_only=True, forbid_unknown
             default="none",
         ),
     ] = None
+
+    access_log: Annotated[
+        AccessLog,
+        Meta(description="off, errors or all"),
+        Shown("other", "", "the connections that the log has a line for when they end"),
+    ] = "errors"
 
     log_level: Annotated[
         Literal["debug", "info", "warning", "error"],
@@ -164,12 +246,17 @@ class TerminatorConfig(ProviderConfig, frozen=True, kw_only=True, forbid_unknown
         super().__post_init__()
         if not self.upstream:
             raise ConfigError("upstream is not given: add --upstream HOST:PORT, such as --upstream 127.0.0.1:8080")
-        if not self.cert:
-            raise ConfigError("cert is not given: add --cert chain.pem --key key.pem")
+        if not self.cert and self.cert_dir is None:
+            raise ConfigError("cert is not given: add --cert chain.pem --key key.pem, or --cert-dir DIRECTORY")
         if len(self.cert) != len(self.key):
             raise ConfigError(
                 f"cert names {_files(self.cert)} and key names {_files(self.key)}: give one key for each certificate, "
                 "in the same order"
+            )
+        if self.verify_client != "off" and self.client_ca is None:
+            raise ConfigError(
+                f"verify_client = {self.verify_client!r} needs the authorities that have issued the clients' "
+                "certificates: add --client-ca FILE"
             )
         if self.tls_min > self.tls_max:  # their names are in order
             raise ConfigError(f"tls_min = {self.tls_min!r} is above tls_max = {self.tls_max!r}: no version is left")

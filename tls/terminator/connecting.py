@@ -18,13 +18,13 @@ from collections import deque
 from time import monotonic
 from typing import TYPE_CHECKING
 
-from gpu_provider.addresses import Resolved
 from gpu_provider.tls.terminator.poller import GONE, WRITABLE
 from gpu_provider.tls.terminator.shortage import SHORTAGES
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from gpu_provider.addresses import Resolved
     from gpu_provider.tls.terminator.shared import Shared
 
 __all__ = ["RESET_ON_CLOSE", "Connecting", "attempt_delay"]
@@ -46,7 +46,7 @@ class Connecting:
     """One session's attempts. Calls ``connected(socket, events)`` or ``failed(errno)`` once, unless :meth:`stop` is
     called first."""
 
-    __slots__ = ("_attempts", "_connected", "_error", "_failed", "_left", "_share", "_shared")
+    __slots__ = ("_attempts", "_connected", "_error", "_failed", "_left", "_share", "_shared", "address")
 
     def __init__(
         self, shared: Shared, connected: Callable[[socket.socket, int], None], failed: Callable[[int], None]
@@ -59,6 +59,8 @@ class Connecting:
         self._attempts: deque[tuple[socket.socket, float]] = deque()
         """The oldest first, each with the time at which it began."""
         self._error = errno.EHOSTUNREACH
+        self.address = self._left[0]
+        """That has been connected to, or was tried last."""
 
     @property
     def sockets(self) -> list[socket.socket]:
@@ -95,19 +97,19 @@ class Connecting:
 
     def _begin_next(self) -> None:
         while self._left:
-            family, address = self._left.popleft()
+            self.address = address = self._left.popleft()
             try:
-                attempt = _begin(family, address)
+                attempt = _begin(*address)
             except OSError as failure:
                 self._error = failure.errno or errno.EIO
                 if self._attempts and self._error in SHORTAGES:
                     # The attempt that is under way may fail, and free its descriptor for this address.
-                    self._left.appendleft(Resolved(family, address))
+                    self._left.appendleft(address)
                     self._shared.attempts.start(self)
                     return
                 continue
             self._attempts.append((attempt, monotonic()))
-            self._shared.poller.add(attempt, functools.partial(self._on_event, attempt))
+            self._shared.poller.add(attempt, functools.partial(self._on_event, attempt, address))
             if self._left:
                 self._shared.attempts.start(self)
             return
@@ -115,11 +117,12 @@ class Connecting:
             self.stop()
             self._failed(self._error)
 
-    def _on_event(self, attempt: socket.socket, events: int) -> None:
+    def _on_event(self, attempt: socket.socket, address: Resolved, events: int) -> None:
         error = attempt.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
         if not error and not (events & WRITABLE and not events & GONE):
             return
         self._attempts = deque(one for one in self._attempts if one[0] is not attempt)
+        self.address = address
         if error:
             self._shared.poller.discard(attempt)
             self._error = error

@@ -20,6 +20,8 @@ _BY_TEXT = (
     ("no suitable groups", "no_common_group"),
     ("no suitable signature algorithm", "no_common_signature_algorithm"),
     ("no shared signature algorithms", "no_common_signature_algorithm"),
+    ("peer did not return a certificate", "no_client_certificate"),
+    ("certificate verify failed", "bad_client_certificate"),
     ("alert unknown ca", "client_unknown_ca"),
     ("alert certificate expired", "client_certificate_expired"),
     ("alert certificate revoked", "client_bad_certificate"),

@@ -26,6 +26,7 @@ from gpu_provider.tls.terminator.certificates import load_certificates
 from gpu_provider.tls.terminator.computing import backend_name, failure_of, pulse_of, totals
 from gpu_provider.tls.terminator.listening import connections_allowed
 from gpu_provider.tls.terminator.server import Server
+from gpu_provider.tls.terminator.watching import look_at_files, watch
 
 if TYPE_CHECKING:
     import socket
@@ -98,12 +99,14 @@ class Terminator:
         self._hurry = asyncio.Event()
         self._reloading = asyncio.Lock()
         self._reloads: set[asyncio.Task[None]] = set()
+        files = look_at_files(self._config)
         # Only the server keeps the certificates, so that a reload frees the keys that it replaces.
         self._server = server = Server(
             self._config, self._load_certificates(), self._upstream, self._metrics, is_alone=self._worker is None
         )
-        admin = AdminServer(self._registry, self._is_ready)
-        supervised = Supervised(self._worker.connection, self._registry, self._is_ready) if self._worker else None
+        seen = self._registry, self._is_ready
+        admin = AdminServer(*seen, failures=server.last_failures)
+        supervised = Supervised(self._worker.connection, *seen, server.last_failures) if self._worker else None
         loop.set_exception_handler(self._on_loop_error)
         signals.deliver_to(loop, self._on_signal)
         if isinstance(self._computing, ServiceProvider):
@@ -125,6 +128,7 @@ class Terminator:
             event_loop=type(loop).__module__.partition(".")[0],
         )
         self.has_started = True
+        watching = loop.create_task(watch(self._config, files, self._start_reload))
         pulse = pulse_of(self._computing)
         if supervised is not None:
             supervised.tell("ready")
@@ -145,9 +149,9 @@ class Terminator:
         server.stop_accepting(for_others=sockets.kept)
         _log.info("draining", connections=self._metrics.open, seconds=self._config.drain_timeout)
         clean = await server.drain(self._config.drain_timeout, self._hurry)
-        for reload in self._reloads:
+        for reload in (watching, *self._reloads):
             reload.cancel()
-        await asyncio.gather(*self._reloads, return_exceptions=True)
+        await asyncio.gather(watching, *self._reloads, return_exceptions=True)
         await admin.close()
         server.close()
         _log.info(
@@ -229,7 +233,7 @@ class Terminator:
         if task.cancelled() or (error := task.exception()) is None:
             return
         self._metrics.reloads["failed"] += 1
-        expected = isinstance(error, (GpuProviderError, MemoryError))
+        expected = isinstance(error, (GpuProviderError, MemoryError, OSError))
         _log.error(
             "certificates not reloaded, the old ones stay in use",
             reason=str(error) or type(error).__name__,

@@ -14,7 +14,7 @@ import os
 import signal
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import structlog
@@ -32,6 +32,7 @@ from gpu_provider.supervised import Task
 from gpu_provider.systemd import Systemd
 from gpu_provider.tls import TicketKeys
 from gpu_provider.tls.terminator.child import Child
+from gpu_provider.tls.terminator.connection_log import KEPT_FAILURES
 from gpu_provider.tls.terminator.lifecycle import EXIT_CLEAN, EXIT_FAILED, EXIT_FORCED, is_set_within
 from gpu_provider.tls.terminator.listening import refuse_newcomers
 from gpu_provider.tls.terminator.reports import Reports
@@ -92,7 +93,7 @@ class Master(Collector):
         registry = CollectorRegistry()
         registry.register(self._reports)
         registry.register(self)
-        admin = AdminServer(registry, self._is_ready, self._refresh)
+        admin = AdminServer(registry, self._is_ready, self._refresh, self._last_failures)
         signals.deliver_to(self._loop, self._on_signal)
         with contextlib.ExitStack() as stack:
             memory = os.memfd_create("gpu-provider-ticket-keys")
@@ -310,6 +311,10 @@ class Master(Collector):
 
     def _show_reports(self) -> None:
         self._reports.live = [child.report.metrics for child in self._children if child.report.metrics is not None]
+
+    def _last_failures(self) -> list[dict[str, Any]]:
+        every = itertools.chain.from_iterable(child.report.failures for child in self._children)
+        return sorted(every, key=lambda line: line["timestamp"])[-KEPT_FAILURES:]
 
     async def _report_often(self) -> None:
         while True:

@@ -7,6 +7,7 @@ miss that event.
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_left
 from collections import Counter
 from itertools import accumulate
@@ -47,13 +48,11 @@ _ENDS = (
     "forced",
 )
 _UPSTREAM_FAILURES = ("ECONNREFUSED", "ECONNRESET", "EHOSTUNREACH", "EMFILE", "ENETUNREACH", "ETIMEDOUT")
+_VERSIONS = ("TLSv1.2", "TLSv1.3")
 _LABELS_OF_OK = tuple(
     ("ok", version, status, resumed)
-    for version in ("TLSv1.2", "TLSv1.3")
-    for status, resumed in (
-        *((status.name, "no") for status in AsyncStatus),
-        ("UNSUPPORTED", "yes"),
-    )
+    for version in _VERSIONS
+    for status, resumed in (*((status.name, "no") for status in AsyncStatus), ("", "yes"))
 )
 
 
@@ -70,7 +69,8 @@ class TerminatorMetrics(Collector):
         self.handshakes: Counter[tuple[str, str, str, str]] = _zeros(
             (*_LABELS_OF_OK, *((result, "", "", "") for result in _FAILED))
         )
-        """Counts by result, TLS version, async status and whether a session was resumed; failures by result alone."""
+        """Counts by result, TLS version, async status and whether a session was resumed, which has no async status;
+        failures by result alone."""
         self.handshake_failures = _zeros(HANDSHAKE_FAILURES)
         self.sessions = _zeros(_ENDS)
         """Connections that ended after a successful handshake, by how they ended."""
@@ -80,16 +80,29 @@ class TerminatorMetrics(Collector):
         self.shortages = _zeros(SHORTAGE_REASONS)
         self.reloads = _zeros(("ok", "failed"))
         self.certificates: tuple[Certificate, ...] = ()
-        self._handshake_times = _Times()
+        self.client_crl_end = math.inf
+        self._handshake_times = {
+            labels: _Times()
+            for labels in (
+                *(("ok", version, resumed) for version in _VERSIONS for resumed in ("no", "yes")),
+                *((result, "", "") for result in _FAILED),
+            )
+        }
+        """By result, TLS version and whether a session was resumed."""
         self._log = log
 
-    def handshake_done(self, seconds: float, version: str, async_status: str, *, resumed: bool) -> None:
-        self.handshakes["ok", version, async_status, "yes" if resumed else "no"] += 1
-        self._handshake_times.observe(seconds)
+    def handshake_done(self, seconds: float, version: str, async_status: AsyncStatus | None) -> None:
+        """``seconds``: since the client's first byte. ``async_status``: None if a session was resumed."""
+        status, resumed = ("", "yes") if async_status is None else (async_status.name, "no")
+        self.handshakes["ok", version, status, resumed] += 1
+        self._handshake_times["ok", version, resumed].observe(seconds)
 
-    def handshake_failed(self, result: str, reason: str) -> None:
+    def handshake_failed(self, result: str, reason: str, seconds: float | None) -> None:
+        """``seconds``: None if the client has sent nothing."""
         self.handshakes[result, "", "", ""] += 1
         self.handshake_failures[reason] += 1
+        if seconds is not None:
+            self._handshake_times[result, "", ""].observe(seconds)
 
     def describe(self) -> Iterator[Metric]:
         """The names without values, so that registering needs no scrape."""
@@ -106,24 +119,28 @@ class TerminatorMetrics(Collector):
             "Times that accepting stopped because max_connections were open",
             value=self.limit_reached,
         )
-        yield self.accept_queue.family(
+        yield _histogram(
             "accept_queue_seconds",
             "Time that a client's first bytes, or a silent client, had waited here before the connection was accepted",
+            (),
+            [((), self.accept_queue)],
         )
         yield _counter(
             "handshakes",
             "TLS handshakes, by result, TLS version, the status of their last asynchronous operation, and whether they "
-            "resumed a session, which needs no such operation",
+            "resumed a session, which needs no such operation and so has no status",
             ("result", "version", "async_status", "resumed"),
             self.handshakes,
         )
         yield _counter(
             "handshake_failures", "TLS handshakes that failed, by reason", ("reason",), self.handshake_failures
         )
-        yield self._handshake_times.family(
+        yield _histogram(
             "handshake_seconds",
-            "Time from accepting a connection to the end of its handshake, of those that succeeded; the time before is "
-            "in accept_queue_seconds",
+            "Time from a client's first byte to the end of its handshake, by result, TLS version and whether it "
+            "resumed a session; it includes accept_queue_seconds. Clients that sent nothing are left out",
+            ("result", "version", "resumed"),
+            self._handshake_times.items(),
         )
         yield _counter("sessions", "Connections ended after their handshake, by how", ("end",), self.sessions)
         yield _counter(
@@ -158,27 +175,38 @@ class TerminatorMetrics(Collector):
         for certificate in {one.path: one for one in self.certificates}.values():
             expiry.add_metric((str(certificate.path), certificate.key_type), certificate.not_after)
         yield expiry
+        yield GaugeMetricFamily(
+            _PREFIX + "client_crl_expiry_timestamp_seconds",
+            "When the first revocation list of client_crl is out of date, in Unix time; infinity without one",
+            value=self.client_crl_end,
+        )
 
 
 class _Times:
-    """A histogram of seconds."""
+    """How many seconds things took."""
 
     def __init__(self) -> None:
-        self._counts = [0] * (len(_SECONDS) + 1)
-        self._sum = 0.0
+        self.counts = [0] * (len(_SECONDS) + 1)
+        """By bucket; the last is for what took longer."""
+        self.sum = 0.0
 
     def observe(self, seconds: float) -> None:
-        self._counts[bisect_left(_SECONDS, seconds)] += 1
-        self._sum += seconds
-
-    def family(self, name: str, documentation: str) -> HistogramMetricFamily:
-        bounds = (*map(str, _SECONDS), "+Inf")
-        buckets = list(zip(bounds, accumulate(self._counts), strict=True))
-        return HistogramMetricFamily(_PREFIX + name, documentation, buckets=buckets, sum_value=self._sum)
+        self.counts[bisect_left(_SECONDS, seconds)] += 1
+        self.sum += seconds
 
 
 def _zeros(labels: Iterable[LabelsT]) -> Counter[LabelsT]:
     return Counter(dict.fromkeys(labels, 0))
+
+
+def _histogram(
+    name: str, documentation: str, labels: tuple[str, ...], values: Iterable[tuple[tuple[str, ...], _Times]]
+) -> HistogramMetricFamily:
+    family = HistogramMetricFamily(_PREFIX + name, documentation, labels=labels)
+    bounds = (*map(str, _SECONDS), "+Inf")
+    for key, times in values:
+        family.add_metric(key, list(zip(bounds, accumulate(times.counts), strict=True)), times.sum)
+    return family
 
 
 def _counter(

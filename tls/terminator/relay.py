@@ -51,6 +51,7 @@ class Relay:
         "_session",
         "_shared",
         "_tls",
+        "_trace",
         "_upstream",
         "_upstream_end_seen",
         "_upstream_ended",
@@ -64,6 +65,7 @@ class Relay:
         self._session = session
         self._shared = shared
         self._tls = session.connection
+        self._trace = session.trace
         self._upstream = upstream
         self._over = False
         # Towards the upstream.
@@ -165,6 +167,7 @@ class Relay:
             return 0
         self._session.moved()
         self._shared.metrics.bytes_to_upstream += count
+        self._trace.to_upstream += count
         if connection.want_read():
             self._client_readable = False
         return count
@@ -256,6 +259,7 @@ class Relay:
             return 0
         self._session.moved()
         self._shared.metrics.bytes_to_client += count
+        self._trace.to_client += count
         if count < len(buffer) and not self._upstream_end_seen:
             self._upstream_readable = False
         return count

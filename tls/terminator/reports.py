@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from prometheus_client import ProcessCollector
 from prometheus_client.metrics_core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Reports"]
 
-_EARLIEST = "_timestamp_seconds"
+_EARLIEST = ("_timestamp_seconds", "_start_time_seconds")
 _LIVING = frozenset(("gauge", "info", "unknown"))
 """Types of metrics that end with their process."""
 
@@ -37,9 +38,11 @@ class _Sum:
 
 
 class Reports(Collector):
-    """Adds up processes' reports, which are in Prometheus' text format. Of times, the earliest counts."""
+    """Adds up processes' reports, which are in Prometheus' text format, and what this process itself uses. Of times,
+    the earliest counts."""
 
     def __init__(self) -> None:
+        self._own = ProcessCollector(registry=None)
         self._ended: dict[str, _Sum] = {}
         self.live: Iterable[str] = ()
         """The last report of each process."""
@@ -54,6 +57,7 @@ class Reports(Collector):
     def collect(self) -> Iterator[Metric]:
         sums: dict[str, _Sum] = {}
         _add(sums, _families(self._ended))
+        _add(sums, self._own.collect())
         for report in self.live:
             _add(sums, text_string_to_metric_families(report))
         yield from _families(sums)

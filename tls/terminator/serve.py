@@ -10,7 +10,7 @@ import time
 from typing import TYPE_CHECKING
 
 import structlog
-from prometheus_client import CollectorRegistry
+from prometheus_client import CollectorRegistry, ProcessCollector
 
 from gpu_provider import BatchingProvider
 from gpu_provider.addresses import named, resolve
@@ -134,6 +134,7 @@ def _serve(
     worker: Worker | None = None,
 ) -> int:
     registry = CollectorRegistry()
+    ProcessCollector(registry=registry)
     with contextlib.ExitStack() as stack:
         computing: Computing
         if config.service is not None:

@@ -6,21 +6,24 @@ import asyncio
 import contextlib
 import errno
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import structlog
 
 from gpu_provider import tls
 from gpu_provider.addresses import Resolved, resolve
 from gpu_provider.errors import ConfigError
+from gpu_provider.observe.repeated import RepeatedWarnings
 from gpu_provider.tls.terminator.background import in_background
 from gpu_provider.tls.terminator.connecting import Connecting, attempt_delay
+from gpu_provider.tls.terminator.connection_log import ConnectionLog
 from gpu_provider.tls.terminator.deadlines import Deadlines
 from gpu_provider.tls.terminator.listening import defer_accept, refuse_newcomers, seconds_since_input
 from gpu_provider.tls.terminator.poller import Poller
 from gpu_provider.tls.terminator.session import STATE_SECONDS, Session, State
 from gpu_provider.tls.terminator.shared import Shared
 from gpu_provider.tls.terminator.shortage import OUT_OF_MEMORY, SHORTAGES, Shortage
+from gpu_provider.tls.terminator.trace import Trace
 
 if TYPE_CHECKING:
     import socket
@@ -63,13 +66,15 @@ class Server:
         self._loop = loop = asyncio.get_running_loop()
         self._log = structlog.stdlib.get_logger(__name__)
         self._metrics = metrics
+        self._warnings = RepeatedWarnings()
         self._shared = Shared(
-            log=self._log,
+            log=ConnectionLog(config.access_log, loop),
             metrics=metrics,
             poller=Poller(loop, self._out_of_memory_at),
             notifier=tls.LoopNotifier.of(loop),
             buffer=memoryview(bytearray(_BUFFER_SIZE)),
             proxy_version=_PROXY_VERSIONS[config.proxy_protocol],
+            verifies_clients=config.verify_client != "off",
             deadlines={
                 state: Deadlines(loop, seconds(config), Session.expire) for state, seconds in STATE_SECONDS.items()
             },
@@ -99,6 +104,13 @@ class Server:
         """Uses these for connections accepted from now on. Earlier ones keep theirs."""
         self._shared.context = certificates.context
         self._metrics.certificates = certificates.all
+        self._metrics.client_crl_end = certificates.client_crl_end
+        # Connections may still use earlier ones.
+        self._shared.log.certificate_files |= {one.sha256: one.path for one in certificates.all}
+
+    def last_failures(self) -> list[dict[str, Any]]:
+        """The log's lines about the last connections that failed."""
+        return list(self._shared.log.last_failures)
 
     # ---- accepting ----
 
@@ -122,11 +134,12 @@ class Server:
         for _ in range(_ACCEPT_BURST if self._is_alone else _ACCEPT_BURST_OF_WORKER):
             if len(self._sessions) >= self._max_connections:
                 self._metrics.limit_reached += 1
+                self._warnings.warn("new connections wait", reason=f"{self._max_connections} are open, max_connections")
                 self._set_accepting(False)
             if not self._accepting:
                 return
             try:
-                client, _ = listener.accept()
+                client, address = listener.accept()
             except BlockingIOError:
                 if self._last_call:
                     self._close_listener(listener)
@@ -140,13 +153,14 @@ class Server:
                 self._run_short(os.strerror(error.errno or 0))
                 return
             client.setblocking(False)
+            waited = seconds_since_input(client)
             self._metrics.accepted += 1
-            self._metrics.accept_queue.observe(seconds_since_input(client))
-            self._serve(client)
+            self._metrics.accept_queue.observe(waited)
+            self._serve(client, Trace(self._metrics.accepted, address, waited))
 
-    def _serve(self, client: socket.socket) -> None:
+    def _serve(self, client: socket.socket, trace: Trace) -> None:
         try:
-            session = Session(self._shared, client)
+            session = Session(self._shared, client, trace)
         except (tls.Error, MemoryError):
             self.run_out_of_memory()
             client.close()
@@ -202,7 +216,6 @@ class Server:
         self._metrics.upstream_failures[reason] += 1
         if error in SHORTAGES:
             self._run_short(os.strerror(error))
-        self._log.debug("upstream unreachable", upstream=self._config.upstream, reason=os.strerror(error))
         now = self._loop.time()
         if now - self._resolved_at >= _RESOLVE_AGAIN_SECONDS and (self._resolving is None or self._resolving.done()):
             self._resolved_at = now
@@ -276,6 +289,7 @@ class Server:
             self._resolving.cancel()
         if self._pause is not None:
             self._pause.cancel()
+        self._shared.log.close()
         self._shared.attempts.close()
         for deadlines in self._shared.deadlines.values():
             deadlines.close()

@@ -34,12 +34,12 @@ import functools
 import os
 import socket
 from enum import Enum, auto
-from time import monotonic
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from gpu_provider import tls
 from gpu_provider.tls import constants
 from gpu_provider.tls.terminator import proxy_protocol
+from gpu_provider.tls.terminator.client_facts import client_facts
 from gpu_provider.tls.terminator.connecting import Connecting
 from gpu_provider.tls.terminator.failures import OUT_OF_MEMORY, handshake_failure
 from gpu_provider.tls.terminator.poller import GONE, READABLE, WRITABLE
@@ -51,6 +51,7 @@ if TYPE_CHECKING:
 
     from gpu_provider.tls.terminator.config import TerminatorConfig
     from gpu_provider.tls.terminator.shared import Shared
+    from gpu_provider.tls.terminator.trace import Trace
 
 __all__ = ["STATE_SECONDS", "Session", "State"]
 
@@ -96,11 +97,11 @@ class Session:
     """See the top of this module. It owns its accepted, non-blocking socket from :meth:`start` on."""
 
     __slots__ = (
-        "_accepted", "_connecting", "_deadline", "_header", "_progress", "_quiet_looks", "_reason", "_relay", "_result",
-        "_shared", "_waits_for", "client", "connection", "state", "upstream",
+        "_connecting", "_deadline", "_header", "_own_address", "_progress", "_quiet_looks", "_reason", "_relay",
+        "_result", "_shared", "_waits_for", "client", "connection", "state", "trace", "upstream",
     )  # fmt: skip
 
-    def __init__(self, shared: Shared, client: socket.socket) -> None:
+    def __init__(self, shared: Shared, client: socket.socket, trace: Trace) -> None:
         """Raises tls.Error if libssl has no memory for one more connection."""
         self.state = State.HANDSHAKE
         self._deadline = shared.deadlines[State.HANDSHAKE]
@@ -109,8 +110,9 @@ class Session:
         self.connection = tls.Connection(shared.context, _Borrowed(client))
         self.connection.set_accept_state()
         self._shared = shared
-        self._accepted = monotonic()  # uvloop's own clock counts whole milliseconds
+        self.trace = trace
         self._waits_for = READABLE  # the events that let the handshake go on
+        self._own_address: Any = None  # which the client has connected to
         self._header = b""  # what the upstream is to get before the client's bytes
         self._connecting: Connecting | None = None
         self._relay: Relay | None = None
@@ -123,9 +125,7 @@ class Session:
         if shared.proxy_version:
             # Now: a client that is reset later has no address any more, but may have sent all that it wanted to.
             try:
-                self._header = proxy_protocol.header(
-                    shared.proxy_version, self.client.family, self.client.getpeername(), self.client.getsockname()
-                )
+                self._own_address = self.client.getsockname()
             except OSError as error:
                 self._handshake_failed("client_gone", os.strerror(error.errno or 0))
                 return
@@ -133,6 +133,8 @@ class Session:
         self._enter(State.HANDSHAKE)
         shared.poller.add(self.client, self._on_client)
         self._handshake()  # the client's first bytes are often here by now
+        if self.state is State.HANDSHAKE and self._waits_for == READABLE and not self.connection.bytes_read():
+            self.trace.heard_nothing()
 
     def _enter(self, state: State) -> None:
         """The only place where the state changes, and with it the deadline."""
@@ -168,7 +170,8 @@ class Session:
     def _expire(self) -> None:
         match self.state:
             case State.HANDSHAKE:
-                self._handshake_failed("timeout", "")
+                waits = "the RSA operation" if self.trace.paused else "the client"
+                self._handshake_failed("timeout", f"waited for {waits}")
             case State.CONNECTING:
                 self._upstream_failed(errno.ETIMEDOUT)
             case State.RELAY:
@@ -193,7 +196,7 @@ class Session:
         if self.state is not State.ENDED:
             if result:
                 self._shared.metrics.sessions[result] += 1
-                self._shared.log.debug("session ended", end=result, reason=reason)
+                self._shared.log.ended(self.trace, self.connection, result, reason)
             self._close()
 
     def moved(self) -> None:
@@ -224,6 +227,8 @@ class Session:
 
     def _on_client(self, events: int) -> None:
         if self.state is State.HANDSHAKE:
+            if events & READABLE:
+                self.trace.hears()
             # After a reset too: what came before it may be all of a short stream.
             if events & self._waits_for:
                 self._handshake()
@@ -233,6 +238,7 @@ class Session:
     def _handshake(self) -> None:
         if self.state is not State.HANDSHAKE:
             return
+        self.trace.resume()
         try:
             with self._shared.notifier.turn:
                 self.connection.do_handshake()
@@ -240,6 +246,7 @@ class Session:
             self._waits_for = READABLE
         except tls.WantAsyncError:
             self._waits_for = 0
+            self.trace.pause()
         except tls.WantWriteError:
             self._waits_for = WRITABLE
         except tls.WantAsyncJobError:
@@ -255,8 +262,11 @@ class Session:
             self._handshake_done()
 
     def _handshake_failed(self, result: str, reason: str) -> None:
-        self._shared.metrics.handshake_failed(result, handshake_failure(reason) if result == "failed" else result)
-        self._shared.log.debug("handshake failed", result=result, reason=reason)
+        self.trace.resume()
+        label = handshake_failure(reason) if result == "failed" else result
+        seconds = self.trace.seconds if self.connection.bytes_read() else None
+        self._shared.metrics.handshake_failed(result, label, seconds)
+        self._shared.log.ended(self.trace, self.connection, label, reason)
         if result == "failed":
             self.linger("")  # the client is to read the alert
         else:
@@ -264,34 +274,49 @@ class Session:
 
     def _handshake_done(self) -> None:
         connection = self.connection
+        resumed = connection.session_reused()
         self._shared.metrics.handshake_done(
-            monotonic() - self._accepted,
+            self.trace.finish_handshake(),
             connection.get_protocol_version_name(),
-            connection.get_async_status().name,
-            resumed=connection.session_reused(),
+            None if resumed else connection.get_async_status(),
         )
+        if self._shared.proxy_version or self._shared.verifies_clients:
+            self._introduce_client()
         # No private operation follows on this side: reads and writes need no job from here on.
         connection.clear_mode(constants.SSL_MODE_ASYNC)
         self._enter(State.CONNECTING)
         self._connecting = Connecting(self._shared, self._connected, self._upstream_failed)
         self._connecting.start()
 
+    def _introduce_client(self) -> None:
+        facts, version = client_facts(self.connection), self._shared.proxy_version
+        if version:
+            addresses = self.trace.client, self._own_address
+            self._header = proxy_protocol.header(version, self.client.family, *addresses, facts)
+        if version != 2 and facts.subject is not None:  # else the upstream is told
+            self._shared.log.client_certificate(self.trace, facts)
+
     # ---- CONNECTING ----
 
     def _upstream_failed(self, error: int) -> None:
         """Tells the client by a proper end of the TLS connection, since no part of an answer was lost."""
+        assert self._connecting is not None  # noqa: S101  it has failed, or was too slow
+        self.trace.upstream = self._connecting.address
         self._shared.upstream_failed(error)
+        reason = os.strerror(error)
         if error == errno.ECONNRESET:  # it was connected, so part of an answer may be lost
-            self.linger("upstream_reset")
+            self.linger("upstream_reset", reason)
             return
         try:
             self.connection.shutdown()
-        except tls.Error as failure:
-            self.end("upstream_unreachable", str(failure))
+        except tls.Error:  # the client is gone already
+            self.end("upstream_unreachable", reason)
         else:
-            self.linger("upstream_unreachable")
+            self.linger("upstream_unreachable", reason)
 
     def _connected(self, upstream: socket.socket, events: int) -> None:
+        assert self._connecting is not None  # noqa: S101  it calls
+        self.trace.connect(self._connecting.address)
         self._connecting, self.upstream = None, upstream
         self._enter(State.RELAY)
         self._relay = relay = Relay(self, upstream, self._shared, self._header)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from gpu_provider import tls
     from gpu_provider.addresses import Resolved
     from gpu_provider.tls.terminator.connecting import Connecting
+    from gpu_provider.tls.terminator.connection_log import ConnectionLog
     from gpu_provider.tls.terminator.deadlines import Deadlines
     from gpu_provider.tls.terminator.metrics import TerminatorMetrics
     from gpu_provider.tls.terminator.poller import Poller
@@ -24,7 +25,7 @@ class Shared:
     """The server replaces ``context`` when certificates are reloaded, and ``upstream`` when its name is resolved again:
     sessions that have begun keep what they took."""
 
-    log: Any
+    log: ConnectionLog
     metrics: TerminatorMetrics
     poller: Poller
     notifier: tls.LoopNotifier
@@ -32,6 +33,7 @@ class Shared:
     """Every read of every connection goes here: it is empty again before another handler runs."""
     proxy_version: int
     """The PROXY protocol's; 0: no header."""
+    verifies_clients: bool
     deadlines: Mapping[State, Deadlines[Session]]
     attempts: Deadlines[Connecting]
     """When to try the upstream's next address."""
