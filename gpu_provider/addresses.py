@@ -12,7 +12,7 @@ from gpu_provider.errors import ConfigError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["Address", "Resolved", "format_address", "named", "parse_address", "resolve"]
+__all__ = ["Address", "Resolved", "SocketAddress", "format_address", "named", "parse_address", "resolve"]
 
 
 class Address(NamedTuple):
@@ -25,14 +25,18 @@ class Address(NamedTuple):
         return format_address((self.host, self.port))
 
 
+SocketAddress = tuple[str, int] | tuple[str, int, int, int]
+"""As Python's ``socket`` has it: of IPv4, or of IPv6."""
+
+
 class Resolved(NamedTuple):
     """A socket address with its family."""
 
     family: socket.AddressFamily
-    address: tuple[str, int] | tuple[str, int, int, int]
+    address: SocketAddress
 
 
-def format_address(address: tuple[str, int] | tuple[str, int, int, int]) -> str:
+def format_address(address: SocketAddress) -> str:
     """``host:port``, with brackets around an IPv6 address."""
     host, port = address[:2]
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

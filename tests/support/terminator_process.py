@@ -151,15 +151,16 @@ class Terminator(AdminPort):
             self._log_ended = True
             self._changed.notify_all()
 
-    def wait_for(self, event: str, count: int = 1) -> dict[str, Any]:
-        """The ``count``-th log line of this event."""
+    def wait_for(self, event: str, count: int = 1, **fields: object) -> dict[str, Any]:
+        """The ``count``-th log line of this event with these fields."""
+        wanted = {"event": event, **fields}
 
         def found() -> list[dict[str, Any]]:
-            return [entry for entry in self.events if entry["event"] == event]
+            return [entry for entry in self.events if wanted.items() <= entry.items()]
 
         with self._changed:
             self._changed.wait_for(lambda: len(found()) >= count or self._log_ended, TIMEOUT)
-            assert len(found()) >= count, (event, self.events, self.other_lines)
+            assert len(found()) >= count, (wanted, self.events, self.other_lines)
             return found()[count - 1]
 
     def wait(self) -> int:

@@ -61,16 +61,9 @@ def terminator(directory: Path) -> Iterator[Terminator]:
 
 def line_of(terminator: Terminator, client: tuple[str, int]) -> dict[str, Any]:
     """The line of the connection that came from this address."""
-
-    def found() -> list[dict[str, Any]]:
-        wanted = f"{client[0]}:{client[1]}"
-        return [entry for entry in terminator.events if entry["event"] == "connection" and entry["client"] == wanted]
-
-    with terminator._changed:
-        assert terminator._changed.wait_for(found, TIMEOUT), terminator.events
-        (line,) = found()
-        assert line.keys() <= documented("field | meaning") | {"event", "level", "logger"}
-        return line
+    line = terminator.wait_for("connection", client=f"{client[0]}:{client[1]}")
+    assert line.keys() <= documented("field | meaning") | {"event", "level", "logger"}
+    return line
 
 
 def documented(header: str) -> set[str]:

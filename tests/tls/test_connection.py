@@ -440,3 +440,10 @@ def test_a_bio_call_on_a_socket_connection_says_so() -> None:
         for call in (connection.bio_shutdown, connection.bio_pending, lambda: connection.bio_write(b"x")):
             with pytest.raises(tls.Error, match="on a socket"):
                 call()
+
+
+def test_before_the_handshake_nothing_is_agreed() -> None:
+    """OpenSSL itself reads a null pointer where there is no session yet."""
+    with accept(server_context()) as connection:
+        assert connection.get_group_name() is connection.get_alert() is connection.get_certificate_sha256() is None
+        assert connection.bytes_read() == 0

@@ -24,7 +24,7 @@ from gpu_provider.tls.terminator.shortage import SHORTAGES
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from gpu_provider.addresses import Resolved
+    from gpu_provider.addresses import Resolved, SocketAddress
     from gpu_provider.tls.terminator.shared import Shared
 
 __all__ = ["RESET_ON_CLOSE", "Connecting", "attempt_delay"]
@@ -132,7 +132,7 @@ class Connecting:
             self._connected(attempt, events)
 
 
-def _begin(family: int, address: tuple[str, int] | tuple[str, int, int, int]) -> socket.socket:
+def _begin(family: int, address: SocketAddress) -> socket.socket:
     """Raises OSError if it fails at once, for example without a free descriptor or the family on this machine."""
     attempt = socket.socket(family, _NON_BLOCKING_STREAM)
     try:

@@ -169,7 +169,7 @@ def _state(trace: Trace) -> str:
 def _times(trace: Trace) -> dict[str, object]:
     times = {"accept_queue_seconds": trace.accepted_after, "rsa_seconds": trace.rsa_seconds, "seconds": trace.seconds}
     if trace.handshake_done:
-        times["handshake_seconds"] = trace.handshake_done - trace.first_byte
+        times["handshake_seconds"] = trace.handshake_done - trace.began
     if trace.connected:
         times["connect_seconds"] = trace.connected - trace.handshake_done
     return {name: round(seconds, 6) for name, seconds in times.items()}

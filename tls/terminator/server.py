@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     import socket
     from collections.abc import Sequence
 
+    from gpu_provider.addresses import SocketAddress
     from gpu_provider.tls.terminator.certificates import Certificates
     from gpu_provider.tls.terminator.config import TerminatorConfig
     from gpu_provider.tls.terminator.metrics import TerminatorMetrics
@@ -156,11 +157,11 @@ class Server:
             waited = seconds_since_input(client)
             self._metrics.accepted += 1
             self._metrics.accept_queue.observe(waited)
-            self._serve(client, Trace(self._metrics.accepted, address, waited))
+            self._serve(client, address, waited)
 
-    def _serve(self, client: socket.socket, trace: Trace) -> None:
+    def _serve(self, client: socket.socket, address: SocketAddress, waited: float) -> None:
         try:
-            session = Session(self._shared, client, trace)
+            session = Session(self._shared, client, Trace(self._metrics.accepted, address, waited))
         except (tls.Error, MemoryError):
             self.run_out_of_memory()
             client.close()

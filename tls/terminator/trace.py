@@ -6,7 +6,7 @@ from time import monotonic  # uvloop's own clock counts whole milliseconds
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from gpu_provider.addresses import Resolved
+    from gpu_provider.addresses import Resolved, SocketAddress
 
 __all__ = ["Trace"]
 
@@ -16,18 +16,18 @@ class Trace:
     of the monotonic clock; 0.0: not yet."""
 
     __slots__ = (
-        "accepted", "accepted_after", "client", "connected", "first_byte", "handshake_done", "number", "paused",
+        "_silent", "accepted_after", "began", "client", "connected", "handshake_done", "number", "paused",
         "rsa_seconds", "to_client", "to_upstream", "upstream",
     )  # fmt: skip
 
-    def __init__(self, number: int, client: tuple[str, int] | tuple[str, int, int, int], accepted_after: float) -> None:
+    def __init__(self, number: int, client: SocketAddress, accepted_after: float) -> None:
         """The connection was accepted now: the ``number``-th of this process, from this address. ``accepted_after``:
         for how many seconds its first bytes, or the silent client, had waited."""
         self.number = number
         self.client = client
         self.accepted_after = accepted_after
-        self.accepted = now = monotonic()
-        self.first_byte = now - accepted_after  # unless heard_nothing() is called
+        self.began = monotonic() - accepted_after  # the client's first byte or, until that comes, the acceptance
+        self._silent = False
         self.paused = 0.0  # since when the handshake has waited for its RSA operation
         self.rsa_seconds = 0.0  # for how long it did before
         self.handshake_done = 0.0
@@ -38,12 +38,14 @@ class Trace:
 
     def heard_nothing(self) -> None:
         """The client has sent nothing yet."""
-        self.first_byte = 0.0
+        self._silent = True
+        self.began += self.accepted_after
 
     def hears(self) -> None:
         """Bytes have come."""
-        if not self.first_byte:
-            self.first_byte = monotonic()
+        if self._silent:
+            self._silent = False
+            self.began = monotonic()
 
     def pause(self) -> None:
         self.paused = monotonic()
@@ -56,7 +58,7 @@ class Trace:
     def finish_handshake(self) -> float:
         """The handshake has succeeded. Returns for how many seconds it took from the client's first byte on."""
         self.handshake_done = now = monotonic()
-        return now - self.first_byte
+        return now - self.began
 
     def connect(self, upstream: Resolved) -> None:
         """The upstream has accepted the connection."""
@@ -66,4 +68,4 @@ class Trace:
     @property
     def seconds(self) -> float:
         """Since the client's first byte or, without one, since the connection was accepted."""
-        return monotonic() - (self.first_byte or self.accepted)
+        return monotonic() - self.began
