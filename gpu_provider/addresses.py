@@ -1,4 +1,4 @@
-"""HOST:PORT as operators write it, and the addresses that it resolves to."""
+"""HOST:PORT and paths of Unix sockets as operators write them, and the addresses that they stand for."""
 
 from __future__ import annotations
 
@@ -10,9 +10,20 @@ from typing import TYPE_CHECKING, NamedTuple
 from gpu_provider.errors import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
-__all__ = ["Address", "Resolved", "SocketAddress", "format_address", "named", "parse_address", "resolve"]
+__all__ = [
+    "Address",
+    "Resolved",
+    "SocketAddress",
+    "UnixPath",
+    "families_in_turn",
+    "format_address",
+    "named",
+    "parse_address",
+    "parse_target",
+    "resolve",
+]
 
 
 class Address(NamedTuple):
@@ -25,6 +36,15 @@ class Address(NamedTuple):
         return format_address((self.host, self.port))
 
 
+class UnixPath(NamedTuple):
+    """A Unix socket."""
+
+    path: str
+
+    def __str__(self) -> str:
+        return self.path
+
+
 SocketAddress = tuple[str, int] | tuple[str, int, int, int]
 """As Python's ``socket`` has it: of IPv4, or of IPv6."""
 
@@ -33,7 +53,11 @@ class Resolved(NamedTuple):
     """A socket address with its family."""
 
     family: socket.AddressFamily
-    address: SocketAddress
+    address: SocketAddress | str
+    """A Unix socket's is its path."""
+
+    def __str__(self) -> str:
+        return self.address if isinstance(self.address, str) else format_address(self.address)
 
 
 def format_address(address: SocketAddress) -> str:
@@ -70,9 +94,16 @@ def parse_address(text: str, *, any_host: bool) -> Address:
     return Address(host, int(port))
 
 
-def resolve(address: Address, *, to_listen: bool) -> tuple[Resolved, ...]:
+def parse_target(text: str) -> Address | UnixPath:
+    """Reads ``HOST:PORT``, ``[IPV6]:PORT`` or ``/path``, to connect to. Raises ConfigError."""
+    return UnixPath(text) if text.startswith("/") else parse_address(text, any_host=False)
+
+
+def resolve(address: Address | UnixPath, *, to_listen: bool) -> tuple[Resolved, ...]:
     """All stream addresses behind ``address``, in the resolver's order. Those to connect to alternate between IPv6 and
     IPv4, so that a family that does not work costs little. May block. Raises ConfigError."""
+    if isinstance(address, UnixPath):
+        return (Resolved(socket.AF_UNIX, address.path),)
     try:
         found = socket.getaddrinfo(
             address.host or None,
@@ -84,13 +115,17 @@ def resolve(address: Address, *, to_listen: bool) -> tuple[Resolved, ...]:
         reason = error.strerror if isinstance(error, OSError) else "it is not a host name"
         raise ConfigError(f"{address}: the name {address.host!r} can't be resolved: {reason}") from None
     addresses = tuple(dict.fromkeys(Resolved(family, sockaddr) for family, _, _, _, sockaddr in found))  # type: ignore[arg-type]
-    return addresses if to_listen else _families_in_turn(addresses)
+    return addresses if to_listen else families_in_turn(addresses)
 
 
-def _families_in_turn(addresses: tuple[Resolved, ...]) -> tuple[Resolved, ...]:
-    """Alternates between families, beginning with that of the first address (RFC 8305, section 4)."""
-    families = dict.fromkeys(one.family for one in addresses)
-    by_family = [[one for one in addresses if one.family is family] for family in families]
+def families_in_turn(addresses: Sequence[Resolved], first: int = 0) -> tuple[Resolved, ...]:
+    """Alternates between families, beginning with that of the first address (RFC 8305, section 4). Of each, the order
+    begins at place ``first``, counted round and round."""
+    by_family = []
+    for family in dict.fromkeys(one.family for one in addresses):
+        of_family = [one for one in addresses if one.family is family]
+        begin = first % len(of_family)
+        by_family.append(of_family[begin:] + of_family[:begin])
     return tuple(one for several in zip_longest(*by_family) for one in several if one is not None)
 
 

@@ -113,8 +113,6 @@ def write(directory: Path, key: Key, *chain: x509.Certificate, stem: str = "made
 @pytest.mark.parametrize(
     ("flag", "values"),
     [
-        ("--upstream", ("127.0.0.1:9", "127.0.0.1:9")),
-        ("--upstream", ("127.0.0.1:8", "127.0.0.1:9")),
         ("--admin", ("off", "127.0.0.1:0")),
         ("--queue-depth", ("1", "2")),
         ("--tls-min", ("TLSv1.2", "TLSv1.3")),

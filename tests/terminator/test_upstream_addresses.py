@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from silent_upstreams import fill, listener, resolver
 from terminator_process import TIMEOUT, Terminator, Upstream, echo, write_credentials
 
 from gpu_provider import addresses, tls
@@ -20,36 +21,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 FAILURES = "gpu_provider_terminator_upstream_failures_total"
-
-
-@contextlib.contextmanager
-def listener(host: str, port: int = 0) -> Iterator[socket.socket]:
-    with socket.create_server((host, port), backlog=0) as sock:
-        yield sock
-
-
-def fill(silent: socket.socket) -> list[socket.socket]:
-    """Fills the backlog, so that the kernel answers no further connects."""
-    waiting = []
-    for _ in range(4):
-        sock = socket.socket()
-        sock.setblocking(False)
-        sock.connect_ex(silent.getsockname())
-        waiting.append(sock)
-    return waiting
-
-
-def resolver(directory: Path, *hosts: str) -> dict[str, str]:
-    """The environment of a terminator for which ``several.example`` has these addresses."""
-    (directory / "sitecustomize.py").write_text(
-        "import socket\n"
-        "real = socket.getaddrinfo\n"
-        "def getaddrinfo(host, *rest, **more):\n"
-        f"    hosts = {hosts!r} if host == 'several.example' else [host]\n"
-        "    return [one for host in hosts for one in real(host, *rest, **more)]\n"
-        "socket.getaddrinfo = getaddrinfo\n"
-    )
-    return {"PYTHONPATH": str(directory)}
 
 
 def answered(terminator: Terminator) -> bool:

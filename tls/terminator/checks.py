@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import errno
 import socket
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
 
 from gpu_provider import tls
-from gpu_provider.addresses import Resolved, format_address, named, resolve
+from gpu_provider.addresses import Resolved, named, resolve
 from gpu_provider.backends.cuda.devices import find_devices
 from gpu_provider.config import ProviderConfig
 from gpu_provider.errors import BackendError, ConfigError
 from gpu_provider.tls import constants
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Sequence
 
     from gpu_provider.tls.terminator.config import TerminatorConfig
 
@@ -25,8 +26,8 @@ __all__ = ["check_settings"]
 _MEANT_PROTOCOLS = {"http/2": "h2", "http2": "h2", "http/2.0": "h2", "http1.1": "http/1.1", "http/1": "http/1.1"}
 
 
-def check_settings(config: TerminatorConfig, upstream: tuple[Resolved, ...]) -> list[str]:
-    """Returns warnings. ``upstream`` has the addresses behind its name. Raises ConfigError."""
+def check_settings(config: TerminatorConfig, upstream: Sequence[tuple[Resolved, ...]]) -> list[str]:
+    """Returns warnings. ``upstream`` has the addresses that each of its settings stands for. Raises ConfigError."""
     _check_backend(config)
     return [
         *_check_addresses(config, upstream),
@@ -56,7 +57,7 @@ def _check_backend(config: TerminatorConfig) -> None:
             raise ConfigError(f"backend = 'cuda': {error}; use 'auto', which takes a GPU where there is one") from None
 
 
-def _check_addresses(config: TerminatorConfig, upstream: tuple[Resolved, ...]) -> list[str]:
+def _check_addresses(config: TerminatorConfig, upstream: Sequence[tuple[Resolved, ...]]) -> Iterable[str]:
     with named("listen"):
         listen = [one for address in config.listen_addresses for one in resolve(address, to_listen=True)]
     with named("admin"):
@@ -68,16 +69,17 @@ def _check_addresses(config: TerminatorConfig, upstream: tuple[Resolved, ...]) -
                     f"listen = {_shown(config)} and admin = {config.admin!r} need the same port of the same address; "
                     "give one of them another port"
                 )
-    for target in upstream:
+    for text, target in ((text, one) for text, each in zip(config.upstream, upstream, strict=True) for one in each):
         if any(_reaches(target, listener) for listener in listen):
             raise ConfigError(
-                f"upstream = {config.upstream!r} leads back to listen = {_shown(config)} "
-                f"({format_address(target.address)}): each connection would open another one to this terminator; "
+                f"upstream = {text!r} leads back to listen = {_shown(config)} "
+                f"({target}): each connection would open another one to this terminator; "
                 "name the server that is to get the decrypted bytes"
             )
         if any(_reaches(target, listener) for listener in admin):
-            return [f"upstream = {config.upstream!r} is the admin port: its metrics would be served to every client"]
-    return []
+            yield f"upstream = {text!r} is the admin port: its metrics would be served to every client"
+        if isinstance(target.address, str) and not Path(target.address).is_socket():
+            yield f"upstream = {text!r}: nobody listens there"
 
 
 def _shown(config: TerminatorConfig) -> str:

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from msgspec import Meta
 
-from gpu_provider.addresses import Address, named, parse_address
+from gpu_provider.addresses import Address, UnixPath, named, parse_address, parse_target
 from gpu_provider.config import ProviderConfig
 from gpu_provider.errors import ConfigError
 from gpu_provider.observe.admin import TERMINATOR_ADDRESS, parse_admin
@@ -39,9 +39,17 @@ class TerminatorConfig(ProviderConfig, frozen=True, kw_only=True, forbid_unknown
     ] = ()
 
     upstream: Annotated[
-        str, Shown("addresses", "HOST:PORT", "relay the decrypted bytes to this HOST:PORT. Must be given")
-    ] = ""
-    """Resolved at the start, and again after a failed connection."""
+        tuple[str, ...],
+        Meta(description="a HOST:PORT or the path of a Unix socket, or several"),
+        Shown(
+            "addresses",
+            "HOST:PORT",
+            "relay the decrypted bytes to this HOST:PORT, or to the Unix socket at this path; repeat for more, which "
+            "get the connections in turn. Must be given",
+            default="none",
+        ),
+    ] = ()
+    """Names are resolved at the start, each half minute, and after a failure."""
 
     admin: Annotated[
         str,
@@ -267,24 +275,21 @@ class TerminatorConfig(ProviderConfig, frozen=True, kw_only=True, forbid_unknown
                 raise ConfigError(f"alpn = {protocol!r}: a name has no comma or space in it; write {flags}")
             if not protocol.isascii() or len(protocol) > 255:
                 raise ConfigError(f"alpn = {protocol!r}: a protocol name is 1 to 255 ASCII characters, such as h2")
-        _ = self.listen_addresses, self.upstream_address, self.admin_address
+        _ = self.listen_addresses, self.upstream_addresses, self.admin_address
 
     @property
     def listen_addresses(self) -> tuple[Address, ...]:
-        return tuple(_address("listen", each, any_host=True) for each in self.listen)
+        with named("listen"):
+            return tuple(parse_address(each, any_host=True) for each in self.listen)
 
     @property
-    def upstream_address(self) -> Address:
-        return _address("upstream", self.upstream, any_host=False)
+    def upstream_addresses(self) -> tuple[Address | UnixPath, ...]:
+        with named("upstream"):
+            return tuple(map(parse_target, self.upstream))
 
     @property
     def admin_address(self) -> Address | None:
         return parse_admin(self.admin)
-
-
-def _address(setting: str, text: str, *, any_host: bool) -> Address:
-    with named(setting):
-        return parse_address(text, any_host=any_host)
 
 
 def _files(paths: tuple[Path, ...]) -> str:

@@ -1,7 +1,8 @@
-"""Connects to the upstream, whose name may stand for several addresses, in the way of RFC 8305 ("Happy Eyeballs").
+"""Connects to one of the upstream's addresses, in the way of RFC 8305 ("Happy Eyeballs").
 
-The addresses are tried in order. The next attempt begins when one has failed, or when none has succeeded for a quarter
-of a second; the first to connect is kept, and the others are dropped. One timer, the session's, bounds all of them.
+The addresses are tried in the order of upstreams.py, which hears how it went. The next attempt begins when one has
+failed, or when none has succeeded for a quarter of a second; the first to connect is kept, and the others are dropped.
+One timer, the session's, bounds all of them.
 
 At most two attempts run at a time, so that a session needs only one more descriptor than it will keep. If there are
 more addresses, the older attempt makes room for the next one after its share of the connect timeout.
@@ -54,9 +55,9 @@ class Connecting:
         self._shared = shared
         self._connected = connected
         self._failed = failed
-        self._left = deque(shared.upstream)  # kept even if the name is resolved again meanwhile
+        self._left = deque(shared.upstreams.order())
         self._share = shared.connect_timeout / len(self._left)
-        self._attempts: deque[tuple[socket.socket, float]] = deque()
+        self._attempts: deque[tuple[socket.socket, Resolved, float]] = deque()
         """The oldest first, each with the time at which it began."""
         self._error = errno.EHOSTUNREACH
         self.address = self._left[0]
@@ -65,7 +66,7 @@ class Connecting:
     @property
     def sockets(self) -> list[socket.socket]:
         """The sockets of the attempts that are under way."""
-        return [attempt for attempt, _ in self._attempts]
+        return [attempt for attempt, _, _ in self._attempts]
 
     def start(self) -> None:
         self._begin_next()
@@ -74,7 +75,13 @@ class Connecting:
         self._shared.attempts.stop(self)
         self._left.clear()
         while self._attempts:
-            self._shared.poller.discard(self._attempts.popleft()[0])
+            self._drop_oldest()
+
+    def _drop_oldest(self) -> None:
+        attempt, address, began = self._attempts.popleft()
+        self._shared.poller.discard(attempt)
+        if monotonic() - began >= attempt_delay(self._shared.connect_timeout):
+            self._shared.upstreams.failed(address)
 
     def expire(self) -> None:
         """Called when there was no answer for :func:`attempt_delay` seconds."""
@@ -88,10 +95,10 @@ class Connecting:
         if not self._left:
             return
         if len(self._attempts) == _MOST_ATTEMPTS:
-            if monotonic() - self._attempts[0][1] < self._share:
+            if monotonic() - self._attempts[0][2] < self._share:
                 self._shared.attempts.start(self)
                 return
-            self._shared.poller.discard(self._attempts.popleft()[0])
+            self._drop_oldest()
             self._error = errno.ETIMEDOUT
         self._begin_next()
 
@@ -107,8 +114,10 @@ class Connecting:
                     self._left.appendleft(address)
                     self._shared.attempts.start(self)
                     return
+                if self._error not in SHORTAGES:
+                    self._shared.upstreams.failed(address)
                 continue
-            self._attempts.append((attempt, monotonic()))
+            self._attempts.append((attempt, address, monotonic()))
             self._shared.poller.add(attempt, functools.partial(self._on_event, attempt, address))
             if self._left:
                 self._shared.attempts.start(self)
@@ -126,17 +135,20 @@ class Connecting:
         if error:
             self._shared.poller.discard(attempt)
             self._error = error
+            self._shared.upstreams.failed(address)
             self._begin_next()
         else:
+            self._shared.upstreams.answered(address)
             self.stop()
             self._connected(attempt, events)
 
 
-def _begin(family: int, address: SocketAddress) -> socket.socket:
+def _begin(family: int, address: SocketAddress | str) -> socket.socket:
     """Raises OSError if it fails at once, for example without a free descriptor or the family on this machine."""
     attempt = socket.socket(family, _NON_BLOCKING_STREAM)
     try:
-        attempt.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if family != socket.AF_UNIX:
+            attempt.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         # Until the client has ended its stream (relay.py), the upstream must see any close as a reset.
         attempt.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_ON_CLOSE)
         error = attempt.connect_ex(address)

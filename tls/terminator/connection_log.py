@@ -122,7 +122,7 @@ class ConnectionLog:
             "reason": reason or None,
             **self._tls(connection),
             **_times(trace),
-            "upstream": None if trace.upstream is None else format_address(trace.upstream.address),
+            "upstream": None if trace.upstream is None else str(trace.upstream),
             "bytes_to_upstream": trace.to_upstream,
             "bytes_to_client": trace.to_client,
         }

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import structlog
 
-from gpu_provider.addresses import Resolved, format_address
+from gpu_provider.addresses import format_address
 from gpu_provider.errors import GpuProviderError
 from gpu_provider.observe.admin import AdminServer
 from gpu_provider.service.provider import ServiceProvider
@@ -26,13 +26,16 @@ from gpu_provider.tls.terminator.certificates import load_certificates
 from gpu_provider.tls.terminator.computing import backend_name, failure_of, pulse_of, totals
 from gpu_provider.tls.terminator.listening import connections_allowed
 from gpu_provider.tls.terminator.server import Server
+from gpu_provider.tls.terminator.upstreams import Upstreams
 from gpu_provider.tls.terminator.watching import look_at_files, watch
 
 if TYPE_CHECKING:
     import socket
+    from collections.abc import Sequence
 
     from prometheus_client import CollectorRegistry
 
+    from gpu_provider.addresses import Resolved
     from gpu_provider.signals import SignalHandlers
     from gpu_provider.tls.terminator.certificates import Certificate, Certificates
     from gpu_provider.tls.terminator.computing import Computing
@@ -73,7 +76,7 @@ class Terminator:
         self,
         config: TerminatorConfig,
         computing: Computing,
-        upstream: tuple[Resolved, ...],
+        upstream: Sequence[tuple[Resolved, ...]],
         *,
         registry: CollectorRegistry,
         metrics: TerminatorMetrics,
@@ -100,9 +103,11 @@ class Terminator:
         self._reloading = asyncio.Lock()
         self._reloads: set[asyncio.Task[None]] = set()
         files = look_at_files(self._config)
+        upstreams = Upstreams(self._config.upstream_addresses, self._upstream)
+        self._metrics.upstreams = upstreams.paused
         # Only the server keeps the certificates, so that a reload frees the keys that it replaces.
         self._server = server = Server(
-            self._config, self._load_certificates(), self._upstream, self._metrics, is_alone=self._worker is None
+            self._config, self._load_certificates(), upstreams, self._metrics, is_alone=self._worker is None
         )
         seen = self._registry, self._is_ready
         admin = AdminServer(*seen, failures=server.last_failures)
@@ -140,13 +145,7 @@ class Terminator:
         self._systemd.stopping()
         if supervised is not None:
             supervised.tell("stopping")
-        if sockets.kept:
-            await admin.close()  # a successor answers there
-        elif self._config.drain_delay and self._failure is None:
-            _log.info("still accepting connections", seconds=self._config.drain_delay)
-            await is_set_within(self._hurry, self._config.drain_delay)
-        sockets.close()
-        server.stop_accepting(for_others=sockets.kept)
+        await self._stop_accepting(sockets, admin)
         _log.info("draining", connections=self._metrics.open, seconds=self._config.drain_timeout)
         clean = await server.drain(self._config.drain_timeout, self._hurry)
         for reload in (watching, *self._reloads):
@@ -165,6 +164,15 @@ class Terminator:
         if self._failure is not None:
             return EXIT_FAILED
         return EXIT_CLEAN if clean else EXIT_FORCED
+
+    async def _stop_accepting(self, sockets: Sockets, admin: AdminServer) -> None:
+        if sockets.kept:
+            await admin.close()  # a successor answers there
+        elif self._config.drain_delay and self._failure is None:
+            _log.info("still accepting connections", seconds=self._config.drain_delay)
+            await is_set_within(self._hurry, self._config.drain_delay)
+        sockets.close()
+        self._server.stop_accepting(for_others=sockets.kept)
 
     def _is_ready(self) -> tuple[bool, str]:
         not_ready = self._failure or failure_of(self._computing) or self._server.shortage.present

@@ -21,7 +21,7 @@ from gpu_provider.tls.terminator.failures import HANDSHAKE_FAILURES
 from gpu_provider.tls.terminator.shortage import SHORTAGE_REASONS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from prometheus_client.metrics_core import Metric
 
@@ -75,6 +75,8 @@ class TerminatorMetrics(Collector):
         self.sessions = _zeros(_ENDS)
         """Connections that ended after a successful handshake, by how they ended."""
         self.upstream_failures = _zeros(_UPSTREAM_FAILURES)
+        self.upstreams: Callable[[], Mapping[str, bool]] = dict
+        """Whether each address of the upstream is passed over, because it has failed a moment ago."""
         self.bytes_to_upstream = 0
         self.bytes_to_client = 0
         self.shortages = _zeros(SHORTAGE_REASONS)
@@ -149,6 +151,14 @@ class TerminatorMetrics(Collector):
             ("reason",),
             self.upstream_failures,
         )
+        paused = GaugeMetricFamily(
+            _PREFIX + "upstream_paused",
+            "Processes that pass over this address of the upstream, because it has failed a moment ago",
+            labels=("upstream",),
+        )
+        for upstream, is_paused in self.upstreams().items():
+            paused.add_metric((upstream,), float(is_paused))
+        yield paused
         yield _counter(
             "relayed_bytes",
             "Decrypted bytes relayed",

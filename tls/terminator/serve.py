@@ -13,7 +13,6 @@ import structlog
 from prometheus_client import CollectorRegistry, ProcessCollector
 
 from gpu_provider import BatchingProvider
-from gpu_provider.addresses import named, resolve
 from gpu_provider.errors import ConfigError, GpuProviderError
 from gpu_provider.observe.logs import configure_logging
 from gpu_provider.service.provider import ServiceProvider
@@ -26,10 +25,11 @@ from gpu_provider.tls.terminator.listening import raise_descriptor_limit
 from gpu_provider.tls.terminator.master import Master
 from gpu_provider.tls.terminator.metrics import TerminatorMetrics
 from gpu_provider.tls.terminator.sockets import LISTEN_IS_MISSING, Sockets
+from gpu_provider.tls.terminator.upstreams import resolve_upstreams
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from gpu_provider.addresses import Resolved
     from gpu_provider.observe.logs import BackgroundWriter
@@ -68,8 +68,7 @@ def check(config: TerminatorConfig) -> list[str]:
         for one in certificates.all
         if one.not_after < time.time()
     )
-    with named("upstream"):
-        upstream = resolve(config.upstream_address, to_listen=False)
+    upstream = resolve_upstreams(config.upstream_addresses)
     return [*check_settings(config, upstream), *expired, *certificates.warnings]
 
 
@@ -85,7 +84,7 @@ def run(config: TerminatorConfig) -> int:
 @_start_errors()
 def _run(config: TerminatorConfig, signals: SignalHandlers) -> int:
     log = _prepare(config)
-    upstream = _upstream(config)
+    upstream = resolve_upstreams(config.upstream_addresses)
     for warning in check_settings(config, upstream):
         _log.warning(warning)
     sockets = Sockets.open(config)
@@ -105,7 +104,7 @@ def run_worker(config: TerminatorConfig, listeners: list[socket.socket], worker:
     try:
         with _start_errors():
             log = _prepare(config, worker=worker.number)
-            upstream = _upstream(config)
+            upstream = resolve_upstreams(config.upstream_addresses)
             return _serve(config, upstream, log, signals, sockets=Sockets(listeners, []), worker=worker)
     finally:
         signals.ignore_all()
@@ -119,14 +118,9 @@ def _prepare(config: TerminatorConfig, **of_each_line: object) -> BackgroundWrit
     return log
 
 
-def _upstream(config: TerminatorConfig) -> tuple[Resolved, ...]:
-    with named("upstream"):
-        return resolve(config.upstream_address, to_listen=False)
-
-
 def _serve(
     config: TerminatorConfig,
-    upstream: tuple[Resolved, ...],
+    upstream: Sequence[tuple[Resolved, ...]],
     log: BackgroundWriter,
     signals: SignalHandlers,
     *,

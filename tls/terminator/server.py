@@ -11,10 +11,7 @@ from typing import TYPE_CHECKING, Any
 import structlog
 
 from gpu_provider import tls
-from gpu_provider.addresses import Resolved, resolve
-from gpu_provider.errors import ConfigError
 from gpu_provider.observe.repeated import RepeatedWarnings
-from gpu_provider.tls.terminator.background import in_background
 from gpu_provider.tls.terminator.connecting import Connecting, attempt_delay
 from gpu_provider.tls.terminator.connection_log import ConnectionLog
 from gpu_provider.tls.terminator.deadlines import Deadlines
@@ -27,12 +24,12 @@ from gpu_provider.tls.terminator.trace import Trace
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Sequence
 
     from gpu_provider.addresses import SocketAddress
     from gpu_provider.tls.terminator.certificates import Certificates
     from gpu_provider.tls.terminator.config import TerminatorConfig
     from gpu_provider.tls.terminator.metrics import TerminatorMetrics
+    from gpu_provider.tls.terminator.upstreams import Upstreams
 
 __all__ = ["Server"]
 
@@ -45,19 +42,18 @@ _BUFFER_SIZE = 65536
 _SETTLE_SECONDS = 0.25
 """After SIGTERM, for connections that the system has begun: time for a round trip to the client."""
 
-_RESOLVE_AGAIN_SECONDS = 1.0
 _SHORTAGE_PAUSE_SECONDS = 0.1
 _PROXY_VERSIONS = {"off": 0, "v1": 1, "v2": 2}
 
 
 class Server:
-    """Serves listening sockets on the running loop. ``upstream`` has the addresses to relay to, tried in order."""
+    """Serves listening sockets on the running loop."""
 
     def __init__(
         self,
         config: TerminatorConfig,
         certificates: Certificates,
-        upstream: Sequence[Resolved],
+        upstreams: Upstreams,
         metrics: TerminatorMetrics,
         *,
         is_alone: bool = True,
@@ -85,7 +81,7 @@ class Server:
             upstream_failed=self._upstream_failed,
             out_of_memory=self.run_out_of_memory,
             context=certificates.context,
-            upstream=upstream,
+            upstreams=upstreams,
         )
         self._config = config
         self._max_connections = 0
@@ -97,8 +93,6 @@ class Server:
         self._pause: asyncio.TimerHandle | None = None
         self._last_call = False
         """Close the listening sockets as soon as nobody waits there."""
-        self._resolved_at = loop.time()
-        self._resolving: asyncio.Task[None] | None = None
         self.use_certificates(certificates)
 
     def use_certificates(self, certificates: Certificates) -> None:
@@ -212,21 +206,11 @@ class Server:
         self._look_for_end()
 
     def _upstream_failed(self, error: int) -> None:
-        """No address of the upstream accepted the connection. Its name may stand for others by now."""
+        """No address of the upstream accepted the connection."""
         reason = errno.errorcode.get(error, str(error))
         self._metrics.upstream_failures[reason] += 1
         if error in SHORTAGES:
             self._run_short(os.strerror(error))
-        now = self._loop.time()
-        if now - self._resolved_at >= _RESOLVE_AGAIN_SECONDS and (self._resolving is None or self._resolving.done()):
-            self._resolved_at = now
-            self._resolving = self._loop.create_task(self._resolve_again())
-
-    async def _resolve_again(self) -> None:
-        try:
-            self._shared.upstream = await in_background(resolve, self._config.upstream_address, to_listen=False)
-        except ConfigError as error:
-            self._log.warning("upstream name can't be resolved now", reason=str(error))
 
     # ---- the end ----
 
@@ -286,8 +270,7 @@ class Server:
 
     def close(self) -> None:
         """Call it after :meth:`stop_accepting` and :meth:`drain`."""
-        if self._resolving is not None:
-            self._resolving.cancel()
+        self._shared.upstreams.close()
         if self._pause is not None:
             self._pause.cancel()
         self._shared.log.close()

@@ -6,24 +6,23 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Mapping
 
     from gpu_provider import tls
-    from gpu_provider.addresses import Resolved
     from gpu_provider.tls.terminator.connecting import Connecting
     from gpu_provider.tls.terminator.connection_log import ConnectionLog
     from gpu_provider.tls.terminator.deadlines import Deadlines
     from gpu_provider.tls.terminator.metrics import TerminatorMetrics
     from gpu_provider.tls.terminator.poller import Poller
     from gpu_provider.tls.terminator.session import Session, State
+    from gpu_provider.tls.terminator.upstreams import Upstreams
 
 __all__ = ["Shared"]
 
 
 @dataclass(slots=True, eq=False)
 class Shared:
-    """The server replaces ``context`` when certificates are reloaded, and ``upstream`` when its name is resolved again:
-    sessions that have begun keep what they took."""
+    """The server replaces ``context`` when certificates are reloaded: sessions that have begun keep theirs."""
 
     log: ConnectionLog
     metrics: TerminatorMetrics
@@ -43,4 +42,4 @@ class Shared:
     """Called with the errno when no address of the upstream took the connection."""
     out_of_memory: Callable[[], None]
     context: tls.Context
-    upstream: Sequence[Resolved]
+    upstreams: Upstreams
