@@ -12,6 +12,14 @@ from pathlib import Path
 
 import pytest
 
+from gpu_provider import native
+from gpu_provider.kernels import _kernels
+from gpu_provider.tls import _ssl
+
+LIBRARIES = [
+    native.MODULE_DIRECTORY / "gpu_provider.so",
+    *(Path(module.__file__) for module in (native._core, _kernels, _ssl)),
+]
 ROOT = Path(__file__).resolve().parents[2]
 CHECK = ROOT / "tests" / "check_prerequisites.sh"
 BUILD_FILES = ("pyproject.toml", "setup.py", "flags.mk")
@@ -123,6 +131,22 @@ def test_a_stale_object_in_the_tree_does_not_reach_the_users(distributions: Path
         assert not [name for name in archive.getnames() if name.endswith(".so")]
     with zipfile.ZipFile(wheel) as archive:
         assert archive.read("gpu_provider/native/gpu_provider.so").startswith(b"\x7fELF")
+
+
+def test_what_is_installed_is_small(wheel: Path) -> None:
+    """The libraries are those of this environment, since the wheel's lack most of the kernels."""
+    with zipfile.ZipFile(wheel) as archive:
+        files = sum(info.file_size for info in archive.infolist() if not info.filename.endswith(".so"))
+    libraries = sum(path.stat().st_size for path in LIBRARIES)
+    assert files + libraries < 8_000_000
+
+
+@pytest.mark.parametrize("library", LIBRARIES, ids=lambda path: path.name)
+def test_libraries_have_no_debug_information(library: Path) -> None:
+    """It would be most of what a user downloads. The names of functions stay, for backtraces."""
+    sections = library.read_bytes()
+    assert b".debug_info" not in sections
+    assert b".symtab" in sections
 
 
 @pytest.mark.skipif(shutil.which("openssl") is None, reason="the openssl program is not installed")
