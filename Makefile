@@ -84,7 +84,7 @@ lint: .venv/ready-lint
 	@mkdir build/lint/typed && cp tests/project/typed_calls.py build/lint/typed && $(BIN)/python tests/project/readme_snippets.py build/lint/typed
 	@cd build/lint && ../../$(BIN)/mypy --config-file ../../pyproject.toml --cache-dir ../mypy --no-error-summary typed/*.py
 	@echo "pyright"
-	@cd build/lint && ../../$(BIN)/pyright --pythonpath ../../$(BIN)/python typed >../pyright.log || { cat ../pyright.log; exit 1; }
+	@$(BIN)/pyright --pythonpath $(BIN)/python >build/pyright.log || { cat build/pyright.log; exit 1; }
 	@echo "import directions"
 	@cd build/lint && ../../$(BIN)/lint-imports --config ../../pyproject.toml --no-cache --no-logo
 	@echo "include directions"

@@ -245,6 +245,14 @@ def test_an_old_python_is_told_with_the_remedy(tmp_path: Path) -> None:
     assert "make PYTHON=" in done.stderr
 
 
+def test_a_free_threaded_python_is_refused_with_the_reason() -> None:
+    code = "import runpy, sysconfig; sysconfig.get_config_vars()['Py_GIL_DISABLED'] = 1; runpy.run_path('setup.py')"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.startswith("gpu-provider can't be built for a free-threaded Python")
+    assert "Traceback" not in done.stderr
+
+
 def test_make_says_what_is_missing_before_it_touches_anything(tmp_path: Path) -> None:
     shutil.copy(ROOT / "Makefile", tmp_path)
     (tmp_path / "tests").mkdir()
