@@ -211,12 +211,13 @@ class BatchingProvider:
         ``password`` is given; or a private key of the ``cryptography`` package. PEM may contain certificates as well.
 
         The key's numbers are checked against each other, and in one trial operation. ``check_primes`` also tests
-        whether its factors are primes, which takes about a hundred times as long: for keys from somebody who is not
-        trusted. ``unsafe_skip_rsa_key_validation`` checks nothing, as in ``cryptography``: for many keys that were
+        whether its factors are primes, which takes 40 to 70 times as long: for keys from somebody who is not trusted.
+        ``unsafe_skip_rsa_key_validation`` checks nothing, as in ``cryptography``: for many keys that were
         checked before. An operation with a key whose numbers are wrong never gives a wrong result, since each is
         verified with the public exponent; it raises OperationError.
 
-        Raises KeyLoadError, which says what is wrong with the key; ProviderClosedError in a forked process.
+        Raises KeyLoadError, which says what is wrong with the key; InputError if it shall both check and skip;
+        ProviderClosedError in a forked process.
         """
         self._client.check_process()
         return keys.load(

@@ -34,7 +34,9 @@ class Key:
         self.handle = handle
         """The key's number in the provider's key table; never 0 and never used twice."""
         self.n = n
+        """The modulus."""
         self.e = e
+        """The public exponent."""
         self.bits = n.bit_length()
         self.bytes = (self.bits + 7) // 8
         self._remove = weakref.finalize(self, _remove, client, handle)
@@ -46,6 +48,7 @@ class Key:
 
     @property
     def closed(self) -> bool:
+        """Whether :meth:`close` was called."""
         return not self._remove.alive
 
     def to_row(self, x: Integer | BytesLike) -> tuple[bytes, bool]:

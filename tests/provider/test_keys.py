@@ -311,9 +311,10 @@ class TestMany:
         keys = [provider.load_key(one, unsafe_skip_rsa_key_validation=True) for _ in range(500)]
         x = np.zeros((len(keys), 32), np.uint64)
         x[:, 0] = np.arange(len(keys))
+        before = provider.stats().fallbacks
         powers = provider.modexp(provider.private_op(keys, x), keys[0].e, keys[0].n)
         assert np.array_equal(powers, x)
-        assert provider.stats().fallbacks == 0
+        assert provider.stats().fallbacks == before
 
     @pytest.mark.parametrize("name", ["d", "p", "q", "dp", "dq", "qinv"])
     def test_an_unchecked_key_whose_numbers_are_wrong_gives_no_wrong_result(

@@ -177,7 +177,7 @@ uint32_t gp_cpu_private(gp_cpu *cpu, uint32_t count, const gp_key_handle *keys, 
         const uint32_t rows = count - first < CHUNK ? count - first : CHUNK;
         gp_key *held[CHUNK]; /* a reference for each run of one key: requests pin it, but not if a watchdog ends them */
         struct gpk_key *kernel_keys[CHUNK];
-        uint32_t held_count = 0, prepared = 0;
+        uint32_t held_count = 0, may_prepare = rows >= cpu->smallest[GP_CLASS_OF(stride)];
 
         for (uint32_t i = 0; i < rows; i++) {
             if (i > 0 && keys[first + i] == keys[first + i - 1]) {
@@ -190,9 +190,9 @@ uint32_t gp_cpu_private(gp_cpu *cpu, uint32_t count, const gp_key_handle *keys, 
                 continue;
             held[held_count++] = key;
             /* One: preparing them all could take longer than a watchdog waits. OpenSSL computes the others. */
-            if (prepared == 0 && atomic_load(&key->preparation) == UNTRIED) {
+            if (may_prepare && atomic_load(&key->preparation) == UNTRIED) {
                 gp_cpu_prepare(cpu, key);
-                prepared = 1;
+                may_prepare = 0;
             }
             if (key->bytes <= stride)
                 kernel_keys[i] = atomic_load(&key->kernel_key);

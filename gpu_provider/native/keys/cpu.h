@@ -29,7 +29,8 @@ gp_cpu *gp_cpu_new(gp_key_table *keys);
 void gp_cpu_free(gp_cpu *cpu);
 
 /* Gives a key in the table its constants for the kernels, unless it was tried before, they don't support it, or would
- * never win. That takes milliseconds. gp_cpu_private() does it too, for one key in 64 rows at most. */
+ * never win. That takes milliseconds. gp_cpu_private() does it for one key in 64 rows at most, and not for a few rows,
+ * which are OpenSSL's anyway. */
 void gp_cpu_prepare(gp_cpu *cpu, gp_key *key);
 int gp_cpu_may_win(const gp_key *key); /* it has them, or was not tried yet */
 
