@@ -83,6 +83,8 @@ lint: .venv/ready-lint
 	@cd build/lint && ../../$(BIN)/mypy --config-file ../../pyproject.toml --cache-dir ../mypy --no-error-summary -p gpu_provider -p bench
 	@mkdir build/lint/typed && cp tests/project/typed_calls.py build/lint/typed && $(BIN)/python tests/project/readme_snippets.py build/lint/typed
 	@cd build/lint && ../../$(BIN)/mypy --config-file ../../pyproject.toml --cache-dir ../mypy --no-error-summary typed/*.py
+	@echo "pyright"
+	@$(BIN)/pyright --pythonpath $(BIN)/python >build/pyright.log || { cat build/pyright.log; exit 1; }
 	@echo "import directions"
 	@cd build/lint && ../../$(BIN)/lint-imports --config ../../pyproject.toml --no-cache --no-logo
 	@echo "include directions"

@@ -3,9 +3,9 @@ C_STANDARD = -std=c11
 CXX_STANDARD = -std=c++17
 WARNINGS = -Wall -Wextra
 
-# What is installed. -g1: a backtrace has line numbers; the rest of the debug information would take as long as half of the
-# compilation. Python's own flags come before these.
-OPTIMIZED = -O2 -g1 -fvisibility=hidden -fstack-protector-strong -U_FORTIFY_SOURCE -D_FORTIFY_SOURCE=2
+# What is installed. Python's own flags come before these and have -g, whose debug information would be six times as large
+# as the code. The names of functions stay, for backtraces.
+OPTIMIZED = -O2 -g0 -fvisibility=hidden -fstack-protector-strong -U_FORTIFY_SOURCE -D_FORTIFY_SOURCE=2
 
 # The kernels for processors: the provider module, which is linked with them, needs no libstdc++ then.
 NO_CXX_RUNTIME = -fno-exceptions -fno-rtti -fno-threadsafe-statics

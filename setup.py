@@ -6,12 +6,19 @@ What two of them share, what needs flags of its own, and what takes long to comp
 import os
 import platform
 import re
+import sysconfig
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from setuptools import Extension, setup
 from setuptools.command.build_clib import build_clib
 from setuptools.command.build_ext import build_ext
+
+if sysconfig.get_config_var("Py_GIL_DISABLED"):
+    raise SystemExit(
+        "gpu-provider can't be built for a free-threaded Python: that lacks the limited API, which the extensions use, "
+        "and the Python code relies on the GIL. Use an ordinary Python of the same version."
+    )
 
 NATIVE = "gpu_provider/native"
 INCLUDE_DIRS = [NATIVE, "kernels"]

@@ -11,7 +11,6 @@ import weakref
 from typing import TYPE_CHECKING, Any, NoReturn, Self, overload
 
 import numpy as np
-from prometheus_client import CollectorRegistry
 
 from gpu_provider.backends.choice import open_gpus
 from gpu_provider.backends.cpu import CpuBackend
@@ -30,7 +29,6 @@ from gpu_provider.library.operands import array_to_rows, limbs_of
 from gpu_provider.library.private_rows import keys_of_rows, private_calls
 from gpu_provider.library.turns import Turn
 from gpu_provider.native import ffi, lib
-from gpu_provider.observe.metrics import ProviderCollector
 from gpu_provider.observe.stats import ProviderStats, Statistics
 from gpu_provider.settings import load_config
 
@@ -41,6 +39,7 @@ if TYPE_CHECKING:
 
     from _cffi_backend import FFI
     from numpy.typing import NDArray
+    from prometheus_client import CollectorRegistry
 
     from gpu_provider.backends.base import Backend
     from gpu_provider.engine.calls import Call
@@ -105,13 +104,12 @@ class BatchingProvider:
         ``backends``: what computes instead of what ``config.backend`` names, the preferred one first. The provider
         opens and closes them. libcrypto computes whatever they fail, so it need not be among them.
 
-        ``registry``: where the metrics go; None: to a new one, :attr:`registry`. (``prometheus_client.REGISTRY`` has
-        room for one provider only.)
+        ``registry``: where the metrics go; None: to a new one, :attr:`registry`, when somebody asks for it.
+        (``prometheus_client.REGISTRY`` has room for one provider only.)
 
         Raises ConfigError, and BackendError if there is no memory or descriptor for the queue.
         """
         self.config = load_config(ProviderConfig, environ=os.environ) if config is None else config
-        self.registry = CollectorRegistry() if registry is None else registry
         given = (backend for backend in backends or () if isinstance(backend, LibcryptoBackend))
         libcrypto = next(given, LibcryptoBackend(self.config.threads))
         self._client = Client(self.config.queue_depth)
@@ -132,13 +130,13 @@ class BatchingProvider:
             futures=self._futures,
             statistics=self._statistics,
         )
-        self.registry.register(
-            ProviderCollector(self._client, self._statistics, self.config.queue_depth, self._engine.gpus)
-        )
         self._device_arrays = DeviceArrays(self._engine, self._statistics, self.config.backend_timeout)
         self._lock = threading.RLock()  # a signal handler may come in between
         self._started = False
         self._library_context: LibraryContext | None = None
+        self._registry = registry
+        if registry is not None:
+            self._expose(registry)
         # When the provider is collected. It doesn't wait for the threads: whoever drops the last reference may hold a
         # lock that a future's callback needs.
         weakref.finalize(self, self._engine.begin_close).atexit = False
@@ -199,15 +197,36 @@ class BatchingProvider:
 
     # ---- RSA ----
 
-    def load_key(self, source: KeySource, password: bytes | str | None = None) -> Key:
+    def load_key(
+        self,
+        source: KeySource,
+        password: bytes | str | None = None,
+        *,
+        check_primes: bool = False,
+        unsafe_skip_rsa_key_validation: bool = False,
+    ) -> Key:
         """Adds an RSA private key of 2048 to 4096 bits to the key table.
 
         ``source``: the content of a key file in PEM or DER (PKCS#8 or PKCS#1) or in OpenSSH's format, encrypted if
         ``password`` is given; or a private key of the ``cryptography`` package. PEM may contain certificates as well.
-        Raises KeyLoadError, which says what is wrong with the key.
+
+        The key's numbers are checked against each other, and in one trial operation. ``check_primes`` also tests
+        whether its factors are primes, which takes 40 to 70 times as long: for keys from somebody who is not trusted.
+        ``unsafe_skip_rsa_key_validation`` checks nothing, as in ``cryptography``: for many keys that were
+        checked before. An operation with a key whose numbers are wrong never gives a wrong result, since each is
+        verified with the public exponent; it raises OperationError.
+
+        Raises KeyLoadError, which says what is wrong with the key; InputError if it shall both check and skip;
+        ProviderClosedError in a forked process.
         """
         self._client.check_process()
-        return keys.load(self._client, source, password)
+        return keys.load(
+            self._client,
+            source,
+            password,
+            check_primes=check_primes,
+            unsafe_skip_rsa_key_validation=unsafe_skip_rsa_key_validation,
+        )
 
     @overload
     def private_op(self, key: Key, x: Integer) -> int: ...
@@ -408,6 +427,22 @@ class BatchingProvider:
         return self._engine.turns
 
     # ---- observation ----
+
+    @property
+    def registry(self) -> CollectorRegistry:
+        """Where the metrics are, for ``prometheus_client.generate_latest(provider.registry)``."""
+        from prometheus_client import CollectorRegistry  # noqa: PLC0415 (heavy, and many programs have no metrics)
+
+        with self._lock:
+            if self._registry is None:
+                self._registry = CollectorRegistry()
+                self._expose(self._registry)
+            return self._registry
+
+    def _expose(self, registry: CollectorRegistry) -> None:
+        from gpu_provider.observe.metrics import ProviderCollector  # noqa: PLC0415 (as above)
+
+        registry.register(ProviderCollector(self._client, self._statistics, self.config.queue_depth, self._engine.gpus))
 
     @property
     def failure(self) -> str | None:

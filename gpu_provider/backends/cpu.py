@@ -44,9 +44,9 @@ _FIRST_GUESSES = (
 class CpuBackend:
     """One batch per processor core at a time. Constant time, blinded, and every result verified with e.
 
-    Keys are prepared when they are loaded: their constants lie in locked memory (if the limit on it allows), and are
-    wiped with the key. Keys that the kernels don't support (more than two primes, no factors, e above 64 bits) are
-    left to libcrypto.
+    Keys are prepared when they are loaded for TLS, or at their first use: their constants lie in locked memory (if the
+    limit on it allows), and are wiped with the key. Keys that the kernels don't support (more than two primes, no
+    factors, e above 64 bits) are left to libcrypto.
     """
 
     name = "cpu"

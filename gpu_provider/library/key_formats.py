@@ -6,7 +6,6 @@ import os
 import re
 import typing
 
-from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
@@ -83,13 +82,13 @@ def is_encrypted(data: bytes) -> bool:
 
 
 def _read(data: bytes, password: bytes | None) -> PrivateKeyTypes:
-    """Reads encrypted keys and OpenSSH's own format, with the cryptography package."""
+    """Reads encrypted keys and OpenSSH's own format, with the cryptography package. The key is validated later."""
     ssh = b"-----BEGIN OPENSSH PRIVATE KEY-----" in data
     load = serialization.load_der_private_key
     if b"-----BEGIN" in data:
         load = serialization.load_ssh_private_key if ssh else serialization.load_pem_private_key
     try:
-        return load(data, password)
+        return load(data, password, unsafe_skip_rsa_key_validation=True)
     except TypeError:  # a password is missing, or there is one for a key that is not encrypted
         text = "the private key is encrypted; give its password" if password is None else _PASSWORD_FOR_PLAIN_KEY
     except UnsupportedAlgorithm as error:
@@ -111,6 +110,8 @@ def _to_der(key: PrivateKeyTypes) -> bytes:
 
 def what_it_is(data: bytes) -> str:
     """Describes data that is not a private key, so that the caller finds out what went wrong. Never shows any of it."""
+    from cryptography import x509  # noqa: PLC0415 (heavy, for this alone)
+
     if _PKCS12.match(data):
         return "a PKCS#12 file; take the private key out of it: openssl pkcs12 -in FILE -nocerts -noenc"
     if data.startswith(b"PuTTY-User-Key-File"):

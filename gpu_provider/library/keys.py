@@ -34,7 +34,9 @@ class Key:
         self.handle = handle
         """The key's number in the provider's key table; never 0 and never used twice."""
         self.n = n
+        """The modulus."""
         self.e = e
+        """The public exponent."""
         self.bits = n.bit_length()
         self.bytes = (self.bits + 7) // 8
         self._remove = weakref.finalize(self, _remove, client, handle)
@@ -46,6 +48,7 @@ class Key:
 
     @property
     def closed(self) -> bool:
+        """Whether :meth:`close` was called."""
         return not self._remove.alive
 
     def to_row(self, x: Integer | BytesLike) -> tuple[bytes, bool]:
@@ -84,11 +87,23 @@ def check_key(client: Client, key: object, name: str = "the key") -> None:
         raise InputError("the key was loaded by another provider; load it with this one")
 
 
-def load(client: Client, source: KeySource, password: bytes | str | None = None) -> Key:
+def load(
+    client: Client,
+    source: KeySource,
+    password: bytes | str | None = None,
+    *,
+    check_primes: bool = False,
+    unsafe_skip_rsa_key_validation: bool = False,
+) -> Key:
     """See :meth:`gpu_provider.BatchingProvider.load_key`."""
+    if check_primes and unsafe_skip_rsa_key_validation:
+        raise InputError("check_primes and unsafe_skip_rsa_key_validation exclude each other; give one of them")
     encoded = to_unencrypted(source, password)
+    checks = lib.GP_CHECK_PRIMES if check_primes else lib.GP_CHECK_NUMBERS
+    if unsafe_skip_rsa_key_validation:
+        checks = lib.GP_CHECK_NOTHING
     info: Any = ffi.new("gp_key_info *")
-    result = lib.gp_embedded_load_key(client.pointer, encoded, len(encoded), info)
+    result = lib.gp_embedded_load_key(client.pointer, encoded, len(encoded), checks, info)
     n = int.from_bytes(ffi.buffer(info.modulus, info.bytes), "little")
     e = int.from_bytes(ffi.buffer(info.exponent, info.exponent_bytes), "little")
     if result == lib.GP_LOAD_OK:

@@ -14,6 +14,7 @@ KERNELS = Path("kernels/kernels.h")
 HEADERS = (
     "types.h",
     "keys/key.h",
+    "keys/check.h",
     "keys/key_table.h",
     "keys/cpu.h",
     "keys/libcrypto.h",

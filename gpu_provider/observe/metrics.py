@@ -87,7 +87,7 @@ def _queue(now: QueueCounters, depth: int) -> Iterable[Metric]:
     yield GaugeMetricFamily("gpu_provider_queue_in_line", "Requests waiting for a free slot now", value=now.in_line)
     keys = GaugeMetricFamily(
         "gpu_provider_keys",
-        "Private keys loaded: prepared for the kernels, in locked memory or not, or computed by OpenSSL alone",
+        "Private keys loaded: prepared for the kernels, in locked memory or not, or so far left to OpenSSL",
         labels=["prepared"],
     )
     keys.add_metric(["locked"], now.locked_keys)

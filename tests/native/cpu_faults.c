@@ -58,6 +58,31 @@ static gp_request_handle submit(gp_client *client, gp_key_handle handle, const u
     return gp_client_put(client, slot, &waiter, bytes, input, 0);
 }
 
+/* Preparing thousands of keys in one batch would take longer than a watchdog waits. */
+static void prepares_one_key_at_a_time(gp_client *client, EVP_PKEY *pkey)
+{
+    uint8_t inputs[3 * BYTES] = {2}, outputs[3 * BYTES], ok[3];
+    gp_key *key[3];
+    gp_key_handle handle[3];
+
+    healthy = 1;
+    for (int i = 0; i < 3; i++) {
+        key[i] = gp_key_new(pkey);
+        handle[i] = gp_key_table_add(gp_client_keys(client), key[i]);
+    }
+    CHECK(gp_cpu_private(gp_client_cpu(client), 1, handle, inputs, outputs, BYTES, ok) == 0);
+    CHECK(keys_made == 0 && ok[0]); /* a lone row is OpenSSL's */
+    for (int made = 1; made <= 3; made++) {
+        CHECK(gp_cpu_private(gp_client_cpu(client), 3, handle, inputs, outputs, BYTES, ok) == 0);
+        CHECK(keys_made == made && ok[0] && ok[1] && ok[2]);
+    }
+    for (int i = 0; i < 3; i++) {
+        gp_client_remove_key(client, handle[i]);
+        gp_key_free(key[i]);
+    }
+    CHECK(keys_made == 0);
+}
+
 int main(void)
 {
     gp_client *client = gp_client_new(16);
@@ -66,7 +91,7 @@ int main(void)
     EVP_PKEY *pkey = EVP_PKEY_Q_keygen(gp_inner_libctx(), NULL, "RSA", (size_t)BITS);
     gp_key *key = gp_key_new(pkey);
     uint8_t inputs[ROWS * BYTES] = {0}, outputs[ROWS * BYTES], ok[ROWS];
-    gp_key_handle handle = gp_client_add_key(client, key), keys[ROWS];
+    gp_key_handle handle, keys[ROWS];
     uint64_t oldest[GP_CLASSES];
     uint32_t waiting[GP_CLASSES];
     const struct gp_class_rule small[GP_CLASSES] = {
@@ -74,12 +99,13 @@ int main(void)
     struct gp_client_stats counters;
     struct gp_small_batch batches[GP_SMALL_BATCHES];
 
+    healthy = 1; /* it fails later, or the key would not be given to it at all */
+    gp_cpu_use_kernels(cpu, &kernels, 2);
+    handle = gp_client_add_key(client, key);
     for (int i = 0; i < ROWS; i++) {
         inputs[i * BYTES] = (uint8_t)(i + 2);
         keys[i] = handle;
     }
-    healthy = 1; /* it fails later, or the key would not be given to it at all */
-    gp_cpu_use_kernels(cpu, &kernels, 2);
     gp_client_get_stats(client, &counters);
     CHECK(keys_made == 1 && counters.keys == 1 && counters.kernel_keys == 1 && counters.locked_keys == 1);
 
@@ -122,6 +148,7 @@ int main(void)
     CHECK(keys_made == 0);
     CHECK(gp_cpu_private(cpu, 1, &handle, inputs, outputs, BYTES, ok) == 0 && ok[0]);
 
+    prepares_one_key_at_a_time(client, pkey);
     gp_client_remove_key(client, handle);
     gp_key_free(key);
     EVP_PKEY_free(pkey);

@@ -12,6 +12,14 @@ from pathlib import Path
 
 import pytest
 
+from gpu_provider import native
+from gpu_provider.kernels import _kernels
+from gpu_provider.tls import _ssl
+
+LIBRARIES = [
+    native.MODULE_DIRECTORY / "gpu_provider.so",
+    *(Path(module.__file__) for module in (native._core, _kernels, _ssl)),
+]
 ROOT = Path(__file__).resolve().parents[2]
 CHECK = ROOT / "tests" / "check_prerequisites.sh"
 BUILD_FILES = ("pyproject.toml", "setup.py", "flags.mk")
@@ -126,6 +134,22 @@ def test_a_stale_object_in_the_tree_does_not_reach_the_users(distributions: Path
         assert archive.read("gpu_provider/native/gpu_provider.so").startswith(b"\x7fELF")
 
 
+def test_what_is_installed_is_small(wheel: Path) -> None:
+    """The libraries are those of this environment, since the wheel's lack most of the kernels."""
+    with zipfile.ZipFile(wheel) as archive:
+        files = sum(info.file_size for info in archive.infolist() if not info.filename.endswith(".so"))
+    libraries = sum(path.stat().st_size for path in LIBRARIES)
+    assert files + libraries < 8_000_000
+
+
+@pytest.mark.parametrize("library", LIBRARIES, ids=lambda path: path.name)
+def test_libraries_have_no_debug_information(library: Path) -> None:
+    """It would be most of what a user downloads. The names of functions stay, for backtraces."""
+    sections = library.read_bytes()
+    assert b".debug_info" not in sections
+    assert b".symtab" in sections
+
+
 @pytest.mark.skipif(shutil.which("openssl") is None, reason="the openssl program is not installed")
 def test_the_module_in_the_wheel_loads_without_python(wheel: Path, tmp_path: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
@@ -220,6 +244,14 @@ def test_an_old_python_is_told_with_the_remedy(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert "3.9.2" in done.stderr
     assert "make PYTHON=" in done.stderr
+
+
+def test_a_free_threaded_python_is_refused_with_the_reason() -> None:
+    code = "import runpy, sysconfig; sysconfig.get_config_vars()['Py_GIL_DISABLED'] = 1; runpy.run_path('setup.py')"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.startswith("gpu-provider can't be built for a free-threaded Python")
+    assert "Traceback" not in done.stderr
 
 
 def test_make_says_what_is_missing_before_it_touches_anything(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The types of the library's calls, as a type checker sees them. `make lint` checks this file; nothing runs it."""
+"""The types of the library's calls, as mypy and pyright see them. `make lint` checks this file; nothing runs it."""
 
 from __future__ import annotations
 
@@ -7,10 +7,28 @@ from typing import TYPE_CHECKING, assert_type
 
 import numpy as np
 from numpy.typing import NDArray
+from prometheus_client import CollectorRegistry
+
+from gpu_provider import BatchingProvider, ProviderConfig, ProviderStats
 
 if TYPE_CHECKING:
-    from gpu_provider import BatchingProvider, Key
+    from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
+
+    from gpu_provider import Key
     from gpu_provider.backends.cuda.device import CudaArray
+
+
+def lifetime(pem: bytes, of_cryptography: RSAPrivateKey) -> None:
+    with BatchingProvider(ProviderConfig(threads=1)) as provider:
+        assert_type(provider, BatchingProvider)
+        key = provider.load_key(pem, "password")
+        assert_type(key, "Key")
+        assert_type((key.n, key.e, key.bits, key.bytes, key.closed), tuple[int, int, int, int, bool])
+        assert_type(provider.load_key(of_cryptography, check_primes=True), "Key")
+        assert_type(provider.load_key(memoryview(pem), unsafe_skip_rsa_key_validation=True), "Key")
+        assert_type(provider.stats(), ProviderStats)
+        assert_type(provider.registry, CollectorRegistry)
+        assert_type(provider.failure, str | None)
 
 
 def private_operations(provider: BatchingProvider, key: Key, array: NDArray[np.uint64], on_gpu: CudaArray) -> None:

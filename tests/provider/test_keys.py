@@ -14,6 +14,7 @@ import subprocess
 import weakref
 from typing import TYPE_CHECKING, Literal
 
+import numpy as np
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
@@ -28,7 +29,14 @@ from cryptography.hazmat.primitives.serialization import (
 from cryptography.hazmat.primitives.serialization.pkcs12 import serialize_key_and_certificates
 from rsa_keys import private_key, public_der, public_pem
 
-from gpu_provider import BatchingProvider, GpuProviderError, InputError, KeyLoadError, ProviderClosedError
+from gpu_provider import (
+    BatchingProvider,
+    GpuProviderError,
+    InputError,
+    KeyLoadError,
+    OperationError,
+    ProviderClosedError,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -129,13 +137,26 @@ class TestForms:
         assert (key.bits, key.bytes, key.e) == (bits, bits // 8, e)
 
 
+# (6 K + 1) (12 K + 1) (18 K + 1), each of them a prime: a Carmichael number, as Chernick found.
+K = 0x3BB768ABCF780E648A7DD06839EB905B6E6E307D4BEDC51431193E6C3F3391A2B8F1FF1FD42A29756CFD9
+CARMICHAEL = (6 * K + 1) * (12 * K + 1) * (18 * K + 1)
+
+
+def numbers_of(key: rsa.RSAPrivateKey) -> dict[str, int]:
+    numbers = key.private_numbers()
+    return numbers_from(numbers.p, numbers.q) | {"d": numbers.d}
+
+
+def numbers_from(p: int, q: int) -> dict[str, int]:
+    d = pow(65537, -1, (p - 1) * (q - 1))
+    crt = {"dp": d % (p - 1), "dq": d % (q - 1), "qinv": pow(q, -1, p)}
+    return {"n": p * q, "e": 65537, "d": d, "p": p, "q": q, **crt}
+
+
 def der_with(**changes: int) -> bytes:
     """The 2048-bit key as PKCS#1 DER with some of its numbers changed: what ``cryptography`` refuses to write."""
-    numbers = private_key(2048).private_numbers()
-    public = numbers.public_numbers
-    values = {"n": public.n, "e": public.e, "d": numbers.d, "p": numbers.p, "q": numbers.q}
-    values |= {"dp": numbers.dmp1, "dq": numbers.dmq1, "qinv": numbers.iqmp}
-    body = b"".join(_integer(number) for number in (0, *(values | changes).values()))
+    values = numbers_of(private_key(2048)) | changes
+    body = b"".join(_integer(number) for number in (0, *values.values()))
     return b"\x30\x82" + len(body).to_bytes(2, "big") + body
 
 
@@ -248,9 +269,67 @@ class TestRefused:
         with pytest.raises(KeyLoadError, match=reason):
             provider.load_key(der_with(**changes))
 
+    @pytest.mark.parametrize("check_primes", [False, True])
+    @pytest.mark.parametrize("name", ["n", "e", "d", "p", "q", "dp", "dq", "qinv"])
+    def test_a_number_that_is_not_the_keys(self, provider: BatchingProvider, name: str, check_primes: bool) -> None:
+        """Hazard: with one wrong CRT parameter, a faulty signature gives the factors away."""
+        with pytest.raises(KeyLoadError, match="do not fit together"):
+            provider.load_key(der_with(**{name: numbers_of(private_key(2048))[name] + 2}), check_primes=check_primes)
+
+    def test_swapped_factors(self, provider: BatchingProvider) -> None:
+        numbers = numbers_of(private_key(2048))
+        with pytest.raises(KeyLoadError, match="do not fit together"):
+            provider.load_key(der_with(p=numbers["q"], q=numbers["p"]))
+
+    def test_a_factor_that_is_no_prime(self, provider: BatchingProvider) -> None:
+        """Its numbers fit as if it were one, so that only computing tells."""
+        ours, other = private_key(2048).private_numbers(), private_key(3072).private_numbers()
+        with pytest.raises(KeyLoadError, match="do not fit together"):
+            provider.load_key(der_with(**numbers_from(ours.p * 65539, other.q)))
+
+    def test_a_factor_that_only_looks_like_a_prime(self, provider: BatchingProvider) -> None:
+        """Computing with it gives right results, but whoever made it can factor the modulus sooner."""
+        forged = der_with(**numbers_from(CARMICHAEL, private_key(2048).private_numbers().q))
+        key = provider.load_key(forged)
+        assert pow(provider.private_op(key, 3), key.e, key.n) == 3
+        with pytest.raises(KeyLoadError, match="do not fit together"):
+            provider.load_key(forged, check_primes=True)
+
+    def test_checking_and_skipping_exclude_each_other(self, provider: BatchingProvider) -> None:
+        with pytest.raises(InputError, match="exclude each other"):
+            provider.load_key(private_key(2048), check_primes=True, unsafe_skip_rsa_key_validation=True)
+
     def test_another_type(self, provider: BatchingProvider) -> None:
         with pytest.raises(KeyLoadError, match="not as int"):
             provider.load_key(5)  # type: ignore[arg-type]
+
+
+class TestMany:
+    def test_hundreds_are_loaded_and_used_in_one_call(self, provider: BatchingProvider) -> None:
+        """Hazard: preparing all of them in one batch takes so long that a watchdog gives the backend up."""
+        one = encode(Encoding.DER)
+        keys = [provider.load_key(one, unsafe_skip_rsa_key_validation=True) for _ in range(500)]
+        x = np.zeros((len(keys), 32), np.uint64)
+        x[:, 0] = np.arange(len(keys))
+        before = provider.stats().fallbacks
+        powers = provider.modexp(provider.private_op(keys, x), keys[0].e, keys[0].n)
+        assert np.array_equal(powers, x)
+        assert provider.stats().fallbacks == before
+
+    @pytest.mark.parametrize("name", ["d", "p", "q", "dp", "dq", "qinv"])
+    def test_an_unchecked_key_whose_numbers_are_wrong_gives_no_wrong_result(
+        self, provider: BatchingProvider, name: str
+    ) -> None:
+        changed = der_with(**{name: numbers_of(private_key(2048))[name] + 2})
+        key = provider.load_key(changed, unsafe_skip_rsa_key_validation=True)
+        good = provider.load_key(encode())
+        futures = [provider.submit(which, 3) for which in (key, good) * 10]
+        for future in futures[::2]:
+            if future.exception(timeout=30) is None:
+                assert pow(future.result(), key.e, key.n) == 3
+            else:
+                assert isinstance(future.exception(), OperationError)
+        assert {pow(future.result(timeout=30), good.e, good.n) for future in futures[1::2]} == {3}
 
 
 class TestKey:

@@ -107,16 +107,9 @@ void gp_cpu_prepare(gp_cpu *cpu, gp_key *key)
 
 void gp_cpu_use_kernels(gp_cpu *cpu, const struct gpk_functions *kernels, uint32_t smallest)
 {
-    uint32_t index = 0;
-    gp_key *key;
-
     for (uint32_t i = 0; i < GP_CLASSES; i++)
         atomic_store(&cpu->smallest[i], smallest);
     atomic_store(&cpu->kernels, kernels);
-    while ((key = gp_key_table_next(cpu->keys, &index)) != NULL) {
-        gp_cpu_prepare(cpu, key);
-        gp_key_free(key);
-    }
 }
 
 int gp_cpu_may_win(const gp_key *key)
@@ -184,7 +177,7 @@ uint32_t gp_cpu_private(gp_cpu *cpu, uint32_t count, const gp_key_handle *keys, 
         const uint32_t rows = count - first < CHUNK ? count - first : CHUNK;
         gp_key *held[CHUNK]; /* a reference for each run of one key: requests pin it, but not if a watchdog ends them */
         struct gpk_key *kernel_keys[CHUNK];
-        uint32_t held_count = 0;
+        uint32_t held_count = 0, may_prepare = rows >= cpu->smallest[GP_CLASS_OF(stride)];
 
         for (uint32_t i = 0; i < rows; i++) {
             if (i > 0 && keys[first + i] == keys[first + i - 1]) {
@@ -196,7 +189,11 @@ uint32_t gp_cpu_private(gp_cpu *cpu, uint32_t count, const gp_key_handle *keys, 
             if (key == NULL)
                 continue;
             held[held_count++] = key;
-            gp_cpu_prepare(cpu, key);
+            /* One: preparing them all could take longer than a watchdog waits. OpenSSL computes the others. */
+            if (may_prepare && atomic_load(&key->preparation) == UNTRIED) {
+                gp_cpu_prepare(cpu, key);
+                may_prepare = 0;
+            }
             if (key->bytes <= stride)
                 kernel_keys[i] = atomic_load(&key->kernel_key);
         }

@@ -14,9 +14,8 @@
 /* cffi: */
 typedef struct gp_cpu gp_cpu;
 
-/* From now on gp_cpu_private() computes with these kernels (gpk_functions(), which outlives it), and the keys in the
- * table are prepared. smallest: how many rows must be left over for a group of their own; 0: measured with the first
- * key of each size class. */
+/* From now on gp_cpu_private() computes with these kernels (gpk_functions(), which outlives it). smallest: how many
+ * rows must be left over for a group of their own; 0: measured with the first key of each size class. */
 void gp_cpu_use_kernels(gp_cpu *cpu, const struct gpk_functions *kernels, uint32_t smallest);
 
 /* As gp_libcrypto_private(). Returns how many results the kernels got wrong or could not compute for lack of memory;
@@ -30,7 +29,8 @@ gp_cpu *gp_cpu_new(gp_key_table *keys);
 void gp_cpu_free(gp_cpu *cpu);
 
 /* Gives a key in the table its constants for the kernels, unless it was tried before, they don't support it, or would
- * never win. That takes milliseconds: gp_cpu_private() does it for those that were not prepared before. */
+ * never win. That takes milliseconds. gp_cpu_private() does it for one key in 64 rows at most, and not for a few rows,
+ * which are OpenSSL's anyway. */
 void gp_cpu_prepare(gp_cpu *cpu, gp_key *key);
 int gp_cpu_may_win(const gp_key *key); /* it has them, or was not tried yet */
 

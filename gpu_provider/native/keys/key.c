@@ -136,6 +136,17 @@ int gp_key_public(const gp_key *key, const uint8_t *input, uint8_t *output)
     return raw_operation(key, key->public_context, EVP_PKEY_encrypt, input, output);
 }
 
+int gp_key_has_third_factor(const gp_key *key)
+{
+    BIGNUM *third = NULL;
+
+    ERR_set_mark(); /* most have none: not an error */
+    (void)EVP_PKEY_get_bn_param(key->pkey, OSSL_PKEY_PARAM_RSA_FACTOR3, &third);
+    ERR_pop_to_mark();
+    BN_clear_free(third);
+    return third != NULL;
+}
+
 int gp_key_read_numbers(const gp_key *key, struct gp_key_numbers *numbers)
 {
     static const char *const names[] = {
@@ -147,8 +158,7 @@ int gp_key_read_numbers(const gp_key *key, struct gp_key_numbers *numbers)
         OSSL_PKEY_PARAM_RSA_EXPONENT2,
         OSSL_PKEY_PARAM_RSA_COEFFICIENT1,
     };
-    BIGNUM *third = NULL;
-    int complete = 1;
+    int complete = !gp_key_has_third_factor(key);
 
     for (int i = 0; complete && i < 7; i++) {
         BIGNUM *number = NULL;
@@ -159,8 +169,5 @@ int gp_key_read_numbers(const gp_key *key, struct gp_key_numbers *numbers)
             numbers->number[i] = (struct gpk_number){numbers->bytes[i], (size_t)BN_num_bytes(number)};
         BN_clear_free(number);
     }
-    if (complete && EVP_PKEY_get_bn_param(key->pkey, OSSL_PKEY_PARAM_RSA_FACTOR3, &third))
-        complete = 0;
-    BN_clear_free(third);
     return complete;
 }

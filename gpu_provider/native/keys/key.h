@@ -59,6 +59,8 @@ int gp_key_private(const gp_key *key, const uint8_t *input, uint8_t *output);
 /* output = input^e mod n. */
 int gp_key_public(const gp_key *key, const uint8_t *input, uint8_t *output);
 
+int gp_key_has_third_factor(const gp_key *key);
+
 /* A key's numbers as the kernels take them: n, e, p, q, dP, dQ, qInv. One block, wiped after use. */
 struct gp_key_numbers {
     uint8_t bytes[7][GP_MAX_BYTES];

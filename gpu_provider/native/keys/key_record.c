@@ -1,54 +1,12 @@
 #include "keys/key_record.h"
 
-#include <openssl/bn.h>
 #include <openssl/crypto.h>
 #include <openssl/err.h>
 
+#include "keys/check.h"
 #include "keys/key.h"
 
-enum { N, E, P, Q, DP, DQ, QINV, NUMBERS };
-
-/* 1 if a b = 1 mod m, or, where `less` is set, mod m - 1. */
-static int is_one(const BIGNUM *a, const BIGNUM *b, BIGNUM *modulus, int less, BN_CTX *context)
-{
-    BIGNUM *product = BN_CTX_get(context);
-    int one = product != NULL && (!less || BN_sub_word(modulus, 1)) && BN_mod_mul(product, a, b, modulus, context)
-              && BN_is_one(product);
-
-    if (less)
-        BN_add_word(modulus, 1);
-    return one;
-}
-
-/* Whether p q = n, e dP = 1 mod p - 1, e dQ = 1 mod q - 1 and q qInv = 1 mod p: if not, the device would fail every
- * check of this key's results, and seem broken. */
-static int belong_together(const struct gp_key_numbers *numbers)
-{
-    BN_CTX *context = BN_CTX_new();
-    BIGNUM *number[NUMBERS], *product = NULL;
-    int right = context != NULL;
-
-    for (int i = 0; i < NUMBERS; i++) {
-        number[i] = BN_lebin2bn(numbers->number[i].bytes, (int)numbers->number[i].size, NULL);
-        if (number[i] == NULL)
-            right = 0;
-        else
-            BN_set_flags(number[i], BN_FLG_CONSTTIME);
-    }
-    if (right) {
-        BN_CTX_start(context);
-        product = BN_CTX_get(context);
-        right = product != NULL && BN_mul(product, number[P], number[Q], context) && BN_cmp(product, number[N]) == 0
-                && is_one(number[E], number[DP], number[P], 1, context)
-                && is_one(number[E], number[DQ], number[Q], 1, context)
-                && is_one(number[Q], number[QINV], number[P], 0, context);
-        BN_CTX_end(context);
-    }
-    for (int i = 0; i < NUMBERS; i++)
-        BN_clear_free(number[i]);
-    BN_CTX_free(context); /* clears what it lent */
-    return right;
-}
+enum { N, E, P, Q, DP, DQ, QINV };
 
 /* Neither is secret: the length of a factor, and the public exponent. */
 static uint32_t bits_of(const struct gpk_number *number)
@@ -76,7 +34,8 @@ enum gpk_status gp_key_record_fill(gp_key_table *keys, gp_key_handle handle, gp_
     if (key == NULL)
         return GPK_INVALID;
     ERR_set_mark(); /* a key without factors is no error: OpenSSL computes with it */
-    if (gp_key_read_numbers(key, &numbers) && belong_together(&numbers)
+    /* If the numbers didn't fit, the device would fail every check of this key's results, and seem broken. */
+    if (gp_key_read_numbers(key, &numbers) && gp_key_numbers_fit(key)
         && write(radix_bits, class_bytes, memory, number[N], number[E], number[P], number[Q], number[DP], number[DQ],
                  number[QINV])
                == GPK_OK) {

@@ -151,18 +151,6 @@ gp_key *gp_key_table_get(gp_key_table *table, gp_key_handle handle)
     return key;
 }
 
-gp_key *gp_key_table_next(gp_key_table *table, uint32_t *index)
-{
-    gp_key *key = NULL;
-
-    pthread_mutex_lock(&table->lock);
-    for (; key == NULL && *index < table->count; ++*index)
-        if (table->entries[*index].handle != 0)
-            key = gp_key_up_ref(table->entries[*index].key);
-    pthread_mutex_unlock(&table->lock);
-    return key;
-}
-
 uint64_t gp_key_table_removed(const gp_key_table *table)
 {
     return atomic_load(&table->removed);

@@ -49,9 +49,6 @@ int gp_key_table_unpin(gp_key_table *table, gp_key_handle handle, uint32_t pins)
 /* How many keys have left the table for good. */
 uint64_t gp_key_table_removed(const gp_key_table *table);
 
-/* A new reference to the first key from *index on, or NULL; *index moves past it. Starts with 0. */
-gp_key *gp_key_table_next(gp_key_table *table, uint32_t *index);
-
 void gp_key_table_count(gp_key_table *table, struct gp_key_counts *counts);
 
 #endif

@@ -11,6 +11,7 @@
 #include <stdatomic.h>
 #include <string.h>
 
+#include "keys/check.h"
 #include "provider/provider.h"
 #include "queue/counts.h"
 
@@ -134,10 +135,11 @@ static int no_password(char *buffer, size_t size, size_t *length, const OSSL_PAR
     return 0; /* never ask on the terminal */
 }
 
-static EVP_PKEY *decode(OSSL_LIB_CTX *libctx, const uint8_t *data, size_t size)
+/* `type`: of the key, or NULL for any. */
+static EVP_PKEY *decode(OSSL_LIB_CTX *libctx, const char *type, const uint8_t *data, size_t size)
 {
     EVP_PKEY *pkey = NULL;
-    OSSL_DECODER_CTX *decoder = OSSL_DECODER_CTX_new_for_pkey(&pkey, NULL, NULL, NULL, 0, libctx, NULL);
+    OSSL_DECODER_CTX *decoder = OSSL_DECODER_CTX_new_for_pkey(&pkey, NULL, NULL, type, 0, libctx, NULL);
 
     if (decoder == NULL || !OSSL_DECODER_CTX_set_passphrase_cb(decoder, no_password, NULL)
         || !OSSL_DECODER_from_data(decoder, &data, &size)) {
@@ -146,15 +148,6 @@ static EVP_PKEY *decode(OSSL_LIB_CTX *libctx, const uint8_t *data, size_t size)
     }
     OSSL_DECODER_CTX_free(decoder);
     return pkey;
-}
-
-static int pair_is_valid(OSSL_LIB_CTX *libctx, EVP_PKEY *pkey)
-{
-    EVP_PKEY_CTX *context = EVP_PKEY_CTX_new_from_pkey(libctx, pkey, NULL);
-    int valid = context != NULL && EVP_PKEY_private_check(context) > 0 && EVP_PKEY_pairwise_check(context) > 0;
-
-    EVP_PKEY_CTX_free(context);
-    return valid;
 }
 
 static enum gp_load fill_info(const gp_key *key, gp_key_info *info)
@@ -176,14 +169,17 @@ static enum gp_load fill_info(const gp_key *key, gp_key_info *info)
     return result;
 }
 
-enum gp_load gp_embedded_load_key(gp_client *client, const uint8_t *der_or_pem, size_t size, gp_key_info *info)
+enum gp_load gp_embedded_load_key(gp_client *client, const uint8_t *der_or_pem, size_t size, enum gp_key_checks checks,
+                                  gp_key_info *info)
 {
     OSSL_LIB_CTX *libctx = gp_inner_libctx();
-    EVP_PKEY *pkey = decode(libctx, der_or_pem, size);
+    EVP_PKEY *pkey = decode(libctx, "RSA", der_or_pem, size);
     enum gp_load result = GP_LOAD_OK;
     gp_key *key = NULL;
 
     memset(info, 0, sizeof(*info));
+    if (pkey == NULL) /* to say that it is a key of another type; trying all takes five times as long */
+        pkey = decode(libctx, NULL, der_or_pem, size);
     if (pkey == NULL)
         result = GP_LOAD_UNREADABLE;
     else if (!EVP_PKEY_is_a(pkey, "RSA"))
@@ -198,9 +194,10 @@ enum gp_load gp_embedded_load_key(gp_client *client, const uint8_t *der_or_pem, 
         result = GP_LOAD_SIZE;
     if (result == GP_LOAD_OK)
         result = fill_info(key, info);
-    if (result == GP_LOAD_OK && (!gp_key_is_batchable(key) || !pair_is_valid(libctx, pkey)))
+    if (result == GP_LOAD_OK && (!gp_key_is_batchable(key) || !gp_key_check(key, checks)))
         result = GP_LOAD_INVALID;
-    if (result == GP_LOAD_OK && (info->handle = gp_client_add_key(client, key)) == 0)
+    /* Without gp_client_add_key(), which prepares it: there may be thousands of keys, most of which are never used. */
+    if (result == GP_LOAD_OK && (info->handle = gp_key_table_add(gp_client_keys(client), key)) == 0)
         result = GP_LOAD_MEMORY;
     gp_key_free(key);
     EVP_PKEY_free(pkey);

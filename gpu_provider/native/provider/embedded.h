@@ -6,6 +6,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "keys/check.h"
 #include "queue/client.h"
 #include "types.h"
 
@@ -49,7 +50,8 @@ enum gp_load {
 
 /* Reads an unencrypted private key (PEM or DER), checks it and adds it to the client's key table: the library's
  * load_key(). */
-enum gp_load gp_embedded_load_key(gp_client *client, const uint8_t *der_or_pem, size_t size, gp_key_info *info);
+enum gp_load gp_embedded_load_key(gp_client *client, const uint8_t *der_or_pem, size_t size, enum gp_key_checks checks,
+                                  gp_key_info *info);
 /* :cffi */
 
 #endif

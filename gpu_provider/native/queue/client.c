@@ -312,8 +312,8 @@ gp_key_handle gp_client_add_key(gp_client *client, gp_key *key)
 {
     gp_key_handle handle = gp_key_table_add(client->keys, key);
 
-    /* After it is in the table, or gp_cpu_use_kernels() might miss it as well. In a job or in a process without a
-     * batching thread not yet: an event loop would stand still, for a key that may have no second request. */
+    /* In a job or in a process without a batching thread not yet: an event loop would stand still, for a key that may
+     * have no second request. */
     if (handle != 0 && client->groups == NULL && ASYNC_get_current_job() == NULL)
         gp_cpu_prepare(client->cpu, key);
     return handle;
