@@ -198,6 +198,8 @@ def check_ciphertext(key: Key, ciphertext: object) -> int:
 
 def load(client: Client, source: KeySource, password: bytes | str | None = None) -> Key:
     """See :meth:`gpu_provider.BatchingProvider.load_key`."""
+    if isinstance(source, Key):
+        raise KeyLoadError(_NOT_EXPORTABLE)
     encoded = to_unencrypted(source, password)
     info: Any = ffi.new("gp_key_info *")
     result = lib.gp_embedded_load_key(client.pointer, encoded, len(encoded), info)

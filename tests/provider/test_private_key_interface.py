@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.asymmetric import rsa, utils
 from cryptography.hazmat.primitives.serialization import pkcs7
 from rsa_keys import private_key
 
-from gpu_provider import BatchingProvider, Key, ProviderClosedError
+from gpu_provider import BatchingProvider, Key, KeyLoadError, ProviderClosedError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -188,6 +188,11 @@ class TestPublicPart:
         for export in (key.private_numbers, lambda: key.private_bytes(*encoding)):
             with pytest.raises(UnsupportedAlgorithm, match="export it from where it was loaded from"):
                 export()
+
+
+def test_a_key_of_a_provider_is_not_loaded_into_another(key: Key) -> None:
+    with BatchingProvider() as other, pytest.raises(KeyLoadError, match="export it from where it was loaded from"):
+        other.load_key(key)
 
 
 def test_a_key_that_can_not_compute_says_so() -> None:
