@@ -232,6 +232,15 @@ class TestOtherPackages:
             .sign(serialization.Encoding.DER, [pkcs7.PKCS7Options.NoAttributes])
         )
         assert private_key(2048).sign(b"data", PKCS1, SHA256) in message
+        encrypted = pkcs7.PKCS7EnvelopeBuilder().set_data(b"data").add_recipient(certificate)
+        der = encrypted.encrypt(serialization.Encoding.DER, [pkcs7.PKCS7Options.Binary])
+        assert pkcs7.pkcs7_decrypt_der(der, certificate, key, []) == b"data"
+
+    def test_ssh_certificates(self, key: Key) -> None:
+        builder = serialization.SSHCertificateBuilder().public_key(key.public_key()).serial(1).key_id(b"me")
+        builder = builder.type(serialization.SSHCertificateType.USER).valid_for_all_principals()
+        certificate = builder.valid_after(0).valid_before(1 << 40).sign(key)
+        certificate.verify_cert_signature()
 
     @pytest.mark.parametrize("algorithm", ["RS256", "RS512", "PS256"])
     def test_json_web_tokens(self, key: Key, algorithm: str) -> None:
