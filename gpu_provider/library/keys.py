@@ -86,14 +86,17 @@ class Key(rsa.RSAPrivateKey):
     def check_open(self) -> None:
         """Raises ProviderClosedError for a closed key."""
         if self.closed:
-            raise ProviderClosedError(f"this {self.bits}-bit key is closed; load it again")
+            raise self._closed_error()
+
+    def _closed_error(self) -> ProviderClosedError:
+        return ProviderClosedError(f"this {self.bits}-bit key is closed; load it again")
 
     @contextlib.contextmanager
     def pinned(self) -> Iterator[None]:
         """Keeps the key in the key table, even if it is closed meanwhile. Raises ProviderClosedError if it is closed
         already."""
         if not lib.gp_key_table_pin(self.client.keys, self.handle, ffi.new("uint32_t *")):
-            raise ProviderClosedError(f"this {self.bits}-bit key is closed; load it again")
+            raise self._closed_error()
         try:
             yield
         finally:

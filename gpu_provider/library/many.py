@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections import deque
+from collections.abc import Iterable
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
@@ -17,7 +18,7 @@ from gpu_provider.library.futures import RequestFuture
 from gpu_provider.library.operands import is_bytes
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Iterable, Iterator
+    from collections.abc import Callable, Generator, Iterator
 
     from gpu_provider.engine.calls import Call
     from gpu_provider.engine.engine import Engine
@@ -40,14 +41,13 @@ def rows_of(keys: Any, key_types: type | tuple[type, ...], **columns: Iterable[A
     """A tuple for each row: its key, and an element of each of the columns. ``keys``: one key for all rows, or as many
     as there are rows. Raises InputError, and when it comes to the end of one column before that of another."""
     for name, column in columns.items():
-        if is_bytes(column) or isinstance(column, str):
+        if is_bytes(column) or not isinstance(column, Iterable) or isinstance(column, str):
             raise InputError(f"{name} must be a list of bytes, or another iterable, not {type(column).__name__}")
-    if not isinstance(keys, key_types):
-        try:
-            return _together({"keys": iter(keys), **columns})
-        except TypeError:
-            raise InputError(f"the key is of type {type(keys).__name__}; give a key, or one for each row") from None
-    return ((keys, *row) for row in _together(columns))
+    if isinstance(keys, key_types):
+        return ((keys, *row) for row in _together(columns))
+    if isinstance(keys, Iterable):
+        return _together({"keys": keys, **columns})
+    raise InputError(f"the key is of type {type(keys).__name__}; give a key, or one for each row")
 
 
 def _together(columns: dict[str, Iterable[Any]]) -> Iterator[tuple[Any, ...]]:

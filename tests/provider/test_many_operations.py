@@ -263,6 +263,8 @@ class TestArguments:
         """Hazard: bytes are an iterable, of ints."""
         with pytest.raises(InputError, match="messages must be a list of bytes, or another iterable, not bytes"):
             provider.sign_many(key, b"message", PKCS1, SHA256)  # type: ignore[arg-type]
+        with pytest.raises(InputError, match="signatures must be a list of bytes, or another iterable, not NoneType"):
+            provider.verify_many(key, None, [b""], PKCS1, SHA256)  # type: ignore[arg-type]
 
     def test_columns_of_different_lengths(self, provider: BatchingProvider, key: Key) -> None:
         with pytest.raises(InputError, match="there are only 2 messages, but more keys; give as many of each"):
