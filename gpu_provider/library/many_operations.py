@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from abc import ABC, abstractmethod
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future, InvalidStateError, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from cryptography.hazmat.primitives.asymmetric import rsa
@@ -16,7 +17,6 @@ from gpu_provider.library.schemes import DecryptionScheme, SignatureScheme
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
-    from concurrent.futures import Future
 
     from cryptography.hazmat.primitives.asymmetric.padding import AsymmetricPadding
 
@@ -85,8 +85,8 @@ class ManyOperations(ABC):
         *,
         progress: Progress | None = None,
     ) -> Future[list[bytes]]:
-        """Like :meth:`sign_many`, but returns a future at once. A new thread takes the messages and calls
-        ``progress``; cancelling has no effect once it has begun."""
+        """Like :meth:`sign_many`, but returns a future at once. A new thread takes the messages, calls ``progress`` and
+        runs the future's callbacks. After the future is cancelled it takes some thousands of messages at most."""
         return self._submit(self._signing(keys, messages, padding, algorithm), progress)
 
     async def sign_many_async(
@@ -226,11 +226,29 @@ class ManyOperations(ABC):
 
     def _submit(self, work: Work, progress: Progress | None) -> Future[list[Any]]:
         self._check_running()
+        future: Future[list[Any]] = Future()
+
+        def tell(done: int) -> None:
+            if future.cancelled():
+                raise CancelledError
+            if progress is not None:
+                progress(done)
+
         executor = ThreadPoolExecutor(1, thread_name_prefix="gpu-provider-many")
-        future = executor.submit(compute, self._engine, *work, progress)
+        computed = executor.submit(compute, self._engine, *work, tell)
+        computed.add_done_callback(functools.partial(_pass_on, future))
         executor.shutdown(wait=False)
         return future
 
     async def _await(self, work: Work, progress: Progress | None) -> list[Any]:
         self._check_running()
         return await compute_async(self._engine, *work, progress)
+
+
+def _pass_on(future: Future[list[Any]], computed: Future[list[Any]]) -> None:
+    error = computed.exception()
+    with contextlib.suppress(InvalidStateError):  # it has been cancelled
+        if error is not None:
+            future.set_exception(error)
+        else:
+            future.set_result(computed.result())

@@ -302,6 +302,19 @@ class TestWaiting:
         with pytest.raises(RowsError):
             provider.submit_decrypt_many(key, [b""], OAEP).result(30)
 
+    def test_a_cancelled_future_takes_no_more_messages(self, provider: BatchingProvider, key: Key) -> None:
+        """Hazard: a generator without an end."""
+        ended = threading.Event()
+
+        def messages() -> Iterator[bytes]:
+            try:
+                yield from itertools.repeat(b"")
+            finally:
+                ended.set()
+
+        assert provider.submit_sign_many(key, messages(), PKCS1, SHA256).cancel()
+        assert ended.wait(30)
+
     async def test_awaited(self, provider: BatchingProvider, key: Key) -> None:
         count = MORE_THAN_IN_FLIGHT
         signatures = await provider.sign_many_async(key, (b"text" for _ in range(count)), PKCS1, SHA256)
