@@ -1,6 +1,5 @@
 """RS256 tokens: PyJWT with ``sign_many``, as in docs/library.md, beside PyJWT with a key of ``cryptography``."""
 
-import json
 import time
 from collections.abc import Callable
 
@@ -65,13 +64,13 @@ def claims(number: int) -> dict[str, object]:
 
 
 def many(provider: BatchingProvider, key: Key, count: int) -> list[str]:
-    unsigned = jwt.PyJWS()
-    unsigned.unregister_algorithm("RS256")
-    unsigned.register_algorithm("RS256", jwt.algorithms.NoneAlgorithm())
-    parts = [unsigned.encode(json.dumps(claims(number)).encode(), "", "RS256") for number in range(count)]
-    inputs = (part[:-1].encode() for part in parts)
-    signatures = provider.sign_many(key, inputs, padding.PKCS1v15(), hashes.SHA256())
-    return [part + base64url_encode(signature).decode() for part, signature in zip(parts, signatures, strict=True)]
+    drafts = (jwt.encode(claims(number), key.placeholder, "RS256") for number in range(count))
+    unsigned = [draft.rpartition(".")[0] for draft in drafts]
+    messages = (text.encode() for text in unsigned)
+    signatures = provider.sign_many(key, messages, padding.PKCS1v15(), hashes.SHA256())
+    return [
+        f"{text}.{base64url_encode(signature).decode()}" for text, signature in zip(unsigned, signatures, strict=True)
+    ]
 
 
 def one_by_one(private_key: rsa.RSAPrivateKey, count: int) -> list[str]:

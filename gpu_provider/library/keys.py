@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import weakref
-from typing import TYPE_CHECKING, Any, NoReturn, Self
-
-from cryptography.exceptions import UnsupportedAlgorithm
-from cryptography.hazmat.primitives.asymmetric import rsa
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from gpu_provider.errors import InputError, KeyLoadError, ProviderClosedError
 from gpu_provider.library.key_formats import to_unencrypted, what_it_is
 from gpu_provider.library.operands import is_bytes, to_int
+from gpu_provider.library.public_part import NOT_EXPORTABLE, Placeholder, PublicPart
 from gpu_provider.library.schemes import DecryptionScheme, SignatureScheme
 from gpu_provider.native import ffi, lib
 
@@ -29,13 +27,9 @@ if TYPE_CHECKING:
 __all__ = ["Key", "check_ciphertext", "check_key", "load"]
 
 _MIN_EXPONENT = 3
-_NOT_EXPORTABLE = (
-    "a key that a provider has loaded can't be exported: its private numbers stay in the provider's key table; export "
-    "it from where it was loaded from"
-)
 
 
-class Key(rsa.RSAPrivateKey):
+class Key(PublicPart):
     """An RSA private key in a provider's key table. Made by :meth:`gpu_provider.BatchingProvider.load_key`.
 
     It is an ``RSAPrivateKey`` of the ``cryptography`` package: its certificate builders, PyJWT and others take it, with
@@ -47,13 +41,10 @@ class Key(rsa.RSAPrivateKey):
     """
 
     def __init__(self, client: Client, handle: int, n: int, e: int) -> None:
+        super().__init__(n, e)
         self.client = client
         self.handle = handle
         """The key's number in the provider's key table; never 0 and never used twice."""
-        self.n = n
-        self.e = e
-        self.bits = n.bit_length()
-        self.bytes = (self.bits + 7) // 8
         self.provider: BatchingProvider | None = None
         """What computes :meth:`sign` and :meth:`decrypt`; None: nothing does."""
         self._remove = weakref.finalize(self, _remove, client, handle)
@@ -105,13 +96,9 @@ class Key(rsa.RSAPrivateKey):
     # ---- as an RSAPrivateKey ----
 
     @property
-    def key_size(self) -> int:
-        """Bits of the modulus."""
-        return self.bits
-
-    def public_key(self) -> rsa.RSAPublicKey:
-        """The public key, of the ``cryptography`` package. It computes by itself."""
-        return rsa.RSAPublicNumbers(self.e, self.n).public_key()
+    def placeholder(self) -> Placeholder:
+        """A key for other packages, whose signatures are zeros for ``sign_many()`` to replace."""
+        return Placeholder(self.n, self.e)
 
     def sign(self, data: BytesLike, padding: AsymmetricPadding, algorithm: Algorithm) -> bytes:
         """A signature, as long as the modulus: see ``RSAPrivateKey.sign()``. Waits for it, and for room in the queue.
@@ -147,20 +134,6 @@ class Key(rsa.RSAPrivateKey):
         with self.pinned():
             power = await provider.private_op_async(self, ciphertext)
             return scheme.decode_one(self.client, self.handle, ciphertext, power)
-
-    def private_numbers(self) -> NoReturn:
-        """Raises UnsupportedAlgorithm: see :meth:`private_bytes`."""
-        raise UnsupportedAlgorithm(_NOT_EXPORTABLE)
-
-    def private_bytes(self, *_: object, **__: object) -> NoReturn:
-        """Raises UnsupportedAlgorithm: what is in the key table never leaves it."""
-        raise UnsupportedAlgorithm(_NOT_EXPORTABLE)
-
-    def __copy__(self) -> Self:
-        return self
-
-    def __deepcopy__(self, memo: object) -> Self:
-        return self
 
     def _computing(self) -> BatchingProvider:
         self.client.check_process()
@@ -202,7 +175,7 @@ def check_ciphertext(key: Key, ciphertext: object) -> int:
 def load(client: Client, source: KeySource, password: bytes | str | None = None) -> Key:
     """See :meth:`gpu_provider.BatchingProvider.load_key`."""
     if isinstance(source, Key):
-        raise KeyLoadError(_NOT_EXPORTABLE)
+        raise KeyLoadError(NOT_EXPORTABLE)
     encoded = to_unencrypted(source, password)
     info: Any = ffi.new("gp_key_info *")
     result = lib.gp_embedded_load_key(client.pointer, encoded, len(encoded), info)

@@ -26,6 +26,7 @@ SHA256, SHA384 = hashes.SHA256(), hashes.SHA384()
 PKCS1 = paddings.PKCS1v15()
 PSS = paddings.PSS(paddings.MGF1(SHA256), paddings.PSS.DIGEST_LENGTH)
 OAEP = paddings.OAEP(paddings.MGF1(SHA256), SHA384, b"label")
+DER = serialization.Encoding.DER
 NAME = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "test")])
 TODAY = datetime.datetime(2026, 1, 1, tzinfo=datetime.UTC)
 
@@ -229,11 +230,11 @@ class TestOtherPackages:
             pkcs7.PKCS7SignatureBuilder()
             .set_data(b"data")
             .add_signer(certificate, key, SHA256)
-            .sign(serialization.Encoding.DER, [pkcs7.PKCS7Options.NoAttributes])
+            .sign(DER, [pkcs7.PKCS7Options.NoAttributes])
         )
         assert private_key(2048).sign(b"data", PKCS1, SHA256) in message
         encrypted = pkcs7.PKCS7EnvelopeBuilder().set_data(b"data").add_recipient(certificate)
-        der = encrypted.encrypt(serialization.Encoding.DER, [pkcs7.PKCS7Options.Binary])
+        der = encrypted.encrypt(DER, [pkcs7.PKCS7Options.Binary])
         assert pkcs7.pkcs7_decrypt_der(der, certificate, key, []) == b"data"
 
     def test_ssh_certificates(self, key: Key) -> None:
@@ -256,3 +257,11 @@ class TestOtherPackages:
         assert [jwt.decode(token, public, ["RS256"])["sub"] for token in tokens] == [
             str(number) for number in range(64)
         ]
+
+    def test_a_placeholder_writes_what_the_key_would_but_for_the_signature(self, key: Key) -> None:
+        builder = x509.CertificateBuilder(NAME, NAME, key.public_key(), 1, TODAY, TODAY + datetime.timedelta(1))
+        draft, certificate = (builder.sign(signer, SHA256).public_bytes(DER) for signer in (key.placeholder, key))
+        assert draft == certificate[: -key.bytes] + bytes(key.bytes)
+        assert key.placeholder.public_key() == key.public_key()
+        with pytest.raises(UnsupportedAlgorithm, match="a placeholder can't decrypt"):
+            key.placeholder.decrypt(bytes(256), PKCS1)
