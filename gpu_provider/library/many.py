@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
 __all__ = ["MakePiece", "Progress", "compute", "compute_async", "rows_of"]
 
-ROWS_OF_A_PIECE = 1024
-PIECES_IN_FLIGHT = 4
+ROWS_OF_A_PIECE = 256  # a millisecond of an event loop's time
+PIECES_IN_FLIGHT = 16
 
 MakePiece: TypeAlias = "Callable[[Iterable[Any]], Piece]"
 Progress: TypeAlias = "Callable[[int], object]"
@@ -71,7 +71,7 @@ def compute(engine: Engine, make: MakePiece, rows: Iterator[Any], progress: Prog
     try:
         ended = next(running)
         while True:
-            ended = running.send(ended.get())
+            ended = running.send(ended.get() if ended is not None else None)
     except StopIteration as done:
         return _results(done.value)
     finally:
@@ -87,13 +87,12 @@ async def compute_async(engine: Engine, make: MakePiece, rows: Iterator[Any], pr
         return ended
 
     running = _steps(engine, make, rows, progress, watch)
-    error: Exception | None = None
     try:
         ended = next(running)
         while True:
+            error = None
             try:
-                await asyncio.wrap_future(ended)
-                error = None
+                await (asyncio.wrap_future(ended) if ended is not None else asyncio.sleep(0))
             except GpuProviderError as failure:
                 error = failure
             ended = running.send(error)
@@ -105,19 +104,22 @@ async def compute_async(engine: Engine, make: MakePiece, rows: Iterator[Any], pr
 
 def _steps(
     engine: Engine, make: MakePiece, rows: Iterator[Any], progress: Progress | None, watch: Callable[[Call], _Wait]
-) -> Generator[_Wait, Exception | None, list[Any]]:
-    """Yields what ``watch`` has made of each call, to be told what the call ended with. Returns the rows' outcomes."""
+) -> Generator[_Wait | None, Exception | None, list[Any]]:
+    """Yields what ``watch`` has made of each call, to be told what the call ended with; and None after the preparation
+    of each piece, when others may have their turn. Returns the rows' outcomes."""
     pieces: deque[tuple[Piece, list[_Wait]]] = deque()
     outcomes: list[Any] = []
     more = True
     try:
         while True:
-            while more and len(pieces) < PIECES_IN_FLIGHT:
+            if more and len(pieces) < PIECES_IN_FLIGHT:
                 piece = make(itertools.islice(rows, ROWS_OF_A_PIECE))
                 more = len(piece.outcomes) == ROWS_OF_A_PIECE
                 if piece.outcomes:
                     pieces.append((piece, [watch(call) for call in piece.calls]))
                     engine.submit(piece.calls)
+                yield None
+                continue
             if not pieces:
                 return outcomes
             piece, waits = pieces[0]

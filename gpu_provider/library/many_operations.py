@@ -38,7 +38,7 @@ class ManyOperations(ABC):
     """Nine methods: each operation waits on the thread, or gives a future, or is awaited. What they have in common:
 
     Keys are one key for all rows, or an iterable of as many. Messages, signatures and ciphertexts are any iterables of
-    bytes-like objects. They are taken in order, a thousand rows at a time, and none is kept: what is in memory are some
+    bytes-like objects. They are taken in order, some hundreds at a time, and none is kept: what is in memory are some
     thousands of digests or ciphertexts, and the results. ``progress`` is called with the number of rows that are done,
     again and again, from the same thread that takes the rows; if it raises, or taking a row does, the call ends with
     that exception.
@@ -99,7 +99,7 @@ class ManyOperations(ABC):
         progress: Progress | None = None,
     ) -> list[bytes]:
         """Like :meth:`sign_many`, for coroutines. The messages are taken, and ``progress`` is called, on the event
-        loop's thread. Cancelling it gives up what has not begun."""
+        loop's thread, with turns for other coroutines in between. Cancelling it gives up what has not begun."""
         return await self._await(self._signing(keys, messages, padding, algorithm), progress)
 
     def _signing(

@@ -325,6 +325,31 @@ class TestWaiting:
         with pytest.raises(RowsError):
             await provider.decrypt_many_async(key, [b""], OAEP)
 
+    async def test_other_coroutines_have_their_turn_while_messages_are_taken(
+        self, provider: BatchingProvider, key: Key
+    ) -> None:
+        """Hazard: a server that answers nobody while it prepares thousands of messages."""
+        turns = 0
+
+        async def another() -> None:
+            nonlocal turns
+            while True:
+                turns += 1
+                await asyncio.sleep(0)
+
+        task = asyncio.create_task(another())
+        seen = []
+
+        def messages() -> Iterator[bytes]:
+            for _ in range(3 * ROWS_OF_A_PIECE):
+                seen.append(turns)
+                yield b""
+
+        await provider.sign_many_async(key, messages(), PKCS1, SHA256)
+        task.cancel()
+        first_of_pieces = seen[::ROWS_OF_A_PIECE]
+        assert first_of_pieces == sorted(set(first_of_pieces))
+
     async def test_cancelled_while_it_waits(self, held_provider: BatchingProvider, held_backend: HeldBackend) -> None:
         key = held_provider.load_key(private_key(2048))
         task = asyncio.create_task(held_provider.sign_many_async(key, texts(5000), PKCS1, SHA256))
