@@ -15,7 +15,7 @@ from cryptography.hazmat.backends.openssl.backend import backend
 from gpu_provider.native import ffi, lib
 
 ROOT = Path(__file__).resolve().parent.parent
-PACKAGES = ("gpu-provider", "cffi", "cryptography", "numpy", "uvloop")
+PACKAGES = ("gpu-provider", "cffi", "cryptography", "numpy", "PyJWT", "uvloop")
 
 
 def first_line(*command: str) -> str | None:

@@ -15,6 +15,7 @@ from gpu_provider.errors import (
     OperationError,
     ProviderClosedError,
     QueueFullError,
+    RowsError,
 )
 from gpu_provider.status import RETRY, AsyncStatus
 
@@ -42,6 +43,7 @@ __all__ = [
     "ProviderConfig",
     "ProviderStats",
     "QueueFullError",
+    "RowsError",
     "load_config",
 ]
 

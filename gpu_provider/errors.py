@@ -1,5 +1,12 @@
 """The exceptions of the library, under one root. Those of ``gpu_provider.tls`` derive from the same root."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
 __all__ = [
     "MORE_THREADS",
     "BackendError",
@@ -10,6 +17,7 @@ __all__ = [
     "OperationError",
     "ProviderClosedError",
     "QueueFullError",
+    "RowsError",
 ]
 
 MORE_THREADS = "raise the limits of threads (ulimit -u) and of memory (ulimit -v)"
@@ -46,3 +54,21 @@ class BackendError(GpuProviderError):
 
 class OperationError(GpuProviderError):
     """A request ended with status ERR: no backend could compute it, OpenSSL included."""
+
+
+class RowsError(GpuProviderError):
+    """Some rows of a call such as ``sign_many()`` failed. All others were computed: nothing is lost."""
+
+    def __init__(self, results: Sequence[Any], errors: Mapping[int, Exception]) -> None:
+        self.results = list(results)
+        """What the call would have returned, with None for the rows that failed."""
+        self.errors = dict(errors)
+        """Why each of those failed, by its index."""
+        index, first = next(iter(self.errors.items()))
+        super().__init__(
+            f"{len(self.errors)} of {len(self.results)} rows failed; the one at index {index}: "
+            f"{type(first).__name__}: {first}. `errors` has the others, and `results` what did not fail"
+        )
+
+    def __reduce__(self) -> tuple[type[RowsError], tuple[list[Any], dict[int, Exception]]]:
+        return RowsError, (self.results, self.errors)

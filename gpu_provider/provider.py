@@ -24,6 +24,7 @@ from gpu_provider.library import keys
 from gpu_provider.library.device_arrays import DeviceArrays
 from gpu_provider.library.futures import PendingFutures, RequestFuture
 from gpu_provider.library.keys import Key
+from gpu_provider.library.many_operations import ManyOperations
 from gpu_provider.library.modexp import modexp_call
 from gpu_provider.library.operands import array_to_rows, limbs_of
 from gpu_provider.library.private_rows import keys_of_rows, private_calls
@@ -76,7 +77,7 @@ class LibraryContext:
         return int(ffi.cast("uintptr_t", self._context))
 
 
-class BatchingProvider:
+class BatchingProvider(ManyOperations):
     """Gathers the RSA private operations of many TLS connections and threads into batches, and computes them.
 
     ::
@@ -220,13 +221,15 @@ class BatchingProvider:
         ProviderClosedError in a forked process.
         """
         self._client.check_process()
-        return keys.load(
+        key = keys.load(
             self._client,
             source,
             password,
             check_primes=check_primes,
             unsafe_skip_rsa_key_validation=unsafe_skip_rsa_key_validation,
         )
+        key.provider = self
+        return key
 
     @overload
     def private_op(self, key: Key, x: Integer) -> int: ...

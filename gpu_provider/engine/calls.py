@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
+from gpu_provider.errors import OperationError
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -18,6 +20,8 @@ if TYPE_CHECKING:
     from gpu_provider.kinds import Kind
 
 __all__ = ["Call", "Operands"]
+
+_NOT_COMPUTED = "rows of the call could not be computed: out of memory, or a key whose numbers do not fit together"
 
 Operands: TypeAlias = "tuple[NDArray[Any], ...]"
 """Arrays with one row per operation."""
@@ -37,6 +41,8 @@ class Call(ABC):
         self.next_row = 0
         self.given_up = False
         """Nobody waits for it any more. Set by the thread that did; the batching thread then drops the call."""
+        self.computed = np.zeros(self.rows, bool)
+        """[rows] Which rows have a result. Some may even if the call has failed."""
         self._outputs = np.zeros((self.rows, row_bytes), np.uint8)
         self._missing = self.rows
         self._lock = threading.Lock()
@@ -59,7 +65,8 @@ class Call(ABC):
 
     @property
     def result(self) -> NDArray[np.uint8]:
-        """[rows, row_bytes], least significant byte first, once the call has ended without an error."""
+        """[rows, row_bytes], least significant byte first, once the call has ended; zeros in rows that are not
+        :attr:`computed`."""
         return self._outputs
 
     def wait(self) -> NDArray[np.uint8]:
@@ -77,14 +84,19 @@ class Call(ABC):
         """Says that what is not launched yet need not be computed. Any thread."""
         self.given_up = True
 
-    def deliver(self, rows: slice | NDArray[np.intp], outputs: NDArray[np.uint8]) -> None:
-        """Stores the results of some rows, each row once. Any thread of the provider."""
-        self._outputs[rows] = outputs
+    def deliver(self, rows: slice | NDArray[np.intp], outputs: NDArray[np.uint8], ok: NDArray[np.bool_]) -> None:
+        """Stores the results of some rows, each row once. Those that are not ``ok`` have none, and fail the call when
+        its last row is delivered; ``outputs`` is empty if that is all of them. Any thread of the provider."""
+        self.computed[rows] = ok
+        if ok.all():
+            self._outputs[rows] = outputs
+        elif ok.any():
+            self._outputs[np.arange(self.rows)[rows][ok]] = outputs[ok]
         with self._lock:
-            self._missing -= len(outputs)
+            self._missing -= len(ok)
             done = self._missing == 0
         if done:
-            self._end(None)
+            self._end(None if self.computed.all() else OperationError(_NOT_COMPUTED))
 
     def end_without_rows(self) -> None:
         self._end(None)

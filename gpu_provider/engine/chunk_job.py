@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from gpu_provider.engine.jobs import Job
-from gpu_provider.errors import OperationError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -64,20 +63,17 @@ class ChunkJob(Job):
 
     def finish(self) -> None:
         for part, own in self._own_rows():
-            if self._ok[own].all():
-                part.call.deliver(part.rows, self._outputs[own])
-            else:
-                part.call.fail(OperationError("rows of the call could not be computed: out of memory"))
+            part.call.deliver(part.rows, self._outputs[own], self._ok[own] != 0)
         self._wipe()
 
     def split_off_failed(self, largest: int, whole: bool) -> Sequence[ChunkJob]:
         jobs = []
         for part, own in self._own_rows():
-            failed = np.ones(part.size, bool) if whole else self._ok[own] == 0
+            done = np.zeros(part.size, bool) if whole else self._ok[own] != 0
             rows = np.arange(part.call.rows)[part.rows]
-            if not failed.all():
-                part.call.deliver(rows[~failed], self._outputs[own][~failed])
-            left = rows[failed]
+            if done.any():
+                part.call.deliver(rows[done], self._outputs[own][done], done[done])
+            left = rows[~done]
             step = max(1, largest // part.call.units_per_row)
             chunks = (left[start : start + step] for start in range(0, len(left), step))
             jobs += [ChunkJob([Part(part.call, chunk, len(chunk))]) for chunk in chunks]

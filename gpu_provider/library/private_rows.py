@@ -67,9 +67,7 @@ class KeysOfRows:
         closed already."""
         with contextlib.ExitStack() as unpin:
             for key in self.keys:
-                if not _pin(key.client, key.handle):
-                    raise ProviderClosedError(f"this {key.bits}-bit key is closed; load it again")
-                unpin.callback(_unpin, key.client, key.handle)
+                unpin.enter_context(key.pinned())
             yield
 
 

@@ -28,6 +28,7 @@ HEADERS = (
     "service/service.h",
     "service/lookup.h",
     "provider/embedded.h",
+    "provider/rows.h",
 )
 
 OTHERS = """

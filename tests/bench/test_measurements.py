@@ -17,7 +17,7 @@ import pytest
 
 pytest.importorskip("matplotlib", reason="the bench draws with matplotlib, the [bench] extra")
 
-from bench import environment, groups, harness, plot, queue_overhead, report, scheduling, transport, waiting
+from bench import environment, groups, harness, plot, queue_overhead, report, scheduling, tokens, transport, waiting
 from bench.kernels import speed
 from bench.servers import connections, latency, module, service, throughput
 from gpu_provider import kernels
@@ -71,6 +71,7 @@ MEASUREMENTS: dict[str, Callable[[harness.Bench, Callable[[str, int], None]], re
     "transport": lambda bench, advance: transport.measure(
         bench, rounds=2, requests=200, hop_depths=(64,), ways={"jobs": (1, 64), "threads": (1,)}, advance=advance
     ),
+    "tokens": lambda bench, advance: tokens.measure(bench, rounds=2, tokens={2048: 20}, advance=advance),
     "queue": lambda bench, advance: queue_overhead.measure(bench, rounds=2, requests=500, advance=advance),
     "throughput": lambda bench, advance: throughput.measure(
         bench, rounds=1, size=1 << 20, connections_at_once=(1, 4), advance=advance

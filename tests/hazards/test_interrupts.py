@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 _INTERRUPT = """
 import itertools, signal, sys, threading, time
 from concurrent.futures import ThreadPoolExecutor
+from cryptography.hazmat.primitives.asymmetric.padding import PKCS1v15
+from cryptography.hazmat.primitives.hashes import SHA256
 from rsa_keys import private_key
 from gpu_provider import BatchingProvider, ProviderClosedError, ProviderConfig
 
@@ -131,6 +133,8 @@ def run(script: str) -> str:
         ("provider.private_op(key, 2)", 1),
         ("provider.modexp(3, 5, M)", 1),
         ("provider.private_op(key, array)", 2),
+        ("provider.sign_many(key, [b''], PKCS1v15(), SHA256())", 9),
+        ("key.decrypt(bytes(256), PKCS1v15())", 9),
     ],
 )
 def test_a_call_at_every_bytecode(call: str, step: int) -> None:

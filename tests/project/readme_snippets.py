@@ -1,4 +1,4 @@
-"""Writes the README's Python snippets into a directory, for `make lint` to check their types. Snippets with asyncio
+"""Writes the documents' Python snippets into a directory, for `make lint` to check their types. Snippets with asyncio
 protocols are left out: they have no annotations, which would only repeat asyncio's documentation."""
 
 from __future__ import annotations
@@ -9,10 +9,11 @@ from pathlib import Path
 
 
 def main(directory: str) -> None:
-    readme = (Path(__file__).resolve().parents[2] / "README.md").read_text()
-    snippets = re.findall(r"^```python\n(.*?)^```$", readme, re.MULTILINE | re.DOTALL)
-    for number, snippet in enumerate(text for text in snippets if "asyncio.Protocol" not in text):
-        (Path(directory) / f"readme_{number}.py").write_text(snippet)
+    root = Path(__file__).resolve().parents[2]
+    for document in (root / "README.md", root / "docs" / "library.md"):
+        snippets = re.findall(r"^```python\n(.*?)^```$", document.read_text(), re.MULTILINE | re.DOTALL)
+        for number, snippet in enumerate(text for text in snippets if "asyncio.Protocol" not in text):
+            (Path(directory) / f"{document.stem.lower()}_{number}.py").write_text(snippet)
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ from gpu_provider.tls.terminator.metrics import TerminatorMetrics
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text()
+LIBRARY = (ROOT / "docs" / "library.md").read_text()
 MODULE_TABLE = README[README.index("| module | default | |") :].partition("\n\n")[0]
 PAGES = (*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "gpu_provider").rglob("DESIGN.md"))
 DOCUMENTS = {path: path.read_text() for path in PAGES}
@@ -35,8 +36,8 @@ needs_curl = pytest.mark.skipif(shutil.which("curl") is None, reason="curl is no
 needs_haproxy = pytest.mark.skipif(shutil.which("haproxy") is None, reason="haproxy is not installed")
 
 
-def blocks(language: str) -> list[str]:
-    found = re.findall(r"^```(\w*)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+def blocks(language: str, document: str = README) -> list[str]:
+    found = re.findall(r"^```(\w*)\n(.*?)^```$", document, re.MULTILINE | re.DOTALL)
     return [text for its_language, text in found if its_language == language]
 
 
@@ -71,7 +72,9 @@ def certificate(tmp_path: Path) -> Path:
 
 
 @needs_openssl
-@pytest.mark.parametrize("snippet", blocks("python"), ids=lambda text: text.splitlines()[-1].strip())
+@pytest.mark.parametrize(
+    "snippet", blocks("python") + blocks("python", LIBRARY), ids=lambda text: text.splitlines()[-1].strip()
+)
 def test_a_python_snippet_runs(snippet: str, certificate: Path) -> None:
     run(sys.executable, "-c", snippet, directory=certificate)
 

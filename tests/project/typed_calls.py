@@ -12,13 +12,15 @@ from prometheus_client import CollectorRegistry
 from gpu_provider import BatchingProvider, ProviderConfig, ProviderStats
 
 if TYPE_CHECKING:
-    from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
+    from cryptography.hazmat.primitives.asymmetric import rsa
+    from cryptography.hazmat.primitives.asymmetric.padding import AsymmetricPadding
+    from cryptography.hazmat.primitives.hashes import HashAlgorithm
 
     from gpu_provider import Key
     from gpu_provider.backends.cuda.device import CudaArray
 
 
-def lifetime(pem: bytes, of_cryptography: RSAPrivateKey) -> None:
+def lifetime(pem: bytes, of_cryptography: rsa.RSAPrivateKey) -> None:
     with BatchingProvider(ProviderConfig(threads=1)) as provider:
         assert_type(provider, BatchingProvider)
         key = provider.load_key(pem, "password")
@@ -71,3 +73,27 @@ def powers(provider: BatchingProvider, array: NDArray[np.uint64], on_gpu: CudaAr
     assert_type(provider.modexp(array, 3, 7), NDArray[np.uint64])
     assert_type(provider.modexp(array, [3, 4], b"7"), NDArray[np.uint64])
     assert_type(provider.modexp(on_gpu, array, 7), "CudaArray")
+
+
+def an_rsa_private_key(key: Key) -> rsa.RSAPrivateKey:
+    return key
+
+
+def many(
+    provider: BatchingProvider, key: Key, public: rsa.RSAPublicKey, padding: AsymmetricPadding, algorithm: HashAlgorithm
+) -> None:
+    assert_type(provider.sign_many(key, [b"", bytearray()], padding, algorithm), list[bytes])
+    assert_type(provider.sign_many([key], (b"" for _ in range(1)), padding, algorithm, progress=print), list[bytes])
+    assert_type(provider.submit_sign_many(key, [b""], padding, algorithm), Future[list[bytes]])
+    assert_type(provider.decrypt_many(key, [b""], padding), list[bytes])
+    assert_type(provider.submit_decrypt_many(key, [b""], padding), Future[list[bytes]])
+    assert_type(provider.verify_many(public, [b""], [b""], padding, algorithm), list[bool])
+    assert_type(provider.submit_verify_many([key, public], [b""], [b""], padding, algorithm), Future[list[bool]])
+
+
+async def many_awaited(provider: BatchingProvider, key: Key, padding: AsymmetricPadding, sha: HashAlgorithm) -> None:
+    assert_type(await key.sign_async(b"", padding, sha), bytes)
+    assert_type(await key.decrypt_async(b"", padding), bytes)
+    assert_type(await provider.sign_many_async(key, [b""], padding, sha), list[bytes])
+    assert_type(await provider.decrypt_many_async(key, [b""], padding), list[bytes])
+    assert_type(await provider.verify_many_async(key, [b""], [b""], padding, sha), list[bool])

@@ -340,13 +340,19 @@ class TestKey:
             assert str(secret) not in shown
             assert f"{secret:x}" not in shown
 
+    @pytest.mark.parametrize("copy_of", [copy.copy, copy.deepcopy])
+    def test_a_copy_is_the_key_itself(self, provider: BatchingProvider, copy_of: Callable[[object], object]) -> None:
+        """Hazard: ``cryptography`` says that every RSAPrivateKey can be copied."""
+        key = provider.load_key(private_key(2048))
+        assert copy_of(key) is key
+
     @pytest.mark.parametrize("copy_of", [pickle.dumps, copy.copy, copy.deepcopy])
     def test_pickling_and_copying_say_what_to_do(
         self, provider: BatchingProvider, copy_of: Callable[[object], object]
     ) -> None:
         """Hazard: a program hands one to another process, by multiprocessing."""
         with pytest.raises(TypeError, match="load it in the other process"):
-            copy_of(provider.load_key(private_key(2048)))
+            pickle.dumps(provider.load_key(private_key(2048)))
         with pytest.raises(TypeError, match="make and start one in the other process"):
             copy_of(provider)
         with pytest.raises(TypeError, match="take it from a provider of the other process"):

@@ -105,10 +105,27 @@ static int pss_hash(const EVP_MD *md, const uint8_t *digest, const uint8_t *salt
     return ok;
 }
 
+enum { SALT_AS_DIGEST = -1, SALT_AUTO = -2, SALT_LONGEST = -3, SALT_LONGEST_UP_TO_DIGEST = -4 };
+
+/* Bytes of salt, if at most `longest` fit; more than that if the length makes no sense. */
+static size_t pss_salt_size(int salt_length, size_t longest, size_t md_size)
+{
+    switch (salt_length) {
+    case SALT_AS_DIGEST:
+        return md_size;
+    case SALT_AUTO:
+    case SALT_LONGEST:
+        return longest;
+    case SALT_LONGEST_UP_TO_DIGEST:
+        return longest < md_size ? longest : md_size;
+    default:
+        return salt_length < 0 ? longest + 1 : (size_t)salt_length;
+    }
+}
+
 int gp_pss_encode(OSSL_LIB_CTX *libctx, uint8_t *encoded, size_t size, uint32_t bits, const EVP_MD *md,
                   const EVP_MD *mgf1_md, int salt_length, const uint8_t *digest, size_t digest_size)
 {
-    enum { SALT_AS_DIGEST = -1, SALT_AUTO = -2, SALT_LONGEST = -3, SALT_LONGEST_UP_TO_DIGEST = -4 };
     size_t md_size = (size_t)EVP_MD_get_size(md);
     uint32_t top_bits = (bits - 1) & 7; /* in use in the first byte; 0: that byte is not part of the encoding */
     if (digest_size != md_size)
@@ -119,21 +136,7 @@ int gp_pss_encode(OSSL_LIB_CTX *libctx, uint8_t *encoded, size_t size, uint32_t 
     }
     if (size < md_size + 2)
         return 0;
-    size_t longest = size - md_size - 2, salt_size;
-    switch (salt_length) {
-    case SALT_AS_DIGEST:
-        salt_size = md_size;
-        break;
-    case SALT_AUTO:
-    case SALT_LONGEST:
-        salt_size = longest;
-        break;
-    case SALT_LONGEST_UP_TO_DIGEST:
-        salt_size = longest < md_size ? longest : md_size;
-        break;
-    default:
-        salt_size = salt_length < 0 ? longest + 1 : (size_t)salt_length;
-    }
+    size_t longest = size - md_size - 2, salt_size = pss_salt_size(salt_length, longest, md_size);
     if (salt_size > longest)
         return 0;
     size_t block_size = size - md_size - 1; /* of DB = zeros, 1, salt */
@@ -147,6 +150,33 @@ int gp_pss_encode(OSSL_LIB_CTX *libctx, uint8_t *encoded, size_t size, uint32_t 
         encoded[0] &= (uint8_t)(0xff >> (8 - top_bits));
     encoded[size - 1] = 0xbc;
     return 1;
+}
+
+int gp_pss_check(uint8_t *encoded, size_t size, uint32_t bits, const EVP_MD *md, const EVP_MD *mgf1_md, int salt_length,
+                 const uint8_t *digest, size_t digest_size)
+{
+    size_t md_size = (size_t)EVP_MD_get_size(md), zeros = 0;
+    uint32_t top_bits = (bits - 1) & 7; /* as in gp_pss_encode() */
+    uint8_t expected[EVP_MAX_MD_SIZE], unused = top_bits != 0 ? (uint8_t)(0xff << top_bits) : 0;
+    if (top_bits == 0) {
+        if (*encoded++ != 0)
+            return 0;
+        size--;
+    }
+    if (digest_size != md_size || size < md_size + 2 || encoded[size - 1] != 0xbc || (encoded[0] & unused) != 0)
+        return 0;
+    size_t block_size = size - md_size - 1;
+    const uint8_t *hash = encoded + block_size;
+    if (!mgf1_xor(mgf1_md, hash, md_size, encoded, block_size))
+        return 0;
+    encoded[0] &= (uint8_t)~unused;
+    while (zeros < block_size && encoded[zeros] == 0)
+        zeros++;
+    if (zeros == block_size || encoded[zeros] != 1)
+        return 0;
+    size_t salt_size = block_size - zeros - 1;
+    return (salt_length == SALT_AUTO || salt_size == pss_salt_size(salt_length, block_size - 1, md_size))
+           && pss_hash(md, digest, encoded + zeros + 1, salt_size, expected) && memcmp(expected, hash, md_size) == 0;
 }
 
 /* ---- EME-PKCS1-v1_5 with implicit rejection ---- */

@@ -28,6 +28,11 @@ int gp_pkcs1_encode(uint8_t *encoded, size_t size, const EVP_MD *md, const uint8
 int gp_pss_encode(OSSL_LIB_CTX *libctx, uint8_t *encoded, size_t size, uint32_t bits, const EVP_MD *md,
                   const EVP_MD *mgf1_md, int salt_length, const uint8_t *digest, size_t digest_size);
 
+/* EMSA-PSS, RFC 8017 section 9.1.2: 1 if encoded, which is overwritten, is an encoding of the digest. salt_length as
+ * above, except that _AUTO is any. Public data only. */
+int gp_pss_check(uint8_t *encoded, size_t size, uint32_t bits, const EVP_MD *md, const EVP_MD *mgf1_md, int salt_length,
+                 const uint8_t *digest, size_t digest_size);
+
 /* A decoder's message buffer holds `size` bytes, of which those beyond the message keep their values. */
 
 /* EME-PKCS1-v1_5, RFC 8017 section 7.2.2. encoded is overwritten. Returns 0 for every kind of bad padding alike;
