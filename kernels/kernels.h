@@ -65,7 +65,7 @@ int gpk_key_is_locked(const gpk_key *key);
 enum gpk_status gpk_private(enum gpk_isa isa, uint32_t count, gpk_key *const *keys, const uint8_t *inputs,
                             uint8_t *outputs, uint32_t stride, uint8_t *ok);
 
-/* outputs[i] = bases[i]^exponents[i] mod moduli[i], for odd moduli of any size up to the stride, at most 512 bytes.
+/* outputs[i] = bases[i]^exponents[i] mod moduli[i], for odd moduli of any size up to the stride, at most 1024 bytes.
  * Of every exponent the low exponent_bits count, at most 8 exponent_stride; that length is public, as are the moduli.
  * ok[i] is 1, or 0 with a row of zeros for a modulus that is even or below 3. A base may be larger than the modulus. */
 enum gpk_status gpk_modexp(enum gpk_isa isa, uint32_t count, const uint8_t *bases, const uint8_t *exponents,

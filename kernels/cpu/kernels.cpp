@@ -60,7 +60,7 @@ enum gpk_status gpk_modexp(enum gpk_isa isa, uint32_t count, const uint8_t *base
     isa = gpk_resolve_isa(isa);
     if (isa == GPK_ISA_BEST)
         return GPK_NO_ISA;
-    if (stride == 0 || stride > MAX_BYTES || exponent_stride > MAX_BYTES || exponent_bits == 0
+    if (stride == 0 || stride > MAX_MODEXP_BYTES || exponent_stride > MAX_MODEXP_BYTES || exponent_bits == 0
         || exponent_bits > 8 * exponent_stride)
         return GPK_UNSUPPORTED;
     if (count == 0)

@@ -21,7 +21,7 @@ template <int N, class V> class Modexp {
 
     /* A group's numbers, as the calls below take them: they are too large for a stack. */
     Row rows[lanes], moduli[lanes];
-    uint8_t exponents[lanes][MAX_BYTES + 16];
+    uint8_t exponents[lanes][MAX_MODEXP_BYTES + 16];
 
     /* moduli: odd, 3 or more, below R / 16. The object's memory was zero before the first call. */
     void set_moduli()
@@ -68,7 +68,7 @@ template <int N, class V> class Modexp {
 
   private:
     static constexpr int WINDOW = 4; /* as key.h's */
-    static constexpr int MAX_WORDS = Digits<WINDOW>::words(8 * MAX_BYTES);
+    static constexpr int MAX_WORDS = Digits<WINDOW>::words(8 * MAX_MODEXP_BYTES);
 
     Montgomery52<N, V> arithmetic;
     Row current[lanes];

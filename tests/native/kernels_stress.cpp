@@ -88,7 +88,7 @@ void batches(const std::vector<Key *> &keys, enum gpk_isa isa, int first, int co
 /* 3^5 modulo 2^(8 size) - 1: in a row of each size class. */
 void powers(enum gpk_isa isa, uint32_t count)
 {
-    for (uint32_t stride : {256U, 384U, 512U}) {
+    for (uint32_t stride : {32U, 64U, 128U, 256U, 384U, 512U, 768U, 1024U}) {
         const std::vector<uint8_t> exponents(count, 5);
         std::vector<uint8_t> bases(count * (size_t)stride), moduli(bases.size(), 0xff), outputs(bases.size());
         std::vector<uint8_t> ok(count);
