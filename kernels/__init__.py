@@ -122,13 +122,15 @@ def modexp(
     ok: NDArray[np.uint8],
     *,
     exponent_bits: int | None = None,
+    public_exponents: bool = False,
     isa: Isa = Isa.BEST,
 ) -> None:
     """``outputs[i] = bases[i] ** exponents[i] % moduli[i]`` for odd moduli.
 
     ``bases``, ``moduli`` and ``outputs``: C-contiguous uint8 [n, bytes]; ``exponents``: uint8 [n, exponent_bytes];
     at most 1024 bytes, least significant first. Of every exponent the low ``exponent_bits`` count, by default all of
-    its row; that length is public. ``ok``: uint8 [n], set to 1, or to 0 with a row of zeros for a modulus that is even
+    its row; that length is public, and so are the exponents with ``public_exponents``, which takes less time for short
+    ones with few bits set. ``ok``: uint8 [n], set to 1, or to 0 with a row of zeros for a modulus that is even
     or below 3. A base may be larger than its modulus.
     """
     count, stride = bases.shape
@@ -150,6 +152,7 @@ def modexp(
             filled(outputs),
             stride,
             filled(ok),
+            public_exponents,
         ),
         isa,
         f"rows of {stride} bytes and exponents of {width}: the kernels take 1 to 1024 of each",

@@ -90,7 +90,16 @@ class CpuBackend:
         ours = self._rows_for_kernels(count, stride) if max(stride, exponents.shape[1]) <= _MAX_BYTES else 0
         if ours:
             ok = np.zeros(ours, np.uint8)
-            kernels.modexp(bases[:ours], exponents[:ours], moduli[:ours], outputs[:ours], ok, isa=self.isa)
+            kernels.modexp(
+                bases[:ours],
+                exponents[:ours],
+                moduli[:ours],
+                outputs[:ours],
+                ok,
+                exponent_bits=_longest(exponents[:ours]) if public_exponents else None,
+                public_exponents=public_exponents,
+                isa=self.isa,
+            )
             if not ok.all():
                 raise BackendError("cpu: a modulus is even or below 3")
         if ours < count:
@@ -124,3 +133,8 @@ class CpuBackend:
             libcrypto_modexp(bases, exponents, moduli, outputs)
             group, single = min(group, between - start), min(single, time.perf_counter() - between)
         return int(group / single) + 1
+
+
+def _longest(exponents: Rows) -> int:
+    """The bits of the longest; at least 1."""
+    return max(1, int.from_bytes(np.bitwise_or.reduce(exponents).tobytes(), "little").bit_length())

@@ -154,7 +154,10 @@ void modexp_group(Modexp<N, V> *modexp, const ModexpBatch &batch, uint32_t first
             batch.ok[row] = (uint8_t)valid;
     }
     modexp->set_moduli();
-    modexp->run((int)batch.exponent_bits);
+    if (batch.public_exponents)
+        modexp->run_public((int)batch.exponent_bits);
+    else
+        modexp->run((int)batch.exponent_bits);
     for (uint32_t i = 0; i < count; i++) {
         if (!batch.ok[first + i])
             memset(rows[i], 0, sizeof(rows[i]));

@@ -67,6 +67,22 @@ def test_exponent_length(bits: int, isa: kernels.Isa) -> None:
     assert outputs == [pow(3, exponent % (1 << bits), modulus)]
 
 
+@pytest.mark.parametrize("bits", [1, 17, 63, 64, 65, 225])
+@pytest.mark.parametrize("count", [1, 20])
+def test_public_exponents(bits: int, count: int, isa: kernels.Isa) -> None:
+    """Few bits set, many, and none: by single bits or by windows. A row's bits must not reach its neighbours."""
+    source = random.Random(bits)  # noqa: S311
+    top = 1 << bits - 1
+    exponents = [(top | 1, top, 0, 1, 2 * top - 1, source.getrandbits(bits))[i % 6] for i in range(count)]
+    for modulus in (prime(2048), (1 << 256) - 189, (1 << 1024) + 643):
+        stride = -(-modulus.bit_length() // 8)
+        for some in (exponents, [top | 1] * count):
+            bases = [source.randrange(modulus) for _ in some]
+            outputs, ok = modexp(bases, some, [modulus] * count, stride, isa, exponent_bits=bits, public_exponents=True)
+            assert ok == [1] * count
+            assert outputs == [pow(base, exponent, modulus) for base, exponent in zip(bases, some, strict=True)]
+
+
 def test_full_length_exponents(isa: kernels.Isa) -> None:
     for bits in (256, 512, 1024, 2048, 4096):
         modulus = (1 << bits) - 189

@@ -107,8 +107,9 @@ void fuzz_modexp(Input &input)
         else
             std::fill(modulus + input.below(stride), modulus + stride, 0);
     }
-    const enum gpk_status status = gpk_modexp(isa, count, bases.data(), exponents.data(), exponent_stride,
-                                              exponent_bits, moduli.data(), outputs.data(), stride, ok.data());
+    const enum gpk_status status =
+        gpk_modexp(isa, count, bases.data(), exponents.data(), exponent_stride, exponent_bits, moduli.data(),
+                   outputs.data(), stride, ok.data(), input.byte() % 2);
     if (gpk_resolve_isa(isa) == GPK_ISA_BEST) {
         CHECK(status == GPK_NO_ISA);
         return;

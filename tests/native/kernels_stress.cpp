@@ -96,7 +96,7 @@ void powers(enum gpk_isa isa, uint32_t count)
         for (uint32_t i = 0; i < count; i++)
             bases[i * (size_t)stride] = 3;
         CHECK(gpk_modexp(isa, count, bases.data(), exponents.data(), 1, 8, moduli.data(), outputs.data(), stride,
-                         ok.data())
+                         ok.data(), 0)
               == GPK_OK);
         for (uint32_t i = 0; i < count; i++)
             CHECK(ok[i] && outputs[i * (size_t)stride] == 243 && outputs[i * (size_t)stride + 1] == 0);
