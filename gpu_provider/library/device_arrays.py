@@ -142,7 +142,7 @@ class DeviceArrays:
                 raise InputError("bases and exponents are on different devices; copy one of them")
         else:
             exponent_rows, negative = exponents_to_rows(exponents, public=public_exponents)
-            by_kernels = by_kernels and not negative.any()
+            by_kernels = by_kernels and negative is None
         exponent_count, exponent_bytes = exponent_rows.shape
         count = rows_of_all(base_rows.rows, exponent_count, len(modulus_rows))
         if base_rows.rows != count:

@@ -63,14 +63,12 @@ class ModexpCall(Call):
         stride = moduli.shape[1]
         operands = (bases, exponents, moduli)
         units = units_per_row(stride, exponents.shape[1])
-        super().__init__(kind=MODEXP, operands=operands, row_bytes=stride, units_per_row=units)
+        super().__init__(
+            kind=MODEXP, operands=operands, row_bytes=stride, units_per_row=units, variant=public_exponents
+        )
         self._public_exponents = public_exponents
         self._as_bytes = as_bytes
         self._single = single
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return (*super().shape, self._public_exponents)
 
     def compute(self, backend: Backend, operands: Operands, outputs: Rows, ok: NDArray[np.uint8]) -> int:
         usual = functools.partial(backend.modexp, public_exponents=self._public_exponents)
@@ -124,7 +122,7 @@ def modexp_call(bases: Operand, exponents: Operand, moduli: Operand, *, public_e
     stride = modulus_rows.shape[1]
     base_rows = widen(_reduced(given, modulus_rows), count, stride)
     moduli_wide = widen(modulus_rows, count, stride)
-    if negative.any():
+    if negative is not None:
         _invert(base_rows, moduli_wide, np.broadcast_to(negative, count))
     as_bytes: list[bool] | None = None
     if not isinstance(bases, np.ndarray):
@@ -140,16 +138,17 @@ def modexp_call(bases: Operand, exponents: Operand, moduli: Operand, *, public_e
     )
 
 
-def exponents_to_rows(exponents: Operand, *, public: bool) -> tuple[Rows, NDArray[np.bool_]]:
-    """The exponents without their signs, and which of them are negative. If they are public, their rows are as short as
-    the longest of them. Raises InputError."""
+def exponents_to_rows(exponents: Operand, *, public: bool) -> tuple[Rows, NDArray[np.bool_] | None]:
+    """The exponents without their signs, and which of them are negative, if any. If they are public, their rows are as
+    short as the longest of them. Raises InputError."""
+    negative = None
     if isinstance(exponents, np.ndarray):
         rows = array_to_rows(exponents, "exponent")
-        negative = np.zeros(len(rows), bool)
     else:
         numbers = to_integers(exponents, "exponent")
         rows = integers_to_rows(list(map(abs, numbers)), "exponent")
-        negative = np.array([number < 0 for number in numbers], bool)
+        if any(number < 0 for number in numbers):
+            negative = np.array([number < 0 for number in numbers], bool)
     if public:
         used = max(1, -(-_bits(np.bitwise_or.reduce(rows)) // 8))
         rows = np.ascontiguousarray(rows[:, :used])
@@ -206,9 +205,9 @@ def rows_of_all(bases: int, exponents: int, moduli: int) -> int:
 
 def check_moduli(moduli: Rows) -> None:
     """Raises InputError if one is 0."""
-    zero = np.flatnonzero(~moduli.any(axis=1))
-    if zero.size:
-        raise InputError(f"{label('modulus', int(zero[0]), len(moduli))} is 0; it must be at least 1")
+    positive = moduli.any(axis=1)
+    if not positive.all():
+        raise InputError(f"{label('modulus', int(positive.argmin()), len(moduli))} is 0; it must be at least 1")
 
 
 def only_libcrypto(moduli: Rows) -> NDArray[np.bool_]:

@@ -57,11 +57,17 @@ def is_bytes(operand: object) -> TypeGuard[BytesLike]:
 
 def is_number(operand: object) -> TypeGuard[Number]:
     """Whether the operand is one number, not a sequence or an array of them."""
-    return is_bytes(operand) or (hasattr(operand, "__index__") and not isinstance(operand, np.ndarray))
+    return (
+        isinstance(operand, int)
+        or is_bytes(operand)
+        or (hasattr(operand, "__index__") and not isinstance(operand, np.ndarray))
+    )
 
 
 def to_int(number: object, name: str) -> int:
     """The value of an int, of what has ``__index__``, or of big-endian bytes. Raises InputError."""
+    if type(number) is int:
+        return number
     if isinstance(number, memoryview) and (number.ndim != 1 or number.itemsize != 1):
         raise InputError(
             f"{name} is a memoryview of shape {number.shape} and format {number.format!r}; it must be of bytes in one "

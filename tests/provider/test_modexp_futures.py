@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from concurrent.futures import CancelledError, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from queue import SimpleQueue
 from typing import TYPE_CHECKING
 
 import pytest
@@ -58,14 +59,10 @@ def test_calls_of_many_threads_that_wait_are_computed_together(held_backend: Hel
 
 def test_a_callback_may_submit_more() -> None:
     with BatchingProvider() as provider:
-        following: list[int] = []
+        following: SimpleQueue[Future[int]] = SimpleQueue()
         first = provider.submit_modexp(2, 10, M)
-        first.add_done_callback(
-            lambda done: provider.submit_modexp(done.result(), 2, M).add_done_callback(
-                lambda second: following.append(second.result())
-            )
-        )
-    assert following == [1 << 20]
+        first.add_done_callback(lambda done: following.put(provider.submit_modexp(done.result(), 2, M)))
+        assert following.get(timeout=30).result(30) == 1 << 20
 
 
 def test_futures_end_when_the_provider_is_closed(held_backend: HeldBackend) -> None:
