@@ -15,7 +15,7 @@ from prometheus_client import CollectorRegistry
 
 from gpu_provider.backends.choice import open_gpus
 from gpu_provider.backends.cpu import CpuBackend
-from gpu_provider.backends.cuda.device import CudaArray
+from gpu_provider.backends.cuda.device import is_cuda_array
 from gpu_provider.backends.libcrypto import LibcryptoBackend
 from gpu_provider.client import Client, openssl_error
 from gpu_provider.config import ProviderConfig
@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from gpu_provider.backends.base import Backend
+    from gpu_provider.backends.cuda.device import CudaArray
     from gpu_provider.engine.calls import Call
     from gpu_provider.library.dlpack import DlpackArray
     from gpu_provider.library.key_formats import KeySource
@@ -245,7 +246,7 @@ class BatchingProvider(ModexpCalls):
         given: Any = adopted(x, "input")
         if isinstance(given, np.ndarray):
             return self._private_rows(key, given)
-        if isinstance(given, CudaArray):
+        if is_cuda_array(given):
             return self._device_private_rows(key, given)
         if not isinstance(key, Key):
             raise InputError("several keys take an array of as many rows; an int or bytes take one key")

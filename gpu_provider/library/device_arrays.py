@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, TypeVar
 import numpy as np
 
 from gpu_provider.backends.cuda.backend import CudaBackend
-from gpu_provider.backends.cuda.device import CudaArray, DeviceRows
+from gpu_provider.backends.cuda.device import DeviceRows, is_cuda_array
 from gpu_provider.client import class_of
 from gpu_provider.errors import BackendError, InputError, OperationError
 from gpu_provider.kinds import MODEXP, PRIVATE_ROWS
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from gpu_provider.backends.base import Rows
+    from gpu_provider.backends.cuda.device import CudaArray
     from gpu_provider.engine.engine import Engine
     from gpu_provider.kinds import Kind
     from gpu_provider.library.operands import Operand
@@ -136,7 +137,7 @@ class DeviceArrays:
             raise InputError(f"the base has {base_rows.limbs} limbs, and the longest modulus has {limbs}; slice it")
         exponent_rows: Rows | DeviceRows
         by_kernels = not only_libcrypto(modulus_rows).any()
-        if isinstance(exponents, CudaArray):
+        if is_cuda_array(exponents):
             exponent_rows, other = self.find(exponents, "exponent")
             if other is not backend:
                 raise InputError("bases and exponents are on different devices; copy one of them")
@@ -167,7 +168,7 @@ class DeviceArrays:
 
     def on_host(self, operand: Operand | CudaArray, name: str) -> Operand:
         """The operand, copied to the host if it is on a device."""
-        if isinstance(operand, CudaArray):
+        if is_cuda_array(operand):
             rows, backend = self.find(operand, name)
             return limbs_of(self._read(backend, rows))
         return operand

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Protocol, cast, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import numpy as np
 
-from gpu_provider.backends.cuda.device import CudaArray
+from gpu_provider.backends.cuda.device import is_cuda_array
 from gpu_provider.errors import InputError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from gpu_provider.backends.cuda.device import CudaArray
     from gpu_provider.library.operands import AnyOperand, Operand
 
 __all__ = ["DlpackArray", "adopted", "adopted_on_host"]
@@ -19,7 +20,6 @@ __all__ = ["DlpackArray", "adopted", "adopted_on_host"]
 _CPU, _CUDA = 1, 2  # kDLCPU and kDLCUDA of dlpack.h
 
 
-@runtime_checkable
 class DlpackArray(Protocol):
     """An array of any library, in the processor's memory or an NVIDIA GPU's."""
 
@@ -30,12 +30,12 @@ class DlpackArray(Protocol):
 def adopted(operand: AnyOperand, name: str) -> Operand | CudaArray:
     """The operand, as an array of NumPy's or CuPy's if it has DLPack's methods. NumPy's own arrays, and those with
     ``__cuda_array_interface__``, stay as they are. Raises InputError."""
+    if isinstance(operand, np.ndarray) or not hasattr(operand, "__dlpack_device__"):
+        return cast("Operand | CudaArray", operand)
     given: Any = operand
-    if isinstance(given, np.ndarray) or not isinstance(given, DlpackArray):
-        return given
     device = int(given.__dlpack_device__()[0])
-    if device == _CUDA and isinstance(given, CudaArray):
-        return given
+    if device == _CUDA and is_cuda_array(operand):
+        return operand
     try:
         if device == _CUDA:
             from cupy import from_dlpack  # noqa: PLC0415 (slow to import, and may not be installed)
@@ -53,6 +53,6 @@ def adopted(operand: AnyOperand, name: str) -> Operand | CudaArray:
 def adopted_on_host(operand: AnyOperand, name: str) -> Operand:
     """The same for what must not be on a GPU."""
     found = adopted(operand, name)
-    if isinstance(found, CudaArray):
+    if is_cuda_array(found):
         raise InputError(f"the {name} array is on a GPU; call modexp(), which computes there, or copy it to the host")
     return found

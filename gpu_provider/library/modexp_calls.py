@@ -8,11 +8,12 @@ import weakref
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any, overload
 
-from gpu_provider.backends.cuda.device import CudaArray
+from gpu_provider.backends.cuda.device import is_cuda_array
 from gpu_provider.library.dlpack import adopted, adopted_on_host
 from gpu_provider.library.futures import RequestFuture
 from gpu_provider.library.modexp import modexp_call
 from gpu_provider.library.operands import limbs_of
+from gpu_provider.library.turns import Turn
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from gpu_provider.backends.cuda.device import CudaArray
     from gpu_provider.engine.calls import Call
     from gpu_provider.engine.engine import Engine
     from gpu_provider.library.device_arrays import DeviceArrays
@@ -114,7 +116,7 @@ class ModexpCalls(ABC):
         self._check_running()
         self._check_may_wait()
         b, e, m = adopted(bases, "base"), adopted(exponents, "exponent"), adopted(moduli, "modulus")
-        if isinstance(b, CudaArray):
+        if is_cuda_array(b):
             on_host = functools.partial(self._modexp_rows, public_exponents=public_exponents)
             return self._device_arrays.modexp(b, e, m, on_host, public_exponents=public_exponents)
         e, m = self._device_arrays.on_host(e, "exponent"), self._device_arrays.on_host(m, "modulus")
@@ -156,6 +158,11 @@ class ModexpCalls(ABC):
         Cancelling the future stops the computation: what has not begun is not computed. The future's callbacks run on a
         thread of the provider and must not block.
         """
+        future = self._enqueue(bases, exponents, moduli, public_exponents=public_exponents)
+        self._engine.wake()
+        return future
+
+    def _enqueue(self, bases: Operand, exponents: Operand, moduli: Operand, *, public_exponents: bool) -> RequestFuture:
         self._check_running()
         call = modexp_call(
             adopted_on_host(bases, "base"),
@@ -166,7 +173,7 @@ class ModexpCalls(ABC):
         future = RequestFuture()
         call.tell = functools.partial(_end, future, weakref.ref(call))
         future.add_done_callback(functools.partial(_give_up, weakref.ref(call)))
-        self._engine.submit([call])
+        self._engine.enqueue([call])
         return future
 
     @overload
@@ -199,9 +206,9 @@ class ModexpCalls(ABC):
     ) -> int | bytes | list[int] | list[bytes] | NDArray[np.uint64]:
         """Like :meth:`modexp`, for coroutines and operands on the host. Cancelling it stops the computation; a thread
         of ``asyncio.to_thread(provider.modexp, …)`` would go on, and ``asyncio.run`` would wait for it."""
-        return await asyncio.wrap_future(
-            self.submit_modexp(bases, exponents, moduli, public_exponents=public_exponents)  # type: ignore[arg-type]
-        )
+        future = self._enqueue(bases, exponents, moduli, public_exponents=public_exponents)
+        Turn.of(asyncio.get_running_loop()).at_end(self._engine.wake)
+        return await asyncio.wrap_future(future)
 
     def _modexp_rows(
         self, bases: Operand, exponents: Operand, moduli: Operand, *, public_exponents: bool

@@ -273,6 +273,14 @@ class TestCompany:
         batches = [held_backend.wait_for_batch() for _ in range(2)]
         assert sorted((batch.bits, batch.requests) for batch in batches) == [(128, 20), (192, 10)]
 
+    async def test_those_of_one_turn_of_the_loop_are_computed_together(
+        self, held_provider: BatchingProvider, held_backend: HeldBackend
+    ) -> None:
+        calls = asyncio.gather(*(held_provider.modexp_async(x, 5, 10007) for x in range(50)))
+        assert (await asyncio.to_thread(held_backend.wait_for_batch)).requests == 50
+        held_backend.release_all()
+        assert await calls == [pow(x, 5, 10007) for x in range(50)]
+
     @pytest.mark.parametrize("fault", [HeldBackend.fail_next, HeldBackend.hang_next])
     async def test_what_fails_in_company_is_computed_again(
         self, held_backend: HeldBackend, fault: Callable[[HeldBackend], None]
