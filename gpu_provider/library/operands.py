@@ -48,11 +48,12 @@ BytesLike: TypeAlias = "bytes | bytearray | memoryview"
 """One number, big-endian."""
 Number: TypeAlias = "Integer | BytesLike"
 Operand: TypeAlias = "Number | Sequence[Integer] | Sequence[BytesLike] | NDArray[np.uint64]"
+_BYTES = (bytes, bytearray, memoryview)  # made once: numbers are checked one by one
 AnyOperand: TypeAlias = "Operand | CudaArray | DlpackArray"
 
 
 def is_bytes(operand: object) -> TypeGuard[BytesLike]:
-    return isinstance(operand, bytes | bytearray | memoryview)
+    return isinstance(operand, _BYTES)
 
 
 def is_number(operand: object) -> TypeGuard[Number]:
@@ -66,8 +67,6 @@ def is_number(operand: object) -> TypeGuard[Number]:
 
 def to_int(number: object, name: str) -> int:
     """The value of an int, of what has ``__index__``, or of big-endian bytes. Raises InputError."""
-    if type(number) is int:
-        return number
     if isinstance(number, memoryview) and (number.ndim != 1 or number.itemsize != 1):
         raise InputError(
             f"{name} is a memoryview of shape {number.shape} and format {number.format!r}; it must be of bytes in one "
@@ -95,7 +94,10 @@ def to_integers(operand: object, name: str) -> list[int]:
     if is_number(operand):
         return [to_int(operand, f"the {name}")]
     if isinstance(operand, Sequence) and not isinstance(operand, str):
-        return [to_int(number, label(name, row, len(operand))) for row, number in enumerate(operand)]
+        return [
+            number if type(number) is int else to_int(number, label(name, row, len(operand)))
+            for row, number in enumerate(operand)
+        ]
     raise InputError(
         f"the {name} must be an int, bytes, a sequence of either or a uint64 array, not {type(operand).__name__}"
     )
