@@ -96,7 +96,6 @@ class CpuBackend:
                 moduli[:ours],
                 outputs[:ours],
                 ok,
-                exponent_bits=_longest(exponents[:ours]) if public_exponents else None,
                 public_exponents=public_exponents,
                 isa=self.isa,
             )
@@ -133,8 +132,3 @@ class CpuBackend:
             libcrypto_modexp(bases, exponents, moduli, outputs)
             group, single = min(group, between - start), min(single, time.perf_counter() - between)
         return int(group / single) + 1
-
-
-def _longest(exponents: Rows) -> int:
-    """The bits of the longest; at least 1."""
-    return max(1, int.from_bytes(np.bitwise_or.reduce(exponents).tobytes(), "little").bit_length())

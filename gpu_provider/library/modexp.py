@@ -164,13 +164,8 @@ def _reduced(bases: Rows | list[int], moduli: Rows) -> Rows:
     if isinstance(bases, list):
         numbers = bases * count if len(bases) == 1 else bases
         values = rows_to_integers(moduli)
-        in_range = [
-            base if 0 <= base < modulus else base % modulus
-            for base, modulus in zip(numbers, values * count if len(values) == 1 else values, strict=True)
-        ]
-        return np.frombuffer(b"".join(base.to_bytes(stride, "little") for base in in_range), np.uint8).reshape(
-            -1, stride
-        )
+        pairs = zip(numbers, values * count if len(values) == 1 else values, strict=True)
+        return integers_to_rows([base if 0 <= base < modulus else base % modulus for base, modulus in pairs], "base")
     width = max(bases.shape[1], stride)
     rows, wide = widen(bases, count, width), widen(moduli, count, width)
     for row in not_less(rows, wide).tolist():

@@ -180,6 +180,12 @@ class TestKindsOfNumbers:
         assert type(provider.modexp(kind(5), kind(3), kind(7))) is int
         assert provider.modexp([kind(5), 2], kind(3), [7, kind(11)]) == [6, 8]
 
+    def test_numbers_of_gmpy2(self, provider: BatchingProvider) -> None:
+        mpz = pytest.importorskip("gmpy2", reason="gmpy2 comes with the [bench] extra").mpz
+        assert provider.modexp(mpz(5), mpz(-3), mpz(7)) == pow(5, -3, 7)
+        assert provider.modexp([mpz(5), mpz(1) << 300], mpz(3), [mpz(7), 11]) == [6, pow(2, 900, 11)]
+        assert type(provider.modexp(mpz(5), 3, 7)) is int
+
     def test_sequences_of_every_sort(self, provider: BatchingProvider) -> None:
         for bases in ((2, 3), range(2, 4), array.array("Q", [2, 3]), array.array("B", [2, 3])):
             assert provider.modexp(bases, 2, 11) == [4, 9]
@@ -319,6 +325,8 @@ class TestNothingToDo:
         assert provider.modexp([], 2, 7) == []
         assert provider.modexp(2, [], 7) == []
         assert provider.modexp((), [], ()) == []
+        assert provider.modexp([], -2, 8, public_exponents=True) == []
+        assert provider.modexp(7, [], 8) == []
         assert provider.modexp(b"\x02", 3, []) == []
 
     def test_an_empty_array(self, provider: BatchingProvider) -> None:
