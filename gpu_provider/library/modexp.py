@@ -87,8 +87,9 @@ class ModexpCall(Call):
         if self._as_bytes is None:
             return limbs_of(self.result)
         numbers: list[Any] = rows_to_integers(self.result)
-        for row in np.flatnonzero(self._as_bytes).tolist():
-            numbers[row] = numbers[row].to_bytes(-(-_bits(self.operands[2][row]) // 8), "big")
+        for row, as_bytes in enumerate(self._as_bytes):
+            if as_bytes:
+                numbers[row] = numbers[row].to_bytes(-(-_bits(self.operands[2][row]) // 8), "big")
         return numbers[0] if self._single else numbers
 
 
@@ -147,7 +148,7 @@ def exponents_to_rows(exponents: Operand, *, public: bool) -> tuple[Rows, NDArra
     else:
         numbers = to_integers(exponents, "exponent")
         rows = integers_to_rows(list(map(abs, numbers)), "exponent")
-        if any(number < 0 for number in numbers):
+        if min(numbers, default=0) < 0:
             negative = np.array([number < 0 for number in numbers], bool)
     if public:
         used = max(1, -(-_bits(np.bitwise_or.reduce(rows)) // 8))

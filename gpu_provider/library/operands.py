@@ -105,15 +105,17 @@ def to_integers(operand: object, name: str) -> list[int]:
 
 def integers_to_rows(numbers: Sequence[int], name: str) -> Rows:
     """Like :func:`to_rows`."""
-    for row, number in enumerate(numbers):
-        if number < 0:
-            raise InputError(f"{label(name, row, len(numbers))} is negative")
-        if number.bit_length() > MAX_BITS:
-            raise InputError(
-                f"{label(name, row, len(numbers))} has {number.bit_length()} bits; at most {MAX_BITS} are possible"
-            )
-    width = max(8, -(-max((number.bit_length() for number in numbers), default=0) // 64) * 8)
-    data = b"".join(number.to_bytes(width, "little") for number in numbers)
+    bits = max(map(int.bit_length, numbers), default=0)
+    if bits > MAX_BITS or min(numbers, default=0) < 0:
+        row = next(row for row, number in enumerate(numbers) if number < 0 or number.bit_length() > MAX_BITS)
+        reason = (
+            "is negative"
+            if numbers[row] < 0
+            else f"has {numbers[row].bit_length()} bits; at most {MAX_BITS} are possible"
+        )
+        raise InputError(f"{label(name, row, len(numbers))} {reason}")
+    width = max(8, -(-bits // 64) * 8)
+    data = b"".join([number.to_bytes(width, "little") for number in numbers])
     return np.frombuffer(data, np.uint8).reshape(len(numbers), width)
 
 
