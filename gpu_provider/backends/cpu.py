@@ -102,7 +102,9 @@ class CpuBackend:
             if not ok.all():
                 raise BackendError("cpu: a modulus is even or below 3")
         if ours < count:
-            libcrypto_modexp(bases[ours:], exponents[ours:], moduli[ours:], outputs[ours:])
+            libcrypto_modexp(
+                bases[ours:], exponents[ours:], moduli[ours:], outputs[ours:], public_exponents=public_exponents
+            )
 
     def close(self) -> None:
         self._client = None

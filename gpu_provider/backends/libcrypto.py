@@ -40,12 +40,14 @@ def libcrypto_verify(client: Client, batch: Batch) -> int:
     return lib.gp_libcrypto_verify(client.keys, *c_arguments(batch))
 
 
-def libcrypto_modexp(bases: Rows, exponents: Rows, moduli: Rows, outputs: Rows) -> None:
+def libcrypto_modexp(
+    bases: Rows, exponents: Rows, moduli: Rows, outputs: Rows, *, public_exponents: bool = False
+) -> None:
     """``Backend.modexp`` by OpenSSL on this thread, without the GIL; for any moduli, even ones and 1 included. Raises
     BackendError without memory."""
-    count, stride = bases.shape
-    done = lib.gp_libcrypto_modexp(count, u8(bases), u8(exponents), exponents.shape[1], u8(moduli), u8(outputs), stride)
-    if not done:
+    (count, stride), width = bases.shape, exponents.shape[1]
+    rows = (u8(bases), u8(exponents), width, u8(moduli), u8(outputs))
+    if not lib.gp_libcrypto_modexp(count, *rows, stride, public_exponents):
         raise BackendError("libcrypto: out of memory")
 
 
@@ -93,7 +95,7 @@ class LibcryptoBackend:
     def modexp(
         self, bases: Rows, exponents: Rows, moduli: Rows, outputs: Rows, *, public_exponents: bool = False
     ) -> None:
-        libcrypto_modexp(bases, exponents, moduli, outputs)
+        libcrypto_modexp(bases, exponents, moduli, outputs, public_exponents=public_exponents)
 
     def close(self) -> None:
         self._client = None

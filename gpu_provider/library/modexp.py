@@ -71,11 +71,14 @@ class ModexpCall(Call):
         self._single = single
 
     def compute(self, backend: Backend, operands: Operands, outputs: Rows, ok: NDArray[np.uint8]) -> int:
-        usual = functools.partial(backend.modexp, public_exponents=self._public_exponents)
+        usual, by_libcrypto = (
+            functools.partial(compute, public_exponents=self._public_exponents)
+            for compute in (backend.modexp, libcrypto_modexp)
+        )
         bases, exponents, moduli = operands
         special = only_libcrypto(moduli)
         if special.any():
-            _compute_rows(libcrypto_modexp, special, operands, outputs)
+            _compute_rows(by_libcrypto, special, operands, outputs)
             _compute_rows(usual, ~special, operands, outputs)
         else:
             usual(bases, exponents, moduli, outputs)

@@ -93,6 +93,16 @@ class TestResults:
         several = [exponent, 2, 65537] * 7
         assert provider.modexp(7, several, modulus, public_exponents=True) == [pow(7, e, modulus) for e in several]
 
+    @pytest.mark.parametrize("public", [False, True])
+    def test_by_openssl_alone(self, public: bool) -> None:
+        """Hazard: what is kept of a modulus for the next row, whether that has the same one, an even one, or 1."""
+        odd, other = (1 << 521) - 1, (1 << 2048) - 1942289
+        moduli = [odd, odd, odd - 1, odd, odd - 1, odd - 1, other, 1, odd, 1 << 64, other, other]
+        exponents = [65537, 3, 65537, 0, -5, 1 << 80, 17, 2, 1, 65537, 5, (1 << 300) - 1]
+        with BatchingProvider(ProviderConfig(backend="libcrypto")) as provider:
+            result = provider.modexp(7, exponents, moduli, public_exponents=public)
+        assert result == [pow(7, exponent, modulus) for exponent, modulus in zip(exponents, moduli, strict=True)]
+
     @settings(deadline=None)
     @given(rows=st.lists(st.tuples(odd_moduli, st.integers(0), st.integers(0, 1 << 200)), min_size=1, max_size=20))
     def test_sequences_of_all_sizes_agree_with_pow(

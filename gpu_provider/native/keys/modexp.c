@@ -100,12 +100,18 @@ static void power(uint64_t *result, const uint64_t *base, const uint8_t *exponen
 struct numbers {
     BN_CTX *context;
     BIGNUM *result, *base, *exponent, *modulus;
+    BN_MONT_CTX *montgomery;    /* of modulus, if that is odd */
+    const uint8_t *modulus_row; /* what modulus and montgomery are made of, if that is not NULL */
+    int public_exponents;
 };
 
-static int odd_row(const struct numbers *numbers, uint8_t *output, uint32_t stride)
+/* montgomery: NULL if it is not known for the modulus */
+static int odd_row(const struct numbers *numbers, BN_MONT_CTX *montgomery, uint8_t *output, uint32_t stride)
 {
-    return BN_mod_exp_mont_consttime(numbers->result, numbers->base, numbers->exponent, numbers->modulus,
-                                     numbers->context, NULL)
+    int (*const power)(BIGNUM *, const BIGNUM *, const BIGNUM *, const BIGNUM *, BN_CTX *, BN_MONT_CTX *) =
+        numbers->public_exponents ? BN_mod_exp_mont : BN_mod_exp_mont_consttime;
+
+    return power(numbers->result, numbers->base, numbers->exponent, numbers->modulus, numbers->context, montgomery)
            && BN_bn2lebinpad(numbers->result, output, (int)stride) == (int)stride;
 }
 
@@ -125,7 +131,7 @@ static int even_row(const struct numbers *numbers, const uint8_t *base, const ui
         || !BN_nnmod(numbers->base, numbers->base, numbers->modulus, numbers->context))
         return 0;
     words_from_bytes(q, output, words);
-    if (!odd_row(numbers, output, stride))
+    if (!odd_row(numbers, NULL, output, stride))
         return 0;
     const uint32_t low = (k + 63) / 64; /* the words of a number mod 2^k */
     words_from_bytes(b, base, words);
@@ -146,25 +152,43 @@ static int even_row(const struct numbers *numbers, const uint8_t *base, const ui
     return 1;
 }
 
-static int modexp_row(const struct numbers *numbers, const uint8_t *base, const uint8_t *exponent,
-                      uint32_t exponent_stride, const uint8_t *modulus, uint8_t *output, uint32_t stride)
+/* Neighbours often share a modulus, whose constants cost as much as short powers. */
+static int set_modulus(struct numbers *numbers, const uint8_t *row, uint32_t stride)
+{
+    if (numbers->modulus_row != NULL && memcmp(row, numbers->modulus_row, stride) == 0)
+        return 1;
+    numbers->modulus_row = NULL;
+    if (BN_lebin2bn(row, (int)stride, numbers->modulus) == NULL || BN_is_zero(numbers->modulus))
+        return 0;
+    if (BN_is_odd(numbers->modulus)) {
+        if (!BN_MONT_CTX_set(numbers->montgomery, numbers->modulus, numbers->context))
+            return 0;
+        numbers->modulus_row = row; /* even_row() changes an even modulus */
+    }
+    return 1;
+}
+
+static int modexp_row(struct numbers *numbers, const uint8_t *base, const uint8_t *exponent, uint32_t exponent_stride,
+                      const uint8_t *modulus, uint8_t *output, uint32_t stride)
 {
     if (BN_lebin2bn(base, (int)stride, numbers->base) == NULL
         || BN_lebin2bn(exponent, (int)exponent_stride, numbers->exponent) == NULL
-        || BN_lebin2bn(modulus, (int)stride, numbers->modulus) == NULL || BN_is_zero(numbers->modulus))
+        || !set_modulus(numbers, modulus, stride))
         return 0;
-    BN_set_flags(numbers->base, BN_FLG_CONSTTIME);
-    BN_set_flags(numbers->exponent, BN_FLG_CONSTTIME);
+    if (!numbers->public_exponents) {
+        BN_set_flags(numbers->base, BN_FLG_CONSTTIME);
+        BN_set_flags(numbers->exponent, BN_FLG_CONSTTIME);
+    }
     if (BN_is_odd(numbers->modulus))
-        return odd_row(numbers, output, stride);
+        return odd_row(numbers, numbers->montgomery, output, stride);
     return even_row(numbers, base, exponent, exponent_stride, output, stride);
 }
 
 static int numbers_new(struct numbers *numbers)
 {
-    *numbers = (struct numbers){BN_CTX_new(), BN_new(), BN_new(), BN_new(), BN_new()};
+    *numbers = (struct numbers){BN_CTX_new(), BN_new(), BN_new(), BN_new(), BN_new(), BN_MONT_CTX_new(), NULL, 0};
     return numbers->context != NULL && numbers->result != NULL && numbers->base != NULL && numbers->exponent != NULL
-           && numbers->modulus != NULL;
+           && numbers->modulus != NULL && numbers->montgomery != NULL;
 }
 
 static void numbers_free(struct numbers *numbers)
@@ -173,16 +197,18 @@ static void numbers_free(struct numbers *numbers)
     BN_clear_free(numbers->base);
     BN_clear_free(numbers->exponent);
     BN_free(numbers->modulus);
+    BN_MONT_CTX_free(numbers->montgomery);
     BN_CTX_free(numbers->context);
     ERR_clear_error();
 }
 
 int gp_libcrypto_modexp(uint32_t count, const uint8_t *bases, const uint8_t *exponents, uint32_t exponent_stride,
-                        const uint8_t *moduli, uint8_t *outputs, uint32_t stride)
+                        const uint8_t *moduli, uint8_t *outputs, uint32_t stride, int public_exponents)
 {
     struct numbers numbers;
     int ok = numbers_new(&numbers);
 
+    numbers.public_exponents = public_exponents;
     for (uint32_t i = 0; ok && i < count; i++)
         ok = modexp_row(&numbers, bases + (size_t)i * stride, exponents + (size_t)i * exponent_stride, exponent_stride,
                         moduli + (size_t)i * stride, outputs + (size_t)i * stride, stride);
