@@ -165,8 +165,8 @@ void modexp_group(Modexp<N, V> *modexp, const ModexpBatch &batch, uint32_t first
     }
 }
 
-/* Pairs of vectors while more rows are left than one vector holds: two streams hide the multiplier's latency. Of the
- * longest numbers, a pair's would not fit onto the workspace's stack. */
+/* Pairs of vectors while more rows are left than one vector holds: two streams hide the multiplier's latency. What a
+ * pair of the longest numbers needs for a while would not fit onto the workspace's stack. */
 template <int N, class V> void modexp_class(void *workspace, const ModexpBatch &batch)
 {
     constexpr bool pairs = V::lanes > 1 && N <= 80;
