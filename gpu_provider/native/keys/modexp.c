@@ -108,10 +108,10 @@ struct numbers {
 /* montgomery: NULL if it is not known for the modulus */
 static int odd_row(const struct numbers *numbers, BN_MONT_CTX *montgomery, uint8_t *output, uint32_t stride)
 {
-    int (*const power)(BIGNUM *, const BIGNUM *, const BIGNUM *, const BIGNUM *, BN_CTX *, BN_MONT_CTX *) =
+    int (*const compute)(BIGNUM *, const BIGNUM *, const BIGNUM *, const BIGNUM *, BN_CTX *, BN_MONT_CTX *) =
         numbers->public_exponents ? BN_mod_exp_mont : BN_mod_exp_mont_consttime;
 
-    return power(numbers->result, numbers->base, numbers->exponent, numbers->modulus, numbers->context, montgomery)
+    return compute(numbers->result, numbers->base, numbers->exponent, numbers->modulus, numbers->context, montgomery)
            && BN_bn2lebinpad(numbers->result, output, (int)stride) == (int)stride;
 }
 
