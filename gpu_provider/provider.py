@@ -14,7 +14,7 @@ import numpy as np
 
 from gpu_provider.backends.choice import open_gpus
 from gpu_provider.backends.cpu import CpuBackend
-from gpu_provider.backends.cuda.device import CudaArray
+from gpu_provider.backends.cuda.device import is_cuda_array
 from gpu_provider.backends.libcrypto import LibcryptoBackend
 from gpu_provider.client import Client, openssl_error
 from gpu_provider.config import ProviderConfig
@@ -22,10 +22,11 @@ from gpu_provider.engine.engine import Engine
 from gpu_provider.errors import BackendError, GpuProviderError, InputError, ProviderClosedError
 from gpu_provider.library import keys
 from gpu_provider.library.device_arrays import DeviceArrays
-from gpu_provider.library.futures import PendingFutures, RequestFuture
+from gpu_provider.library.dlpack import adopted
+from gpu_provider.library.futures import PendingFutures
 from gpu_provider.library.keys import Key
 from gpu_provider.library.many_operations import ManyOperations
-from gpu_provider.library.modexp import modexp_call
+from gpu_provider.library.modexp_calls import ModexpCalls
 from gpu_provider.library.operands import array_to_rows, limbs_of
 from gpu_provider.library.private_rows import keys_of_rows, private_calls
 from gpu_provider.library.turns import Turn
@@ -43,9 +44,11 @@ if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
 
     from gpu_provider.backends.base import Backend
+    from gpu_provider.backends.cuda.device import CudaArray
     from gpu_provider.engine.calls import Call
+    from gpu_provider.library.dlpack import DlpackArray
     from gpu_provider.library.key_formats import KeySource
-    from gpu_provider.library.operands import AnyOperand, BytesLike, Integer, Number, Operand
+    from gpu_provider.library.operands import BytesLike, Integer
     from gpu_provider.library.private_rows import Keys
 
 __all__ = ["BatchingProvider", "LibraryContext", "ProviderStats"]
@@ -77,7 +80,7 @@ class LibraryContext:
         return int(ffi.cast("uintptr_t", self._context))
 
 
-class BatchingProvider(ManyOperations):
+class BatchingProvider(ManyOperations, ModexpCalls):
     """Gathers the RSA private operations of many TLS connections and threads into batches, and computes them.
 
     ::
@@ -239,8 +242,10 @@ class BatchingProvider(ManyOperations):
     def private_op(self, key: Keys, x: NDArray[np.uint64]) -> NDArray[np.uint64]: ...
     @overload
     def private_op(self, key: Keys, x: CudaArray) -> CudaArray: ...
+    @overload
+    def private_op(self, key: Keys, x: DlpackArray) -> NDArray[np.uint64] | CudaArray: ...
     def private_op(
-        self, key: Keys, x: Integer | BytesLike | NDArray[np.uint64] | CudaArray
+        self, key: Keys, x: Integer | BytesLike | NDArray[np.uint64] | CudaArray | DlpackArray
     ) -> int | bytes | NDArray[np.uint64] | CudaArray:
         """x^d mod n: the RSA private operation without any padding. Waits for the result, and for room in the queue.
 
@@ -252,22 +257,23 @@ class BatchingProvider(ManyOperations):
         call does not go through the queue. It is computed in pieces of at most ``max_delay`` seconds, so TLS
         connections are served meanwhile.
 
-        The array may be a CuPy array, or another with ``__cuda_array_interface__``, in the memory of a GPU that the
-        provider computes with. Then the result is a CuPy array on that GPU, and the numbers don't pass through the
-        host, provided that all keys have up to 2048 bits, or all 2049 to 3072, or all more. The call waits for the
-        array's stream and for the thread's current one; when it returns, the result is there.
+        The array may be a CuPy array, or another with ``__cuda_array_interface__`` or ``__dlpack__``, in the memory of
+        a GPU that the provider computes with. Then the result is a CuPy array on that GPU, and the numbers don't pass
+        through the host, provided that all keys have up to 2048 bits, or all 2049 to 3072, or all more. The call waits
+        for the array's stream and for the thread's current one; when it returns, the result is there.
 
         Raises InputError, OperationError, ProviderClosedError.
         """
         self._check_may_wait()
-        if isinstance(x, np.ndarray):
-            return self._private_rows(key, x)
-        if isinstance(x, CudaArray):
-            return self._device_private_rows(key, x)
+        given: Any = adopted(x, "input")
+        if isinstance(given, np.ndarray):
+            return self._private_rows(key, given)
+        if is_cuda_array(given):
+            return self._device_private_rows(key, given)
         if not isinstance(key, Key):
             raise InputError("several keys take an array of as many rows; an int or bytes take one key")
         self._check_key(key)
-        return self._futures.compute(key, x)
+        return self._futures.compute(key, given)
 
     @overload
     def submit(self, key: Key, x: Integer) -> Future[int]: ...
@@ -326,98 +332,6 @@ class BatchingProvider(ManyOperations):
         of_rows = keys_of_rows(self._client, keys, inputs.rows)
         on_host = functools.partial(self._private_rows, keys)
         return self._device_arrays.private_op(backend, of_rows, inputs, on_host)
-
-    # ---- modular exponentiation ----
-
-    # To type checkers, bytes are also a sequence of ints; the first overload that matches is the right one.
-    @overload
-    def modexp(self, bases: Integer, exponents: Number, moduli: Number) -> int: ...  # type: ignore[overload-overlap]
-    @overload
-    def modexp(self, bases: BytesLike, exponents: Number, moduli: Number) -> bytes: ...  # type: ignore[overload-overlap]
-    @overload
-    def modexp(self, bases: NDArray[np.uint64], exponents: AnyOperand, moduli: AnyOperand) -> NDArray[np.uint64]: ...
-    @overload
-    def modexp(self, bases: CudaArray, exponents: AnyOperand, moduli: AnyOperand) -> CudaArray: ...
-    @overload
-    def modexp(  # type: ignore[overload-overlap]
-        self, bases: BytesLike | Sequence[BytesLike], exponents: AnyOperand, moduli: AnyOperand
-    ) -> list[bytes]: ...
-    @overload
-    def modexp(self, bases: Integer | Sequence[Integer], exponents: AnyOperand, moduli: AnyOperand) -> list[int]: ...
-    def modexp(
-        self, bases: AnyOperand, exponents: AnyOperand, moduli: AnyOperand
-    ) -> int | bytes | list[int] | list[bytes] | NDArray[np.uint64] | CudaArray:
-        """bases[i]^exponents[i] mod moduli[i], for RSA and finite-field Diffie-Hellman. Waits for the results.
-
-        Each operand is one number for all operations, a sequence of numbers, or a uint64 array [n, limbs] or [limbs],
-        least significant limb first. A number is an int (or one of NumPy's integers, or another with ``__index__``) or
-        big-endian bytes. Moduli are odd and greater than 1, bases are less than their moduli, exponents are not
-        negative; none has more than 8192 bits.
-
-        Returns [n, limbs of the moduli] if ``bases`` is an array; one number if every operand is one number; otherwise
-        a list of numbers, which are ints or bytes like their bases; bytes are as many as the modulus has. The list or
-        array is empty if there are no operations. Raises InputError, OperationError, ProviderClosedError.
-
-        The time depends on the width of the exponents (the longest of them, or the array's limbs) but not on their
-        values. To hide the length of secret exponents as well, pass them as arrays of a fixed width.
-
-        Arrays may be on a GPU, as for :meth:`private_op`; if ``bases`` is, the result is there too. Then bases and
-        exponents don't pass through the host (moduli do), provided that no number has more than 4096 bits and that
-        there are at least eight bases per modulus. Such bases are not compared with their moduli: make sure that they
-        are less.
-
-        TLS connections are served meanwhile: a call is computed in pieces of at most ``max_delay`` seconds.
-        """
-        self._check_running()
-        self._check_may_wait()
-        if isinstance(bases, CudaArray):
-            return self._device_arrays.modexp(bases, exponents, moduli, self._modexp_rows)
-        on_host = self._device_arrays.on_host
-        exponents, moduli = on_host(exponents, "exponent"), on_host(moduli, "modulus")
-        if isinstance(bases, np.ndarray):
-            return self._modexp_rows(bases, exponents, moduli)
-        call = modexp_call(bases, exponents, moduli)
-        self._compute([call])
-        return call.numbers()
-
-    @overload
-    async def modexp_async(self, bases: Integer, exponents: Number, moduli: Number) -> int: ...  # type: ignore[overload-overlap]
-    @overload
-    async def modexp_async(self, bases: BytesLike, exponents: Number, moduli: Number) -> bytes: ...  # type: ignore[overload-overlap]
-    @overload
-    async def modexp_async(
-        self, bases: NDArray[np.uint64], exponents: Operand, moduli: Operand
-    ) -> NDArray[np.uint64]: ...
-    @overload
-    async def modexp_async(  # type: ignore[overload-overlap]
-        self, bases: BytesLike | Sequence[BytesLike], exponents: Operand, moduli: Operand
-    ) -> list[bytes]: ...
-    @overload
-    async def modexp_async(
-        self, bases: Integer | Sequence[Integer], exponents: Operand, moduli: Operand
-    ) -> list[int]: ...
-    async def modexp_async(
-        self, bases: Operand, exponents: Operand, moduli: Operand
-    ) -> int | bytes | list[int] | list[bytes] | NDArray[np.uint64]:
-        """Like :meth:`modexp`, for coroutines and operands on the host. Cancelling it stops the computation; a thread
-        of ``asyncio.to_thread(provider.modexp, …)`` would go on, and ``asyncio.run`` would wait for it."""
-        self._check_running()
-        call = modexp_call(bases, exponents, moduli)
-        ended = RequestFuture()
-        call.tell = ended.end
-        try:
-            self._engine.submit([call])
-            await asyncio.wrap_future(ended)
-        except BaseException:
-            call.give_up()
-            raise
-        if isinstance(bases, np.ndarray):
-            return limbs_of(call.result)
-        return call.numbers()
-
-    def _modexp_rows(self, bases: Operand, exponents: Operand, moduli: Operand) -> NDArray[np.uint64]:
-        (result,) = self._compute([modexp_call(bases, exponents, moduli)])
-        return limbs_of(result)
 
     @property
     def client(self) -> Client:

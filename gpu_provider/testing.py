@@ -166,9 +166,11 @@ class HeldBackend:
         if fault == "lie":
             batch.outputs[0, 0] ^= 1
 
-    def modexp(self, bases: Rows, exponents: Rows, moduli: Rows, outputs: Rows) -> None:
+    def modexp(
+        self, bases: Rows, exponents: Rows, moduli: Rows, outputs: Rows, *, public_exponents: bool = False
+    ) -> None:
         self._wait_for_release(HeldBatch(len(moduli), moduli.shape[1] * 8))
-        self._libcrypto.modexp(bases, exponents, moduli, outputs)
+        self._libcrypto.modexp(bases, exponents, moduli, outputs, public_exponents=public_exponents)
 
     def close(self) -> None:
         self._libcrypto.close()

@@ -110,7 +110,7 @@ def private_op(
     _check(
         lib.gpk_private(isa, count, pointers, _rows(inputs), filled(outputs), stride, filled(ok)),
         isa,
-        stride,
+        f"rows of {stride} bytes: the kernels take 1 to 512",
     )
 
 
@@ -122,14 +122,16 @@ def modexp(
     ok: NDArray[np.uint8],
     *,
     exponent_bits: int | None = None,
+    public_exponents: bool = False,
     isa: Isa = Isa.BEST,
 ) -> None:
     """``outputs[i] = bases[i] ** exponents[i] % moduli[i]`` for odd moduli.
 
-    ``bases``, ``moduli`` and ``outputs``: C-contiguous uint8 [n, bytes], at most 512 bytes; ``exponents``: uint8
-    [n, exponent_bytes]; least significant byte first. Of every exponent the low ``exponent_bits`` count, by default all
-    of its row; that length is public. ``ok``: uint8 [n], set to 1, or to 0 with a row of zeros for a modulus that is
-    even or below 3. A base may be larger than its modulus.
+    ``bases``, ``moduli`` and ``outputs``: C-contiguous uint8 [n, bytes]; ``exponents``: uint8 [n, exponent_bytes];
+    at most 1024 bytes, least significant first. Of every exponent the low ``exponent_bits`` count, by default all of
+    its row; that length is public, and so are the exponents with ``public_exponents``, which takes less time for short
+    ones with few bits set. ``ok``: uint8 [n], set to 1, or to 0 with a row of zeros for a modulus that is even
+    or below 3. A base may be larger than its modulus.
     """
     count, stride = bases.shape
     if not (bases.shape == moduli.shape == outputs.shape and len(exponents) == len(ok) == count):
@@ -150,9 +152,10 @@ def modexp(
             filled(outputs),
             stride,
             filled(ok),
+            public_exponents,
         ),
         isa,
-        stride,
+        f"rows of {stride} bytes and exponents of {width}: the kernels take 1 to 1024 of each",
     )
 
 
@@ -189,12 +192,10 @@ def filled(array: NDArray[np.uint8]) -> FFI.CData:
     return _rows(array)
 
 
-def _check(status: int, isa: Isa, stride: int) -> None:
+def _check(status: int, isa: Isa, unsupported: str) -> None:
     if status == lib.GPK_NO_MEMORY:
         raise MemoryError("no memory for the kernels' workspace")
     if status == lib.GPK_NO_ISA:
         raise UnsupportedError(f"this processor lacks what {isa.name} needs; use Isa.BEST")
     if status != lib.GPK_OK:
-        raise UnsupportedError(
-            f"rows of {stride} bytes: the kernels take 1 to 512, and exponents no longer than their rows"
-        )
+        raise UnsupportedError(unsupported)

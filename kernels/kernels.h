@@ -65,12 +65,13 @@ int gpk_key_is_locked(const gpk_key *key);
 enum gpk_status gpk_private(enum gpk_isa isa, uint32_t count, gpk_key *const *keys, const uint8_t *inputs,
                             uint8_t *outputs, uint32_t stride, uint8_t *ok);
 
-/* outputs[i] = bases[i]^exponents[i] mod moduli[i], for odd moduli of any size up to the stride, at most 512 bytes.
- * Of every exponent the low exponent_bits count, at most 8 exponent_stride; that length is public, as are the moduli.
+/* outputs[i] = bases[i]^exponents[i] mod moduli[i], for odd moduli of any size up to the stride, at most 1024 bytes.
+ * Of every exponent the low exponent_bits count, at most 8 exponent_stride; that length is public, as are the moduli,
+ * and the exponents if public_exponents is 1: then short ones with few bits set take less time.
  * ok[i] is 1, or 0 with a row of zeros for a modulus that is even or below 3. A base may be larger than the modulus. */
 enum gpk_status gpk_modexp(enum gpk_isa isa, uint32_t count, const uint8_t *bases, const uint8_t *exponents,
                            uint32_t exponent_stride, uint32_t exponent_bits, const uint8_t *moduli, uint8_t *outputs,
-                           uint32_t stride, uint8_t *ok);
+                           uint32_t stride, uint8_t *ok, int public_exponents);
 
 /* Calls function(argument) on a stack of 64 KiB with a guard page below, which is wiped afterwards; 0: out of memory.
  * Where the processor is not an x86-64, on the caller's. */

@@ -4,7 +4,6 @@ OpenSSL's private operation is EVP's without padding, which blinds and verifies 
 offers none without padding, so there it is a signature.
 """
 
-import decimal
 import secrets
 from collections.abc import Callable
 from typing import Any
@@ -19,6 +18,8 @@ from numpy.typing import NDArray
 
 from gpu_provider import kernels
 from gpu_provider.native import _core
+
+from ..recipes.psi import group_ffdhe2048
 
 RSA_NO_PADDING = 3
 EXPONENT_BITS = 225  # of a key exchange in ffdhe2048: RFC 7919, appendix A.1
@@ -102,13 +103,6 @@ def ours_private(keys: list[rsa.RSAPrivateKey], count: int) -> Callable[[], Any]
         succeed(ok.all())
 
     return operation
-
-
-def group_ffdhe2048() -> int:
-    """RFC 7919, appendix A.1: p = 2^2048 - 2^1984 + (floor(2^1918 e) + 560316) 2^64 - 1."""
-    with decimal.localcontext(prec=700):
-        floor = int(decimal.Decimal(1).exp() * 2**1918)
-    return 2**2048 - 2**1984 + (floor + 560316) * 2**64 - 1
 
 
 def openssl_derive(library: Any) -> Callable[[], Any]:

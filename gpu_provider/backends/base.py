@@ -81,11 +81,13 @@ class Backend(Protocol):
         anything, or a wrong result, means that the backend is broken: it is taken out of use for a while.
         """
 
-    def modexp(self, bases: Rows, exponents: Rows, moduli: Rows, outputs: Rows) -> None:
-        """Computes ``outputs[i] = bases[i]^exponents[i] mod moduli[i]``; odd moduli, bases less than them.
+    def modexp(
+        self, bases: Rows, exponents: Rows, moduli: Rows, outputs: Rows, *, public_exponents: bool = False
+    ) -> None:
+        """Computes ``outputs[i] = bases[i]^exponents[i] mod moduli[i]``; odd moduli above 1, bases less than them.
 
-        Exponents have a width of their own. Constant time in bases and exponents. Raising anything means that all of it
-        failed.
+        Exponents have a width of their own. Constant time in bases and, unless they are public, in exponents. Raising
+        anything means that all of it failed.
         """
 
     def close(self) -> None:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = ["CpuBackend"]
 
-_MAX_BYTES = 512  # of a number, in the kernels
+_MAX_BYTES = 1024  # of a number, in the kernels
 _MEASURED_EXPONENT_BYTES = 16
 _MEASUREMENTS = 3
 
@@ -83,16 +83,28 @@ class CpuBackend:
         if failed:
             raise BackendError(f"cpu: {failed} of {len(batch)} results are wrong, or there was no memory for them")
 
-    def modexp(self, bases: Rows, exponents: Rows, moduli: Rows, outputs: Rows) -> None:
+    def modexp(
+        self, bases: Rows, exponents: Rows, moduli: Rows, outputs: Rows, *, public_exponents: bool = False
+    ) -> None:
         count, stride = bases.shape
         ours = self._rows_for_kernels(count, stride) if max(stride, exponents.shape[1]) <= _MAX_BYTES else 0
         if ours:
             ok = np.zeros(ours, np.uint8)
-            kernels.modexp(bases[:ours], exponents[:ours], moduli[:ours], outputs[:ours], ok, isa=self.isa)
+            kernels.modexp(
+                bases[:ours],
+                exponents[:ours],
+                moduli[:ours],
+                outputs[:ours],
+                ok,
+                public_exponents=public_exponents,
+                isa=self.isa,
+            )
             if not ok.all():
                 raise BackendError("cpu: a modulus is even or below 3")
         if ours < count:
-            libcrypto_modexp(bases[ours:], exponents[ours:], moduli[ours:], outputs[ours:])
+            libcrypto_modexp(
+                bases[ours:], exponents[ours:], moduli[ours:], outputs[ours:], public_exponents=public_exponents
+            )
 
     def close(self) -> None:
         self._client = None

@@ -16,7 +16,14 @@ if TYPE_CHECKING:
     from gpu_provider.backends.base import Batch, Rows
     from gpu_provider.client import Client
 
-__all__ = ["LibcryptoBackend", "c_arguments", "libcrypto_cost_curves", "libcrypto_modexp", "libcrypto_verify"]
+__all__ = [
+    "LibcryptoBackend",
+    "c_arguments",
+    "libcrypto_cost_curves",
+    "libcrypto_inverse",
+    "libcrypto_modexp",
+    "libcrypto_verify",
+]
 
 # Seconds per operation: OpenSSL 3.0 on one core of a current machine, by size class; then for a unit of modexp().
 _FIRST_GUESSES = (0.0003, 0.001, 0.002, 0.003, 0.0045, 4e-9)
@@ -33,12 +40,25 @@ def libcrypto_verify(client: Client, batch: Batch) -> int:
     return lib.gp_libcrypto_verify(client.keys, *c_arguments(batch))
 
 
-def libcrypto_modexp(bases: Rows, exponents: Rows, moduli: Rows, outputs: Rows) -> None:
-    """``Backend.modexp`` by OpenSSL on this thread, without the GIL. Raises BackendError without memory."""
-    count, stride = bases.shape
-    done = lib.gp_libcrypto_modexp(count, u8(bases), u8(exponents), exponents.shape[1], u8(moduli), u8(outputs), stride)
-    if not done:
+def libcrypto_modexp(
+    bases: Rows, exponents: Rows, moduli: Rows, outputs: Rows, *, public_exponents: bool = False
+) -> None:
+    """``Backend.modexp`` by OpenSSL on this thread, without the GIL; for any moduli, even ones and 1 included. Raises
+    BackendError without memory."""
+    (count, stride), width = bases.shape, exponents.shape[1]
+    rows = (u8(bases), u8(exponents), width, u8(moduli), u8(outputs))
+    if not lib.gp_libcrypto_modexp(count, *rows, stride, public_exponents):
         raise BackendError("libcrypto: out of memory")
+
+
+def libcrypto_inverse(numbers: Rows, moduli: Rows, outputs: Rows) -> int:
+    """``outputs[i] = 1 / numbers[i] mod moduli[i]``, in constant time, without the GIL. Returns the first row whose
+    number has no inverse, or the number of rows. Raises MemoryError."""
+    count, stride = numbers.shape
+    done = int(lib.gp_libcrypto_inverse(count, u8(numbers), u8(moduli), u8(outputs), stride))
+    if done < 0:
+        raise MemoryError("no memory for OpenSSL's numbers")
+    return done
 
 
 def libcrypto_cost_curves() -> CostCurves:
@@ -72,8 +92,10 @@ class LibcryptoBackend:
             raise BackendError("libcrypto: the backend is not open")
         lib.gp_libcrypto_private(self._client.keys, *c_arguments(batch))
 
-    def modexp(self, bases: Rows, exponents: Rows, moduli: Rows, outputs: Rows) -> None:
-        libcrypto_modexp(bases, exponents, moduli, outputs)
+    def modexp(
+        self, bases: Rows, exponents: Rows, moduli: Rows, outputs: Rows, *, public_exponents: bool = False
+    ) -> None:
+        libcrypto_modexp(bases, exponents, moduli, outputs, public_exponents=public_exponents)
 
     def close(self) -> None:
         self._client = None

@@ -12,7 +12,7 @@ import numpy as np
 from gpu_provider.errors import OperationError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Hashable
 
     from numpy.typing import NDArray
 
@@ -30,12 +30,16 @@ Operands: TypeAlias = "tuple[NDArray[Any], ...]"
 class Call(ABC):
     """One call: its operands, and its result in the making."""
 
-    def __init__(self, *, kind: Kind, operands: Operands, row_bytes: int, units_per_row: int) -> None:
+    def __init__(
+        self, *, kind: Kind, operands: Operands, row_bytes: int, units_per_row: int, variant: Hashable = None
+    ) -> None:
         """``row_bytes``: bytes per row of the result. ``units_per_row``: how many operations a row counts as in the
-        kind's cost curve."""
+        kind's cost curve. ``variant``: what else must be the same in calls that are computed together."""
         self.kind = kind
         self.operands = operands
         self.rows = len(operands[0])
+        self.shape = (variant, *(operand.shape[-1] for operand in operands if operand.ndim > 1))
+        """Calls of the same kind and shape are computed together."""
         self.row_bytes = row_bytes
         self.units_per_row = units_per_row
         self.next_row = 0
@@ -51,11 +55,6 @@ class Call(ABC):
         self._outcome: SimpleQueue[Exception | None] = SimpleQueue()
         self.tell: Callable[[Exception | None], object] = self._outcome.put
         """Called when the call ends, on a thread of the provider. Must not block."""
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Calls of the same kind and shape are computed together."""
-        return tuple(operand.shape[-1] for operand in self.operands if operand.ndim > 1)
 
     @abstractmethod
     def compute(self, backend: Backend, operands: Operands, outputs: NDArray[np.uint8], ok: NDArray[np.uint8]) -> int:

@@ -127,6 +127,11 @@ class Engine:
 
     def submit(self, calls: Iterable[Call]) -> None:
         """Leaves out calls that have ended already. After close() all end with ProviderClosedError."""
+        self.enqueue(calls)
+        self.wake()
+
+    def enqueue(self, calls: Iterable[Call]) -> None:
+        """The same, but the calls may wait until :meth:`wake`."""
         for call in calls:
             if self._closing:
                 call.fail(ProviderClosedError("the provider is closed"))
@@ -136,6 +141,9 @@ class Engine:
                 self._calls.submit(call)
         if self._ended:
             self._calls.fail_submitted()
+
+    def wake(self) -> None:
+        """Has what was enqueued looked at."""
         if self._workers_free:
             self._client.wake()
 

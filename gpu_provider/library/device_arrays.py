@@ -1,8 +1,9 @@
 """Library calls over arrays in a GPU's memory, such as CuPy's: computed where they are.
 
 Inputs and outputs don't pass through the host. Moduli do, to prepare their constants, and so does whatever the kernels
-don't support: keys of more than one kernel size in a call, keys with three primes, exponents above 4096 bits. That, and
-what a device fails, is computed as if it had come from the host.
+don't support: keys of more than one kernel size in a call, keys with three primes, moduli that are even or above 4096
+bits, exponents that are negative or above 4096 bits. That, and what a device fails, is computed as if it had come from
+the host.
 
 These calls go past the scheduler, because they can't be served like others. No other backend can take over their rows
 without the device. A row without a result may be the caller's mistake (an input that isn't below its modulus), which
@@ -22,11 +23,11 @@ from typing import TYPE_CHECKING, TypeVar
 import numpy as np
 
 from gpu_provider.backends.cuda.backend import CudaBackend
-from gpu_provider.backends.cuda.device import CudaArray, DeviceRows
+from gpu_provider.backends.cuda.device import DeviceRows, is_cuda_array
 from gpu_provider.client import class_of
 from gpu_provider.errors import BackendError, InputError, OperationError
 from gpu_provider.kinds import MODEXP, PRIVATE_ROWS
-from gpu_provider.library.modexp import check_moduli, rows_of_all, units_per_row
+from gpu_provider.library.modexp import check_moduli, exponents_to_rows, only_libcrypto, rows_of_all, units_per_row
 from gpu_provider.library.operands import check_shape, limbs_of, to_rows
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from gpu_provider.backends.base import Rows
+    from gpu_provider.backends.cuda.device import CudaArray
     from gpu_provider.engine.engine import Engine
     from gpu_provider.kinds import Kind
     from gpu_provider.library.operands import Operand
@@ -122,8 +124,10 @@ class DeviceArrays:
         exponents: Operand | CudaArray,
         moduli: Operand | CudaArray,
         on_host: Callable[[NDArray[np.uint64], Operand, Operand], NDArray[np.uint64]],
+        *,
+        public_exponents: bool,
     ) -> CudaArray:
-        """Like :meth:`private_op`. Doesn't check that bases are below their moduli."""
+        """Like :meth:`private_op`."""
         base_rows, backend = self.find(bases, "base")
         moduli_on_host = self.on_host(moduli, "modulus")
         modulus_rows = to_rows(moduli_on_host, "modulus")
@@ -132,12 +136,14 @@ class DeviceArrays:
         if base_rows.limbs > limbs:
             raise InputError(f"the base has {base_rows.limbs} limbs, and the longest modulus has {limbs}; slice it")
         exponent_rows: Rows | DeviceRows
-        if isinstance(exponents, CudaArray):
+        by_kernels = not only_libcrypto(modulus_rows).any()
+        if is_cuda_array(exponents):
             exponent_rows, other = self.find(exponents, "exponent")
             if other is not backend:
                 raise InputError("bases and exponents are on different devices; copy one of them")
         else:
-            exponent_rows = to_rows(exponents, "exponent")
+            exponent_rows, negative = exponents_to_rows(exponents, public=public_exponents)
+            by_kernels = by_kernels and negative is None
         exponent_count, exponent_bytes = exponent_rows.shape
         count = rows_of_all(base_rows.rows, exponent_count, len(modulus_rows))
         if base_rows.rows != count:
@@ -153,7 +159,8 @@ class DeviceArrays:
             some = modulus_rows[start:stop] if len(modulus_rows) > 1 else modulus_rows
             return backend.modexp_rows(base_rows.part(start, stop), powers, some, outputs.part(start, stop))
 
-        if not self._compute(backend, MODEXP, count, units_per_row(8 * limbs, exponent_bytes), compute):
+        units = units_per_row(8 * limbs, exponent_bytes)
+        if not (by_kernels and self._compute(backend, MODEXP, count, units, compute)):
             on_the_host = limbs_of(self._read(backend, base_rows))
             answer = on_host(on_the_host, self.on_host(exponents, "exponent"), moduli_on_host)
             self._write(backend, outputs, answer)
@@ -161,7 +168,7 @@ class DeviceArrays:
 
     def on_host(self, operand: Operand | CudaArray, name: str) -> Operand:
         """The operand, copied to the host if it is on a device."""
-        if isinstance(operand, CudaArray):
+        if is_cuda_array(operand):
             rows, backend = self.find(operand, name)
             return limbs_of(self._read(backend, rows))
         return operand

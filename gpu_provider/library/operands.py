@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from gpu_provider.backends.base import Rows
     from gpu_provider.backends.cuda.device import CudaArray
+    from gpu_provider.library.dlpack import DlpackArray
 
 __all__ = [
     "MAX_BITS",
@@ -25,12 +26,15 @@ __all__ = [
     "Operand",
     "array_to_rows",
     "check_shape",
+    "integers_to_rows",
     "is_bytes",
     "is_number",
     "label",
     "limbs_of",
     "not_less",
+    "rows_to_integers",
     "to_int",
+    "to_integers",
     "to_rows",
     "widen",
 ]
@@ -44,16 +48,21 @@ BytesLike: TypeAlias = "bytes | bytearray | memoryview"
 """One number, big-endian."""
 Number: TypeAlias = "Integer | BytesLike"
 Operand: TypeAlias = "Number | Sequence[Integer] | Sequence[BytesLike] | NDArray[np.uint64]"
-AnyOperand: TypeAlias = "Operand | CudaArray"
+_BYTES = (bytes, bytearray, memoryview)  # made once: numbers are checked one by one
+AnyOperand: TypeAlias = "Operand | CudaArray | DlpackArray"
 
 
 def is_bytes(operand: object) -> TypeGuard[BytesLike]:
-    return isinstance(operand, bytes | bytearray | memoryview)
+    return isinstance(operand, _BYTES)
 
 
 def is_number(operand: object) -> TypeGuard[Number]:
     """Whether the operand is one number, not a sequence or an array of them."""
-    return is_bytes(operand) or (hasattr(operand, "__index__") and not isinstance(operand, np.ndarray))
+    return (
+        isinstance(operand, int)
+        or is_bytes(operand)
+        or (hasattr(operand, "__index__") and not isinstance(operand, np.ndarray))
+    )
 
 
 def to_int(number: object, name: str) -> int:
@@ -77,27 +86,43 @@ def to_rows(operand: Operand, name: str) -> Rows:
     """[n, bytes], least significant byte first, bytes a multiple of 8. Raises InputError."""
     if isinstance(operand, np.ndarray):
         return array_to_rows(operand, name)
-    given: object = operand
-    if is_number(given):
-        numbers = [_checked(given, f"the {name}")]
-    elif isinstance(given, Sequence) and not isinstance(given, str):
-        numbers = [_checked(number, label(name, row, len(given))) for row, number in enumerate(given)]
-    else:
-        raise InputError(
-            f"the {name} must be an int, bytes, a sequence of either or a uint64 array, not {type(operand).__name__}"
+    return integers_to_rows(to_integers(operand, name), name)
+
+
+def to_integers(operand: object, name: str) -> list[int]:
+    """The values of a number, or of a sequence of them: any, also negative ones. Raises InputError."""
+    if is_number(operand):
+        return [to_int(operand, f"the {name}")]
+    if isinstance(operand, Sequence) and not isinstance(operand, str):
+        return [
+            number if type(number) is int else to_int(number, label(name, row, len(operand)))
+            for row, number in enumerate(operand)
+        ]
+    raise InputError(
+        f"the {name} must be an int, bytes, a sequence of either or a uint64 array, not {type(operand).__name__}"
+    )
+
+
+def integers_to_rows(numbers: Sequence[int], name: str) -> Rows:
+    """Like :func:`to_rows`."""
+    bits = max(map(int.bit_length, numbers), default=0)
+    if bits > MAX_BITS or min(numbers, default=0) < 0:
+        row = next(row for row, number in enumerate(numbers) if number < 0 or number.bit_length() > MAX_BITS)
+        reason = (
+            "is negative"
+            if numbers[row] < 0
+            else f"has {numbers[row].bit_length()} bits; at most {MAX_BITS} are possible"
         )
-    width = max(8, -(-max((number.bit_length() for number in numbers), default=0) // 64) * 8)
-    data = b"".join(number.to_bytes(width, "little") for number in numbers)
+        raise InputError(f"{label(name, row, len(numbers))} {reason}")
+    width = max(8, -(-bits // 64) * 8)
+    data = b"".join([number.to_bytes(width, "little") for number in numbers])
     return np.frombuffer(data, np.uint8).reshape(len(numbers), width)
 
 
-def _checked(number: object, name: str) -> int:
-    value = to_int(number, name)
-    if value < 0:
-        raise InputError(f"{name} is negative")
-    if value.bit_length() > MAX_BITS:
-        raise InputError(f"{name} has {value.bit_length()} bits; at most {MAX_BITS} are possible")
-    return value
+def rows_to_integers(rows: Rows) -> list[int]:
+    """The inverse of :func:`integers_to_rows`."""
+    data, width = rows.tobytes(), rows.shape[1]
+    return [int.from_bytes(data[start : start + width], "little") for start in range(0, len(data), width)]
 
 
 def label(name: str, row: int, rows: int) -> str:

@@ -192,7 +192,7 @@ class VerifyPiece(Piece):
             moduli, exponents = moduli[:1], exponents[:1]
         widths = [max(number.bit_length() for number in numbers) for numbers in (moduli, exponents)]
         rows = (_to_rows(self._signatures, widths[0]), _to_rows(exponents, widths[1]), _to_rows(moduli, widths[0]))
-        self.calls = [modexp_call(*map(limbs_of, rows))]
+        self.calls = [modexp_call(*map(limbs_of, rows), public_exponents=True)]
 
     def finish(self, errors: Sequence[Exception | None]) -> None:
         if not self.calls:

@@ -18,6 +18,7 @@ HEADERS = (
     "keys/key_table.h",
     "keys/cpu.h",
     "keys/libcrypto.h",
+    "keys/modexp.h",
     "keys/key_record.h",
     "staging.h",
     "queue/queue.h",

@@ -10,12 +10,13 @@ namespace gpk {
 namespace {
 
 constexpr uint64_t LIMB_MASK = (UINT64_C(1) << 52) - 1;
-constexpr int MAX_LIMBS = 80;
-constexpr int MAX_BYTES = 512;
+constexpr int MAX_LIMBS = 160;
+constexpr int MAX_BYTES = 512; /* of a key's number */
+constexpr int MAX_MODEXP_BYTES = 1024;
 
 constexpr int limbs_to_bytes(int limbs) { return limbs * 52 / 8; }
 
-/* Ignores bytes beyond the limbs: callers check that they are zero. size <= MAX_BYTES. */
+/* Ignores bytes beyond the limbs: callers check that they are zero. size <= MAX_MODEXP_BYTES. */
 inline void limbs_from_bytes(uint64_t *to, int limbs, const uint8_t *bytes, int size)
 {
     uint8_t padded[MAX_LIMBS * 52 / 8 + 16] = {0};

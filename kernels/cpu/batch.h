@@ -154,7 +154,10 @@ void modexp_group(Modexp<N, V> *modexp, const ModexpBatch &batch, uint32_t first
             batch.ok[row] = (uint8_t)valid;
     }
     modexp->set_moduli();
-    modexp->run((int)batch.exponent_bits);
+    if (batch.public_exponents)
+        modexp->run_public((int)batch.exponent_bits);
+    else
+        modexp->run((int)batch.exponent_bits);
     for (uint32_t i = 0; i < count; i++) {
         if (!batch.ok[first + i])
             memset(rows[i], 0, sizeof(rows[i]));
@@ -162,13 +165,18 @@ void modexp_group(Modexp<N, V> *modexp, const ModexpBatch &batch, uint32_t first
     }
 }
 
-/* Pairs of vectors while more rows are left than one vector holds: two streams hide the multiplier's latency. */
+/* Pairs of vectors while more rows are left than one vector holds: two streams hide the multiplier's latency. What a
+ * pair of the longest numbers needs for a while would not fit onto the workspace's stack. */
 template <int N, class V> void modexp_class(void *workspace, const ModexpBatch &batch)
 {
+    constexpr bool pairs = V::lanes > 1 && N <= 80;
     auto *one = static_cast<Modexp<N, V> *>(workspace);
+    size_t used = sizeof(*one);
     uint32_t row = 0;
 
-    if constexpr (V::lanes > 1) {
+    static_assert(sizeof(*one) <= WORKSPACE_SIZE, "the workspace is large enough");
+
+    if constexpr (pairs) {
         constexpr uint32_t lanes = 2 * V::lanes;
         auto *two = reinterpret_cast<Modexp<N, VectorPair<V>> *>(one + 1);
         static_assert(sizeof(*one) + sizeof(*two) <= WORKSPACE_SIZE, "the workspace is large enough");
@@ -177,6 +185,7 @@ template <int N, class V> void modexp_class(void *workspace, const ModexpBatch &
             const uint32_t left = batch.count - row, count = left < lanes ? left : lanes;
             modexp_group(two, batch, row, count);
             row += count;
+            used = sizeof(*one) + sizeof(*two);
         }
     }
     while (row < batch.count) {
@@ -184,23 +193,23 @@ template <int N, class V> void modexp_class(void *workspace, const ModexpBatch &
         modexp_group(one, batch, row, count);
         row += count;
     }
-    if (V::lanes < batch.count)
-        wipe(workspace, sizeof(*one) + sizeof(Modexp<N, VectorPair<V>>));
-    else
-        wipe(workspace, sizeof(*one));
+    wipe(workspace, used);
 }
 
-/* Three size classes, for the Diffie-Hellman groups of RFC 7919; a size between two costs what the larger one costs. */
+/* Computes the batch in the first of the classes whose R is at least 16 times any modulus of the stride. */
+template <class V, int N, int... LONGER> void modexp_in_class_of(void *workspace, const ModexpBatch &batch)
+{
+    if constexpr (sizeof...(LONGER) > 0)
+        if (8 * batch.stride + 4 > 52 * N)
+            return modexp_in_class_of<V, LONGER...>(workspace, batch);
+    modexp_class<N, V>(workspace, batch);
+}
+
+/* Size classes of 256, 512, 1024, 2048, 3072, 4096, 6144 and 8192 bits; a size between two costs what the larger one
+ * costs. */
 template <class V> void modexp_batch(void *workspace, const ModexpBatch &batch)
 {
-    const uint32_t bits = 8 * batch.stride + 4; /* R is at least 16 times the modulus */
-
-    if (bits <= 52 * 40)
-        modexp_class<40, V>(workspace, batch);
-    else if (bits <= 52 * 60)
-        modexp_class<60, V>(workspace, batch);
-    else
-        modexp_class<80, V>(workspace, batch);
+    modexp_in_class_of<V, 5, 10, 20, 40, 60, 80, 120, 160>(workspace, batch);
 }
 
 } // namespace

@@ -17,6 +17,7 @@ struct ModexpBatch {
     uint32_t count, stride, exponent_stride, exponent_bits;
     const uint8_t *bases, *exponents, *moduli;
     uint8_t *outputs, *ok;
+    int public_exponents;
 };
 
 void private_portable(void *workspace, const PrivateBatch &batch);

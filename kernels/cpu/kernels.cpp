@@ -53,14 +53,15 @@ enum gpk_status gpk_private(enum gpk_isa isa, uint32_t count, gpk_key *const *ke
 
 enum gpk_status gpk_modexp(enum gpk_isa isa, uint32_t count, const uint8_t *bases, const uint8_t *exponents,
                            uint32_t exponent_stride, uint32_t exponent_bits, const uint8_t *moduli, uint8_t *outputs,
-                           uint32_t stride, uint8_t *ok)
+                           uint32_t stride, uint8_t *ok, int public_exponents)
 {
-    const ModexpBatch batch = {count, stride, exponent_stride, exponent_bits, bases, exponents, moduli, outputs, ok};
+    const ModexpBatch batch = {count,   stride, exponent_stride, exponent_bits, bases, exponents, moduli,
+                               outputs, ok,     public_exponents};
 
     isa = gpk_resolve_isa(isa);
     if (isa == GPK_ISA_BEST)
         return GPK_NO_ISA;
-    if (stride == 0 || stride > MAX_BYTES || exponent_stride > MAX_BYTES || exponent_bits == 0
+    if (stride == 0 || stride > MAX_MODEXP_BYTES || exponent_stride > MAX_MODEXP_BYTES || exponent_bits == 0
         || exponent_bits > 8 * exponent_stride)
         return GPK_UNSUPPORTED;
     if (count == 0)

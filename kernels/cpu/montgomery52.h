@@ -7,7 +7,7 @@
  * "Efficient software implementations of modular exponentiation", 2012): with m < R / 16, operands below 4 m give a
  * product below m + 16 m^2 / R < 2 m, so that no loop subtracts, and the sum of two products is an operand again.
  * reduce() gives the canonical value at the end.
- * A column holds at most 4 N + 1 terms below 2^52: below 2^61 for N = 80.
+ * A column holds at most 4 N + 1 terms below 2^52: below 2^62 for N = 160.
  *
  * Products are formed a block of ROWS by ROWS limbs at a time, columns in registers (product scanning; Koc, Acar,
  * Kaliski, "Analyzing and comparing Montgomery multiplication algorithms", 1996), and reduced in a second pass, so that
@@ -118,8 +118,12 @@ template <int N, class V> struct Montgomery52 {
     static constexpr Constant<63> SIGN{};
 
     /* A block's columns should fill the registers: bench/kernels/ATTEMPTS.md has the measurements. */
-    static constexpr int ROWS = V::long_blocks ? (N % 8 == 0 ? 8 : 10) : (N % 4 == 0 ? 4 : 5), BLOCKS = N / ROWS;
-    static_assert(N % ROWS == 0 && N >= 2 * ROWS, "limbs come in whole blocks");
+    static constexpr int ROWS = V::long_blocks && N % 8 == 0    ? 8
+                                : V::long_blocks && N % 10 == 0 ? 10
+                                : N % 4 == 0                    ? 4
+                                                                : 5;
+    static constexpr int BLOCKS = N / ROWS;
+    static_assert(N % ROWS == 0, "limbs come in whole blocks");
 
     V product[2 * N]; /* columns, not carried */
     V quotient[N];

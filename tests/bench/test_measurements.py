@@ -17,7 +17,19 @@ import pytest
 
 pytest.importorskip("matplotlib", reason="the bench draws with matplotlib, the [bench] extra")
 
-from bench import environment, groups, harness, plot, queue_overhead, report, scheduling, tokens, transport, waiting
+from bench import (
+    environment,
+    groups,
+    harness,
+    modexp,
+    plot,
+    queue_overhead,
+    report,
+    scheduling,
+    tokens,
+    transport,
+    waiting,
+)
 from bench.kernels import speed
 from bench.servers import connections, latency, module, service, throughput
 from gpu_provider import kernels
@@ -59,6 +71,9 @@ MEASUREMENTS: dict[str, Callable[[harness.Bench, Callable[[str, int], None]], re
     ),
     "kernels": lambda bench, advance: speed.measure(
         bench, rounds=2, seconds=0, sizes=speed.Sizes(batch=8, keys=1, batch_sizes=(1, 8)), advance=advance
+    ),
+    "modexp": lambda bench, advance: modexp.measure(
+        bench, rounds=1, seconds=0, sizes=(256, 1024), paillier_bits=(512,), advance=advance
     ),
     "module": measure_module,
     "service": lambda bench, advance: service.measure(

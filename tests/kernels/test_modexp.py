@@ -34,10 +34,18 @@ def check(
     assert outputs == [pow(b, e, m) for b, e, m in zip(bases, exponents, moduli, strict=True)]
 
 
-@pytest.mark.parametrize("bits", [2048, 2056, 3000, 3072, 4096])
+@pytest.mark.parametrize("bits", [64, 256, 264, 512, 520, 1032, 1040, 2048, 2056, 3000, 3072, 4096, 6144, 8192])
 def test_edge_moduli_and_bases(bits: int, isa: kernels.Isa) -> None:
     """Moduli of the fewest and the most ones, and small ones in a wide row."""
-    moduli = [(1 << bits - 1) + 1, (1 << bits) - 1, (1 << bits) - 3, 3, (1 << 52) - 1, (1 << 52) + 1, (1 << 1000) + 1]
+    moduli = [
+        (1 << bits - 1) + 1,
+        (1 << bits) - 1,
+        (1 << bits) - 3,
+        3,
+        (1 << 52) - 1,
+        (1 << 52) + 1,
+        (1 << bits // 2) + 1,
+    ]
     source = random.Random(bits)  # noqa: S311
     for modulus in moduli:
         bases = [0, 1, modulus - 1, modulus, modulus // 2, (1 << bits) - 1, source.getrandbits(bits), 1 << bits - 1]
@@ -59,8 +67,24 @@ def test_exponent_length(bits: int, isa: kernels.Isa) -> None:
     assert outputs == [pow(3, exponent % (1 << bits), modulus)]
 
 
+@pytest.mark.parametrize("bits", [1, 17, 63, 64, 65, 225])
+@pytest.mark.parametrize("count", [1, 20])
+def test_public_exponents(bits: int, count: int, isa: kernels.Isa) -> None:
+    """Few bits set, many, and none: by single bits or by windows. A row's bits must not reach its neighbours."""
+    source = random.Random(bits)  # noqa: S311
+    top = 1 << bits - 1
+    exponents = [(top | 1, top, 0, 1, 2 * top - 1, source.getrandbits(bits))[i % 6] for i in range(count)]
+    for modulus in (prime(2048), (1 << 256) - 189, (1 << 1024) + 643):
+        stride = -(-modulus.bit_length() // 8)
+        for some in (exponents, [top | 1] * count):
+            bases = [source.randrange(modulus) for _ in some]
+            outputs, ok = modexp(bases, some, [modulus] * count, stride, isa, exponent_bits=bits, public_exponents=True)
+            assert ok == [1] * count
+            assert outputs == [pow(base, exponent, modulus) for base, exponent in zip(bases, some, strict=True)]
+
+
 def test_full_length_exponents(isa: kernels.Isa) -> None:
-    for bits in (2048, 4096):
+    for bits in (256, 512, 1024, 2048, 4096):
         modulus = (1 << bits) - 189
         check([5, modulus - 2], [modulus - 2, (1 << bits) - 1], [modulus] * 2, isa, stride=bits // 8)
 
@@ -80,9 +104,9 @@ def test_even_and_tiny_moduli_are_refused_alone(isa: kernels.Isa) -> None:
 
 def test_rows_that_are_too_wide_or_empty(isa: kernels.Isa) -> None:
     with pytest.raises(kernels.UnsupportedError):
-        modexp([1], [1], [3], 513, isa)
+        modexp([1], [1], [3], 1025, isa)
     with pytest.raises(kernels.UnsupportedError):
-        modexp([1], [1], [3], 256, isa, exponent_bits=8 * 513)
+        modexp([1], [1], [3], 256, isa, exponent_bits=8 * 1025)
 
 
 def test_random_numbers(isa: kernels.Isa) -> None:
@@ -91,7 +115,12 @@ def test_random_numbers(isa: kernels.Isa) -> None:
 
 
 @settings(deadline=None, max_examples=60)
-@given(data=st.data(), isa=st.sampled_from(ISAS), stride=st.integers(1, 512), count=st.integers(1, 20))
+@given(
+    data=st.data(),
+    isa=st.sampled_from(ISAS),
+    stride=st.one_of(st.integers(1, 140), st.integers(1, 1024)),
+    count=st.integers(1, 20),
+)
 def test_any_numbers(data: st.DataObject, isa: kernels.Isa, stride: int, count: int) -> None:
     if isa is kernels.Isa.IFMA:
         isa_or_skip(isa)

@@ -69,6 +69,20 @@ def test_nor_in_the_multi_thread_kernels(tmp_path: Path) -> None:
     assert result.returncode == 0, result.stderr
 
 
+def test_nor_in_powers_modulo_a_power_of_two(tmp_path: Path) -> None:
+    """What even moduli take besides OpenSSL's arithmetic, with the flags that it is installed with."""
+    if shutil.which("valgrind") is None or not Path("/usr/include/valgrind/memcheck.h").exists():
+        pytest.skip("valgrind and its header are not installed")
+    program = tmp_path / "modexp_secrets"
+    native = ROOT / "gpu_provider" / "native"
+    options = [*flags("C_STANDARD", "WARNINGS"), "-O2", "-g1", f"-I{native}", f"-I{KERNELS}"]
+    source = ROOT / "tests" / "native" / "modexp_secrets.c"
+    subprocess.run(["gcc", *options, source, "-lcrypto", "-o", program], check=True, timeout=100)
+    result = memcheck(program)
+    assert result.returncode == 0, result.stderr
+    assert memcheck(program, "leak").returncode == 99, "the check does not notice a branch on the result"
+
+
 def test_no_fault_lets_a_wrong_result_out(tmp_path: Path) -> None:
     """Each of 199 runs flips one bit of one product, all over the operation. A few faults hit what is not used."""
     program = build("kernel_faults", tmp_path)

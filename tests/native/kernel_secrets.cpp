@@ -51,7 +51,14 @@ int main(int argc, char **argv)
         byte = 0xc5;
     VALGRIND_MAKE_MEM_UNDEFINED(exponent, sizeof(exponent));
     modexp_class<40, Word>(workspace,
-                           ModexpBatch{1, 256, sizeof(exponent), 225, input[0], exponent, bytes[N], output[0], ok});
+                           ModexpBatch{1, 256, sizeof(exponent), 225, input[0], exponent, bytes[N], output[0], ok, 0});
+    /* the class whose numbers are one block; n's low bytes are an odd modulus too */
+    modexp_class<5, Word>(workspace, ModexpBatch{1, 32, sizeof(exponent), 225, input[0], exponent, bytes[N], output[0],
+                                                 ok + 1, 0});
+    /* a public exponent */
+    static const uint8_t public_exponent[] = {1, 0, 1};
+    modexp_class<5, Word>(workspace,
+                          ModexpBatch{1, 32, 3, 17, input[0], public_exponent, bytes[N], output[0], ok + 1, 1});
     secret_free(workspace, WORKSPACE_SIZE);
-    return ok[0] ? 0 : 3;
+    return ok[0] && ok[1] ? 0 : 3;
 }

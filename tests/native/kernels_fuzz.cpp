@@ -85,12 +85,13 @@ void fuzz_private(Input &input)
 
 void fuzz_modexp(Input &input)
 {
-    static const uint32_t sizes[] = {128, 256, 260, 261, 384, 389, 390, 512};
+    static const uint32_t sizes[] = {32,  33,  64,  65,  129, 130, 256, 259, 260,
+                                     384, 389, 390, 512, 519, 520, 779, 780, 1024};
     const enum gpk_isa isa = pick_isa(input);
-    const uint32_t stride = input.byte() % 2 ? input.one_of(sizes) : input.below(530);
-    const uint32_t exponent_stride = input.byte() % 2 ? input.byte() % 40 : input.below(530);
+    const uint32_t stride = input.byte() % 2 ? input.one_of(sizes) : input.below(1040);
+    const uint32_t exponent_stride = input.byte() % 2 ? input.byte() % 40 : input.below(1040);
     const bool any_length = input.byte() % 4 == 0;
-    const uint32_t exponent_bits = any_length ? input.below(4300) : 8 * exponent_stride - input.byte() % 8;
+    const uint32_t exponent_bits = any_length ? input.below(8400) : 8 * exponent_stride - input.byte() % 8;
     const uint32_t most = exponent_bits < 256 ? 20 : most_rows(isa, std::max(stride, 161U));
     const uint32_t count = input.byte() % (most + 1);
     const bool same = input.byte() % 2;
@@ -106,13 +107,14 @@ void fuzz_modexp(Input &input)
         else
             std::fill(modulus + input.below(stride), modulus + stride, 0);
     }
-    const enum gpk_status status = gpk_modexp(isa, count, bases.data(), exponents.data(), exponent_stride,
-                                              exponent_bits, moduli.data(), outputs.data(), stride, ok.data());
+    const enum gpk_status status =
+        gpk_modexp(isa, count, bases.data(), exponents.data(), exponent_stride, exponent_bits, moduli.data(),
+                   outputs.data(), stride, ok.data(), input.byte() % 2);
     if (gpk_resolve_isa(isa) == GPK_ISA_BEST) {
         CHECK(status == GPK_NO_ISA);
         return;
     }
-    const bool taken = stride > 0 && stride <= 512 && exponent_stride <= 512 && exponent_bits > 0
+    const bool taken = stride > 0 && stride <= 1024 && exponent_stride <= 1024 && exponent_bits > 0
                        && exponent_bits <= 8 * exponent_stride;
     CHECK(status == (taken ? GPK_OK : GPK_UNSUPPORTED));
     for (uint32_t i = 0; i < count && taken; i++)

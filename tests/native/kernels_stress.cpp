@@ -88,7 +88,7 @@ void batches(const std::vector<Key *> &keys, enum gpk_isa isa, int first, int co
 /* 3^5 modulo 2^(8 size) - 1: in a row of each size class. */
 void powers(enum gpk_isa isa, uint32_t count)
 {
-    for (uint32_t stride : {256U, 384U, 512U}) {
+    for (uint32_t stride : {32U, 64U, 128U, 256U, 384U, 512U, 768U, 1024U}) {
         const std::vector<uint8_t> exponents(count, 5);
         std::vector<uint8_t> bases(count * (size_t)stride), moduli(bases.size(), 0xff), outputs(bases.size());
         std::vector<uint8_t> ok(count);
@@ -96,7 +96,7 @@ void powers(enum gpk_isa isa, uint32_t count)
         for (uint32_t i = 0; i < count; i++)
             bases[i * (size_t)stride] = 3;
         CHECK(gpk_modexp(isa, count, bases.data(), exponents.data(), 1, 8, moduli.data(), outputs.data(), stride,
-                         ok.data())
+                         ok.data(), 0)
               == GPK_OK);
         for (uint32_t i = 0; i < count; i++)
             CHECK(ok[i] && outputs[i * (size_t)stride] == 243 && outputs[i * (size_t)stride + 1] == 0);

@@ -48,6 +48,14 @@ def private_operations(provider: BatchingProvider, key: Key, array: NDArray[np.u
     )
 
 
+def futures(provider: BatchingProvider, array: NDArray[np.uint64]) -> None:
+    assert_type(provider.submit_modexp(2, 3, 7), Future[int])
+    assert_type(provider.submit_modexp(b"2", -3, 7, public_exponents=True), Future[bytes])
+    assert_type(provider.submit_modexp([2, 3], 3, 7), Future[list[int]])
+    assert_type(provider.submit_modexp([b"2"], array, 7), Future[list[bytes]])
+    assert_type(provider.submit_modexp(array, 3, 7), Future[NDArray[np.uint64]])
+
+
 async def awaited(provider: BatchingProvider, key: Key) -> None:
     assert_type(await provider.private_op_async(key, 2), int)
     assert_type(await provider.private_op_async(key, memoryview(b"2")), bytes)

@@ -207,20 +207,28 @@ class TestModexp:
         source = random.Random(bits)  # noqa: S311 (test data)
         modulus = source.getrandbits(bits) | 1 | 1 << (bits - 1)
         width = -(-bits // 64)
-        bases = [0, 1, modulus - 1, *(source.randrange(modulus) for _ in range(6))]
+        bases = [0, 1, modulus - 1, modulus, (1 << 64 * width) - 1, *(source.randrange(modulus) for _ in range(4))]
         exponents = [source.getrandbits(225) for _ in bases]
         with BatchingProvider(ProviderConfig(backend_timeout=50), backends=[CudaBackend(device)]) as provider:
             expected = [pow(base, exponent, modulus) for base, exponent in zip(bases, exponents, strict=True)]
             for powers in (place(device, exponents, 4), limbs(exponents, 4), exponents):
                 result = provider.modexp(place(device, bases, width), powers, modulus)
                 assert values(result) == expected
-            result = provider.modexp(place(device, bases, width), 65537, limbs([modulus], width))
+            result = provider.modexp(place(device, bases, width), 65537, limbs([modulus], width), public_exponents=True)
             assert values(result) == [pow(base, 65537, modulus) for base in bases]
             one = place(device, [3], 1)
             assert values(provider.modexp(place(device, bases, width), one, modulus)) == [
                 pow(base, 3, modulus) for base in bases
             ]
         assert kernels.rows["MODEXP"] == 5 * len(bases)
+
+    def test_even_moduli_and_negative_exponents_go_by_way_of_the_host(
+        self, provider: BatchingProvider, device: HostDevice, kernels: CountingKernels
+    ) -> None:
+        array = place(device, range(3, 35, 2), 32)
+        assert values(provider.modexp(array, 5, MODULUS - 1)) == [pow(x, 5, MODULUS - 1) for x in range(3, 35, 2)]
+        assert not kernels.rows
+        assert values(provider.modexp(array, -5, MODULUS)) == [pow(x, -5, MODULUS) for x in range(3, 35, 2)]
 
     def test_operands_on_the_device_for_bases_on_the_host(self, provider: BatchingProvider, device: HostDevice) -> None:
         moduli = place(device, [MODULUS, ODD], 32)
@@ -271,7 +279,7 @@ class TestErrors:
         for operands, reason in (
             ((elsewhere, 3, 7), "the base array is on a GPU that"),
             ((array, elsewhere, MODULUS), "the exponent array is on a GPU that"),
-            ((array, 3, MODULUS - 1), "the modulus has 2048 bits and is even"),
+            ((array, 3, 0), "the modulus is 0"),
             ((array, 3, ODD), "the base has 32 limbs, and the longest modulus has 1"),
             ((array, [1, 2, 3], MODULUS), "2 bases for 3 operations"),
             ((View(array, array.array[:1]), [1, 2, 3], MODULUS), "1 base on a device for 3 operations"),

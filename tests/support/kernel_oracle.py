@@ -96,6 +96,7 @@ def modexp(
     isa: kernels.Isa,
     *,
     exponent_bits: int | None = None,
+    public_exponents: bool = False,
 ) -> tuple[list[int], list[int]]:
     longest = max([exponent_bits or 1, *(e.bit_length() for e in exponents)])
     width = (longest + 7) // 8
@@ -107,6 +108,7 @@ def modexp(
         outputs,
         ok,
         exponent_bits=exponent_bits,
+        public_exponents=public_exponents,
         isa=isa,
     )
     return integers(outputs), ok.tolist()

@@ -160,14 +160,16 @@ class CudaBackend:
         with self._worker() as worker:
             worker.private_op(batch)
 
-    def modexp(self, bases: Rows, exponents: Rows, moduli: Rows, outputs: Rows) -> None:
+    def modexp(
+        self, bases: Rows, exponents: Rows, moduli: Rows, outputs: Rows, *, public_exponents: bool = False
+    ) -> None:
         """``Backend.modexp``. There is no public exponent to check a result with, so libcrypto computes two random rows
         of each call again. That finds a broken device, not a fault in a single row."""
         with self._worker() as worker:
             if worker.modexp(bases, exponents, moduli, outputs):
                 self._check_powers(worker, bases, exponents, moduli, outputs)
                 return
-        self._processor.modexp(bases, exponents, moduli, outputs)
+        self._processor.modexp(bases, exponents, moduli, outputs, public_exponents=public_exponents)
 
     def _check_powers(self, worker: DeviceWorker, *operands: Rows | DeviceRows) -> None:
         rows = [secrets.randbelow(operands[0].shape[0]) for _ in range(_SAMPLES)]

@@ -7,7 +7,7 @@ address is an int, as in a kernel's arguments.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol
 
 from gpu_provider.errors import BackendError
 
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     import numpy as np
     from numpy.typing import NDArray
+    from typing_extensions import TypeIs
 
     from gpu_provider.kernels.launch import Kernel
 
@@ -27,6 +28,7 @@ __all__ = [
     "DeviceRows",
     "Event",
     "Stream",
+    "is_cuda_array",
 ]
 
 
@@ -38,13 +40,17 @@ class DeviceMemoryError(DeviceError):
     """The device or the host has no such memory left. The device keeps working."""
 
 
-@runtime_checkable
 class CudaArray(Protocol):
     """An array in a device's memory, of any library (CuPy, Numba, PyTorch): version 3 of the CUDA Array Interface, as
     Numba's manual has it."""
 
     @property
     def __cuda_array_interface__(self) -> dict[str, Any]: ...
+
+
+def is_cuda_array(operand: object) -> TypeIs[CudaArray]:
+    """Not by isinstance(): of a Protocol, that takes longer than reading all operands of a call."""
+    return hasattr(operand, "__cuda_array_interface__")
 
 
 @dataclass(frozen=True, slots=True)

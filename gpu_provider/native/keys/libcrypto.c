@@ -1,6 +1,5 @@
 #include "keys/libcrypto.h"
 
-#include <openssl/bn.h>
 #include <openssl/crypto.h>
 #include <openssl/err.h>
 #include <string.h>
@@ -81,35 +80,4 @@ uint32_t gp_libcrypto_verify(gp_key_table *keys, uint32_t count, const gp_key_ha
     gp_key_free(cache.key);
     ERR_clear_error();
     return cleared;
-}
-
-static int modexp_row(BN_CTX *context, BIGNUM *number[4], const uint8_t *base, const uint8_t *exponent,
-                      uint32_t exponent_stride, const uint8_t *modulus, uint8_t *output, uint32_t stride)
-{
-    BIGNUM *result = number[0], *b = number[1], *e = number[2], *m = number[3];
-
-    if (BN_lebin2bn(base, (int)stride, b) == NULL || BN_lebin2bn(exponent, (int)exponent_stride, e) == NULL
-        || BN_lebin2bn(modulus, (int)stride, m) == NULL)
-        return 0;
-    BN_set_flags(b, BN_FLG_CONSTTIME);
-    BN_set_flags(e, BN_FLG_CONSTTIME);
-    return BN_mod_exp_mont_consttime(result, b, e, m, context, NULL)
-           && BN_bn2lebinpad(result, output, (int)stride) == (int)stride;
-}
-
-int gp_libcrypto_modexp(uint32_t count, const uint8_t *bases, const uint8_t *exponents, uint32_t exponent_stride,
-                        const uint8_t *moduli, uint8_t *outputs, uint32_t stride)
-{
-    BN_CTX *context = BN_CTX_new();
-    BIGNUM *number[4] = {BN_new(), BN_new(), BN_new(), BN_new()};
-    int ok = context != NULL && number[0] != NULL && number[1] != NULL && number[2] != NULL && number[3] != NULL;
-
-    for (uint32_t i = 0; ok && i < count; i++)
-        ok = modexp_row(context, number, bases + (size_t)i * stride, exponents + (size_t)i * exponent_stride,
-                        exponent_stride, moduli + (size_t)i * stride, outputs + (size_t)i * stride, stride);
-    for (int i = 0; i < 4; i++)
-        BN_clear_free(number[i]);
-    BN_CTX_free(context);
-    ERR_clear_error();
-    return ok;
 }

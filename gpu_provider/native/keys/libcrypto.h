@@ -18,11 +18,6 @@ void gp_libcrypto_private(gp_key_table *keys, uint32_t count, const gp_key_handl
 /* Clears ok[i] where outputs[i]^e mod n is not inputs[i]. Returns how many it cleared. */
 uint32_t gp_libcrypto_verify(gp_key_table *keys, uint32_t count, const gp_key_handle *handles, const uint8_t *inputs,
                              const uint8_t *outputs, uint32_t stride, uint8_t *ok);
-
-/* outputs[i] = bases[i]^exponents[i] mod moduli[i], odd moduli, constant time in bases and exponents (fixed window over
- * the whole exponent length). Rows of `stride` and `exponent_stride` bytes. 1, or 0: out of memory. */
-int gp_libcrypto_modexp(uint32_t count, const uint8_t *bases, const uint8_t *exponents, uint32_t exponent_stride,
-                        const uint8_t *moduli, uint8_t *outputs, uint32_t stride);
 /* :cffi */
 
 #endif

@@ -1,0 +1,1 @@
+"""Short programs over modexp() to copy from; ``bench/modexp.py`` measures them."""
