@@ -60,7 +60,9 @@ class TestSign:
         key, plain = pair
         assert key.sign(b"message", PKCS1, algorithm) == plain.sign(b"message", PKCS1, algorithm)
 
-    @pytest.mark.parametrize("salt", [0, 7, paddings.PSS.DIGEST_LENGTH, paddings.PSS.MAX_LENGTH], ids=["none", "7", "digest", "max"])
+    @pytest.mark.parametrize(
+        "salt", [0, 7, paddings.PSS.DIGEST_LENGTH, paddings.PSS.MAX_LENGTH], ids=["none", "7", "digest", "max"]
+    )
     def test_pss_signatures_verify(self, pair: tuple[Key, rsa.RSAPrivateKey], salt: Any) -> None:
         key, plain = pair
         pss = paddings.PSS(paddings.MGF1(SHA384), salt)
