@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import socket
 from pathlib import Path
@@ -46,24 +47,38 @@ def listening(config: ServiceConfig) -> Iterator[socket.socket]:
 def _own(path: Path, mode: int, group: str | None) -> Iterator[socket.socket]:
     """A socket that an earlier service left behind is replaced; one that is in use is not. At the end it is removed,
     unless another service has taken its place by then."""
-    if _is_in_use(path):
-        raise ConfigError(f"socket {str(path)!r}: another service listens there")
     number = None if group is None else group_number(group, "socket_group")
-    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
-        try:
-            if path.is_socket():
-                path.unlink()
-            listener.bind(os.fspath(path))
-            own = path.stat().st_ino
-        except OSError as error:
-            raise _failed(path, error) from None
-        try:
-            _open(listener, path, mode, number)
-            yield listener
-        finally:
-            with contextlib.suppress(OSError):
-                if path.stat().st_ino == own:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener, contextlib.ExitStack() as at_end:
+        with _one_at_a_time(path):
+            if _is_in_use(path):
+                raise ConfigError(f"socket {str(path)!r}: another service listens there")
+            try:
+                if path.is_socket():
                     path.unlink()
+                listener.bind(os.fspath(path))
+                at_end.callback(_remove, path, path.stat().st_ino)
+            except OSError as error:
+                raise _failed(path, error) from None
+            _open(listener, path, mode, number)
+        yield listener
+
+
+def _remove(path: Path, own: int) -> None:
+    with contextlib.suppress(OSError):
+        if path.stat().st_ino == own:
+            path.unlink()
+
+
+@contextlib.contextmanager
+def _one_at_a_time(path: Path) -> Iterator[None]:
+    """Two services that start together must not both take the socket for one that was left behind. A lock on its
+    directory leaves no file."""
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(OSError):  # the directory may be hidden, and then there is no lock
+            directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            stack.callback(os.close, directory)
+            fcntl.flock(directory, fcntl.LOCK_EX)
+        yield
 
 
 def _open(listener: socket.socket, path: Path, mode: int, group: int | None) -> None:

@@ -13,6 +13,8 @@ import socket
 import ssl
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import pytest
@@ -22,6 +24,10 @@ from program_servers import HAProxy, nginx
 from service_load import load, wait_for_more, wait_until_served
 from service_process import HELLO, Service
 from terminator_process import run_command
+
+from gpu_provider.errors import ConfigError
+from gpu_provider.service.config import ServiceConfig
+from gpu_provider.service.listening import listening
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -361,3 +367,28 @@ def test_two_services_do_not_share_a_socket_but_one_that_was_killed_leaves_none(
     with Service(path) as service:
         service.stop()
     assert not path.exists()
+
+
+def test_of_services_that_start_together_one_takes_a_socket_that_was_left_behind(tmp_path):
+    """Hazard: each finds it dead and replaces it, and all but the last wait for programs that never come."""
+    path = tmp_path / "socket"
+    config = ServiceConfig(socket=path)
+    start, end = threading.Barrier(4), threading.Barrier(4)
+
+    def serve():
+        start.wait()
+        try:
+            with listening(config):
+                end.wait()
+                return True
+        except ConfigError:
+            end.wait()
+            return False
+
+    with ThreadPoolExecutor(4) as threads:
+        for _ in range(25):
+            with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as dead:
+                dead.bind(str(path))
+            served = [threads.submit(serve) for _ in range(4)]
+            assert sorted(one.result() for one in served) == [False, False, False, True]
+            assert not path.exists()
