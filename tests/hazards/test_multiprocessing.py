@@ -61,6 +61,4 @@ def test_the_processes_of_a_pool_compute_and_end(tmp_path: Path, method: str) ->
     )
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
-    assert done.stdout == (
-        "a Key can't be pickled or copied: load it in the other process, with a provider of its own\n"
-    )
+    assert done.stdout == ("a Key can't be pickled: load it in the other process, with a provider of its own\n")
