@@ -46,7 +46,7 @@ MEASUREMENTS: dict[str, tuple[Callable[..., report.Result], dict[str, Any], dict
         {"rounds": 3, "tokens": {2048: 2000, 3072: 500, 4096: 250}},
     ),
     "modexp": (modexp.measure, {"rounds": 5, "seconds": 0.3}, {"rounds": 1, "seconds": 0.02, "paillier_bits": (2048,)}),
-    "clusters": (clusters.measure, {"rounds": 9, "rows": 1 << 16}, {"rounds": 3, "rows": 1 << 13}),
+    "clusters": (clusters.measure, {"rounds": 9, "rows": 1 << 14}, {"rounds": 3, "rows": 1 << 12}),
     "queue": (queue_overhead.measure, {"rounds": 9, "requests": 50_000}, {"rounds": 3, "requests": 10_000}),
     "throughput": (throughput.measure, {"rounds": 7, "size": 1 << 30}, {"rounds": 2, "size": 1 << 27}),
     "latency": (latency.measure, {"rounds": 40, "connections": 50}, {"rounds": 8, "connections": 25}),

@@ -63,9 +63,12 @@ class ProviderPlugin(WorkerPlugin):
 
 def run(work: Work[_T, _R], block: _T) -> _R:
     """``work(provider, keys, block)`` with the provider and keys of the Dask worker whose task calls this: for
-    ``client.map(functools.partial(run, work), blocks)`` and the like. Raises ProviderClosedError if the worker has no
-    provider, and what ``work`` raises."""
-    plugin = get_worker().plugins.get(_NAME)
+    ``client.map(functools.partial(run, work), blocks)`` and the like. Raises ProviderClosedError where there is no
+    worker or it has no provider, and what ``work`` raises."""
+    try:
+        plugin = get_worker().plugins.get(_NAME)
+    except ValueError:
+        raise ProviderClosedError("no Dask worker runs this: compute with a distributed.Client") from None
     if plugin is None or plugin.worker is None:
         raise ProviderClosedError(
             "this Dask worker has no provider: register a ProviderPlugin with the client, or see the worker's log for "

@@ -5,7 +5,11 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
+import re
 import signal
+import subprocess
+import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,7 +26,6 @@ from gpu_provider.clusters.dask import ProviderPlugin, map_blocks, run  # noqa: 
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 PUBLIC = private_key(2048).public_key().public_numbers()
 INPUTS = range(3, 203)
@@ -90,7 +93,8 @@ def test_a_worker_that_is_killed_in_the_middle_changes_no_result(client: Any, tm
     after = set(client.run(os.getpid).values())
     assert len(before & after) == 1
     for worker in client.scheduler_info()["workers"]:
-        assert client.submit(run, lambda _, keys, n: keys["signing"].n == n, PUBLIC.n, workers=[worker]).result()
+        loaded = client.submit(run, lambda _, keys, name: keys[name].n, "signing", workers=[worker], pure=False)
+        assert loaded.result() == PUBLIC.n
 
 
 def test_a_mistake_reaches_the_caller_and_nobody_else(client: Any) -> None:
@@ -106,6 +110,8 @@ def test_a_mistake_reaches_the_caller_and_nobody_else(client: Any) -> None:
         map_blocks(private_op, rows_of(INPUTS), limbs=16).compute()
     with pytest.raises(InputError, match="rechunk"):
         map_blocks(private_op, rows_of(INPUTS).rechunk({1: 16}))
+    with pytest.raises(ProviderClosedError, match=r"compute with a distributed\.Client"):
+        map_blocks(private_op, rows_of(INPUTS)).compute(scheduler="threads")
 
 
 def test_keys_do_not_travel(client: Any, pem: Path) -> None:
@@ -126,3 +132,31 @@ def test_who_lacks_the_key_is_told_when_the_plugin_is_registered(client: Any, pe
         client.submit(run, lambda _, keys, name: keys[name].n, "signing", pure=False).result()
     client.register_plugin(ProviderPlugin({"signing": pem.read_bytes}))  # a function that runs there
     assert client.submit(run, lambda _, keys, name: keys[name].n, "signing", pure=False).result() == PUBLIC.n
+
+
+def test_the_commands_shown_start_workers_with_a_gpu_each(client: Any) -> None:
+    document = (Path(__file__).resolve().parents[2] / "docs" / "library.md").read_text()
+    (commands,) = re.findall(r"^(?:CUDA_VISIBLE_DEVICES=.* dask worker .*\n)+", document, re.MULTILINE)
+    commands = commands.replace("tcp://scheduler:8786", f"{client.scheduler.address} --nthreads 3") + "wait\n"
+    others = set(client.scheduler_info()["workers"])
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    shell = subprocess.Popen(
+        ["sh", "-ec", commands], env={**os.environ, "PATH": path}, stderr=subprocess.DEVNULL, start_new_session=True
+    )
+    try:
+        client.wait_for_workers(4, timeout=30)
+        shown = set(client.scheduler_info()["workers"]) - others
+        seen = {
+            client.submit(
+                run,
+                lambda provider, _, name: (os.environ[name], provider.config.threads),
+                "CUDA_VISIBLE_DEVICES",
+                workers=[worker],
+                pure=False,
+            ).result()
+            for worker in shown
+        }
+        assert seen == {("0", 3), ("1", 3)}
+    finally:
+        os.killpg(shell.pid, signal.SIGTERM)
+        shell.wait(30)
