@@ -44,7 +44,7 @@ def provider_pool(
     ``actor.run.remote(work, block)`` computes ``work(provider, keys, block)``. Ray gives each actor ``num_cpus``
     processors, which is how many threads compute unless ``config`` says, and ``num_gpus`` GPUs, which it sets
     ``CUDA_VISIBLE_DEVICES`` to. ``config`` None: defaults and the actor's own ``GPU_PROVIDER_*`` variables. The actors
-    end when the pool is collected.
+    end when the pool is collected. One thread at a time may use it.
 
     Raises InputError if ``keys`` has a key itself. What else is wrong with a key, or with the configuration, is the
     cause of the ActorDiedError that an actor's first result raises.
