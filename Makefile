@@ -1,4 +1,4 @@
-# make demo | test | test-long | lint | cubins | sanitize | fuzz | bench | wheel | gpu-suite | container |
+# make demo | test | test-long | clusters | lint | cubins | sanitize | fuzz | bench | wheel | gpu-suite | container |
 # openssl-versions | clean
 # PYTHON=… is the interpreter (3.11 or later); CC=…, CXX=… and CFLAGS=… reach the compiler. FUZZ_SECONDS=… is how long each
 # fuzzer runs, LONG_CASES=… how many cases make test-long takes. PYTHON_VERSION=… and ARCH=… are the Python and the GPU that
@@ -23,7 +23,7 @@ include flags.mk
 # What an editable install doesn't pick up by itself.
 BUILT_FROM := pyproject.toml setup.py flags.mk $(shell find gpu_provider tls kernels -name '*.[ch]' -o -name '*.cpp' -o -name '*_build.py')
 
-.PHONY: demo test test-long lint cubins sanitize fuzz bench wheel gpu-suite container openssl-versions clean
+.PHONY: demo test test-long clusters lint cubins sanitize fuzz bench wheel gpu-suite container openssl-versions clean
 .DELETE_ON_ERROR:
 
 demo: .venv/ready-demo
@@ -38,17 +38,22 @@ test: .venv/ready-test
 test-long: .venv/ready-test
 	@$(BIN)/python tests/support/kernel_cases.py --cases $(LONG_CASES)
 
+# Ray is large, and slow to start. The package is installed, so pip fetches what the extra names alone.
+clusters: .venv/ready-test
+	@$(BIN)/python -m pip install --quiet 'gpu-provider[ray]'
+	@$(BIN)/pytest -n 0 tests/clusters tests/project/test_documents.py -k 'clusters or snippet' $(PYTEST_ARGS)
+
 bench: .venv/ready-bench
 	@$(BIN)/python -m bench
 
 # One set-up for each purpose, so that the demo doesn't fetch what only the tests need.
 .venv/ready-demo: EXTRAS = uvloop
 # cuda-check is CuPy and NVRTC, 130 MB: NVRTC needs no GPU, so the kernels are tested as a GPU would run them.
-.venv/ready-test: EXTRAS = uvloop,test,bench,cuda-check
+.venv/ready-test: EXTRAS = uvloop,test,bench,cuda-check,dask
 .venv/ready-lint: EXTRAS = lint,bench
-.venv/ready-bench: EXTRAS = uvloop,bench
+.venv/ready-bench: EXTRAS = uvloop,bench,dask,ray
 .venv/ready-cubins: EXTRAS = cuda-check
-.venv/ready-ci: EXTRAS = uvloop,test,bench,cuda-check,lint
+.venv/ready-ci: EXTRAS = uvloop,test,bench,cuda-check,dask,lint
 .venv/ready-test .venv/ready-bench .venv/ready-ci: HOST_KERNELS = bench/gpu/host_kernels.so
 .venv/ready-%: $(BUILT_FROM)
 	@sh tests/check_prerequisites.sh $(PYTHON)

@@ -11,7 +11,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import Progress, TaskID
 
-from . import groups, modexp, plot, queue_overhead, report, scheduling, tokens, transport, waiting
+from . import clusters, groups, modexp, plot, queue_overhead, report, scheduling, tokens, transport, waiting
 from .harness import Bench, BenchError
 from .kernels import speed
 from .servers import connections, latency, module, service, throughput
@@ -46,6 +46,7 @@ MEASUREMENTS: dict[str, tuple[Callable[..., report.Result], dict[str, Any], dict
         {"rounds": 3, "tokens": {2048: 2000, 3072: 500, 4096: 250}},
     ),
     "modexp": (modexp.measure, {"rounds": 5, "seconds": 0.3}, {"rounds": 1, "seconds": 0.02, "paillier_bits": (2048,)}),
+    "clusters": (clusters.measure, {"rounds": 9, "rows": 1 << 14}, {"rounds": 3, "rows": 1 << 12}),
     "queue": (queue_overhead.measure, {"rounds": 9, "requests": 50_000}, {"rounds": 3, "requests": 10_000}),
     "throughput": (throughput.measure, {"rounds": 7, "size": 1 << 30}, {"rounds": 2, "size": 1 << 27}),
     "latency": (latency.measure, {"rounds": 40, "connections": 50}, {"rounds": 8, "connections": 25}),

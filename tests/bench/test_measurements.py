@@ -18,6 +18,7 @@ import pytest
 pytest.importorskip("matplotlib", reason="the bench draws with matplotlib, the [bench] extra")
 
 from bench import (
+    clusters,
     environment,
     groups,
     harness,
@@ -87,6 +88,7 @@ MEASUREMENTS: dict[str, Callable[[harness.Bench, Callable[[str, int], None]], re
         bench, rounds=2, requests=200, hop_depths=(64,), ways={"jobs": (1, 64), "threads": (1,)}, advance=advance
     ),
     "tokens": lambda bench, advance: tokens.measure(bench, rounds=2, tokens={2048: 20}, advance=advance),
+    "clusters": lambda bench, advance: clusters.measure(bench, rounds=2, rows=1024, advance=advance),
     "queue": lambda bench, advance: queue_overhead.measure(bench, rounds=2, requests=500, advance=advance),
     "throughput": lambda bench, advance: throughput.measure(
         bench, rounds=1, size=1 << 20, connections_at_once=(1, 4), advance=advance

@@ -1,0 +1,1 @@
+"""Several machines, by engines that exist: Dask (``clusters.dask``) and Ray (``clusters.ray``)."""
