@@ -127,7 +127,7 @@ class TerminatorMetrics(Collector):
         )
         yield CounterMetricFamily(
             _PREFIX + "overloads",
-            "Times that accepting paused because handshakes came faster than they can be computed",
+            "Times that accepting paused because handshakes came faster than their RSA operations can be computed",
             value=self.overloads,
         )
         yield _counter(

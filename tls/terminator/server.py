@@ -47,7 +47,7 @@ _SETTLE_SECONDS = 0.25
 
 _SHORTAGE_PAUSE_SECONDS = 0.1
 _OVERLOAD_PAUSE_SECONDS = 0.01
-_OVERLOADED = "handshakes come faster than they can be computed"
+_OVERLOADED = "handshakes come faster than they can be done"
 _REFUSALS = {
     "overload": f"{_OVERLOADED}, and these have waited for long, or their clients have left",
     "address": "handshakes_per_address are in progress",
@@ -139,6 +139,7 @@ class Server:
     def _accept(self, listener: socket.socket) -> None:
         for _ in range(_ACCEPT_BURST if self._is_alone else _ACCEPT_BURST_OF_WORKER):
             if len(self._sessions) >= self._max_connections:
+                self._shared.overload.no_backlog()
                 self._metrics.limit_reached += 1
                 self._warnings.warn("new connections wait", reason=self._cap_reached)
                 self._set_accepting(False)
@@ -151,6 +152,7 @@ class Server:
             try:
                 client, address = listener.accept()
             except BlockingIOError:
+                self._shared.overload.no_backlog()
                 if self._last_call:
                     self._close_listener(listener)
                 return
@@ -199,6 +201,7 @@ class Server:
     def _run_short(self, reason: str) -> None:
         """Something has run out. Open connections may give it back; until then no other is accepted."""
         self.shortage.notice(reason, len(self._sessions))
+        self._shared.overload.no_backlog()
         self._pause_accepting(_SHORTAGE_PAUSE_SECONDS)
 
     def _pause_accepting(self, seconds: float) -> None:
