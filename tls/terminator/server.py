@@ -176,7 +176,7 @@ class Server:
                 self._serve(client, address, arrival.waited)
 
     def _refuse(self, client: socket.socket, address: SocketAddress, reason: str) -> None:
-        """Resets the connection."""
+        """Closes it. What the client has sent is still unread, so the system resets the connection."""
         self._metrics.refused[reason] += 1
         self._warnings.warn("connections refused", reason=_REFUSALS[reason], last_client=format_address(address))
         client.close()
