@@ -14,7 +14,7 @@ from rich.progress import Progress, TaskID
 from . import clusters, groups, modexp, plot, queue_overhead, report, scheduling, tokens, transport, waiting
 from .harness import Bench, BenchError
 from .kernels import speed
-from .servers import connections, latency, module, service, throughput
+from .servers import connections, flood, latency, module, service, throughput
 
 # What takes each measurement, and its sizes: of the full run, and of the quick one, which is only a hint.
 MEASUREMENTS: dict[str, tuple[Callable[..., report.Result], dict[str, Any], dict[str, Any]]] = {
@@ -50,6 +50,11 @@ MEASUREMENTS: dict[str, tuple[Callable[..., report.Result], dict[str, Any], dict
     "queue": (queue_overhead.measure, {"rounds": 9, "requests": 50_000}, {"rounds": 3, "requests": 10_000}),
     "throughput": (throughput.measure, {"rounds": 7, "size": 1 << 30}, {"rounds": 2, "size": 1 << 27}),
     "latency": (latency.measure, {"rounds": 40, "connections": 50}, {"rounds": 8, "connections": 25}),
+    "flood": (
+        flood.measure,
+        {"rounds": 3, "seconds": 30.0, "connections": 2000},
+        {"rounds": 1, "seconds": 10.0, "connections": 400},
+    ),
     "scheduling": (
         scheduling.measure,
         {"requests": 3000, "connections": 20_000},

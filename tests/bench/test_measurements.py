@@ -32,7 +32,7 @@ from bench import (
     waiting,
 )
 from bench.kernels import speed
-from bench.servers import connections, latency, module, service, throughput
+from bench.servers import connections, flood, latency, module, service, throughput
 from gpu_provider import kernels
 from gpu_provider.native import _core
 
@@ -94,6 +94,9 @@ MEASUREMENTS: dict[str, Callable[[harness.Bench, Callable[[str, int], None]], re
         bench, rounds=1, size=1 << 20, connections_at_once=(1, 4), advance=advance
     ),
     "latency": lambda bench, advance: latency.measure(bench, rounds=2, connections=3, advance=advance),
+    "flood": lambda bench, advance: flood.measure(
+        bench, rounds=1, seconds=1.0, connections=32, bits=2048, advance=advance
+    ),
     "scheduling": lambda bench, advance: scheduling.measure(
         bench,
         scenarios=scheduling.SCENARIOS[2:4],

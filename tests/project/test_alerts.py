@@ -22,6 +22,7 @@ TROUBLE = {
     f'{TERMINATOR}handshake_seconds_bucket{{result="ok",le="2.5"}}': "GpuProviderHandshakesSlow",
     f'{TERMINATOR}accept_queue_seconds_bucket{{le="2.5"}}': "GpuProviderConnectionsAcceptedLate",
     f"{TERMINATOR}connection_limit_reached_total": "GpuProviderConnectionLimitReached",
+    f"{TERMINATOR}overloads_total": "GpuProviderOverload",
     f'{TERMINATOR}sessions_total{{end="upstream_unreachable"}}': "GpuProviderUpstreamFails",
     f'{TERMINATOR}shortages_total{{reason="Too many open files"}}': "GpuProviderShortage",
     f'{TERMINATOR}reloads_total{{result="failed"}}': "GpuProviderReloadFailed",

@@ -170,8 +170,8 @@ class Terminator(AdminPort):
 
     # ---- clients ----
 
-    def dial(self) -> socket.socket:
-        return socket.create_connection(self.address[:2], timeout=TIMEOUT)
+    def dial(self, source: tuple[str, int] | None = None) -> socket.socket:
+        return socket.create_connection(self.address[:2], timeout=TIMEOUT, source_address=source)
 
     def connect(self, context: ssl.SSLContext | None = None, name: str = "localhost") -> ssl.SSLSocket:
         """A client of Python's ``ssl`` after its handshake."""

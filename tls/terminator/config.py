@@ -184,6 +184,18 @@ class TerminatorConfig(ProviderConfig, frozen=True, kw_only=True, forbid_unknown
         ),
     ] = 8192
 
+    handshakes_per_address: Annotated[
+        int,
+        Meta(ge=0, le=1000000, description="a number up to 1000000"),
+        Shown(
+            "connections",
+            "N",
+            "refuse connections from an address, or from an IPv6 network of 64 bits, with so many handshakes in "
+            "progress, in each process; 0: no limit. Not for clients behind a common proxy",
+            default="0",
+        ),
+    ] = 0
+
     handshake_timeout: Annotated[_Seconds, Shown("connections", "SECONDS", "seconds for a client's handshake")] = 10.0
 
     connect_timeout: Annotated[

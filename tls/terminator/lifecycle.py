@@ -180,7 +180,9 @@ class Terminator:
             not_ready = "draining"
         if not_ready is not None:
             return False, not_ready
-        return True, f"ready, computing with {backend_name(self._computing)}"
+        ready = f"ready, computing with {backend_name(self._computing)}"
+        waiting = self._server.why_connections_wait
+        return True, ready if waiting is None else f"{ready}; new connections wait: {waiting}"
 
     # ---- signals ----
 

@@ -7,15 +7,17 @@ import os
 import resource
 import socket
 import struct
+from typing import NamedTuple
 
 from gpu_provider.errors import ConfigError
 
 __all__ = [
+    "Arrival",
+    "arrival_of",
     "connections_allowed",
     "defer_accept",
     "raise_descriptor_limit",
     "refuse_newcomers",
-    "seconds_since_input",
 ]
 
 _DESCRIPTORS_EACH = 2
@@ -28,6 +30,7 @@ _SPARE_DESCRIPTORS = 16
 """For the admin port, and to read certificates and resolve names while everything else is in use."""
 _DEFER_ACCEPT_SECONDS = 1
 _SO_ATTACH_FILTER = 26
+_TCP_ESTABLISHED = 1
 _DROP_SYN = (
     (0x30, 0, 0, 13),  # load the byte of the TCP header that holds the flags
     (0x54, 0, 0, 0x12),  # keep SYN and ACK of them
@@ -62,10 +65,18 @@ def refuse_newcomers(listener: socket.socket) -> bool:
     return True
 
 
-def seconds_since_input(sock: socket.socket) -> float:
-    """How long ago the peer's last bytes came or, if there were none, the connection was established."""
-    (milliseconds,) = struct.unpack_from("I", sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 56), 52)
-    return float(milliseconds) / 1000
+class Arrival(NamedTuple):
+    """How a connection looks when it is accepted."""
+
+    waited: float
+    """Seconds since the client's last bytes came or, if there were none, since the connection was established."""
+    has_left: bool
+    """The client has ended or reset the connection."""
+
+
+def arrival_of(sock: socket.socket) -> Arrival:
+    state, milliseconds = struct.unpack("B51xI", sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 56))
+    return Arrival(milliseconds / 1000, state != _TCP_ESTABLISHED)
 
 
 def raise_descriptor_limit(max_connections: int) -> None:

@@ -64,6 +64,10 @@ class TerminatorMetrics(Collector):
         self.open = 0
         self.max_connections = 0
         self.limit_reached = 0
+        self.overloads = 0
+        self.refused = _zeros(("overload", "address"))
+        """Connections that were closed as soon as they were accepted, by why."""
+        self.in_handshake = 0
         self.accept_queue = _Times()
         """How long clients' first bytes had waited before their connections were accepted."""
         self.handshakes: Counter[tuple[str, str, str, str]] = _zeros(
@@ -120,6 +124,20 @@ class TerminatorMetrics(Collector):
             _PREFIX + "connection_limit_reached",
             "Times that accepting stopped because max_connections were open",
             value=self.limit_reached,
+        )
+        yield CounterMetricFamily(
+            _PREFIX + "overloads",
+            "Times that accepting paused because handshakes came faster than their RSA operations can be computed",
+            value=self.overloads,
+        )
+        yield _counter(
+            "refused",
+            "Connections closed as soon as they were accepted: in an overload, or for too many from an address",
+            ("reason",),
+            self.refused,
+        )
+        yield GaugeMetricFamily(
+            _PREFIX + "handshakes_in_progress", "Connections whose handshake is not done", value=self.in_handshake
         )
         yield _histogram(
             "accept_queue_seconds",

@@ -11,11 +11,14 @@ from typing import TYPE_CHECKING, Any
 import structlog
 
 from gpu_provider import tls
+from gpu_provider.addresses import format_address
 from gpu_provider.observe.repeated import RepeatedWarnings
 from gpu_provider.tls.terminator.connecting import Connecting, attempt_delay
 from gpu_provider.tls.terminator.connection_log import ConnectionLog
 from gpu_provider.tls.terminator.deadlines import Deadlines
-from gpu_provider.tls.terminator.listening import defer_accept, refuse_newcomers, seconds_since_input
+from gpu_provider.tls.terminator.listening import arrival_of, defer_accept, refuse_newcomers
+from gpu_provider.tls.terminator.newcomers import Newcomers
+from gpu_provider.tls.terminator.overload import Overload
 from gpu_provider.tls.terminator.poller import Poller
 from gpu_provider.tls.terminator.session import STATE_SECONDS, Session, State
 from gpu_provider.tls.terminator.shared import Shared
@@ -43,6 +46,12 @@ _SETTLE_SECONDS = 0.25
 """After SIGTERM, for connections that the system has begun: time for a round trip to the client."""
 
 _SHORTAGE_PAUSE_SECONDS = 0.1
+_OVERLOAD_PAUSE_SECONDS = 0.01
+_OVERLOADED = "handshakes come faster than they can be done"
+_REFUSALS = {
+    "overload": f"{_OVERLOADED}, and these have waited for long, or their clients have left",
+    "address": "handshakes_per_address are in progress",
+}
 _PROXY_VERSIONS = {"off": 0, "v1": 1, "v2": 2}
 
 
@@ -77,6 +86,8 @@ class Server:
             },
             attempts=Deadlines(loop, attempt_delay(config.connect_timeout), Connecting.expire),
             connect_timeout=config.connect_timeout,
+            overload=Overload(loop.time, config.handshake_timeout),
+            newcomers=Newcomers(config.handshakes_per_address),
             ended=self._session_ended,
             upstream_failed=self._upstream_failed,
             out_of_memory=self.run_out_of_memory,
@@ -128,14 +139,20 @@ class Server:
     def _accept(self, listener: socket.socket) -> None:
         for _ in range(_ACCEPT_BURST if self._is_alone else _ACCEPT_BURST_OF_WORKER):
             if len(self._sessions) >= self._max_connections:
+                self._shared.overload.no_backlog()
                 self._metrics.limit_reached += 1
-                self._warnings.warn("new connections wait", reason=f"{self._max_connections} are open, max_connections")
+                self._warnings.warn("new connections wait", reason=self._cap_reached)
                 self._set_accepting(False)
+            elif not self._shared.overload.has_room(len(self._shared.notifier.waiting)):
+                self._metrics.overloads += 1
+                self._warnings.warn("new connections wait", reason=_OVERLOADED)
+                self._pause_accepting(_OVERLOAD_PAUSE_SECONDS)
             if not self._accepting:
                 return
             try:
                 client, address = listener.accept()
             except BlockingIOError:
+                self._shared.overload.no_backlog()
                 if self._last_call:
                     self._close_listener(listener)
                 return
@@ -148,10 +165,21 @@ class Server:
                 self._run_short(os.strerror(error.errno or 0))
                 return
             client.setblocking(False)
-            waited = seconds_since_input(client)
+            arrival = arrival_of(client)
             self._metrics.accepted += 1
-            self._metrics.accept_queue.observe(waited)
-            self._serve(client, address, waited)
+            self._metrics.accept_queue.observe(arrival.waited)
+            if self._shared.overload.turns_away(arrival):
+                self._refuse(client, address, "overload")
+            elif not self._shared.newcomers.has_room(address):
+                self._refuse(client, address, "address")
+            else:
+                self._serve(client, address, arrival.waited)
+
+    def _refuse(self, client: socket.socket, address: SocketAddress, reason: str) -> None:
+        """Closes it. What the client has sent is still unread, so the system resets the connection."""
+        self._metrics.refused[reason] += 1
+        self._warnings.warn("connections refused", reason=_REFUSALS[reason], last_client=format_address(address))
+        client.close()
 
     def _serve(self, client: socket.socket, address: SocketAddress, waited: float) -> None:
         try:
@@ -161,7 +189,9 @@ class Server:
             client.close()
             return
         self._sessions.add(session)
+        self._shared.newcomers.began(address)
         self._metrics.open += 1
+        self._metrics.in_handshake += 1
         try:
             session.start()
         except (tls.Error, MemoryError):
@@ -171,9 +201,13 @@ class Server:
     def _run_short(self, reason: str) -> None:
         """Something has run out. Open connections may give it back; until then no other is accepted."""
         self.shortage.notice(reason, len(self._sessions))
+        self._shared.overload.no_backlog()
+        self._pause_accepting(_SHORTAGE_PAUSE_SECONDS)
+
+    def _pause_accepting(self, seconds: float) -> None:
         self._set_accepting(False)
         if self._pause is None:
-            self._pause = self._loop.call_later(_SHORTAGE_PAUSE_SECONDS, self._end_pause)
+            self._pause = self._loop.call_later(seconds, self._end_pause)
 
     def run_out_of_memory(self) -> None:
         self._run_short(OUT_OF_MEMORY)
@@ -195,6 +229,17 @@ class Server:
             self._set_accepting(True)
             if self._last_call:  # a socket where nobody waits does not become readable, and would not be closed
                 self._loop.call_soon(self._make_last_call)
+
+    @property
+    def why_connections_wait(self) -> str | None:
+        """Why connections are not accepted at once now, if so."""
+        if len(self._sessions) >= self._max_connections:
+            return self._cap_reached
+        return _OVERLOADED if self._shared.overload.present else None
+
+    @property
+    def _cap_reached(self) -> str:
+        return f"{self._max_connections} are open, max_connections"
 
     # ---- for the sessions ----
 

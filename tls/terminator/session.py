@@ -139,6 +139,9 @@ class Session:
     def _enter(self, state: State) -> None:
         """The only place where the state changes, and with it the deadline."""
         self._deadline.stop(self)
+        if self.state is State.HANDSHAKE and state is not State.HANDSHAKE:
+            self._shared.metrics.in_handshake -= 1
+            self._shared.newcomers.ended(self.trace.client)
         self.state = state
         self._deadline = self._shared.deadlines[state]
         self._deadline.start(self)
@@ -244,9 +247,10 @@ class Session:
                 self.connection.do_handshake()
         except tls.WantReadError:
             self._waits_for = READABLE
+            self._computed()
         except tls.WantAsyncError:
             self._waits_for = 0
-            self.trace.pause()
+            self.trace.pause(len(self._shared.notifier.waiting))
         except tls.WantWriteError:
             self._waits_for = WRITABLE
         except tls.WantAsyncJobError:
@@ -259,7 +263,14 @@ class Session:
                 self._shared.out_of_memory()
             self._handshake_failed("failed", str(error))
         else:
+            self._computed()
             self._handshake_done()
+
+    def _computed(self) -> None:
+        """The handshake has gone on, after its private operation if that was the last that it waited for."""
+        if self.trace.waited_with:
+            self._shared.overload.computed(self.trace.waited_with, self.trace.rsa_seconds)
+            self.trace.waited_with = 0
 
     def _handshake_failed(self, result: str, reason: str) -> None:
         self.trace.resume()

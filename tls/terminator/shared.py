@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from gpu_provider.tls.terminator.connection_log import ConnectionLog
     from gpu_provider.tls.terminator.deadlines import Deadlines
     from gpu_provider.tls.terminator.metrics import TerminatorMetrics
+    from gpu_provider.tls.terminator.newcomers import Newcomers
+    from gpu_provider.tls.terminator.overload import Overload
     from gpu_provider.tls.terminator.poller import Poller
     from gpu_provider.tls.terminator.session import Session, State
     from gpu_provider.tls.terminator.upstreams import Upstreams
@@ -37,6 +39,8 @@ class Shared:
     attempts: Deadlines[Connecting]
     """When to try the upstream's next address."""
     connect_timeout: float
+    overload: Overload
+    newcomers: Newcomers
     ended: Callable[[Session], None]
     upstream_failed: Callable[[int], None]
     """Called with the errno when no address of the upstream took the connection."""

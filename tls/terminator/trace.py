@@ -17,7 +17,7 @@ class Trace:
 
     __slots__ = (
         "_silent", "accepted_after", "began", "client", "connected", "handshake_done", "number", "paused",
-        "rsa_seconds", "to_client", "to_upstream", "upstream",
+        "rsa_seconds", "to_client", "to_upstream", "upstream", "waited_with",
     )  # fmt: skip
 
     def __init__(self, number: int, client: SocketAddress, accepted_after: float) -> None:
@@ -30,6 +30,7 @@ class Trace:
         self._silent = False
         self.paused = 0.0  # since when the handshake has waited for its RSA operation
         self.rsa_seconds = 0.0  # for how long it did before
+        self.waited_with = 0  # how many operations were waiting when it began to
         self.handshake_done = 0.0
         self.upstream: Resolved | None = None  # the address that was connected to, or was tried last
         self.connected = 0.0
@@ -47,8 +48,11 @@ class Trace:
             self._silent = False
             self.began = monotonic()
 
-    def pause(self) -> None:
+    def pause(self, waiting: int) -> None:
+        """The handshake waits for its private operation, as ``waiting`` do with it. It may be woken early, and then
+        pauses again."""
         self.paused = monotonic()
+        self.waited_with = self.waited_with or waiting
 
     def resume(self) -> None:
         if self.paused:
