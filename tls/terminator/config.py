@@ -51,6 +51,38 @@ class TerminatorConfig(ProviderConfig, frozen=True, kw_only=True, forbid_unknown
     ] = ()
     """Names are resolved at the start, each half minute, and after a failure."""
 
+    upstream_tls: Annotated[
+        Literal["off", "on", "unverified"],
+        Meta(description="off, on or unverified"),
+        Shown(
+            "addresses",
+            "",
+            "encrypt the connections to the upstream. `on`: verify its certificate; `unverified`: accept any, from "
+            "whoever answers",
+        ),
+    ] = "off"
+
+    upstream_ca: Annotated[
+        _PathOrNone,
+        Shown(
+            "addresses",
+            "FILE",
+            "PEM certificates of the authorities whose upstreams are trusted by `upstream_tls`",
+            default="the system's",
+        ),
+    ] = None
+
+    upstream_name: Annotated[
+        Annotated[str, Meta(min_length=1)] | None,
+        Meta(description="a host name"),
+        Shown(
+            "addresses",
+            "NAME",
+            "the name that the upstream's certificate must have, and that it is asked for (SNI)",
+            default="the host of `upstream`",
+        ),
+    ] = None
+
     admin: Annotated[
         str,
         Shown(
@@ -188,7 +220,9 @@ class TerminatorConfig(ProviderConfig, frozen=True, kw_only=True, forbid_unknown
 
     connect_timeout: Annotated[
         _Seconds,
-        Shown("connections", "SECONDS", "seconds for connecting to the upstream, all of its addresses together"),
+        Shown(
+            "connections", "SECONDS", "seconds for connecting to the upstream, TLS and all of its addresses together"
+        ),
     ] = 5.0
 
     idle_timeout: Annotated[
