@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import shutil
 import signal
@@ -31,7 +32,7 @@ from terminator_process import (
 from gpu_provider import tls
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
 PAUSED = "gpu_provider_terminator_upstream_paused"
@@ -40,13 +41,11 @@ SESSIONS = "gpu_provider_terminator_sessions_total"
 MIB = 1 << 20
 
 
-def ssl_context(directory: Path, name: str = "localhost", *alpn: str) -> ssl.SSLContext:
+def ssl_context(directory: Path, name: str = "localhost") -> ssl.SSLContext:
     """Of an upstream of Python's ``ssl``."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     _, cert, _, key = write_credentials(directory, name, stem=f"upstream-{name}")
     context.load_cert_chain(cert, key)
-    if alpn:
-        context.set_alpn_protocols(alpn)
     return context
 
 
@@ -61,21 +60,26 @@ def encrypted(context: ssl.SSLContext, handler: Callable[[ssl.SSLSocket], None])
     return Upstream(serve)
 
 
-def library_upstream(handler: Callable[[tls.Connection, socket.socket], None]) -> Upstream:
-    """Unlike Python's ``ssl``, it can end one direction alone."""
-    context = tls.Context(tls.TLS_SERVER_METHOD)
-    chain, key = credentials("localhost")
-    context.use_certificate(chain)
-    context.use_privatekey(key)
+class LibraryUpstream(Upstream):
+    """Unlike Python's ``ssl``, it can end one direction alone. Each test says what it does."""
 
-    def serve(connection: socket.socket) -> None:
+    def __init__(self) -> None:
+        super().__init__(self._run)
+        self.handler: Callable[[tls.Connection, socket.socket], None] = lambda _, __: None
+        self.alpn: tuple[str, ...] = ()
+
+    def _run(self, connection: socket.socket) -> None:
+        context = tls.Context(tls.TLS_SERVER_METHOD)
+        chain, key = credentials("localhost")
+        context.use_certificate(chain)
+        context.use_privatekey(key)
+        if self.alpn:
+            context.set_alpn_server_protos(self.alpn)
         connection.setblocking(True)
         secure = tls.Connection(context, connection)
         secure.set_accept_state()
         secure.do_handshake()
-        handler(secure, connection)
-
-    return Upstream(serve)
+        self.handler(secure, connection)
 
 
 def write_authority(directory: Path, ca: trustme.CA) -> str:
@@ -92,6 +96,17 @@ def trusting(directory: Path, upstream: str, *flags: str, ca: trustme.CA | None 
     )  # fmt: skip
 
 
+@pytest.fixture(scope="module")
+def both(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[LibraryUpstream, Terminator]]:
+    with (
+        LibraryUpstream() as upstream,
+        trusting(
+            tmp_path_factory.mktemp("shared"), upstream.address, "--alpn", "h2", "--alpn", "http/1.1"
+        ) as terminator,
+    ):
+        yield upstream, terminator
+
+
 def receive_all(connection: tls.Connection) -> bytes:
     received = bytearray()
     while True:
@@ -101,25 +116,29 @@ def receive_all(connection: tls.Connection) -> bytes:
             return bytes(received)
 
 
-@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
-def test_bytes_arrive_both_ways_and_the_upstream_is_asked_by_name(tmp_path: Path, version: ssl.TLSVersion) -> None:
+def test_bytes_arrive_both_ways_and_the_upstream_is_asked_by_name(tmp_path: Path) -> None:
     asked = []
-    context = ssl_context(tmp_path)
-    context.maximum_version = version
-    context.sni_callback = lambda _, name, __: asked.append(name)
+    contexts = ssl_context(tmp_path), ssl_context(tmp_path)
+    contexts[0].maximum_version = ssl.TLSVersion.TLSv1_2
+    for context in contexts:
+        context.sni_callback = lambda _, name, __: asked.append(name)
     data = os.urandom(MIB)
     with (
-        encrypted(context, echo) as upstream,
-        trusting(tmp_path, upstream.address) as terminator,
-        terminator.connect() as client,
+        encrypted(contexts[0], echo) as first,
+        encrypted(contexts[1], echo) as second,
+        trusting(tmp_path, first.address, "--upstream", second.address) as terminator,
     ):
-        for part in (data[at : at + 65536] for at in range(0, MIB, 65536)):
-            client.sendall(part)
-            assert receive(client, len(part)) == part
-    assert asked == ["localhost"]
+        for _ in contexts:
+            with terminator.connect() as client:
+                for part in (data[at : at + 65536] for at in range(0, MIB, 65536)):
+                    client.sendall(part)
+                    assert receive(client, len(part)) == part
+    assert asked == ["localhost", "localhost"]
 
 
-def test_upstream_that_reads_late_stops_the_client_and_gets_all_in_the_end(tmp_path: Path) -> None:
+def test_upstream_that_reads_late_stops_the_client_and_gets_all_in_the_end(
+    both: tuple[LibraryUpstream, Terminator],
+) -> None:
     received = []
     may_read = threading.Event()
 
@@ -128,11 +147,9 @@ def test_upstream_that_reads_late_stops_the_client_and_gets_all_in_the_end(tmp_p
         received.append(len(receive_all(secure)))
         secure.shutdown()
 
-    with (
-        library_upstream(read_late) as upstream,
-        trusting(tmp_path, upstream.address) as terminator,
-        terminator.connect() as client,
-    ):
+    upstream, terminator = both
+    upstream.handler = read_late
+    with terminator.connect() as client:
         client.settimeout(1)
         sent, part = 0, bytes(65536)
         with contextlib.suppress(TimeoutError):
@@ -146,21 +163,21 @@ def test_upstream_that_reads_late_stops_the_client_and_gets_all_in_the_end(tmp_p
     assert received == [sent + len(part)]
 
 
-def test_client_that_does_not_read_gets_all_in_the_end(tmp_path: Path) -> None:
+def test_client_that_reads_late_gets_all_in_the_end(both: tuple[LibraryUpstream, Terminator]) -> None:
     data = os.urandom(8 * MIB)
 
     def answer(secure: tls.Connection, _: socket.socket) -> None:
         secure.sendall(data)
         secure.shutdown()
 
-    with library_upstream(answer) as upstream, trusting(tmp_path, upstream.address) as terminator:
-        client = terminator.library_client()
-        terminator.wait_for_metric("gpu_provider_terminator_open_connections", 1)
-        assert receive_all(client) == data
-        client.close()
+    upstream, terminator = both
+    upstream.handler = answer
+    client = terminator.library_client()
+    assert receive_all(client) == data
+    client.close()
 
 
-def test_each_direction_ends_separately(tmp_path: Path) -> None:
+def test_each_direction_ends_separately(both: tuple[LibraryUpstream, Terminator]) -> None:
     """close_notify of either side ends its direction alone, and is passed on as one, before TCP's end."""
     seen = []
 
@@ -169,18 +186,23 @@ def test_each_direction_ends_separately(tmp_path: Path) -> None:
         secure.shutdown()
         seen.append(receive_all(secure))  # up to close_notify
         seen.append(connection.recv(1))
+        ended.set()
 
-    with library_upstream(speak_then_listen) as upstream, trusting(tmp_path, upstream.address) as terminator:
-        client = terminator.library_client()
-        assert receive_all(client) == b"hello"
-        client.sendall(b"y" * 100_000)
-        client.shutdown()
-        terminator.wait_for_metric(SESSIONS, 1, end="closed")
-        client.close()
+    ended = threading.Event()
+    upstream, terminator = both
+    upstream.handler = speak_then_listen
+    client = terminator.library_client()
+    assert receive_all(client) == b"hello"
+    client.sendall(b"y" * 100_000)
+    client.shutdown()
+    assert ended.wait(TIMEOUT)
+    client.close()
     assert seen == [b"y" * 100_000, b""]
 
 
-def test_client_that_ends_without_close_notify_is_no_end_for_the_upstream(tmp_path: Path) -> None:
+def test_client_that_ends_without_close_notify_is_no_end_for_the_upstream(
+    both: tuple[LibraryUpstream, Terminator],
+) -> None:
     ends: list[Exception] = []
 
     def listen(secure: tls.Connection, _: socket.socket) -> None:
@@ -189,17 +211,22 @@ def test_client_that_ends_without_close_notify_is_no_end_for_the_upstream(tmp_pa
             secure.recv(1)
         except tls.Error as error:
             ends.append(error)
+        ended.set()
 
-    with library_upstream(listen) as upstream, trusting(tmp_path, upstream.address) as terminator:
-        with terminator.connect() as client:  # its close() ends TCP alone
-            client.sendall(b"half a request")
-            assert receive(client, 14) == b"half a request"
-        terminator.wait_for_metric(SESSIONS, 1, end="client_eof")
-    assert [type(end) for end in ends] == [tls.SysCallError]
+    ended = threading.Event()
+    upstream, terminator = both
+    upstream.handler = listen
+    with terminator.connect() as client:  # its close() ends TCP alone
+        client.sendall(b"half a request")
+        assert receive(client, 14) == b"half a request"
+    assert ended.wait(TIMEOUT)
+    assert [end.args[0] for end in ends] == [errno.ECONNRESET]
 
 
 @pytest.mark.parametrize("by_reset", [False, True])
-def test_upstream_that_ends_without_close_notify_is_no_end_for_the_client(tmp_path: Path, by_reset: bool) -> None:
+def test_upstream_that_ends_without_close_notify_is_no_end_for_the_client(
+    both: tuple[LibraryUpstream, Terminator], by_reset: bool
+) -> None:
     gone = threading.Event()
 
     def half_an_answer(secure: tls.Connection, connection: socket.socket) -> None:
@@ -208,18 +235,21 @@ def test_upstream_that_ends_without_close_notify_is_no_end_for_the_client(tmp_pa
         if by_reset:
             reset(connection)
 
-    with library_upstream(half_an_answer) as upstream, trusting(tmp_path, upstream.address) as terminator:
-        client = terminator.library_client()
-        assert client.recv(100) == b"half an answer"
-        gone.set()
-        with pytest.raises(tls.SysCallError):
-            client.recv(1)
-        client.close()
-        line = terminator.wait_for("connection", end="upstream_reset")
-        assert by_reset or line["reason"] == "the upstream ended without close_notify"
+    upstream, terminator = both
+    upstream.handler = half_an_answer
+    before = terminator.metric(SESSIONS, end="upstream_reset")
+    client = terminator.library_client()
+    assert client.recv(100) == b"half an answer"
+    gone.set()
+    with pytest.raises(tls.SysCallError):
+        client.recv(1)
+    client.close()
+    terminator.wait_for_metric(SESSIONS, before + 1, end="upstream_reset")
+    if not by_reset:
+        terminator.wait_for("connection", reason="the upstream ended without close_notify")
 
 
-def test_answer_of_an_upstream_that_reads_no_more_arrives(tmp_path: Path) -> None:
+def test_answer_of_an_upstream_that_reads_no_more_arrives(both: tuple[LibraryUpstream, Terminator]) -> None:
     """It answers and closes without reading the request, as for a body that is too large."""
 
     def refuse(secure: tls.Connection, connection: socket.socket) -> None:
@@ -230,14 +260,15 @@ def test_answer_of_an_upstream_that_reads_no_more_arrives(tmp_path: Path) -> Non
         reset(connection)
 
     answered = threading.Event()
-    with library_upstream(refuse) as upstream, trusting(tmp_path, upstream.address) as terminator:
-        client = terminator.library_client()
-        client.sendall(b"y" * 10_000)
-        assert receive_all(client) == b"too large"
-        answered.set()
-        client.sendall(b"y" * 10_000)
-        client.close()
-        terminator.wait_for_metric("gpu_provider_terminator_open_connections", 0)
+    upstream, terminator = both
+    upstream.handler = refuse
+    client = terminator.library_client()
+    client.sendall(b"y" * 10_000)
+    assert receive_all(client) == b"too large"
+    answered.set()
+    client.sendall(b"y" * 10_000)
+    client.close()
+    terminator.wait_for_metric("gpu_provider_terminator_open_connections", 0)
 
 
 # ---- whom it trusts ----
@@ -343,37 +374,49 @@ def test_upstream_without_tls_is_named_as_such(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("of_client", "of_upstream", "agreed"),
-    [("h2", ["h2", "http/1.1"], "h2"), ("http/1.1", [], None), (None, ["h2", "http/1.1"], None), ("h2", [], "failure")],
+    [("h2", ("http/1.1", "h2"), b"h2"), ("http/1.1", (), b""), (None, ("h2", "http/1.1"), b"")],
 )
 def test_upstream_is_offered_what_the_client_speaks(
-    tmp_path: Path, of_client: str | None, of_upstream: list[str], agreed: str | None
+    both: tuple[LibraryUpstream, Terminator], of_client: str | None, of_upstream: tuple[str, ...], agreed: bytes
 ) -> None:
-    protocols: list[str | None] = []
+    protocols: list[bytes] = []
 
-    def note(secure: ssl.SSLSocket) -> None:
-        protocols.append(secure.selected_alpn_protocol())
+    def note(secure: tls.Connection, _: socket.socket) -> None:
+        protocols.append(secure.get_alpn_proto_negotiated())
         secure.sendall(b"x")
-        secure.unwrap()
+        secure.shutdown()
 
+    upstream, terminator = both
+    upstream.handler, upstream.alpn = note, of_upstream
+    with terminator.connect(offering(of_client)) as client:
+        assert receive(client, 1) == b"x"
+    assert protocols == [agreed]
+
+
+def test_upstream_that_does_not_speak_h2_is_not_sent_it(both: tuple[LibraryUpstream, Terminator]) -> None:
+    received: list[bytes] = []
+
+    def listen(secure: tls.Connection, _: socket.socket) -> None:
+        with contextlib.suppress(tls.SysCallError):
+            received.append(secure.recv(1))
+
+    upstream, terminator = both
+    upstream.handler, upstream.alpn = listen, ()
+    with terminator.connect(offering("h2")) as client:
+        client.sendall(b"PRI * HTTP/2.0")
+        assert receive(client, 1) == b""
+    assert "has not agreed" in terminator.wait_for("connection", end="upstream_unreachable")["reason"]
+    assert not received
+
+
+def offering(protocol: str | None) -> ssl.SSLContext:
     context = client_context()
-    if of_client:
-        context.set_alpn_protocols([of_client])
-    with (
-        encrypted(ssl_context(tmp_path, "localhost", *of_upstream), note) as upstream,
-        trusting(tmp_path, upstream.address, "--alpn", "h2", "--alpn", "http/1.1") as terminator,
-        terminator.connect(context) as client,
-    ):
-        if agreed == "failure":
-            assert receive(client, 1) == b""
-            client.close()
-            assert "has not agreed" in terminator.wait_for("connection")["reason"]
-        else:
-            assert receive(client, 1) == b"x"
-            assert protocols == [agreed]
+    if protocol is not None:
+        context.set_alpn_protocols([protocol])
+    return context
 
 
-@pytest.mark.parametrize("version", ["v1", "v2"])
-def test_haproxy_takes_the_proxy_header_before_the_handshake(tmp_path: Path, version: str) -> None:
+def test_haproxy_takes_the_proxy_header_before_the_handshake(tmp_path: Path) -> None:
     haproxy = shutil.which("haproxy") or shutil.which("haproxy", path="/usr/sbin")
     if haproxy is None:
         pytest.skip("haproxy is not installed")
@@ -388,7 +431,7 @@ def test_haproxy_takes_the_proxy_header_before_the_handshake(tmp_path: Path, ver
         command = [haproxy, "-db", "-f", str(configuration)]
         with (
             subprocess.Popen(command, pass_fds=[listener.fileno()], stderr=subprocess.DEVNULL) as process,
-            trusting(tmp_path, f"127.0.0.1:{listener.getsockname()[1]}", "--proxy-protocol", version) as terminator,
+            trusting(tmp_path, f"127.0.0.1:{listener.getsockname()[1]}", "--proxy-protocol", "v2") as terminator,
         ):
             with terminator.connect() as client:
                 host, port = client.getsockname()
@@ -420,6 +463,7 @@ def check(directory: Path, *flags: str, upstream: str = "127.0.0.1:1") -> subpro
         (("--upstream-ca", "missing.pem"), "127.0.0.1:1", "upstream_ca = 'missing.pem' can't be read"),
         ((), "/run/app.sock", "--upstream-name NAME"),
         (("--upstream-name", ".example"), "127.0.0.1:1", "upstream_name = '.example'"),
+        (("--upstream-name", "app.example:443"), "127.0.0.1:1", "upstream_name = 'app.example:443'"),
     ],
 )
 def test_check_refuses_what_can_not_work(tmp_path: Path, flags: tuple[str, ...], upstream: str, said: str) -> None:

@@ -53,7 +53,7 @@ class _Attempt:
     def __init__(self, sock: socket.socket, address: Resolved) -> None:
         self.socket: socket.socket | EncryptedSocket = sock
         self.address = address
-        self.began = monotonic()  # or began its TLS handshake
+        self.began = monotonic()  # to connect and then, with TLS, its handshake
 
 
 class Connecting:

@@ -5,7 +5,7 @@ the host in the setting of the upstream. If the client has agreed on a protocol 
 bytes that follow are its. A PROXY header goes before the handshake, in the clear, as HAProxy sends and expects it.
 
 An :class:`EncryptedSocket` has those methods of a socket that relay.py calls, and tells the end of the stream from a
-truncation: reading it returns b"" after close_notify alone.
+truncation: only close_notify ends it.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 __all__ = ["EncryptedSocket", "UpstreamTLS", "load_upstream_tls"]
 
 _READ_BUFFER = 65536  # four records of the largest size
+_LONGEST_NAME = 253
 _UNVERIFIED = (
     "upstream_tls = 'unverified': whoever gets between this process and the upstream can pose as it, read and change "
     "everything; say --upstream-tls on, with --upstream-ca FILE if its authority is your own"
@@ -171,7 +172,10 @@ def _check_names(config: TerminatorConfig) -> None:
 
 def _check_name(setting: str, name: str) -> None:
     try:
-        if ip_address(name) is None:
-            a_labels(name)
-    except ValueError as error:
-        raise ConfigError(f"{setting}: {error}; a certificate has names such as app.example") from None
+        valid = ip_address(name) is not None or a_labels(name).translate(None, b"-._").isalnum()
+    except ValueError:
+        valid = False
+    if not valid or len(name) > _LONGEST_NAME:
+        raise ConfigError(
+            f"{setting}: {name!r} is no host name, so no certificate can be for it; give one such as app.example"
+        )
