@@ -333,6 +333,29 @@ def test_upstream_is_verified_by_the_host_of_its_setting(tmp_path: Path) -> None
     assert asked == [None]
 
 
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+def test_upstream_that_asks_for_a_certificate_sees_ours(tmp_path: Path, version: ssl.TLSVersion) -> None:
+    seen: list[object] = []
+
+    def note(secure: ssl.SSLSocket) -> None:
+        certificate = secure.getpeercert()
+        assert certificate is not None
+        seen.append(certificate["subjectAltName"])
+        echo(secure)
+
+    context = ssl_context(tmp_path)
+    context.maximum_version = version
+    context.verify_mode = ssl.CERT_REQUIRED
+    context.load_verify_locations(write_authority(tmp_path, authority()))
+    _, cert, _, key = write_credentials(tmp_path, "terminator.example", kind="ECDSA", stem="own")
+    with (
+        encrypted(context, note) as upstream,
+        trusting(tmp_path, upstream.address, "--upstream-cert", cert, "--upstream-key", key) as terminator,
+    ):
+        assert terminator.echo() == b"are you there?"
+    assert seen == [(("DNS", "terminator.example"),)]
+
+
 def test_reload_reads_the_authorities_again(tmp_path: Path) -> None:
     with (
         encrypted(ssl_context(tmp_path), echo) as upstream,
@@ -462,6 +485,8 @@ def check(directory: Path, *flags: str, upstream: str = "127.0.0.1:1") -> subpro
     [
         (("--upstream-ca", "missing.pem"), "127.0.0.1:1", "upstream_ca = 'missing.pem' can't be read"),
         ((), "/run/app.sock", "--upstream-name NAME"),
+        (("--upstream-cert", "missing.pem"), "127.0.0.1:1", "given as --upstream-cert missing.pem"),
+        (("--upstream-key", "own.key"), "127.0.0.1:1", "add --upstream-cert FILE"),
         (("--upstream-name", ".example"), "127.0.0.1:1", "upstream_name = '.example'"),
         (("--upstream-name", "app.example:443"), "127.0.0.1:1", "upstream_name = 'app.example:443'"),
     ],

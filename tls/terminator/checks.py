@@ -166,7 +166,7 @@ def _check_client_auth(config: TerminatorConfig) -> Iterable[str]:
 
 def _check_upstream_tls(config: TerminatorConfig) -> Iterable[str]:
     if config.upstream_tls == "off":
-        for setting in ("upstream_ca", "upstream_name"):
+        for setting in ("upstream_ca", "upstream_name", "upstream_cert"):
             if getattr(config, setting) is not None:
                 yield f"{setting} has no effect, because upstream_tls = 'off'; did you mean --upstream-tls on?"
     elif config.upstream_tls == "unverified" and config.upstream_ca is not None:

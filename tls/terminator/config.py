@@ -83,6 +83,26 @@ class TerminatorConfig(ProviderConfig, frozen=True, kw_only=True, forbid_unknown
         ),
     ] = None
 
+    upstream_cert: Annotated[
+        _PathOrNone,
+        Shown(
+            "addresses",
+            "FILE",
+            "PEM certificate and chain to show to an upstream that asks for one",
+            default="none",
+        ),
+    ] = None
+
+    upstream_key: Annotated[
+        _PathOrNone,
+        Shown(
+            "addresses",
+            "FILE",
+            "PEM private key of that certificate, not encrypted",
+            default="in the file of `upstream_cert`",
+        ),
+    ] = None
+
     admin: Annotated[
         str,
         Shown(
@@ -299,6 +319,10 @@ class TerminatorConfig(ProviderConfig, frozen=True, kw_only=True, forbid_unknown
             raise ConfigError(
                 f"verify_client = {self.verify_client!r} needs the authorities that have issued the clients' "
                 "certificates: add --client-ca FILE"
+            )
+        if self.upstream_key is not None and self.upstream_cert is None:
+            raise ConfigError(
+                f"upstream_key = {str(self.upstream_key)!r} is the key of no certificate: add --upstream-cert FILE"
             )
         if self.tls_min > self.tls_max:  # their names are in order
             raise ConfigError(f"tls_min = {self.tls_min!r} is above tls_max = {self.tls_max!r}: no version is left")

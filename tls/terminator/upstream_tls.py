@@ -21,10 +21,11 @@ from gpu_provider.errors import ConfigError
 from gpu_provider.tls import constants
 from gpu_provider.tls.info import a_labels, ip_address
 from gpu_provider.tls.terminator.certificate_checks import authority_warnings
-from gpu_provider.tls.terminator.pem_files import read_file
+from gpu_provider.tls.terminator.pem_files import check_file, read_file
 
 if TYPE_CHECKING:
     import socket
+    from pathlib import Path
 
     from gpu_provider.tls.terminator.config import TerminatorConfig
 
@@ -154,7 +155,20 @@ def load_upstream_tls(config: TerminatorConfig) -> UpstreamTLS | None:
             ) from None
     else:
         context.set_default_verify_paths()  # now: reading the system's authorities takes long
+    if config.upstream_cert is not None:
+        _use_certificate(context, config.upstream_cert, config.upstream_key or config.upstream_cert)
     return UpstreamTLS(context, config.upstream_name, tuple(warnings))
+
+
+def _use_certificate(context: tls.Context, cert: Path, key: Path) -> None:
+    check_file(cert)
+    check_file(key)
+    try:
+        context.use_certificate_chain_file(cert)
+        context.use_privatekey_file(key)
+        context.check_privatekey()
+    except (tls.CertificateError, tls.PrivateKeyError) as error:
+        raise ConfigError(f"{error}; given as --upstream-cert {cert} --upstream-key {key}") from None
 
 
 def _check_names(config: TerminatorConfig) -> None:
