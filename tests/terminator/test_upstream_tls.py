@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import shutil
 import signal
 import socket
 import ssl
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 import trustme
+from groups import find_program
 from terminator_process import (
     TIMEOUT,
     Terminator,
@@ -440,9 +440,7 @@ def offering(protocol: str | None) -> ssl.SSLContext:
 
 
 def test_haproxy_takes_the_proxy_header_before_the_handshake(tmp_path: Path) -> None:
-    haproxy = shutil.which("haproxy") or shutil.which("haproxy", path="/usr/sbin")
-    if haproxy is None:
-        pytest.skip("haproxy is not installed")
+    haproxy = find_program("haproxy")
     (tmp_path / "haproxy.pem").write_bytes(b"".join(credentials("localhost")))
     with socket.create_server(("127.0.0.1", 0)) as listener:
         configuration = tmp_path / "haproxy.cfg"
