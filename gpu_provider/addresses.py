@@ -55,6 +55,8 @@ class Resolved(NamedTuple):
     family: socket.AddressFamily
     address: SocketAddress | str
     """A Unix socket's is its path."""
+    host: str = ""
+    """Which it was resolved from; empty for a Unix socket."""
 
     def __str__(self) -> str:
         return self.address if isinstance(self.address, str) else format_address(self.address)
@@ -114,7 +116,9 @@ def resolve(address: Address | UnixPath, *, to_listen: bool) -> tuple[Resolved, 
     except (OSError, UnicodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not a host name"
         raise ConfigError(f"{address}: the name {address.host!r} can't be resolved: {reason}") from None
-    addresses = tuple(dict.fromkeys(Resolved(family, sockaddr) for family, _, _, _, sockaddr in found))  # type: ignore[arg-type]
+    addresses = tuple(
+        dict.fromkeys(Resolved(family, sockaddr, address.host) for family, _, _, _, sockaddr in found)  # type: ignore[arg-type]
+    )
     return addresses if to_listen else families_in_turn(addresses)
 
 

@@ -28,7 +28,7 @@ def listen(address: Address, setting: str) -> list[socket.socket]:
     listeners: list[socket.socket] = []
     port = address.port
     try:
-        for family, sockaddr in resolved:
+        for family, sockaddr, _ in resolved:
             try:
                 listener = socket.socket(family, socket.SOCK_STREAM)
             except OSError as error:

@@ -15,7 +15,7 @@ from gpu_provider.tls._ssl import ffi, lib
 from gpu_provider.tls.errors import CertificateError, Error, check, why
 from gpu_provider.tls.library_context import default_library_context
 from gpu_provider.tls.server_names import OwnedContext, ServerNames, is_server_name
-from gpu_provider.tls.text import c_string, encoded
+from gpu_provider.tls.text import alpn_wire, c_string, encoded
 from gpu_provider.tls.tickets import TicketKeys
 
 if TYPE_CHECKING:
@@ -51,17 +51,6 @@ class Provider(Protocol):
 
     @property
     def library_context(self) -> "LibraryContext": ...
-
-
-def alpn_wire(protocols: Sequence[str | bytes]) -> bytes:
-    """The wire form of a list of ALPN protocols. Raises ValueError for an empty list, and for a name that is empty or
-    over 255 bytes."""
-    if isinstance(protocols, str | bytes):
-        raise TypeError(f"ALPN protocols must be a list of names, such as [{protocols!r}], not a single name")
-    names = [encoded(name, "ALPN protocol") for name in protocols]
-    if not names or not all(0 < len(name) <= 255 for name in names):
-        raise ValueError(f"ALPN protocols must be names of 1 to 255 bytes, at least one of them, not {protocols!r}")
-    return b"".join(bytes((len(name),)) + name for name in names)
 
 
 class Context:

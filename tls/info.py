@@ -1,6 +1,7 @@
 """What can be set and read on an SSL without running an operation on it."""
 
 import ipaddress
+from collections.abc import Sequence
 from typing import Any, NamedTuple, NoReturn
 
 from cryptography import x509
@@ -10,7 +11,7 @@ from gpu_provider.tls import constants
 from gpu_provider.tls._ssl import ffi, lib
 from gpu_provider.tls.errors import Error, check
 from gpu_provider.tls.subject import Subject, read_subject
-from gpu_provider.tls.text import c_string
+from gpu_provider.tls.text import alpn_wire, c_string
 
 _NULL = ffi.NULL
 _buffer = ffi.buffer
@@ -76,6 +77,12 @@ class ConnectionInfo:
             raise ValueError("a server name must not be empty")
         lib.ERR_clear_error()
         check(lib.SSL_set_tlsext_host_name(self._pointer(), sent), f"server name {name!r}")
+
+    def set_alpn_protos(self, protocols: Sequence[str | bytes]) -> None:
+        """Does what :meth:`Context.set_alpn_protos` does, for this connection."""
+        wire = alpn_wire(protocols)
+        if lib.SSL_set_alpn_protos(self._pointer(), wire, len(wire)) != 0:  # 0 is success here
+            raise MemoryError("ALPN protocols")
 
     def set_verify_host(self, host: str) -> None:
         """Requires, with ``VERIFY_PEER``, that the peer's certificate is for this host name or IP address. Raises

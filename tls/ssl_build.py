@@ -119,6 +119,7 @@ void SSL_set_connect_state(SSL *ssl);
 int SSL_is_server(const SSL *ssl);
 int SSL_is_init_finished(const SSL *ssl);
 long SSL_set_tlsext_host_name(SSL *ssl, const char *name);
+int SSL_set_alpn_protos(SSL *ssl, const unsigned char *protocols, unsigned int size);
 X509_VERIFY_PARAM *SSL_get0_param(SSL *ssl);
 int SSL_get_verify_mode(const SSL *ssl);
 void SSL_set_verify(SSL *ssl, int mode, void *callback);

@@ -11,7 +11,7 @@ import subprocess
 from typing import TYPE_CHECKING
 
 import pytest
-from terminator_process import TIMEOUT, Terminator, echo_terminator, receive
+from terminator_process import TIMEOUT, Terminator, echo_terminator, receive, refused_address
 from tls_peers import named_hello
 
 if TYPE_CHECKING:
@@ -20,15 +20,15 @@ if TYPE_CHECKING:
 
 HOSTILE = "<img/src=x/onerror=document.title=1>"
 FAILURES = "gpu_provider_terminator_handshake_failures_total"
+REFUSED = refused_address()
 needs_chromium = pytest.mark.skipif(shutil.which("chromium") is None, reason="chromium is not installed")
 
 
 @pytest.fixture(scope="module")
 def terminator(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Terminator]:
-    """Some clients have been served; the last one asked for a server name that is HTML, and spoke no TLS after that."""
-    with echo_terminator(
-        tmp_path_factory.mktemp("credentials"),
-    ) as running:
+    """Some clients have been served, by one of two upstreams; the last one asked for a server name that is HTML, and
+    spoke no TLS after that."""
+    with echo_terminator(tmp_path_factory.mktemp("credentials"), "--upstream", REFUSED) as running:
         for _ in range(3):
             assert running.echo() == b"are you there?"
         with running.dial() as sock:
@@ -71,6 +71,8 @@ def test_a_browser_shows_what_happens_and_client_names_as_text(terminator: Termi
     shown = re.sub(r"<[^>]*>", "\n", re.sub(r"<(script|style)>.*?</\1>", "", dom, flags=re.DOTALL))
     for text in ("gpu-provider terminator", "handshakes", "mean batch", "Devices", "in use", "server.pem", "RSA-2048"):
         assert text in shown
+    # How long it is passed over depends on how often it was tried.
+    assert re.search(rf"Upstreams.*\nin use\n.*\n{REFUSED}\n+(passed over|in use)\n", shown, re.DOTALL)
     assert "Last failures" in shown
     assert HOSTILE.replace("<", "&lt;").replace(">", "&gt;") in dom
     assert "<img" not in dom

@@ -180,7 +180,7 @@ def test_families_take_turns_in_the_resolvers_order(monkeypatch: pytest.MonkeyPa
     found = [(family, socket.SOCK_STREAM, 6, "", address) for family, address in (*six, *four, four[0])]
     monkeypatch.setattr(addresses.socket, "getaddrinfo", lambda *_, **__: found)
     in_turn = addresses.resolve(Address("several.example", 80), to_listen=False)
-    assert in_turn == tuple(Resolved(*one) for one in (six[0], four[0], six[1], four[1], six[2]))
+    assert in_turn == tuple(Resolved(*one, "several.example") for one in (six[0], four[0], six[1], four[1], six[2]))
     assert addresses.resolve(Address("several.example", 80), to_listen=True) == tuple(
-        Resolved(*one) for one in (*six, *four)
+        Resolved(*one, "several.example") for one in (*six, *four)
     )

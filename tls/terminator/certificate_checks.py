@@ -20,11 +20,11 @@ if TYPE_CHECKING:
 
     from gpu_provider.tls.terminator.certificates import Certificate
 
-__all__ = ["UNREADABLE", "date", "file_warnings", "name_warnings", "time_warning"]
+__all__ = ["authority_warnings", "date", "file_warnings", "name_warnings"]
 
 _LEAST_RSA_BITS = 2048
 
-UNREADABLE = (
+_UNREADABLE = (
     ValueError,
     TypeError,
     UnsupportedAlgorithm,
@@ -45,7 +45,7 @@ def file_warnings(path: Path) -> list[str]:
     try:
         chain = x509.load_pem_x509_certificates(public_part(path))
         return [f"certificate file {str(path)!r}: {warning}" for warning in _chain_warnings(chain)]
-    except (OSError, *UNREADABLE) as error:
+    except (OSError, *_UNREADABLE) as error:
         return [f"certificate file {str(path)!r}: it can't be parsed ({error}), and clients may refuse it"]
 
 
@@ -53,7 +53,7 @@ def _chain_warnings(chain: Sequence[x509.Certificate]) -> Iterator[str]:
     for number, (subject, issuer) in enumerate(itertools.pairwise(chain), start=2):
         try:
             subject.verify_directly_issued_by(issuer)
-        except (*UNREADABLE, InvalidSignature):
+        except (*_UNREADABLE, InvalidSignature):
             yield (
                 f"its certificate {number} ({issuer.subject.rfc4514_string()}) did not issue the one before it, so "
                 "clients can't follow the chain; put the leaf first, and then each one's issuer"
@@ -61,7 +61,7 @@ def _chain_warnings(chain: Sequence[x509.Certificate]) -> Iterator[str]:
     now = datetime.datetime.now(datetime.UTC)
     for number, one in enumerate(chain, start=1):
         which = f"its certificate {number} ({one.subject.rfc4514_string()})"
-        warning = time_warning(one)
+        warning = _time_warning(one)
         if warning is not None and (number > 1 or one.not_valid_before_utc > now):
             yield f"{which} {warning}"
         if isinstance(key := one.public_key(), rsa.RSAPublicKey) and key.key_size < _LEAST_RSA_BITS:
@@ -75,7 +75,7 @@ def _chain_warnings(chain: Sequence[x509.Certificate]) -> Iterator[str]:
         yield "it is not for servers (its extended key usage lacks serverAuth), so clients refuse it"
 
 
-def time_warning(certificate: x509.Certificate) -> str | None:
+def _time_warning(certificate: x509.Certificate) -> str | None:
     """The end of a sentence about the certificate, unless it is valid now."""
     now = datetime.datetime.now(datetime.UTC)
     if certificate.not_valid_before_utc > now:
@@ -83,6 +83,19 @@ def time_warning(certificate: x509.Certificate) -> str | None:
     if certificate.not_valid_after_utc < now:
         return f"has expired: it was valid until {certificate.not_valid_after_utc:%Y-%m-%dT%H:%M:%SZ}"
     return None
+
+
+def authority_warnings(setting: str, path: Path, pem: bytes) -> list[str]:
+    """Warnings about a file of trusted certificates that OpenSSL accepts."""
+    shown = f"{setting} = {str(path)!r}"
+    try:
+        return [
+            f"{shown}: the certificate of {authority.subject.rfc4514_string()} {warning}"
+            for authority in x509.load_pem_x509_certificates(pem)
+            if (warning := _time_warning(authority)) is not None
+        ]
+    except _UNREADABLE as error:
+        return [f"{shown}: it can't be parsed ({error}), although OpenSSL may read it"]
 
 
 def _says_where_its_issuer_is(certificate: x509.Certificate) -> bool:

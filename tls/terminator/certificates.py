@@ -18,6 +18,7 @@ from gpu_provider.tls.terminator.client_auth import load_client_auth
 from gpu_provider.tls.terminator.pem_files import check_file
 from gpu_provider.tls.terminator.ticket_files import read_ticket_keys
 from gpu_provider.tls.terminator.trial_handshake import handshake_problem
+from gpu_provider.tls.terminator.upstream_tls import UpstreamTLS, load_upstream_tls
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -56,13 +57,15 @@ class Certificate:
 
 @dataclass(frozen=True, slots=True)
 class Certificates:
-    """All certificates, read at the same time."""
+    """Whatever a reload reads, read at the same time."""
 
     context: tls.Context
     """The first certificate's context. It switches to another by the server name that the client asks for."""
     all: tuple[Certificate, ...]
     client_crl_end: float
     """The Unix time at which the first list of ``client_crl`` is out of date; infinity if there is none."""
+    upstream_tls: UpstreamTLS | None
+    """How connections to the upstream are encrypted; None: they are not."""
     warnings: tuple[str, ...]
     """Those of each file, and about the certificates together."""
 
@@ -107,8 +110,11 @@ def load_certificates(
     warnings += name_warnings(certificates, by_name, first)
     if client_auth is not None:
         warnings += client_auth.warnings
+    upstream_tls = load_upstream_tls(config)
+    if upstream_tls is not None:
+        warnings += upstream_tls.warnings
     client_crl_end = math.inf if client_auth is None else client_auth.crl_end
-    return Certificates(contexts[first], tuple(certificates), client_crl_end, tuple(warnings))
+    return Certificates(contexts[first], tuple(certificates), client_crl_end, upstream_tls, tuple(warnings))
 
 
 def _read(config: TerminatorConfig, files: CertificateFiles) -> Certificate:

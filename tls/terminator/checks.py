@@ -34,6 +34,7 @@ def check_settings(config: TerminatorConfig, upstream: Sequence[tuple[Resolved, 
         *_check_ciphers(config),
         *_check_protocols(config),
         *_check_client_auth(config),
+        *_check_upstream_tls(config),
         *_check_service(config),
     ]
 
@@ -161,3 +162,12 @@ def _check_client_auth(config: TerminatorConfig) -> Iterable[str]:
                 f"{setting} has no effect, because verify_client = 'off': every client is let in; did you mean "
                 "--verify-client required?"
             )
+
+
+def _check_upstream_tls(config: TerminatorConfig) -> Iterable[str]:
+    if config.upstream_tls == "off":
+        for setting in ("upstream_ca", "upstream_name", "upstream_cert"):
+            if getattr(config, setting) is not None:
+                yield f"{setting} has no effect, because upstream_tls = 'off'; did you mean --upstream-tls on?"
+    elif config.upstream_tls == "unverified" and config.upstream_ca is not None:
+        yield "upstream_ca has no effect, because upstream_tls = 'unverified'; did you mean --upstream-tls on?"

@@ -9,16 +9,13 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from cryptography import x509
-
 from gpu_provider import tls
 from gpu_provider.errors import ConfigError
 from gpu_provider.tls import constants
-from gpu_provider.tls.terminator.certificate_checks import UNREADABLE, date, time_warning
+from gpu_provider.tls.terminator.certificate_checks import authority_warnings, date
 from gpu_provider.tls.terminator.pem_files import read_file
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
     from gpu_provider.tls.terminator.config import TerminatorConfig
@@ -63,7 +60,7 @@ def load_client_auth(config: TerminatorConfig) -> ClientAuth | None:
     ca = read_file("client_ca", config.client_ca)
     crl = b"" if config.client_crl is None else read_file("client_crl", config.client_crl, _MOST_BYTES)
     identity = b"".join(hashlib.sha256(part).digest() for part in (config.verify_client.encode(), ca, crl))
-    warnings = [f"client_ca = {str(config.client_ca)!r}: {warning}" for warning in _authority_warnings(ca)]
+    warnings = authority_warnings("client_ca", config.client_ca, ca)
     authorities = tls.Context(constants.TLS_SERVER_METHOD)
     try:
         authorities.load_verify_locations(config.client_ca)
@@ -88,13 +85,3 @@ def _load_crls(authorities: tls.Context, path: Path) -> float:
         return authorities.load_crls(path)
     except tls.Error as error:
         raise ConfigError(f"client_crl = {str(path)!r}: {error}") from None
-
-
-def _authority_warnings(pem: bytes) -> Iterator[str]:
-    try:
-        authorities = x509.load_pem_x509_certificates(pem)
-        for authority in authorities:
-            if (warning := time_warning(authority)) is not None:
-                yield f"the certificate of {authority.subject.rfc4514_string()} {warning}"
-    except UNREADABLE as error:
-        yield f"it can't be parsed ({error}), although OpenSSL may read it"

@@ -51,6 +51,58 @@ class TerminatorConfig(ProviderConfig, frozen=True, kw_only=True, forbid_unknown
     ] = ()
     """Names are resolved at the start, each half minute, and after a failure."""
 
+    upstream_tls: Annotated[
+        Literal["off", "on", "unverified"],
+        Meta(description="off, on or unverified"),
+        Shown(
+            "addresses",
+            "",
+            "encrypt the connections to the upstream. `on`: verify its certificate; `unverified`: accept any, from "
+            "whoever answers",
+        ),
+    ] = "off"
+
+    upstream_ca: Annotated[
+        _PathOrNone,
+        Shown(
+            "addresses",
+            "FILE",
+            "PEM certificates of the authorities whose upstreams are trusted by `upstream_tls`",
+            default="the system's",
+        ),
+    ] = None
+
+    upstream_name: Annotated[
+        Annotated[str, Meta(min_length=1)] | None,
+        Meta(description="a host name"),
+        Shown(
+            "addresses",
+            "NAME",
+            "the name that the upstream's certificate must have, and that it is asked for (SNI)",
+            default="the host of `upstream`",
+        ),
+    ] = None
+
+    upstream_cert: Annotated[
+        _PathOrNone,
+        Shown(
+            "addresses",
+            "FILE",
+            "PEM certificate and chain to show to an upstream that asks for one",
+            default="none",
+        ),
+    ] = None
+
+    upstream_key: Annotated[
+        _PathOrNone,
+        Shown(
+            "addresses",
+            "FILE",
+            "PEM private key of that certificate, not encrypted",
+            default="in the file of `upstream_cert`",
+        ),
+    ] = None
+
     admin: Annotated[
         str,
         Shown(
@@ -200,7 +252,9 @@ class TerminatorConfig(ProviderConfig, frozen=True, kw_only=True, forbid_unknown
 
     connect_timeout: Annotated[
         _Seconds,
-        Shown("connections", "SECONDS", "seconds for connecting to the upstream, all of its addresses together"),
+        Shown(
+            "connections", "SECONDS", "seconds for connecting to the upstream, TLS and all of its addresses together"
+        ),
     ] = 5.0
 
     idle_timeout: Annotated[
@@ -277,6 +331,10 @@ class TerminatorConfig(ProviderConfig, frozen=True, kw_only=True, forbid_unknown
             raise ConfigError(
                 f"verify_client = {self.verify_client!r} needs the authorities that have issued the clients' "
                 "certificates: add --client-ca FILE"
+            )
+        if self.upstream_key is not None and self.upstream_cert is None:
+            raise ConfigError(
+                f"upstream_key = {str(self.upstream_key)!r} is the key of no certificate: add --upstream-cert FILE"
             )
         if self.tls_min > self.tls_max:  # their names are in order
             raise ConfigError(f"tls_min = {self.tls_min!r} is above tls_max = {self.tls_max!r}: no version is left")

@@ -1,8 +1,14 @@
-"""Why handshakes fail, in words for a metric's label."""
+"""Why handshakes and connections to the upstream fail, in words for a metric's label."""
 
 from __future__ import annotations
 
-__all__ = ["HANDSHAKE_FAILURES", "OUT_OF_MEMORY", "handshake_failure"]
+import errno
+import os
+from typing import NamedTuple
+
+from gpu_provider import tls
+
+__all__ = ["HANDSHAKE_FAILURES", "OUT_OF_MEMORY", "UPSTREAM_FAILURES", "UpstreamFailure", "handshake_failure"]
 
 OUT_OF_MEMORY = "out_of_memory"
 
@@ -48,3 +54,44 @@ HANDSHAKE_FAILURES = (
 def handshake_failure(text: str) -> str:
     """The reason for a failed handshake by the text of libssl's error."""
     return next((label for part, label in _BY_TEXT if part in text), "other")
+
+
+_BAD_CERTIFICATE, _TLS_ERROR = "bad_certificate", "tls_error"
+
+UPSTREAM_FAILURES = (
+    "ECONNREFUSED",
+    "ECONNRESET",
+    "EHOSTUNREACH",
+    "EMFILE",
+    "ENETUNREACH",
+    "ETIMEDOUT",
+    _BAD_CERTIFICATE,
+    _TLS_ERROR,
+)
+"""The usual labels; others are the names of other errnos."""
+
+
+class UpstreamFailure(NamedTuple):
+    """Why the upstream has not taken a connection."""
+
+    label: str
+    reason: str
+    error: int = 0
+    """The errno; 0 if the TLS handshake has failed."""
+
+    @classmethod
+    def of(cls, error: int) -> UpstreamFailure:
+        """Of an errno."""
+        return cls(errno.errorcode.get(error, str(error)), os.strerror(error), error)
+
+    @classmethod
+    def of_handshake(cls, error: tls.Error) -> UpstreamFailure:
+        text = str(error)
+        if isinstance(error, tls.SysCallError):
+            if error.args[0] != -1:
+                return cls.of(error.args[0])
+            text = "the upstream ended the connection"
+        if handshake_failure(text) == OUT_OF_MEMORY:
+            return cls.of(errno.ENOMEM)
+        label = _BAD_CERTIFICATE if "certificate verify failed" in text else _TLS_ERROR
+        return cls(label, f"TLS handshake: {text}")

@@ -17,7 +17,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.registry import Collector
 
 from gpu_provider.status import AsyncStatus
-from gpu_provider.tls.terminator.failures import HANDSHAKE_FAILURES
+from gpu_provider.tls.terminator.failures import HANDSHAKE_FAILURES, UPSTREAM_FAILURES
 from gpu_provider.tls.terminator.shortage import SHORTAGE_REASONS
 
 if TYPE_CHECKING:
@@ -47,7 +47,6 @@ _ENDS = (
     "out_of_memory",
     "forced",
 )
-_UPSTREAM_FAILURES = ("ECONNREFUSED", "ECONNRESET", "EHOSTUNREACH", "EMFILE", "ENETUNREACH", "ETIMEDOUT")
 _VERSIONS = ("TLSv1.2", "TLSv1.3")
 _LABELS_OF_OK = tuple(
     ("ok", version, status, resumed)
@@ -78,7 +77,7 @@ class TerminatorMetrics(Collector):
         self.handshake_failures = _zeros(HANDSHAKE_FAILURES)
         self.sessions = _zeros(_ENDS)
         """Connections that ended after a successful handshake, by how they ended."""
-        self.upstream_failures = _zeros(_UPSTREAM_FAILURES)
+        self.upstream_failures = _zeros(UPSTREAM_FAILURES)
         self.upstreams: Callable[[], Mapping[str, bool]] = dict
         """Whether each address of the upstream is passed over, because it has failed a moment ago."""
         self.bytes_to_upstream = 0

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import asyncio
-    import socket
+
+    from gpu_provider.tls.connection import Socket
 
 __all__ = ["GONE", "PEER_ENDED", "READABLE", "WRITABLE", "Poller"]
 
@@ -45,17 +46,17 @@ class Poller:
         self._epoll = select.epoll()
         self._handlers: dict[int, Handler] = {}
         self._events: deque[tuple[int, int]] = deque()
-        self._discarded: list[socket.socket] = []
+        self._discarded: list[Socket] = []
         self._dispatching = False
         loop.add_reader(self._epoll.fileno(), self._dispatch)
 
-    def add(self, sock: socket.socket, handler: Handler) -> None:
+    def add(self, sock: Socket, handler: Handler) -> None:
         """Calls ``handler(events)`` at each change to readable, writable or gone, beginning with the present state."""
         descriptor = sock.fileno()
         self._handlers[descriptor] = handler
         self._epoll.register(descriptor, _INTEREST)
 
-    def discard(self, sock: socket.socket) -> None:
+    def discard(self, sock: Socket) -> None:
         """Forgets the socket, if it was added, and closes it.
 
         During a burst of events the socket is closed at the burst's end. Otherwise a new socket could get the same
@@ -67,7 +68,7 @@ class Poller:
         else:
             sock.close()
 
-    def set_handler(self, sock: socket.socket, handler: Handler) -> None:
+    def set_handler(self, sock: Socket, handler: Handler) -> None:
         """Replaces the handler of the socket's events."""
         self._handlers[sock.fileno()] = handler
 

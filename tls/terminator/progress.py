@@ -14,7 +14,7 @@ import termios
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    import socket
+    from gpu_provider.tls.connection import Socket
 
 __all__ = ["Progress"]
 
@@ -31,13 +31,13 @@ class Progress:
         """Starts afresh: the next look has nothing to compare with."""
         self._unsent = ()
 
-    def seen(self, *sockets: socket.socket) -> bool:
+    def seen(self, *sockets: Socket) -> bool:
         """Whether a peer has acknowledged bytes since the last look at the same sockets."""
         before, self._unsent = self._unsent, tuple(_unsent_bytes(sock) for sock in sockets)
         return any(now < then for now, then in zip(self._unsent, before, strict=False))
 
 
-def _unsent_bytes(sock: socket.socket) -> int:
+def _unsent_bytes(sock: Socket) -> int:
     """TIOCOUTQ has the same number as SIOCOUTQ, which tcp(7) describes."""
     (count,) = struct.unpack("i", fcntl.ioctl(sock, termios.TIOCOUTQ, bytes(4)))
     return int(count)

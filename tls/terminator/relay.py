@@ -2,9 +2,10 @@
 
 Each direction keeps what its receiver did not accept (at most one buffer) and reads no more until that is gone. Each
 ends separately: the client's close_notify becomes the end of the stream towards the upstream, and the upstream's end
-becomes our close_notify. Any other end is passed on as an abrupt one, so that neither side takes a truncated stream for
-a whole one. When the client is reset, ends without close_notify, sends something other than TLS records, or times out,
-the upstream's connection is reset. When the upstream is reset, the client's connection ends without close_notify.
+becomes our close_notify. With TLS to the upstream, its end and ours are a close_notify too (upstream_tls.py). Any other
+end is passed on as an abrupt one, so that neither side takes a truncated stream for a whole one. When the client is
+reset, ends without close_notify, sends something other than TLS records, or times out, the upstream's connection is
+reset. When the upstream is reset, the client's connection ends without close_notify.
 
 Bytes before an abrupt end may be lost: those that are kept here, and those that the kernel has not delivered to the
 upstream yet.
@@ -12,7 +13,7 @@ upstream yet.
 Readiness is edge-triggered: a flag remembers that there may be something to read until a read says otherwise. A
 connection says so itself (``want_read``): it may have stopped early, or hold an error back behind the bytes that it
 returned. A read from the upstream that does not fill the buffer has emptied the socket, so the read that would only say
-so is left out; unless the upstream's end was already seen, because no further event comes for it.
+so is left out; unless the upstream's end was already seen, because no further event comes for it, or TLS holds more.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from typing import TYPE_CHECKING
 
 from gpu_provider import tls
 from gpu_provider.tls.terminator.poller import GONE, PEER_ENDED, READABLE, WRITABLE
+from gpu_provider.tls.terminator.upstream_tls import EncryptedSocket
 
 if TYPE_CHECKING:
     from gpu_provider.tls.terminator.session import Session
@@ -45,6 +47,7 @@ class Relay:
         "_client_ended",
         "_client_readable",
         "_close_notify_due",
+        "_end_due",
         "_for_client",
         "_for_upstream",
         "_over",
@@ -53,14 +56,16 @@ class Relay:
         "_tls",
         "_trace",
         "_upstream",
-        "_upstream_end_seen",
         "_upstream_ended",
+        "_upstream_read_on",
         "_upstream_readable",
         "_upstream_refuses",
         "_upstream_was_reset",
     )  # fmt: skip
 
-    def __init__(self, session: Session, upstream: socket.socket, shared: Shared, first: bytes) -> None:
+    def __init__(
+        self, session: Session, upstream: socket.socket | EncryptedSocket, shared: Shared, first: bytes
+    ) -> None:
         """``first`` is sent to the upstream before the client's bytes."""
         self._session = session
         self._shared = shared
@@ -72,10 +77,11 @@ class Relay:
         self._client_readable = True  # the handshake may have read the client's first bytes
         self._client_ended = False  # by close_notify, or because the upstream accepts nothing more
         self._for_upstream = memoryview(first)  # what it has not accepted yet
+        self._end_due = False  # the client has ended, and the upstream has not been told yet
         self._upstream_refuses = False  # it accepts no more, but what it has sent may still be unread
         # Towards the client.
         self._upstream_readable = False
-        self._upstream_end_seen = False
+        self._upstream_read_on = isinstance(upstream, EncryptedSocket)  # until a read says that there is nothing
         self._upstream_ended = False
         self._upstream_was_reset = False  # a write said so
         self._for_client = memoryview(b"")
@@ -116,11 +122,14 @@ class Relay:
 
     def on_upstream(self, events: int) -> None:
         if events & PEER_ENDED:
-            self._upstream_end_seen = True
+            self._upstream_read_on = True
         if events & WRITABLE and self._for_upstream:
             self._to_upstream()
+        elif events & WRITABLE and self._end_due:
+            self._end_upstream()
         if events & (READABLE | PEER_ENDED):
             self._upstream_readable = True
+        if self._upstream_readable:
             self._to_client()
 
     # ---- client to upstream ----
@@ -187,17 +196,23 @@ class Relay:
             if self._upstream_ended:
                 self._both_ended()
             else:
-                self._upstream_readable = self._upstream_end_seen = True
+                self._upstream_readable = self._upstream_read_on = True
                 self._session.again(self._to_client)
             return len(data)
 
     def _client_is_done(self) -> None:
-        self._client_ended = True
+        self._client_ended = self._end_due = True
+        self._end_upstream()
+
+    def _end_upstream(self) -> None:
         try:
-            self._upstream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _END_ON_CLOSE)
             self._upstream.shutdown(socket.SHUT_WR)
+            self._upstream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _END_ON_CLOSE)
+        except BlockingIOError:  # no room for close_notify
+            return
         except OSError:  # it was reset: reading from it will say so
             self._upstream_refuses = True
+        self._end_due = False
         if self._upstream_ended and not self._close_notify_due:
             self._both_ended()
 
@@ -247,6 +262,8 @@ class Relay:
         except BlockingIOError:
             self._upstream_readable = False
             return 0
+        except tls.WantWriteError:  # no room for the answer to a key update: goes on when there is some
+            return 0
         except OSError as error:
             self._cut("upstream_reset", str(error))
             return 0
@@ -260,7 +277,7 @@ class Relay:
         self._session.moved()
         self._shared.metrics.bytes_to_client += count
         self._trace.to_client += count
-        if count < len(buffer) and not self._upstream_end_seen:
+        if count < len(buffer) and not self._upstream_read_on:
             self._upstream_readable = False
         return count
 
@@ -286,7 +303,7 @@ class Relay:
             self._client_failed(error)
             return
         self._close_notify_due = False
-        if self._client_ended:
+        if self._client_ended and not self._end_due:
             self._both_ended()
 
     # ---- the end ----

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
 import os
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +30,7 @@ if TYPE_CHECKING:
     from gpu_provider.addresses import SocketAddress
     from gpu_provider.tls.terminator.certificates import Certificates
     from gpu_provider.tls.terminator.config import TerminatorConfig
+    from gpu_provider.tls.terminator.failures import UpstreamFailure
     from gpu_provider.tls.terminator.metrics import TerminatorMetrics
     from gpu_provider.tls.terminator.upstreams import Upstreams
 
@@ -93,6 +93,7 @@ class Server:
             out_of_memory=self.run_out_of_memory,
             context=certificates.context,
             upstreams=upstreams,
+            upstream_tls=certificates.upstream_tls,
         )
         self._config = config
         self._max_connections = 0
@@ -109,6 +110,7 @@ class Server:
     def use_certificates(self, certificates: Certificates) -> None:
         """Uses these for connections accepted from now on. Earlier ones keep theirs."""
         self._shared.context = certificates.context
+        self._shared.upstream_tls = certificates.upstream_tls
         self._metrics.certificates = certificates.all
         self._metrics.client_crl_end = certificates.client_crl_end
         # Connections may still use earlier ones.
@@ -250,12 +252,11 @@ class Server:
             self._accept_again()
         self._look_for_end()
 
-    def _upstream_failed(self, error: int) -> None:
-        """No address of the upstream accepted the connection."""
-        reason = errno.errorcode.get(error, str(error))
-        self._metrics.upstream_failures[reason] += 1
-        if error in SHORTAGES:
-            self._run_short(os.strerror(error))
+    def _upstream_failed(self, failure: UpstreamFailure) -> None:
+        """No address of the upstream took the connection."""
+        self._metrics.upstream_failures[failure.label] += 1
+        if failure.error in SHORTAGES:
+            self._run_short(failure.reason)
 
     # ---- the end ----
 

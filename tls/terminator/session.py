@@ -11,7 +11,7 @@ HANDSHAKE   Calls do_handshake() until it is done. It stops for bytes from the c
             batch that holds its RSA operation; the notifier says when the batch is done. The socket's events need no
             action meanwhile: whoever resumes the handshake goes on until the socket would block.
             Deadline: handshake_timeout.
-CONNECTING  Connects to the upstream: connecting.py. Deadline: connect_timeout.
+CONNECTING  Connects to the upstream, with TLS if so set: connecting.py. Deadline: connect_timeout.
 RELAY       Relays both ways at once: relay.py. Deadline: a quarter of idle_timeout, after which it looks for progress;
             the fourth look in a row that sees none ends the session.
 LINGER      Sends nothing more: after close_notify, after a fatal alert, or because the upstream was reset. What the
@@ -41,14 +41,16 @@ from gpu_provider.tls import constants
 from gpu_provider.tls.terminator import proxy_protocol
 from gpu_provider.tls.terminator.client_facts import client_facts
 from gpu_provider.tls.terminator.connecting import Connecting
-from gpu_provider.tls.terminator.failures import OUT_OF_MEMORY, handshake_failure
+from gpu_provider.tls.terminator.failures import OUT_OF_MEMORY, UpstreamFailure, handshake_failure
 from gpu_provider.tls.terminator.poller import GONE, READABLE, WRITABLE
 from gpu_provider.tls.terminator.progress import Progress
 from gpu_provider.tls.terminator.relay import Relay
+from gpu_provider.tls.terminator.upstream_tls import EncryptedSocket
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from gpu_provider.tls.connection import Socket
     from gpu_provider.tls.terminator.config import TerminatorConfig
     from gpu_provider.tls.terminator.shared import Shared
     from gpu_provider.tls.terminator.trace import Trace
@@ -106,7 +108,7 @@ class Session:
         self.state = State.HANDSHAKE
         self._deadline = shared.deadlines[State.HANDSHAKE]
         self.client = client
-        self.upstream: socket.socket | None = None
+        self.upstream: socket.socket | EncryptedSocket | None = None
         self.connection = tls.Connection(shared.context, _Borrowed(client))
         self.connection.set_accept_state()
         self._shared = shared
@@ -148,7 +150,7 @@ class Session:
 
     def has(self, descriptor: int) -> bool:
         """Whether one of its sockets has this descriptor."""
-        sockets = [self.client, *([self.upstream] if self.upstream else ())]
+        sockets: list[Socket] = [self.client, *([self.upstream] if self.upstream else ())]
         if self._connecting is not None:
             sockets += self._connecting.sockets
         return any(sock.fileno() == descriptor for sock in sockets)
@@ -176,7 +178,7 @@ class Session:
                 waits = "the RSA operation" if self.trace.paused else "the client"
                 self._handshake_failed("timeout", f"waited for {waits}")
             case State.CONNECTING:
-                self._upstream_failed(errno.ETIMEDOUT)
+                self._upstream_failed(UpstreamFailure.of(errno.ETIMEDOUT))
             case State.RELAY:
                 self._look_for_progress()
             case State.LINGER:
@@ -296,7 +298,8 @@ class Session:
         # No private operation follows on this side: reads and writes need no job from here on.
         connection.clear_mode(constants.SSL_MODE_ASYNC)
         self._enter(State.CONNECTING)
-        self._connecting = Connecting(self._shared, self._connected, self._upstream_failed)
+        alpn = b"" if self._shared.upstream_tls is None else connection.get_alpn_proto_negotiated()
+        self._connecting = Connecting(self._shared, self._connected, self._upstream_failed, self._header, alpn)
         self._connecting.start()
 
     def _introduce_client(self) -> None:
@@ -309,13 +312,13 @@ class Session:
 
     # ---- CONNECTING ----
 
-    def _upstream_failed(self, error: int) -> None:
+    def _upstream_failed(self, failure: UpstreamFailure) -> None:
         """Tells the client by a proper end of the TLS connection, since no part of an answer was lost."""
         assert self._connecting is not None  # noqa: S101  it has failed, or was too slow
         self.trace.upstream = self._connecting.address
-        self._shared.upstream_failed(error)
-        reason = os.strerror(error)
-        if error == errno.ECONNRESET:  # it was connected, so part of an answer may be lost
+        self._shared.upstream_failed(failure)
+        reason = failure.reason
+        if failure.error == errno.ECONNRESET:  # it was connected, so part of an answer may be lost
             self.linger("upstream_reset", reason)
             return
         try:
@@ -325,12 +328,13 @@ class Session:
         else:
             self.linger("upstream_unreachable", reason)
 
-    def _connected(self, upstream: socket.socket, events: int) -> None:
+    def _connected(self, upstream: socket.socket | EncryptedSocket, events: int) -> None:
         assert self._connecting is not None  # noqa: S101  it calls
         self.trace.connect(self._connecting.address)
         self._connecting, self.upstream = None, upstream
         self._enter(State.RELAY)
-        self._relay = relay = Relay(self, upstream, self._shared, self._header)
+        first = b"" if isinstance(upstream, EncryptedSocket) else self._header  # it was sent before the handshake
+        self._relay = relay = Relay(self, upstream, self._shared, first)
         self._shared.poller.set_handler(self.client, relay.on_client)
         self._shared.poller.set_handler(upstream, relay.on_upstream)
         relay.start(events)

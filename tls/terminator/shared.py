@@ -12,11 +12,13 @@ if TYPE_CHECKING:
     from gpu_provider.tls.terminator.connecting import Connecting
     from gpu_provider.tls.terminator.connection_log import ConnectionLog
     from gpu_provider.tls.terminator.deadlines import Deadlines
+    from gpu_provider.tls.terminator.failures import UpstreamFailure
     from gpu_provider.tls.terminator.metrics import TerminatorMetrics
     from gpu_provider.tls.terminator.newcomers import Newcomers
     from gpu_provider.tls.terminator.overload import Overload
     from gpu_provider.tls.terminator.poller import Poller
     from gpu_provider.tls.terminator.session import Session, State
+    from gpu_provider.tls.terminator.upstream_tls import UpstreamTLS
     from gpu_provider.tls.terminator.upstreams import Upstreams
 
 __all__ = ["Shared"]
@@ -24,7 +26,8 @@ __all__ = ["Shared"]
 
 @dataclass(slots=True, eq=False)
 class Shared:
-    """The server replaces ``context`` when certificates are reloaded: sessions that have begun keep theirs."""
+    """The server replaces ``context`` and ``upstream_tls`` when certificates are reloaded: what has begun keeps its
+    own."""
 
     log: ConnectionLog
     metrics: TerminatorMetrics
@@ -42,8 +45,9 @@ class Shared:
     overload: Overload
     newcomers: Newcomers
     ended: Callable[[Session], None]
-    upstream_failed: Callable[[int], None]
-    """Called with the errno when no address of the upstream took the connection."""
+    upstream_failed: Callable[[UpstreamFailure], None]
+    """Called when no address of the upstream took the connection."""
     out_of_memory: Callable[[], None]
     context: tls.Context
     upstreams: Upstreams
+    upstream_tls: UpstreamTLS | None

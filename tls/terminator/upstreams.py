@@ -89,9 +89,8 @@ class Upstreams:
     def paused(self) -> dict[str, bool]:
         """Whether each address has failed a moment ago."""
         now = self._loop.time()
-        return {
-            str(one): one in self._paused and self._paused[one].until > now for each in self._resolved for one in each
-        }
+        paused = {str(one) for one, paused in self._paused.items() if paused.until > now}
+        return {str(one): str(one) in paused for each in self._resolved for one in each}
 
     def answered(self, address: Resolved) -> None:
         if self._paused:

@@ -23,7 +23,8 @@ Look = dict["Path", tuple[int, ...] | None]
 
 def look_at_files(config: TerminatorConfig) -> Look:
     paths = [*config.cert, *config.key, *config.ticket_keys]
-    paths += [path for path in (config.client_ca, config.client_crl) if path is not None]
+    single = config.client_ca, config.client_crl, config.upstream_ca, config.upstream_cert, config.upstream_key
+    paths += [path for path in single if path is not None]
     if config.cert_dir is not None:
         try:
             paths += files_in(config.cert_dir)
