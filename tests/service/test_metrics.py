@@ -249,7 +249,7 @@ def test_the_admin_port_answers_as_the_terminators_does_or_not_at_all(directory)
     with Service(directory.path / "socket") as service:
         assert service.admin("/livez") == (200, "alive\n")
         assert service.admin("/readyz") == (200, "ready, computing with cpu\n")
-        assert service.admin("/")[0] == 404
+        assert service.admin("/elsewhere")[0] == 404
     address = f"127.0.0.1:{unused_port()}"
     with Service(directory.path / "socket", "--admin", address):
         with urllib.request.urlopen(f"http://{address}/livez", timeout=TIMEOUT) as answer:

@@ -126,14 +126,18 @@ class ActivatedService(Service):
     def __enter__(self) -> Self:
         self._start()
         try:
-            wait_until(self._path.is_socket, "systemd-socket-activate does not listen")
-            with socket.socket(socket.AF_UNIX, self._kind) as first:
-                first.connect(str(self._path))
+            wait_until(self._can_connect, "systemd-socket-activate does not listen")
             self.wait_for("ready")
         except BaseException:
             self._end()
             raise
         return self
+
+    def _can_connect(self) -> bool:
+        with socket.socket(socket.AF_UNIX, self._kind) as first, contextlib.suppress(OSError):
+            first.connect(str(self._path))
+            return True
+        return False
 
     def __exit__(self, *exception: object) -> None:
         of_activate = ("Listening on", "Communication attempt", "Execing")
