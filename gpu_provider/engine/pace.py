@@ -22,7 +22,8 @@ _FAITH_WEIGHT = 1 / 8
 _LEAST_FAITH = 1 / 512
 _CROWD_WEIGHT = 1 / 8
 _OFTEN, _SELDOM = 16, 512
-"""One of so many batches is a trial. The 99th percentile of the latency doesn't see one wait in vain in 512 batches."""
+"""One of so many batches is a trial; the interval is four times as long after each that was in vain, so that the 99th
+percentile of the latency sees none of them."""
 
 KindT = TypeVar("KindT", bound="Hashable")
 
@@ -73,7 +74,7 @@ class Pace:
             self._reach += (together - self._reach) * max(self._faith, _LEAST_FAITH)
         if self.on_trial and least > self.reach:
             self._batches = 0
-            self._interval = _OFTEN if count > self._reach else min(2 * self._interval, _SELDOM)
+            self._interval = _OFTEN if count > self._reach else min(4 * self._interval, _SELDOM)
             self._reach = max(self._reach, count)
         elif least > 1:
             self._faith += ((count >= least) - self._faith) * _FAITH_WEIGHT
