@@ -44,7 +44,7 @@ _DECIDE_AGAIN_NS = 1_000_000
 _NEVER_NS = 1 << 63
 _CONNECTIONS_PER_THREAD = 8.0
 _SHARE = 2.0
-"""Of those that come together, how many wait for a processor, in its fair shares."""
+"""So often does each request that comes beyond one for each processor count as waiting for its processor."""
 _MOST_WAITING = 128.0
 """Connections that are taken to wait for a processor at most, since the estimate has no bound."""
 _ALL_THERE_ARE = 0.85

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import socket
 import threading
@@ -9,6 +10,9 @@ from typing import TYPE_CHECKING, Self
 
 from silent_upstreams import fill, listener, resolver
 from terminator_process import TIMEOUT, Terminator, receive, run_command, write_credentials
+
+from gpu_provider.addresses import Address, Resolved
+from gpu_provider.tls.terminator.upstreams import Upstreams
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -154,3 +158,25 @@ def test_an_unix_socket_where_nobody_listens_is_warned_of(tmp_path: Path) -> Non
     )  # fmt: skip
     assert end.returncode == 0
     assert "nobody listens there" in end.stderr
+
+
+def test_connections_that_fail_together_make_no_longer_pause_than_one() -> None:
+    """Hazard: a restart of the upstream under load, after which nobody uses it for half a minute."""
+    address = Resolved(socket.AF_INET, ("192.0.2.1", 80), "192.0.2.1")
+
+    async def fail() -> list[bool]:
+        loop = asyncio.get_running_loop()
+        begin, clock = loop.time(), [0.0]
+        loop.time = lambda: begin + clock[0]  # type: ignore[method-assign]
+        known = Upstreams([Address("192.0.2.1", 80)], [(address,)])
+        seen = []
+        for passed, times in ((0.0, 100), (1.5, 100), (2.5, 0), (4.0, 0)):
+            clock[0] = passed
+            for _ in range(times):
+                known.failed(address)
+            seen.append(any(known.paused().values()))
+        known.close()
+        del loop.time
+        return seen
+
+    assert asyncio.run(fail()) == [True, True, True, False]

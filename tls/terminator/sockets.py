@@ -58,8 +58,6 @@ class Sockets:
     def accepting(self, handover: Path | None, taken: Callable[[], None]) -> None:
         """This process accepts connections now, on the running loop. ``taken``: called when a successor, which has come
         to ``handover``, does so too, and this process is to end. Raises ConfigError."""
-        if self._handed_over is not None:
-            self._handed_over.accepting()
 
         def end() -> None:
             self.kept = True
@@ -67,6 +65,9 @@ class Sockets:
 
         if handover is not None:
             self._offer = Offer(handover, self.listeners, self.admin, end)
+        # Last: once it is told, the predecessor ends, and nobody else would accept connections.
+        if self._handed_over is not None:
+            self._handed_over.accepting()
 
     def close(self) -> None:
         """Hands nothing over any more."""

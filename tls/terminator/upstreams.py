@@ -80,9 +80,11 @@ class Upstreams:
         return sorted(order, key=lambda one: one in self._paused and self._paused[one].until > now)
 
     def failed(self, address: Resolved) -> None:
-        """It refused, or did not answer in time."""
-        paused = self._paused.setdefault(address, _Paused())
-        paused.until = self._loop.time() + min(_LONGEST_PAUSE_SECONDS, _PAUSE_SECONDS * 2**paused.failures)
+        """It refused, or did not answer in time. Of many connections that fail together, the first counts."""
+        now, paused = self._loop.time(), self._paused.setdefault(address, _Paused())
+        if paused.until > now:
+            return
+        paused.until = now + min(_LONGEST_PAUSE_SECONDS, _PAUSE_SECONDS * 2**paused.failures)
         paused.failures = min(paused.failures + 1, 16)
         self._asked.set()
 
