@@ -255,10 +255,9 @@ static const struct gp_costs *costs_of(const gp_groups *groups, const struct siz
 
 static void rule_again(gp_groups *groups, struct size_class *class, uint64_t now)
 {
-    const struct gp_processors processors = {
-        .count = groups->processors, .threads = groups->threads_of_late, .used = used(groups, now)};
+    const struct gp_demand demand = {.threads = groups->threads_of_late, .used = used(groups, now)};
 
-    class->patience = gp_patience(&class->pace, costs_of(groups, class), &processors, groups->settings.most,
+    class->patience = gp_patience(&class->pace, costs_of(groups, class), &demand, groups->settings.most,
                                   groups->settings.max_wait_ns);
 }
 

@@ -39,9 +39,8 @@ struct gp_costs {
 /* The smallest group for which the kernels win. */
 uint32_t gp_smallest_group(const struct gp_costs *costs);
 
-/* The processors of a process. */
-struct gp_processors {
-    double count;
+/* Who wants a process's processors. */
+struct gp_demand {
     uint32_t threads; /* that have requests */
     double used;      /* the share of the time in which the one that computes is busy, or wanted by others */
 };
@@ -52,7 +51,7 @@ struct gp_patience {
 };
 
 /* most: in a group. */
-struct gp_patience gp_patience(const struct gp_pace *pace, const struct gp_costs *costs,
-                               const struct gp_processors *processors, uint32_t most, uint64_t max_wait);
+struct gp_patience gp_patience(const struct gp_pace *pace, const struct gp_costs *costs, const struct gp_demand *demand,
+                               uint32_t most, uint64_t max_wait);
 
 #endif
