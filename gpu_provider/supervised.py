@@ -57,8 +57,9 @@ class Message(msgspec.Struct, frozen=True):
     state: State | None = None
     metrics: str | None = None
     """In Prometheus' text format."""
-    not_ready: str | None = None
-    """Why, in one line; None: it is ready."""
+    is_ready: bool = False
+    readiness: str = ""
+    """Why it is not ready or, if it is, how it is, in one line."""
     failures: list[dict[str, Any]] = []
     """The log's lines about the last connections that failed."""
 
@@ -94,9 +95,10 @@ class Supervised:
         self._send(Message(state=state))
 
     def _report(self) -> None:
-        ready, why = self._is_ready()
+        is_ready, readiness = self._is_ready()
         metrics = generate_latest(self._registry).decode()
-        self._send(Message(metrics=metrics, not_ready=None if ready else why, failures=self._failures()))
+        message = Message(metrics=metrics, is_ready=is_ready, readiness=readiness, failures=self._failures())
+        self._send(message)
 
     def _send(self, message: Message) -> None:
         if self._writer is not None and not self._writer.is_closing():

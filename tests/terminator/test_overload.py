@@ -232,6 +232,15 @@ def test_the_cap_is_in_the_answer_of_readyz(tmp_path: Path) -> None:
         assert (status, text.partition("; ")[2]) == (200, "new connections wait: 1 are open, max_connections\n")
 
 
+def test_the_cap_of_one_worker_is_in_the_answer_of_readyz(tmp_path: Path) -> None:
+    with echo_terminator(tmp_path, "--workers", "2", "--max-connections", "2") as terminator, terminator.connect():
+        status, text = terminator.admin("/readyz")
+        first, *workers = text.splitlines()
+        assert (status, first) == (200, "ready, 2 of 2 workers")
+        waits = sorted(line.partition("; ")[2] for line in workers)
+        assert waits == ["", "new connections wait: 1 are open, max_connections"]
+
+
 @pytest.mark.parametrize(
     ("first", "second", "same"),
     [

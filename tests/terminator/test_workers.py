@@ -159,7 +159,10 @@ def own(tmp_path: Path) -> Iterator[Terminator]:
 
 def test_workers_share_the_connections_and_one_service(own: Terminator) -> None:
     status, text = own.admin("/readyz")
-    assert (status, text) == (200, "ready, 2 of 2 workers\n")
+    assert status == 200
+    state, *each = text.splitlines()
+    assert state == "ready, 2 of 2 workers"
+    assert [line.partition(" service ")[0] for line in each] == [f"worker {n}: ready, computing with" for n in (1, 2)]
     with Load(own) as load:
         wait_until(lambda: own.metric(SERVED) > 50, "the service's requests")
     assert not load.failures

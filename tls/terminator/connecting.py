@@ -40,6 +40,7 @@ RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 _NON_BLOCKING_STREAM = socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
 _ATTEMPT_DELAY_SECONDS = 0.25
 _MOST_ATTEMPTS = 2
+_UNREACHABLE = UpstreamFailure.of(errno.EHOSTUNREACH)
 
 
 def attempt_delay(connect_timeout: float) -> float:
@@ -81,7 +82,7 @@ class Connecting:
         self._share = shared.connect_timeout / len(self._left)
         self._attempts: deque[_Attempt] = deque()
         """The oldest first."""
-        self._failure = UpstreamFailure.of(errno.EHOSTUNREACH)
+        self._failure = _UNREACHABLE
         self.address = self._left[0]
         """That has been connected to, or was tried last."""
 

@@ -292,14 +292,13 @@ class Master(Collector):
     def _is_ready(self) -> tuple[bool, str]:
         if self._stopping.is_set():
             return False, "draining"
-        reasons = [worker.report.not_ready or "" for worker in self._serving()]
-        ready = reasons.count("")
-        if ready == 0:
-            return False, next(iter(reasons), "no worker is ready")
-        return True, f"ready, {ready} of {self._config.workers} workers"
+        reports = {worker.name: worker.report for worker in self._serving()}
+        ready = sum(report.is_ready for report in reports.values())
+        state = f"ready, {ready} of {self._config.workers} workers" if ready else "no worker is ready"
+        return ready > 0, "\n".join([state, *(f"{name}: {report.readiness}" for name, report in reports.items())])
 
     def _serving(self) -> list[Child]:
-        return [worker for worker in self._workers.values() if not worker.stopping.is_set()]
+        return [worker for _, worker in sorted(self._workers.items()) if not worker.stopping.is_set()]
 
     async def _refresh(self) -> None:
         asked = [self._loop.create_task(child.ask()) for child in self._children if child.ready.is_set()]

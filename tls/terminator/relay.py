@@ -89,7 +89,6 @@ class Relay:
 
     def start(self, upstream_events: int) -> None:
         """``upstream_events`` are those that reported the connection; its first bytes may have come with it."""
-        self._session.moved()
         self._to_upstream()
         self.on_upstream(upstream_events)
 

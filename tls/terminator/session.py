@@ -33,7 +33,7 @@ import errno
 import functools
 import os
 import socket
-from enum import Enum, auto
+from enum import IntEnum, auto
 from typing import TYPE_CHECKING, Any
 
 from gpu_provider import tls
@@ -65,7 +65,7 @@ _DROP_ROUNDS = 8
 """Buffers to read and drop before others get their turn."""
 
 
-class State(Enum):
+class State(IntEnum):
     HANDSHAKE = auto()
     CONNECTING = auto()
     RELAY = auto()
