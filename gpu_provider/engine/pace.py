@@ -17,10 +17,13 @@ __all__ = ["Pace", "Paces"]
 _WEIGHT = 1 / 16
 _LONGEST_GAP = 4.0
 """Times the mean. A silence says little about how fast requests come once they do."""
-_FIRST_GAP = 1.0
+_OFTEN_GAP = 1.0
 _FAITH_WEIGHT = 1 / 8
 _LEAST_FAITH = 1 / 512
 _CROWD_WEIGHT = 1 / 8
+_SILENCE_NS = 50_000_000
+"""Whoever came together before it is taken for gone: if they are not, that is seen at once, and else nobody is waited
+for in vain."""
 _OFTEN, _SELDOM = 16, 512
 """One of so many batches is a trial; the interval is four times as long after each that was in vain, so that the 99th
 percentile of the latency sees none of them."""
@@ -39,7 +42,7 @@ class Pace:
     __slots__ = ("_batches", "_faith", "_gap", "_interval", "_newest_ns", "_reach")
 
     def __init__(self) -> None:
-        self._gap = _FIRST_GAP
+        self._gap = _OFTEN_GAP
         self._newest_ns = 0
         self._reach = 1.0
         self._faith = 1.0  # the share of the last waits that were not in vain
@@ -60,6 +63,10 @@ class Pace:
     def on_trial(self) -> bool:
         """Whether the next batch may wait for more than :attr:`reach`, to see whether they come."""
         return self._batches >= self._interval
+
+    def forget(self) -> None:
+        """Nobody has come for a while: as many as before need not come together again."""
+        self._reach, self._interval, self._batches = 1.0, _OFTEN, 0
 
     def launched(self, count: int, newest_ns: int, least: int, together: int) -> None:
         """A batch of ``count`` was launched, the last of them submitted at ``newest_ns``. They were to wait until they
@@ -88,6 +95,7 @@ class Paces(Generic[KindT]):
     def __init__(self, kinds: Iterable[KindT]) -> None:
         self._paces = {kind: Pace() for kind in kinds}
         self._crowd = 0.0
+        self._newest_ns = 0
 
     def __getitem__(self, kind: KindT) -> Pace:
         return self._paces[kind]
@@ -99,5 +107,10 @@ class Paces(Generic[KindT]):
 
     def launched(self, kind: KindT, count: int, newest_ns: int, least: int, crowd: Crowd) -> None:
         """As :meth:`Pace.launched`."""
+        if newest_ns - self._newest_ns > _SILENCE_NS:
+            self._crowd = 0.0
+            for pace in self._paces.values():
+                pace.forget()
+        self._newest_ns = max(newest_ns, self._newest_ns)
         self._paces[kind].launched(count, newest_ns, least, crowd.of_class)
         self._crowd += (crowd.of_all - self._crowd) * _CROWD_WEIGHT

@@ -49,6 +49,8 @@ _MOST_WAITING = 128.0
 """Connections that are taken to wait for a processor at most, since the estimate has no bound."""
 _ALL_THERE_ARE = 0.85
 """Of a group: if fewer come together, they are all that there are."""
+_SHORT = 0.65
+"""Trials begin where processors are busy for a larger share of the time: one client and its server use half of two."""
 _LAUNCH_SECONDS = 100e-6
 """Of a processor, for a device's batch."""
 _GAPS = 2.0
@@ -159,9 +161,12 @@ def patience(
     waiting = min(most, _SHARE * max(0.0, together / shortage.processors - 1))
     if together >= _ALL_THERE_ARE * group:
         waiting = max(waiting, shortage.stalled * most)
+    on_trial = pace.on_trial and shortage.used > _SHORT
+    if waiting == 0 and not on_trial:
+        return Patience(1, group, 0.0)
     best = _best_size(curve, group, pace.gap, waiting, pipelined=pipelined)
     least = max(1, min(best, pace.reach))
-    if pace.on_trial:
+    if on_trial:
         wanted = min(2 * pace.reach, _best_size(curve, group, pace.gap, most, pipelined=pipelined))
         if wanted > pace.reach:
             waiting, least = most, wanted

@@ -112,6 +112,18 @@ static void check_changes(void)
     CHECK(after(&changing, 10, 1, 1, &in_vain).least == 1);
 }
 
+/* The one client that comes after a crowd waits for none of it. */
+static void check_crowd_before_silence(void)
+{
+    struct gp_pace pace = {0};
+    int in_vain = 0;
+
+    CHECK(after(&pace, 1000, 8, 8, &in_vain).least == 8);
+    gp_pace_submitted(&pace, 200000000, 1);
+    CHECK(after(&pace, 1000, 1, 1, &in_vain).least == 1 && in_vain == 0);
+    CHECK(after(&pace, 10, 8, 8, &in_vain).least == 8); /* the crowd is back */
+}
+
 /* A turn is worth waiting for as long as groups save more than pauses cost. */
 static void check_turns(void)
 {
@@ -151,6 +163,7 @@ int main(void)
     check_lone_client();
     check_false_promise();
     check_changes();
+    check_crowd_before_silence();
     check_turns();
     check_silence();
     return 0;

@@ -14,9 +14,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gpu_provider.client import Crowd
 from gpu_provider.costs import CostCurve
 from gpu_provider.engine import scheduler
-from gpu_provider.engine.pace import Pace
+from gpu_provider.engine.pace import Pace, Paces
 from gpu_provider.engine.scheduler import BackendView, Launch, Limits, Patience, Shortage, Waiting, patience
 from gpu_provider.kinds import REQUESTS, Kind
 
@@ -363,7 +364,7 @@ class TestCompany:
     def test_those_that_never_wait_together_are_found_by_a_trial(self) -> None:
         """Each is computed before the next comes, and yet a wait would bring eight."""
         pace = Pace()
-        for turn in range(100):
+        for turn in range(200):
             least = self.of(pace, 0.95).least
             pace.launched(least, turn * 1_000_000, least, least)
         assert pace.reach == 8
@@ -377,6 +378,20 @@ class TestCompany:
             pace.launched(min(2, least), 2 * SECOND + turn * 2_000_000, least, 2)
             vain += least > 2
         assert vain < 20
+
+    def test_those_of_before_a_silence_are_not_waited_for(self) -> None:
+        """A crowd has come and gone. Of the hundred that one client sends after it none waits, not even for a trial: the
+        client and this process take turns on two processors."""
+        paces = Paces([A, B])
+        for turn in range(100):
+            paces.launched(A, 8, turn * 8_000_000, 1, Crowd(8, 8))
+            paces.launched(B, 4, turn * 8_000_000, 1, Crowd(4, 8))
+        assert (self.of(paces[A], 0.95).least, paces.together) == (8, 8)
+        for turn in range(100):
+            paces.launched(A, 1, 2 * SECOND + turn * 1_000_000, 1, Crowd(1, 1))
+            assert (self.of(paces[A], 0.6).least, paces.together) == (1, 1)
+        paces.launched(A, 8, 3 * SECOND, 1, Crowd(8, 8))
+        assert self.of(paces[A], 0.95).least == 8  # it is back
 
     def test_a_silence_says_little_of_the_pace(self) -> None:
         pace = self.pace()

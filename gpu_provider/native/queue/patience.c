@@ -1,7 +1,8 @@
 #include "queue/patience.h"
 
 #define WEIGHT (1.0 / 16)
-#define LONGEST_GAP 4.0          /* times the mean: a silence says little about how fast requests come once they do */
+#define LONGEST_GAP 4.0 /* times the mean: a silence says little about how fast requests come once they do */
+#define SILENCE_NS 50000000u
 #define GROUP 8                  /* a full one */
 #define NO_MORE 0.85             /* of it: if there are fewer together, they are all that there are */
 #define LEAST_FAITH (1.0 / 1024) /* so that the 99th percentile does not see what is waited for in vain */
@@ -17,6 +18,8 @@ void gp_pace_submitted(struct gp_pace *pace, uint64_t gap, uint32_t together)
         pace->gap = observed + 1;
         pace->faith = 1;
     }
+    if (gap > SILENCE_NS) /* whoever came together before it is taken for gone */
+        pace->together = 1;
     if (observed > LONGEST_GAP * pace->gap)
         observed = LONGEST_GAP * pace->gap;
     pace->gap += (observed - pace->gap) * WEIGHT;
