@@ -380,8 +380,8 @@ class TestCompany:
         assert vain < 20
 
     def test_those_of_before_a_silence_are_not_waited_for(self) -> None:
-        """A crowd has come and gone. Of the hundred that one client sends after it none waits, not even for a trial: the
-        client and this process take turns on two processors."""
+        """A crowd has come and gone. Of the hundred that one client sends after it none waits, not even for a trial:
+        the client and this process take turns on two processors."""
         paces = Paces([A, B])
         for turn in range(100):
             paces.launched(A, 8, turn * 8_000_000, 1, Crowd(8, 8))
