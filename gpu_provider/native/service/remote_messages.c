@@ -196,14 +196,12 @@ static int answer(gp_remote *remote, const struct gp_message *message)
     }
 }
 
-int gp_remote_serve(gp_remote *remote)
+static int serve(gp_remote *remote)
 {
     int descriptors[GP_DESCRIPTORS_AT_ONCE], error;
     struct gp_message message;
     uint32_t count;
 
-    if (atomic_load(&remote->malformed))
-        return EPROTO;
     for (int i = 0; i < AT_ONCE; i++) {
         error = gp_message_receive(remote->socket, &message, 1, descriptors, &count);
         if (error != 0)
@@ -214,4 +212,13 @@ int gp_remote_serve(gp_remote *remote)
             return error == EAGAIN ? ENOBUFS : error;
     }
     return 0;
+}
+
+/* That the consumer's thread has shut the socket looks as if the process had closed it; also when it does so in the
+ * midst of this. */
+int gp_remote_serve(gp_remote *remote)
+{
+    int error = atomic_load(&remote->malformed) ? EPROTO : serve(remote);
+
+    return error != 0 && atomic_load(&remote->malformed) ? EPROTO : error;
 }
