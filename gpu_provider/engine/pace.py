@@ -17,13 +17,13 @@ __all__ = ["Pace", "Paces"]
 _WEIGHT = 1 / 16
 _LONGEST_GAP = 4.0
 """Times the mean. A silence says little about how fast requests come once they do."""
-_OFTEN_GAP = 1.0
+_FIRST_GAP = 1.0
 _FAITH_WEIGHT = 1 / 8
 _LEAST_FAITH = 1 / 512
 _CROWD_WEIGHT = 1 / 8
 _SILENCE_NS = 50_000_000
-"""Whoever came together before it is taken for gone: if they are not, that is seen at once, and else nobody is waited
-for in vain."""
+"""After a silence this long, those that came together before are taken for gone. If they are not, the next batch shows
+it; if they are, nobody waits for them in vain."""
 _OFTEN, _SELDOM = 16, 512
 """One of so many batches is a trial; the interval is four times as long after each that was in vain, so that the 99th
 percentile of the latency sees none of them."""
@@ -42,7 +42,7 @@ class Pace:
     __slots__ = ("_batches", "_faith", "_gap", "_interval", "_newest_ns", "_reach")
 
     def __init__(self) -> None:
-        self._gap = _OFTEN_GAP
+        self._gap = _FIRST_GAP
         self._newest_ns = 0
         self._reach = 1.0
         self._faith = 1.0  # the share of the last waits that were not in vain
@@ -65,7 +65,7 @@ class Pace:
         return self._batches >= self._interval
 
     def forget(self) -> None:
-        """Nobody has come for a while: as many as before need not come together again."""
+        """Nothing has come for a while, so how many came together before says nothing about those that come now."""
         self._reach, self._interval, self._batches = 1.0, _OFTEN, 0
 
     def launched(self, count: int, newest_ns: int, least: int, together: int) -> None:

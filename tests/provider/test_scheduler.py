@@ -364,7 +364,7 @@ class TestCompany:
     def test_those_that_never_wait_together_are_found_by_a_trial(self) -> None:
         """Each is computed before the next comes, and yet a wait would bring eight."""
         pace = Pace()
-        for turn in range(200):
+        for turn in range(100):
             least = self.of(pace, 0.95).least
             pace.launched(least, turn * 1_000_000, least, least)
         assert pace.reach == 8

@@ -295,7 +295,8 @@ class Master(Collector):
         reports = {worker.name: worker.report for worker in self._serving()}
         ready = sum(report.is_ready for report in reports.values())
         state = f"ready, {ready} of {self._config.workers} workers" if ready else "no worker is ready"
-        return ready > 0, "\n".join([state, *(f"{name}: {report.readiness}" for name, report in reports.items())])
+        lines = (f"{name}: {report.readiness or 'has not answered yet'}" for name, report in reports.items())
+        return ready > 0, "\n".join([state, *lines])
 
     def _serving(self) -> list[Child]:
         return [worker for _, worker in sorted(self._workers.items()) if not worker.stopping.is_set()]

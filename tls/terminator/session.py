@@ -66,6 +66,8 @@ _DROP_ROUNDS = 8
 
 
 class State(IntEnum):
+    """Ints, because each connection looks them up in a dict, and the hash of any other Enum is computed in Python."""
+
     HANDSHAKE = auto()
     CONNECTING = auto()
     RELAY = auto()

@@ -1,8 +1,8 @@
 #include "queue/patience.h"
 
 #define WEIGHT (1.0 / 16)
-#define LONGEST_GAP 4.0 /* times the mean: a silence says little about how fast requests come once they do */
-#define SILENCE_NS 50000000u
+#define LONGEST_GAP 4.0          /* times the mean: a silence says little about how fast requests come once they do */
+#define SILENCE_NS 50000000u     /* after it, those that came together before are taken for gone */
 #define GROUP 8                  /* a full one */
 #define NO_MORE 0.85             /* of it: if there are fewer together, they are all that there are */
 #define LEAST_FAITH (1.0 / 1024) /* so that the 99th percentile does not see what is waited for in vain */
@@ -18,7 +18,7 @@ void gp_pace_submitted(struct gp_pace *pace, uint64_t gap, uint32_t together)
         pace->gap = observed + 1;
         pace->faith = 1;
     }
-    if (gap > SILENCE_NS) /* whoever came together before it is taken for gone */
+    if (gap > SILENCE_NS)
         pace->together = 1;
     if (observed > LONGEST_GAP * pace->gap)
         observed = LONGEST_GAP * pace->gap;
@@ -86,8 +86,8 @@ static uint32_t best_group(const struct gp_pace *pace, const struct gp_costs *co
 
 /* How many wait is estimated as the batching thread does (patience() in engine/scheduler.py): about u^3 / (1 - u) where
  * a processor is busy for a share u of the time, and behind the thread of an event loop all its connections. But where
- * no more than a few come together, no more than those wait. Measured with HAProxy and its clients on two processors:
- * larger groups than these take longer, and save little. */
+ * no more than a few come together, no more than those wait. The factor was measured with HAProxy and its clients on
+ * two processors: twice as much saves hardly more processor time, and raises the 99th percentile. */
 #define CONNECTIONS_PER_THREAD 16.0
 #define MOST_WAITING 128.0
 #define GAPS 4.0 /* a wait lasts so many times as long as those that it is for should take to come */

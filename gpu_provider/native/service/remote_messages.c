@@ -214,8 +214,8 @@ static int serve(gp_remote *remote)
     return 0;
 }
 
-/* That the consumer's thread has shut the socket looks as if the process had closed it; also when it does so in the
- * midst of this. */
+/* When the consumer's thread has found the queue malformed, it shuts the socket, which looks as if the process had
+ * closed it. It may do so during this call. */
 int gp_remote_serve(gp_remote *remote)
 {
     int error = atomic_load(&remote->malformed) ? EPROTO : serve(remote);
